@@ -1,0 +1,99 @@
+"""What the harness needs of a model: encode an image once, show its tokens to pruners, ground expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pruners.base import Pruner, Selection, VisualTokens
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its teacher-forced answer, templates filled in; the answer contains [SEG]."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What an image costs once, whatever pruners and expressions follow.
+
+    Attributes:
+        hidden_states: outputs of the vision tower's embedding and layers up to the penultimate, each (N+1, C); the last
+            one is what the projector gets (class token in row 0).
+        embedding: (P, g, g) grounding-encoder embedding.
+        resized: height and width after the longest-side resize, before padding.
+        original: height and width of the raw image.
+        signals: answers that pruners have already asked for.
+    """
+
+    hidden_states: tuple[Tensor, ...]
+    embedding: Tensor
+    resized: tuple[int, int]
+    original: tuple[int, int]
+    signals: dict[Any, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One conversation about one image under one pruner.
+
+    Attributes:
+        selection: a tower-stage pruner's choice; None for a layer-stage pruner, which chooses while the model runs.
+    """
+
+    encoding: Encoding
+    turns: tuple[Turn, ...]
+    pruner: Pruner
+    budget: int
+    selection: Selection | None
+
+
+@dataclass(frozen=True)
+class Grounded:
+    """What came out of a row.
+
+    Attributes:
+        logits: (M, H, W) float32, one mask per [SEG], at the raw image's size; the mask is where it is positive.
+        tokens_final: visual tokens in the language model's last layer.
+        tokens_mean: their mean over its layers.
+        retained: (tokens_final,) as in `Selection.indices`.
+    """
+
+    logits: Tensor
+    tokens_final: int
+    tokens_mean: float
+    retained: Tensor
+
+
+class Backbone(Protocol):
+    """A model that segments what an expression names."""
+
+    name: str
+    grid: tuple[int, int]
+    num_layers: int
+    fingerprint: str
+    device: str
+    dtype: str
+    attn: str
+
+    def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Encoding]:
+        """Encode raw (H, W, 3) images."""
+        ...
+
+    def tokens(
+        self, encoding: Encoding, turns: Sequence[Turn], sample: str, masks: NDArray[np.bool_] | None = None
+    ) -> VisualTokens:
+        """The image as a pruner sees it; `masks` (M, H, W) is the truth, for controls that may see it."""
+        ...
+
+    def ground(self, rows: Sequence[Row]) -> list[Grounded]:
+        """Segment; results in the order of the rows, independent of what else is in the batch."""
+        ...

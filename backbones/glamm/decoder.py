@@ -1,0 +1,116 @@
+"""A short loop over Llama's decoder layers that can drop visual tokens on the way.
+
+Layers run with whatever attention they were built with; the one attention row that a layer-stage pruner reads is computed
+beside them from the rotated queries and keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import LlamaModel
+from transformers.cache_utils import Cache
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from pruners.base import LayerPruner
+
+
+@dataclass(frozen=True)
+class LayerRun:
+    """Result of a pass.
+
+    Attributes:
+        hidden: (B, L', width) after the final norm.
+        positions: (B, L') position ids of what is left; gaps stay where tokens were dropped.
+        lengths: sequence length that every layer saw.
+        kept: (B, m) sorted visual indices left by the pruner, None without one.
+        scores: (B, H, n) attention rows that the pruner got, None without one.
+    """
+
+    hidden: Tensor
+    positions: Tensor
+    lengths: tuple[int, ...]
+    kept: Tensor | None = None
+    scores: Tensor | None = None
+
+
+def last_row_attention(
+    llm: LlamaModel, index: int, hidden: Tensor, rotary: tuple[Tensor, Tensor], visual: slice
+) -> Tensor:
+    """(B, H, n): probabilities of the last token over all keys in layer `index`, cut to the visual span.
+
+    Args:
+        hidden: (B, L, width) input of that layer.
+    """
+    attention = llm.layers[index].self_attn
+    normed = llm.layers[index].input_layernorm(hidden)
+    width = attention.head_dim
+    query = attention.q_proj(normed[:, -1:]).unflatten(-1, (-1, width)).transpose(1, 2)
+    key = attention.k_proj(normed).unflatten(-1, (-1, width)).transpose(1, 2)
+    cos, sin = rotary
+    query, _ = apply_rotary_pos_emb(query, query, cos[:, -1:], sin[:, -1:])
+    key, _ = apply_rotary_pos_emb(key, key, cos, sin)
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    logits = (query @ key.transpose(-1, -2))[:, :, 0] * attention.scaling
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)[..., visual].to(hidden.dtype)
+
+
+def causal_mask(llm: LlamaModel, hidden: Tensor, past: int) -> Tensor | None:
+    """Additive mask for eager attention; the fused implementations are causal by themselves."""
+    if llm.config._attn_implementation != "eager":
+        return None
+    length = hidden.shape[1]
+    blocked = torch.ones(length, past + length, dtype=torch.bool, device=hidden.device).triu(past + 1)
+    return torch.zeros_like(blocked, dtype=hidden.dtype).masked_fill(blocked, torch.finfo(hidden.dtype).min)[None, None]
+
+
+def run_layers(
+    llm: LlamaModel,
+    hidden: Tensor,
+    *,
+    visual_start: int = 0,
+    visual_count: int = 0,
+    pruner: LayerPruner | None = None,
+    keep: int = 0,
+    cache: Cache | None = None,
+    first_position: int = 0,
+) -> LayerRun:
+    """Run the language model on embeddings.
+
+    Args:
+        hidden: (B, L, width) input embeddings.
+        visual_start, visual_count: the visual span.
+        pruner: cuts the span to `keep` tokens before its layer; kept tokens keep their position ids (FastV).
+        cache: keys and values are appended to it; layers behind the cut store fewer.
+        first_position: position id of the first token, for decoding steps.
+    """
+    batch, length = hidden.shape[:2]
+    positions = torch.arange(first_position, first_position + length, device=hidden.device).expand(batch, -1)
+    rotary = llm.rotary_emb(hidden, positions)
+    lengths: list[int] = []
+    kept = scores = None
+    for index, layer in enumerate(llm.layers):
+        past = cache.get_seq_length(index) if cache is not None else 0
+        lengths.append(hidden.shape[1])
+        if pruner is not None and index == pruner.layer - 1:
+            visual = slice(visual_start, visual_start + visual_count)
+            scores = last_row_attention(llm, index, hidden, rotary, visual)
+        hidden = layer(
+            hidden,
+            attention_mask=causal_mask(llm, hidden, past),
+            position_ids=positions,
+            position_embeddings=rotary,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        if pruner is not None and scores is not None and index == pruner.layer - 1:
+            kept = torch.stack([pruner.keep(row, keep) for row in scores])
+            before = torch.arange(visual_start, device=hidden.device).expand(batch, -1)
+            after = torch.arange(visual_start + visual_count, length, device=hidden.device).expand(batch, -1)
+            stay = torch.cat([before, kept + visual_start, after], dim=1)
+            hidden = hidden.gather(1, stay[..., None].expand(-1, -1, hidden.shape[-1]))
+            positions = positions.gather(1, stay)
+            rotary = llm.rotary_emb(hidden, positions)
+    return LayerRun(llm.norm(hidden), positions, tuple(lengths), kept, scores)

@@ -1,0 +1,36 @@
+"""GLaMM's modules, assembled from transformers' CLIP, Llama and SAM; weights only, no data flow.
+
+Source: GLaMM (Rasheed et al., CVPR 2024). What GLaMM adds to the three published models is a projector (two linear layers
+with a GELU) from the vision tower to the language model and a head (`text_hidden_fcs`) from the language model's hidden
+state at [SEG] to the mask decoder's prompt space.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import CLIPConfig, CLIPModel, LlamaConfig, LlamaModel, SamConfig, SamModel
+
+
+class GlammModel(nn.Module):
+    """The parts of GLaMM-RefSeg that referring segmentation needs.
+
+    Args:
+        clip: vision tower, text tower and both projections (the text side serves text-guided pruners).
+        llm: the language model.
+        sam: the grounding encoder; its prompt encoder's width is the width of the mask prompt.
+        attn: attention implementation of all three ("eager", "sdpa", "flash_attention_2").
+    """
+
+    def __init__(self, clip: CLIPConfig, llm: LlamaConfig, sam: SamConfig, attn: str = "sdpa") -> None:
+        super().__init__()
+        self.clip = CLIPModel._from_config(clip, attn_implementation=attn)
+        self.language_model = LlamaModel._from_config(llm, attn_implementation=attn)
+        # SAM's relative positions are an additive attention bias, which flash attention cannot take.
+        self.grounding_encoder = SamModel._from_config(
+            sam, attn_implementation="sdpa" if attn == "flash_attention_2" else attn
+        )
+        vision_width, width = clip.vision_config.hidden_size, llm.hidden_size
+        prompt_width = sam.prompt_encoder_config.hidden_size
+        self.projector = nn.Sequential(nn.Linear(vision_width, width), nn.GELU(), nn.Linear(width, width))
+        self.text_hidden_fcs = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, prompt_width))
+        self.lm_head = nn.Linear(width, llm.vocab_size, bias=False)

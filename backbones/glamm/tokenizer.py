@@ -1,0 +1,73 @@
+"""The old slow Llama tokenizer's splitting around added tokens, on top of sentencepiece.
+
+GLaMM was trained with transformers 4.28/4.31, whose slow tokenizer strips blanks on both sides of tokens that were added
+later and encodes every piece between them with a dummy prefix of its own. Today's tokenizers put other ids at exactly the
+positions that the masks are read from, so the rule is written out here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import sentencepiece
+
+IMAGE = "<image>"
+IMAGE_TOKEN = -200  # stands for the visual tokens until they are spliced in
+
+
+class LlamaTokenizer:
+    """Text to ids as the official evaluation computes them.
+
+    Args:
+        folder: holds `tokenizer.model` and `added_tokens.json`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._pieces = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
+        self._added: dict[str, int] = json.loads((folder / "added_tokens.json").read_text())
+        self._special = {
+            self._pieces.id_to_piece(k): k
+            for k in (self._pieces.unk_id(), self._pieces.bos_id(), self._pieces.eos_id())
+        }
+        known = sorted((*self._added, *self._special), key=len, reverse=True)
+        self._split = re.compile("(" + "|".join(map(re.escape, known)) + ")")
+
+    @property
+    def seg_id(self) -> int:
+        """Id of [SEG]."""
+        return self._added["[SEG]"]
+
+    @property
+    def pad_id(self) -> int:
+        """Id of the padding token, which is the unknown token."""
+        return self._pieces.unk_id()
+
+    def __len__(self) -> int:
+        return self._pieces.get_piece_size() + len(self._added)
+
+    def _chunk(self, text: str) -> list[int]:
+        parts = self._split.split(text)  # text, token, text, token, ..., text
+        ids: list[int] = []
+        for k, part in enumerate(parts):
+            if k % 2:
+                ids.append(self._added.get(part, self._special.get(part, self.pad_id)))
+                continue
+            # blanks vanish beside added tokens, but not beside </s>
+            if k > 0 and parts[k - 1] in self._added:
+                part = part.lstrip()
+            if k + 1 < len(parts) and parts[k + 1] in self._added:
+                part = part.rstrip()
+            if part:
+                ids += self._pieces.encode(part)
+        return ids
+
+    def encode(self, text: str) -> list[int]:
+        """Ids with the start token in front and IMAGE_TOKEN in the place of `<image>`."""
+        ids = [self._pieces.bos_id()]
+        for number, chunk in enumerate(text.split(IMAGE)):
+            if number:
+                ids.append(IMAGE_TOKEN)
+            ids += self._chunk(chunk)
+        return ids

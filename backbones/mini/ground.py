@@ -1,0 +1,275 @@
+"""Stages 3 and 4: the language model learns to point, then to prompt the mask decoder; CLIP and SAM are frozen.
+
+Several expressions of a scene share one pass over its visual tokens: their turns branch off behind the image, each
+attending to the image and to itself. Positions and attention are those of the same turn in a sequence of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from backbones.base import Turn
+from backbones.glamm.conversation import ANSWER_TEMPLATES, QUESTION_TEMPLATES, build
+from backbones.glamm.model import GlammModel
+from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer
+from backbones.mini.config import CLIP_PATCH, IMAGE
+from backbones.mini.data import Scenes
+from backbones.mini.see import GRID, OFFSET_UNIT
+from backbones.mini.segment import decode, mask_loss, point_prompt
+
+PATCHES = GRID * GRID
+POINT_LAYERS = (3, 4)  # layers whose first two heads are asked to look at the referent
+MOST_TURNS = 3
+
+
+def initialise(model: GlammModel) -> None:
+    """Start the language side at unit scale; transformers' 0.02 is made for widths of thousands."""
+    llm = model.language_model
+    width, depth = llm.config.hidden_size, llm.config.num_hidden_layers
+    nn.init.normal_(llm.embed_tokens.weight, std=0.5)
+    for layer in llm.layers:
+        for name, linear in layer.named_modules():
+            if isinstance(linear, nn.Linear):
+                shrink = (2 * depth) ** -0.5 if name.endswith(("o_proj", "down_proj")) else 1.0
+                nn.init.normal_(linear.weight, std=shrink * linear.in_features**-0.5)
+    nn.init.normal_(model.lm_head.weight, std=width**-0.5)
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Tokenised turns of a batch: E branches per scene, padded on the right.
+
+    Attributes:
+        prefix: (P,) ids up to and including <im_start>.
+        ids: (B, E, S) ids after the image.
+        labels: (B, E, S) next-token targets of the answers, -100 elsewhere.
+        read: (B, E, 3) position just before each [SEG], -1 if there is none.
+        target: (B, E, 3) object number, -1 if there is none.
+    """
+
+    prefix: Tensor
+    ids: Tensor
+    labels: Tensor
+    read: Tensor
+    target: Tensor
+
+
+class Conversations:
+    """Draws templated turns and tokenises them exactly as evaluation does."""
+
+    def __init__(self, tokenizer: LlamaTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.seg = tokenizer.seg_id
+
+    def _turn(self, text: str, rng: np.random.Generator) -> Turn:
+        if rng.random() < 0.4:
+            return Turn(QUESTION_TEMPLATES[0].format(text), ANSWER_TEMPLATES[0])
+        question = QUESTION_TEMPLATES[int(rng.integers(len(QUESTION_TEMPLATES)))]
+        return Turn(question.format(text), ANSWER_TEMPLATES[int(rng.integers(len(ANSWER_TEMPLATES)))])
+
+    def tokenize(self, texts: Sequence[str], rng: np.random.Generator) -> tuple[list[int], list[int], list[int]]:
+        """Ids before the image, ids after it cut at the last [SEG], and positions in the latter before each [SEG]."""
+        ids = self.tokenizer.encode(build([self._turn(text, rng) for text in texts]))
+        image = ids.index(IMAGE_TOKEN)
+        rest = ids[image + 1 :]
+        marks = [k for k, token in enumerate(rest) if token == self.seg]
+        return ids[:image], rest[: marks[-1] + 1], [mark - 1 for mark in marks]
+
+    def draw(
+        self, scenes: Scenes, picks: np.ndarray, only: Sequence[int | None], count: int, rng: np.random.Generator
+    ) -> Branches:
+        """`count` branches per scene; `only[b]` restricts scene b to expressions of one object."""
+        several = rng.random() < 0.2
+        prefix: list[int] = []
+        rows: list[tuple[list[int], list[int], list[int]]] = []
+        for index, wanted in zip(picks, only, strict=True):
+            found = [(k, text) for k, _, text in scenes.expressions(int(index), rng, 4) if wanted in (None, k)]
+            for _ in range(count):
+                turns = int(rng.integers(2, MOST_TURNS + 1)) if several else 1
+                chosen = [found[int(rng.integers(len(found)))] for _ in range(turns)] if found else [(-1, "shape")]
+                prefix, ids, read = self.tokenize([text for _, text in chosen], rng)
+                rows.append((ids, read, [k for k, _ in chosen]))
+        length = max(len(ids) for ids, _, _ in rows)
+        shape = (len(picks), count)
+        ids = np.zeros((len(rows), length), dtype=np.int64)
+        labels = np.full((len(rows), length), -100, dtype=np.int64)
+        read = np.full((len(rows), MOST_TURNS), -1, dtype=np.int64)
+        target = np.full((len(rows), MOST_TURNS), -1, dtype=np.int64)
+        for r, (row, marks, things) in enumerate(rows):
+            ids[r, : len(row)] = row
+            for t, (mark, k) in enumerate(zip(marks, things, strict=True)):
+                read[r, t], target[r, t] = mark, k
+                labels[r, mark] = row[mark + 1]
+        parts = [torch.from_numpy(a).view(*shape, -1) for a in (ids, labels, read, target)]
+        return Branches(torch.tensor(prefix), *parts)
+
+
+def run_branches(
+    model: GlammModel, visual: Tensor, branches: Branches
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The language model over a shared image and its branches.
+
+    Args:
+        visual: (B, N, width) projected visual tokens.
+
+    Returns:
+        final hidden states of the context (B, P+N, width) and of the branches (B, E, S, width), and for every layer of
+        POINT_LAYERS the attention (B, E, 3, N) of the read positions on the visual tokens, mean of the first two heads.
+    """
+    llm = model.language_model
+    heads = llm.config.num_attention_heads
+    batch, count, length = branches.ids.shape
+    start, n = len(branches.prefix), visual.shape[1]
+    context = start + n
+    prefix = llm.embed_tokens(branches.prefix).expand(batch, -1, -1)
+    shared = torch.cat([prefix, visual], dim=1)
+    own = llm.embed_tokens(branches.ids).flatten(0, 1)  # (B*E, S, width)
+    positions = torch.arange(context + length, device=visual.device)[None]
+    cos, sin = llm.rotary_emb(shared, positions)
+    cos_c, sin_c, cos_o, sin_o = cos[:, :context], sin[:, :context], cos[:, context:], sin[:, context:]
+    causal = torch.ones(length, length, dtype=torch.bool, device=visual.device).tril()
+    mask = torch.cat([causal.new_ones(length, context), causal], dim=1)
+    read = branches.read.clamp(min=0).view(batch * count, 1, -1, 1)
+    looks = []
+
+    def split(x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+
+    for number, layer in enumerate(llm.layers):
+        attention = layer.self_attn
+        normed_c, normed_o = layer.input_layernorm(shared), layer.input_layernorm(own)
+        q_c, k_c, v_c = (split(p(normed_c)) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+        q_o, k_o, v_o = (split(p(normed_o)) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+        q_c, k_c = apply_rotary_pos_emb(q_c, k_c, cos_c, sin_c)
+        q_o, k_o = apply_rotary_pos_emb(q_o, k_o, cos_o, sin_o)
+        out_c = F.scaled_dot_product_attention(q_c, k_c, v_c, is_causal=True)
+        keys = torch.cat([k_c.repeat_interleave(count, 0), k_o], dim=2)
+        values = torch.cat([v_c.repeat_interleave(count, 0), v_o], dim=2)
+        out_o = F.scaled_dot_product_attention(q_o, keys, values, attn_mask=mask)
+        if number in POINT_LAYERS:
+            rows = q_o[:, :2].gather(2, read.expand(-1, 2, -1, q_o.shape[-1]))  # (B*E, 2, 3, head width)
+            scores = rows @ keys[:, :2].transpose(-1, -2) / rows.shape[-1] ** 0.5
+            allowed = torch.arange(context + length, device=visual.device) <= context + read
+            share = scores.masked_fill(~allowed, -torch.inf).softmax(-1)[..., start:context].mean(1)
+            looks.append(share.view(batch, count, -1, n))
+        shared = shared + attention.o_proj(out_c.transpose(1, 2).flatten(2))
+        own = own + attention.o_proj(out_o.transpose(1, 2).flatten(2))
+        shared = shared + layer.mlp(layer.post_attention_layernorm(shared))
+        own = own + layer.mlp(layer.post_attention_layernorm(own))
+    return llm.norm(shared), llm.norm(own).view(batch, count, length, -1), looks
+
+
+def patch_owner(owner: np.ndarray) -> np.ndarray:
+    """(192, 192) object numbers -> (576, 9) pixels of every object in every patch."""
+    blocks = owner.reshape(GRID, CLIP_PATCH, GRID, CLIP_PATCH).transpose(0, 2, 1, 3).reshape(PATCHES, -1)
+    return (blocks[:, :, None] == np.arange(1, 10)).sum(1)
+
+
+def choose_tokens(area: np.ndarray, rng: np.random.Generator, mode: str, budget: int, focus: int) -> np.ndarray:
+    """Sorted visual tokens that a training row sees: all, random, all objects' first, or one object's neighbourhood."""
+    if mode == "all":
+        return np.arange(PATCHES)
+    score = rng.random(PATCHES)
+    if mode == "objects":
+        score += (area.sum(1) > 0) * 2.0
+    elif mode == "focus":
+        ys, xs = np.divmod(np.arange(PATCHES), GRID)
+        cy, cx = (float((a * area[:, focus]).sum() / area[:, focus].sum()) for a in (ys, xs))
+        score += (area[:, focus] > 0) * 1e4 - np.hypot(ys - cy, xs - cx)
+    return np.sort(np.argsort(-score, kind="stable")[:budget])
+
+
+class Pointing(nn.Module):
+    """Loss of stages 3 (`masks=0`) and 4 (`masks>0`: mask loss of so many branches per scene) for `run_stage`.
+
+    Helpers, dropped afterwards: the prompt imitates the frozen prompt encoder's code of the referent's centre; the
+    centre is read out linearly; two heads of two layers look at the referent; the answers' next tokens.
+    """
+
+    def __init__(
+        self,
+        model: GlammModel,
+        scenes: Scenes,
+        features: np.ndarray,
+        embeddings: np.ndarray | None,
+        tokenizer: LlamaTokenizer,
+        *,
+        batch: int = 8,
+        count: int = 9,
+        masks: int = 0,
+    ) -> None:
+        super().__init__()
+        self.language_model, self.projector = model.language_model, model.projector
+        self.text_hidden_fcs, self.lm_head = model.text_hidden_fcs, model.lm_head
+        self.center = nn.Linear(model.lm_head.in_features, 2)
+        self._model = [model]  # kept out of the module tree: CLIP and SAM are frozen
+        self.scenes, self.features, self.embeddings = scenes, features, embeddings
+        self.talk = Conversations(tokenizer)
+        self.batch, self.count, self.masks = batch, count, masks
+
+    def _mode(self, rng: np.random.Generator) -> tuple[str, int]:
+        modes = (("all", 576), ("objects", 192), ("random", 192), ("random", 64), ("focus", 64), ("random", 128))
+        chances = (0.45, 0.25, 0.1, 0.06, 0.08, 0.06) if self.masks == 0 else (0.6, 0.0, 0.14, 0.06, 0.12, 0.08)
+        return modes[int(rng.choice(len(modes), p=chances))]
+
+    def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        """One batch of scenes under one choice of visual tokens."""
+        model, scenes = self._model[0], self.scenes
+        device = self.center.weight.device
+        mode, budget = self._mode(rng)
+        picks = np.sort(rng.choice(len(scenes), self.batch, replace=False))
+        areas = np.stack([patch_owner(scenes.owner[i]) for i in picks])
+        focus = [int(rng.integers(scenes.count(i))) for i in picks]
+        kept = np.stack([choose_tokens(a, rng, mode, budget, f) for a, f in zip(areas, focus, strict=True)])
+        only: list[int | None] = [f if mode == "focus" else None for f in focus]
+        branches = self.talk.draw(scenes, picks, only, self.count, rng)
+        branches = Branches(*(part.to(device) for part in vars(branches).values()))
+        rows = np.stack([self.features[i] for i in picks])
+        tokens = torch.from_numpy(np.take_along_axis(rows, kept[:, :, None], 1)).to(device).float()
+        _, hidden, looks = run_branches(model, self.projector(tokens), branches)
+
+        asked = branches.target >= 0  # (B, E, 3)
+        width = hidden.shape[-1]
+        at = hidden.gather(2, branches.read.clamp(min=0)[..., None].expand(-1, -1, -1, width))[asked]
+        scene_of = torch.arange(len(picks), device=device)[:, None, None].expand_as(asked)[asked]
+        thing = branches.target[asked]
+        centers = torch.from_numpy(scenes.centers[picks]).to(device)[scene_of, thing]
+        prompt = self.text_hidden_fcs(at)
+        sam = model.grounding_encoder
+        with torch.no_grad():
+            code = point_prompt(sam, centers)
+        imitate = F.mse_loss(prompt, code)
+        off = (self.center(at) - (centers - IMAGE / 2) / OFFSET_UNIT).abs().mean()
+        owned = torch.from_numpy(np.take_along_axis(areas, kept[:, :, None], 1) > 16).to(device)  # (B, N, 9)
+        referent = owned[scene_of, :, thing].float()
+        visible = referent.sum(-1) > 0
+        look = torch.stack(
+            [-(share[asked] * referent).sum(-1)[visible].clamp(min=1e-6).log().mean() for share in looks]
+        ).mean()
+        spoken = F.cross_entropy(self.lm_head(hidden[branches.labels >= 0]), branches.labels[branches.labels >= 0])
+        loss = 4 * imitate + 0.5 * off + 0.3 * look + 0.1 * spoken
+        with torch.no_grad():
+            # a point is right if it falls closer to its own centre than to any other object's
+            guess = self.center(at) * OFFSET_UNIT + IMAGE / 2
+            every = torch.from_numpy(scenes.centers[picks]).to(device)[scene_of]
+            real = torch.from_numpy(scenes.looks[picks][..., 0] >= 0).to(device)[scene_of]
+            nearest = (every - guess[:, None]).norm(dim=-1).masked_fill(~real, torch.inf).argmin(-1)
+            hit = float((nearest == thing).float().mean())
+        figures = {"imitate": float(imitate), "px": float(off) * OFFSET_UNIT, "look": float(look), "hit": hit}
+        figures |= {"hit_all": hit, "n_all": 1.0} if mode == "all" else {"hit_all": 0.0, "n_all": 0.0}
+        if self.masks and self.embeddings is not None:
+            some = rng.permutation(len(thing))[: self.masks * len(picks)]
+            embedding = torch.from_numpy(np.stack([self.embeddings[i] for i in picks])).to(device).float()
+            logits = decode(sam, embedding[scene_of[some]], prompt[some][:, None])[:, 0]
+            owner = torch.from_numpy(scenes.owner[picks]).to(device)[scene_of[some]]
+            masked, iou = mask_loss(logits, owner == (thing[some] + 1)[:, None, None])
+            loss = loss + masked
+            figures |= {"mask": float(masked), "iou": float(iou)}
+        return loss, figures

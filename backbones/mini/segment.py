@@ -1,0 +1,135 @@
+"""Stage 1: SAM alone, class-agnostic, from point prompts.
+
+Trained before any text is seen and frozen afterwards: whatever names the referent later has to come through the prompt,
+so no text shortcut can hide in the mask decoder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbones.mini.config import IMAGE
+from backbones.mini.data import Scenes
+from backbones.mini.loop import cache
+
+# SAM's pixel statistics, on the 0..255 scale (official preprocessing)
+SAM_MEAN = (123.675, 116.28, 103.53)
+SAM_STD = (58.395, 57.12, 57.375)
+
+
+def sam_pixels(images: np.ndarray, device: torch.device) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 as the grounding branch gets them (no resize at 192 px)."""
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float()
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (SAM_MEAN, SAM_STD))
+    return (pixels - mean) / std
+
+
+def initialise(sam: nn.Module) -> None:
+    """Give every SAM parameter a working start: transformers leaves most of them at or near zero."""
+    for module in sam.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.5)
+    for name, parameter in sam.named_parameters():
+        if name.endswith("pos_embed"):
+            nn.init.normal_(parameter, std=0.1)
+        elif "rel_pos" in name:
+            nn.init.normal_(parameter, std=0.02)
+        elif name.endswith("positional_embedding"):
+            nn.init.normal_(parameter, std=1.0)
+            parameter.requires_grad_(False)
+
+
+def point_prompt(sam: nn.Module, points: Tensor) -> Tensor:
+    """Code of a positive point: points (..., 2) in pixels (x, y) -> (..., prompt width)."""
+    code = sam.shared_image_embedding((points[None, None] + 0.5) / IMAGE)[0, 0]  # type: ignore[operator]
+    return code + sam.prompt_encoder.point_embed[1].weight[0]  # type: ignore[union-attr, index]
+
+
+def decode(sam: nn.Module, embedding: Tensor, prompts: Tensor) -> Tensor:
+    """Masks of prompts.
+
+    Args:
+        embedding: (B, prompt width, g, g) image embeddings.
+        prompts: (B, P, prompt width), one sparse prompt per mask.
+
+    Returns:
+        (B, P, 4g, 4g) logits.
+    """
+    batch, grid = len(embedding), embedding.shape[-1]
+    dense = sam.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand(batch, -1, grid, grid)  # type: ignore
+    position = sam.get_image_wide_positional_embeddings().expand(batch, -1, -1, -1)  # type: ignore[operator]
+    logits, _ = sam.mask_decoder(embedding, position, prompts[:, :, None], dense, multimask_output=False)  # type: ignore
+    return logits[:, :, 0]
+
+
+def mask_loss(logits: Tensor, truth: Tensor, bce_weight: float = 20.0) -> tuple[Tensor, Tensor]:
+    """20 * BCE + dice at full resolution, and the mean IoU: logits (M, h, w), truth (M, H, W) bool."""
+    full = F.interpolate(logits[:, None], size=truth.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    target = truth.float()
+    bce = F.binary_cross_entropy_with_logits(full, target)
+    share = full.sigmoid().flatten(1)
+    flat = target.flatten(1)
+    dice = 1 - (2 * (share * flat).sum(1) + 1) / (share.sum(1) + flat.sum(1) + 1)
+    with torch.no_grad():
+        hit = full > 0
+        iou = (hit & truth).flatten(1).sum(1) / (hit | truth).flatten(1).sum(1).clamp(min=1)
+    return bce_weight * bce + dice.mean(), iou.mean()
+
+
+def draw_objects(scenes: Scenes, index: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` object numbers of a scene, without repetition while there are enough."""
+    total = scenes.count(index)
+    return np.concatenate([rng.permutation(total) for _ in range(-(-count // total))])[:count]
+
+
+def point_in(owner: np.ndarray, k: int, center: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+    """Half the time a point near the centre (where the language model will point), else any pixel of the object."""
+    if rng.random() < 0.6:
+        x, y = center + rng.normal(0, 3, 2)
+        return float(x), float(y)
+    ys, xs = np.nonzero(owner == k + 1)
+    pick = int(rng.integers(len(xs)))
+    return float(xs[pick]), float(ys[pick])
+
+
+class PointSegmentation:
+    """Loss of stage 1 for `run_stage`."""
+
+    def __init__(self, sam: nn.Module, scenes: Scenes, batch: int = 8, masks: int = 4) -> None:
+        self.sam, self.scenes, self.batch, self.masks = sam, scenes, batch, masks
+
+    def __call__(self, step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        device = next(self.sam.parameters()).device
+        picks = np.sort(rng.choice(len(self.scenes), self.batch, replace=False))
+        points, truth = [], []
+        for i in picks:
+            owner = self.scenes.owner[i]
+            for k in draw_objects(self.scenes, i, self.masks, rng):
+                points.append(point_in(owner, int(k), self.scenes.centers[i, k], rng))
+                truth.append(owner == k + 1)
+        embedding = self.sam.vision_encoder(sam_pixels(self.scenes.images[picks], device))[0]  # type: ignore[operator]
+        prompts = point_prompt(self.sam, torch.tensor(points, device=device))
+        logits = decode(self.sam, embedding, prompts.view(self.batch, self.masks, -1))
+        loss, iou = mask_loss(logits.flatten(0, 1), torch.from_numpy(np.stack(truth)).to(device))
+        return loss, {"iou": float(iou)}
+
+
+@torch.no_grad()
+def cache_embeddings(sam: nn.Module, scenes: Scenes, path: Path, batch: int = 64) -> np.ndarray:
+    """SAM image embeddings of all scenes, (scenes, prompt width, g, g) float16, computed once and memory-mapped."""
+    device = next(sam.parameters()).device
+    grid = sam.prompt_encoder.image_embedding_size[0]  # type: ignore[union-attr, index]
+
+    def encode(part: slice) -> Tensor:
+        return sam.vision_encoder(sam_pixels(scenes.images[part], device))[0]  # type: ignore[operator, no-any-return]
+
+    return cache(path, len(scenes), (sam.prompt_encoder.hidden_size, grid, grid), batch, encode)  # type: ignore

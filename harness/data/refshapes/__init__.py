@@ -1,0 +1,1 @@
+"""RefShapes: generated scenes in three families that mirror RefCOCO, RefCOCO+ and RefCOCOg."""

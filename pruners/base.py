@@ -1,0 +1,245 @@
+"""What a pruner is, what it may read, and what it returns. Imports torch alone.
+
+A tower-stage pruner sees one image's visual tokens after the vision tower and returns a `Selection`; a layer-stage pruner
+sees one row of attention inside the language model and returns the visual tokens that stay. Both end at exactly the
+budget: the number of visual tokens that the language model gets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+CLS, POOLED = -1, -2  # marks in Selection.indices of tokens that are no single patch
+
+
+class UserError(ValueError):
+    """A mistake of the user's, told in one sentence; the command line prints it and exits with 2."""
+
+
+class ImpossibleBudget(UserError):
+    """A budget that the method cannot end at."""
+
+
+class UndeclaredNeed(RuntimeError):
+    """A pruner read a signal that its `needs` do not declare: a mistake in the pruner."""
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the valid word nearest to `word`, or an empty string."""
+    close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+@dataclass(frozen=True)
+class Need:
+    """One signal of the backbone.
+
+    Kinds with a layer (-1 the last, -2 the one whose output the projector gets; H heads, C channels, N patches):
+        cls_attention: (H, N+1) softmax of the class token's row over all tokens, class token in column 0.
+        cls_query: (C,) query projection of the class token, with bias, unscaled, heads concatenated.
+        keys, values: (N+1, C) key and value projections of all tokens, class token in row 0.
+    Kinds without:
+        projected_patches: (N, P) patches through post_layernorm and visual_projection, not normalised.
+        text_embeds: (M, P) CLIP text embeddings of the conversation's M questions, not normalised.
+        referent: (N,) share of each patch that the truth masks cover; for controls that may see the truth.
+    """
+
+    kind: str
+    layer: int | None = None
+
+
+PROJECTED_PATCHES, TEXT_EMBEDS, REFERENT = Need("projected_patches"), Need("text_embeds"), Need("referent")
+
+
+class VisualTokens:
+    """One image as a tower-stage pruner sees it; signals are computed when they are read.
+
+    Args:
+        patches: (N, C) features that the projector would get, raster order.
+        cls: (C,) the class token beside them.
+        grid: rows and columns, N = rows * columns.
+        num_heads: attention heads of the vision tower.
+        answer: computes a declared signal.
+        sample: stable id of the image and expression, the seed of random draws.
+        declared: the signals that may be read; None allows all.
+    """
+
+    def __init__(
+        self,
+        patches: Tensor,
+        cls: Tensor,
+        grid: tuple[int, int],
+        num_heads: int,
+        answer: Callable[[Need], Tensor],
+        sample: str = "",
+        declared: frozenset[Need] | None = None,
+    ) -> None:
+        self.patches, self.cls, self.grid, self.num_heads, self.sample = patches, cls, grid, num_heads, sample
+        self._answer, self._declared = answer, declared
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    def only(self, needs: frozenset[Need]) -> VisualTokens:
+        """The same tokens, answering nothing but `needs`."""
+        return VisualTokens(self.patches, self.cls, self.grid, self.num_heads, self._answer, self.sample, needs)
+
+    def signal(self, need: Need) -> Tensor:
+        """The signal, or UndeclaredNeed if the pruner did not declare it."""
+        if self._declared is not None and need not in self._declared:
+            raise UndeclaredNeed(f"{need} was read but is not declared in `needs`; declared: {sorted(map(str, self._declared))}")
+        return self._answer(need)
+
+    def cls_attention(self, layer: int) -> Tensor:
+        """(H, N+1) attention row of the class token."""
+        return self.signal(Need("cls_attention", layer))
+
+    def cls_query(self, layer: int) -> Tensor:
+        """(C,) query of the class token."""
+        return self.signal(Need("cls_query", layer))
+
+    def keys(self, layer: int) -> Tensor:
+        """(N+1, C) keys."""
+        return self.signal(Need("keys", layer))
+
+    def values(self, layer: int) -> Tensor:
+        """(N+1, C) values."""
+        return self.signal(Need("values", layer))
+
+    @property
+    def projected_patches(self) -> Tensor:
+        """(N, P) patches in the space that CLIP shares with text."""
+        return self.signal(PROJECTED_PATCHES)
+
+    @property
+    def text_embeds(self) -> Tensor:
+        """(M, P) text embeddings."""
+        return self.signal(TEXT_EMBEDS)
+
+    @property
+    def referent(self) -> Tensor:
+        """(N,) share of each patch inside the truth."""
+        return self.signal(REFERENT)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Tokens that go to the language model, in its order.
+
+    Attributes:
+        indices: (T,) int64; a patch (kept, or the centre of a merge), or CLS or POOLED for a token that is no patch.
+        features: (T, C) if the method merges tokens; None to gather the patches.
+    """
+
+    indices: Tensor
+    features: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the language model sees."""
+        return len(self.indices)
+
+    def gather(self, tokens: VisualTokens) -> Tensor:
+        """(T, C) features for the projector."""
+        if self.features is not None:
+            return self.features
+        picked = tokens.patches[self.indices.clamp(min=0)]
+        return torch.where((self.indices == CLS)[:, None], tokens.cls, picked)
+
+
+def precise(x: Tensor) -> Tensor:
+    """At least float32, so that a half-precision backbone does not decide ties by rounding in the method itself."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def top(score: Tensor, count: int) -> Tensor:
+    """Indices of the `count` largest, descending; the lowest index first among equals."""
+    return score.argsort(descending=True, stable=True)[:count]
+
+
+class Pruner(ABC):
+    """A method: a frozen dataclass whose fields are its hyper-parameters."""
+
+    name: ClassVar[str]
+    reference: ClassVar[str]
+    kind: ClassVar[Literal["method", "control"]] = "method"
+    stage: ClassVar[Literal["tower", "layer"]] = "tower"
+    stochastic: ClassVar[bool] = False  # has a field `seed`; the sweep runs several
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def spec(self) -> str:
+        """The method as one writes it on the command line, defaults left out: `litelvlm(context_share=0.25)`."""
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        given = [f"{f.name}={getattr(self, f.name)!r}" for f in fields if getattr(self, f.name) != f.default]
+        return f"{self.name}({', '.join(given)})" if given else self.name
+
+    def parameters(self) -> dict[str, object]:
+        """All hyper-parameters, defaults included."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    def check(self, budget: int, patches: int, num_layers: int) -> None:
+        """Raise ImpossibleBudget unless the method can end at `budget` of `patches` tokens.
+
+        Args:
+            num_layers: layers of the language model, for methods that prune inside it.
+        """
+        if not 1 <= budget <= patches:
+            raise ImpossibleBudget(
+                f"{self.spec()} cannot keep {budget} tokens: this backbone has {patches}, so give --budgets 1 to {patches}."
+            )
+
+    @abstractmethod
+    def select(self, tokens: VisualTokens, budget: int) -> Selection:
+        """Choose (and perhaps merge) `budget` tokens of one image."""
+
+
+class ScorePruner(Pruner):
+    """A method that only ranks patches: the highest `budget` scores stay, in raster order."""
+
+    @abstractmethod
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """(N,) importance of every patch; higher stays."""
+
+    def select(self, tokens: VisualTokens, budget: int) -> Selection:
+        """Keep the best `budget` patches in raster order."""
+        return Selection(top(self.score(tokens), budget).sort().values)
+
+
+class LayerPruner(Pruner):
+    """A method that prunes inside the language model, before the layer with index `layer`."""
+
+    stage: ClassVar[Literal["tower", "layer"]] = "layer"
+    layer: int
+
+    @abstractmethod
+    def tokens_after(self, budget: int, patches: int, num_layers: int) -> int:
+        """Visual tokens that stay from layer `layer` on."""
+
+    @abstractmethod
+    def keep(self, attention: Tensor, count: int) -> Tensor:
+        """Sorted visual indices that stay.
+
+        Args:
+            attention: (H, n) probabilities of the last prompt token in layer `layer - 1`, taken over all keys and cut to
+                the visual span.
+            count: how many stay.
+        """
+
+    def select(self, tokens: VisualTokens, budget: int) -> Selection:
+        """Layer-stage methods send every patch into the language model."""
+        return Selection(torch.arange(len(tokens), device=tokens.patches.device))
+
+
+def outliers(score: Tensor) -> int:
+    """How many values lie strictly above Q3 + 1.5 (Q3 - Q1); quartiles interpolate linearly, in float32 as published."""
+    rough = score.float()
+    low, high = torch.quantile(rough, torch.tensor([0.25, 0.75], device=score.device))
+    return int((rough > high + 1.5 * (high - low)).sum())

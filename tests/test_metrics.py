@@ -1,0 +1,156 @@
+"""Metrics against the official loop's numbers and against counting pixel by pixel."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from harness import metrics
+
+LABELS = st.sampled_from([0, 1, 2, 3, 255])
+PAIRS = npst.array_shapes(min_dims=2, max_dims=2, max_side=9).flatmap(
+    lambda shape: st.tuples(
+        npst.arrays(np.bool_, shape), npst.arrays(np.uint8, shape, elements=LABELS, fill=st.nothing())
+    )
+)
+PIXELS = st.lists(
+    st.integers(0, 10**7).flatmap(lambda union: st.tuples(st.integers(0, union), st.just(union))), min_size=1
+)
+
+
+def reference_counts(prediction: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
+    """Official semantics told pixel by pixel: class-1 areas of both sides, labels other than 1 in no class 1 area."""
+    pixels = [(bool(p), int(t)) for p, t in zip(prediction.ravel(), truth.ravel(), strict=True) if int(t) != 255]
+    predicted = {k for k, (p, _) in enumerate(pixels) if p}
+    target = {k for k, (_, t) in enumerate(pixels) if t == 1}
+    return len(predicted & target), len(predicted | target)
+
+
+@given(PAIRS)
+def test_counts_agree_with_counting_pixels(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    before = pair[1].copy()
+    assert metrics.counts(*pair) == reference_counts(*pair)
+    assert (pair[1] == before).all()
+
+
+def test_counts_treat_label_two_as_no_class() -> None:
+    truth = np.array([[1, 2, 0, 255]], dtype=np.uint8)
+    assert metrics.counts(np.array([[True, True, False, True]]), truth) == (1, 2)  # on 2: false positive
+    assert metrics.counts(np.array([[True, False, False, False]]), truth) == (1, 1)  # not on 2: no cost
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth"),
+    [
+        (np.zeros((2, 3), dtype=bool), np.zeros((3, 2), dtype=np.uint8)),
+        (np.zeros((1, 2, 3), dtype=bool), np.zeros((1, 2, 3), dtype=np.uint8)),
+        (np.zeros((2, 3), dtype=np.float32), np.zeros((2, 3), dtype=np.uint8)),
+    ],
+)
+def test_counts_refuse_what_is_no_pair_of_masks(prediction: np.ndarray, truth: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        metrics.counts(prediction, truth)
+
+
+def test_official_loop(golden_glamm_dir: Path) -> None:
+    stored = np.load(golden_glamm_dir / "metric.npz")
+    images = sum(name.startswith("gt_") for name in stored)
+    pairs: list[list[tuple[int, int]]] = [
+        [
+            metrics.counts(logits > 0, truth)
+            for logits, truth in zip(stored[f"logits_{k}"], stored[f"gt_{k}"], strict=True)
+        ]
+        for k in range(images)
+    ]
+    for rows, (giou, ciou) in zip(pairs, stored["per_image_giou_ciou"], strict=True):
+        inner, outer = zip(*rows, strict=True)
+        # the official loop sums in float32
+        assert metrics.giou(inner, outer) == pytest.approx(giou, rel=1e-6)
+        assert metrics.ciou(inner, outer) == pytest.approx(ciou, rel=1e-6)
+    inner, outer = zip(*(row for rows in pairs for row in rows), strict=True)
+    assert metrics.giou(inner, outer) == pytest.approx(float(stored["giou"]), rel=1e-6)
+    assert metrics.ciou(inner, outer) == pytest.approx(float(stored["ciou"]), rel=1e-6)
+
+
+@given(PIXELS)
+def test_scores_agree_with_exact_fractions(rows: list[tuple[int, int]]) -> None:
+    inner, outer = zip(*rows, strict=True)
+    got = metrics.scores(inner, outer)
+    total = sum(outer)
+    assert got["ciou"] == pytest.approx(float(Fraction(sum(inner), total)) if total else 0.0, rel=1e-9)
+    exact = [Fraction(i, u) if u else Fraction(1) for i, u in rows]
+    # the official epsilons move a mask by at most 1e-5 / union and the mean by 1e-5 / n
+    room = sum(1e-5 / u for u in outer if u) / len(rows) + 1e-5
+    assert got["giou"] == pytest.approx(float(sum(exact) / len(exact)), abs=room)
+    for threshold in (5, 6, 7, 8, 9):
+        share = sum(e >= Fraction(threshold, 10) for e in exact) / len(exact)
+        assert got[f"p@0.{threshold}"] == pytest.approx(share)
+
+
+@given(PIXELS, st.randoms(use_true_random=False))
+@settings(max_examples=30)
+def test_order_does_not_matter(rows: list[tuple[int, int]], random: object) -> None:
+    shuffled = list(rows)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert metrics.ciou(*zip(*rows, strict=True)) == metrics.ciou(*zip(*shuffled, strict=True))
+    assert metrics.giou(*zip(*rows, strict=True)) == pytest.approx(metrics.giou(*zip(*shuffled, strict=True)))
+
+
+def test_empty_targets() -> None:
+    assert metrics.iou([0], [0]).tolist() == [1.0]  # nothing meant, nothing predicted
+    assert metrics.giou([0], [0]) == pytest.approx(1 / (1 + 1e-5))
+    assert metrics.ciou([0], [0]) == 0.0  # as the official sum has it
+    assert metrics.ciou([50, 0], [100, 100]) == pytest.approx(0.25)  # a wrong prediction of nothing enters the union
+    assert metrics.giou([50, 0], [100, 100]) == pytest.approx(0.25, abs=1e-5)
+
+
+def test_sums_are_exact_where_floats_are_not() -> None:
+    inner, outer = [2**53, 1, 1], [2**53, 1, 1]
+    assert sum(map(float, inner)) != sum(inner)
+    assert metrics.ciou(inner, outer) == 1.0
+
+
+def test_threshold_is_inclusive() -> None:
+    assert metrics.precision_at([7], [10], 0.7) == 1.0
+    assert metrics.precision_at([6], [10], 0.7) == 0.0
+
+
+def test_no_rows_is_no_score() -> None:
+    assert all(math.isnan(value) for value in metrics.scores([], []).values())
+
+
+def test_works_on_record_frames() -> None:
+    frame = pd.DataFrame(
+        {"pruner": ["a", "a", "b"], "intersection": [1, 3, 2], "union": [2, 4, 8]}, index=pd.Index([7, 8, 9])
+    )
+    table = frame.groupby("pruner")[["intersection", "union"]].apply(
+        lambda rows: pd.Series(metrics.scores(rows["intersection"], rows["union"]))
+    )
+    assert table.loc["a", "ciou"] == pytest.approx(4 / 6)
+    assert table.loc["b", "giou"] == pytest.approx(0.25, abs=1e-5)
+    assert list(table.columns) == ["ciou", "giou", "p@0.5", "p@0.6", "p@0.7", "p@0.8", "p@0.9"]
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer"),
+    [
+        ([1.5], [2]),
+        ([float("nan")], [2]),
+        ([3], [2]),
+        ([-1], [2]),
+        ([1, 2], [3]),
+        ([[1]], [[2]]),
+        (["one"], ["two"]),
+    ],
+)
+def test_refuses_what_are_no_counts(inner: list[object], outer: list[object]) -> None:
+    with pytest.raises(ValueError):
+        metrics.ciou(inner, outer)  # type: ignore[arg-type]
