@@ -103,7 +103,9 @@ def test_draws_are_pinned() -> None:
 
 def test_draws_are_uniform() -> None:
     texts = [f"thing {k}" for k in range(6)]
-    orders, questions, answers = Counter(), Counter(), Counter()
+    orders: Counter[tuple[int, ...]] = Counter()
+    questions: Counter[str] = Counter()
+    answers: Counter[str] = Counter()
     for seed in range(3000):
         (conversation,) = conversations(sample(*texts), "glamm", seed)
         orders[conversation.expressions] += 1
@@ -112,7 +114,7 @@ def test_draws_are_uniform() -> None:
             answers[turn.answer] += 1
     # chi-square at about p = 1e-6 for the degrees of freedom at hand; the seeds are fixed, so it passes or it does not
     for drawn, classes, limit in ((orders, 120, 210), (questions, 16, 57), (answers, 5, 34)):
-        seen = np.array(list(drawn.values()))
+        seen = np.array(list(drawn.values()))  # type: ignore[attr-defined]
         mean = seen.sum() / classes
         assert len(seen) == classes
         assert ((seen - mean) ** 2 / mean).sum() < limit

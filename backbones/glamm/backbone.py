@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from backbones.base import Encoding, Grounded, Row, Turn
 from backbones.glamm.conversation import build
 from backbones.glamm.decoder import run_layers
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels
+from backbones.glamm.signals import hidden_states, vision_signal
 from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer
 from pruners.base import LayerPruner, Need, Selection, UserError, VisualTokens
 
@@ -63,20 +63,12 @@ class GlammBackbone:
         """Both image branches; the vision tower's last layer is not run, since nothing reads its output."""
         small = torch.stack([clip_pixels(image, self.image_size) for image in images]).to(self.device, self._kind)
         large, resized = zip(*(sam_pixels(image, self.sam_size) for image in images), strict=True)
-        states = self.hidden_states(small)
+        states = hidden_states(self.model.clip.vision_model, small)
         embeddings = self.model.grounding_encoder.vision_encoder(torch.stack(large).to(self.device, self._kind))[0]
         return [
             Encoding(tuple(state[k] for state in states), embeddings[k], resized[k], image.shape[:2])
             for k, image in enumerate(images)
         ]
-
-    def hidden_states(self, pixels: Tensor) -> list[Tensor]:
-        """Vision tower: the embeddings and every layer's output up to the penultimate, each (B, N+1, C)."""
-        vision = self.model.clip.vision_model
-        states = [vision.pre_layrnorm(vision.embeddings(pixels))]
-        for layer in vision.encoder.layers[:-1]:
-            states.append(layer(states[-1], attention_mask=None))
-        return states
 
     # -- what pruners read
 
@@ -100,32 +92,9 @@ class GlammBackbone:
                 raise UserError("This pruner sees the truth, and no truth masks were given; leave it out here.")
             return patch_shares(masks, self.image_size, self.grid).to(self.device)
         if need not in encoding.signals:
-            encoding.signals[need] = self._signal(encoding, need)
+            clip = self.model.clip
+            encoding.signals[need] = vision_signal(clip.vision_model, clip.visual_projection, encoding.hidden_states, need)
         return encoding.signals[need]
-
-    def _signal(self, encoding: Encoding, need: Need) -> Tensor:
-        clip = self.model.clip
-        if need.kind == "projected_patches":
-            return clip.visual_projection(clip.vision_model.post_layernorm(encoding.hidden_states[-1][1:]))
-        if need.layer is None:
-            raise ValueError(f"no signal {need}")
-        layers = clip.vision_model.encoder.layers
-        layer = layers[need.layer]
-        # the input of layer -1 is the last stored state, that of layer -2 the one before
-        normed = layer.layer_norm1(encoding.hidden_states[need.layer])
-        attention = layer.self_attn
-        match need.kind:
-            case "cls_query":
-                return attention.q_proj(normed[0])
-            case "keys":
-                return attention.k_proj(normed)
-            case "values":
-                return attention.v_proj(normed)
-            case "cls_attention":
-                query, keys = (part.unflatten(-1, (self.num_heads, -1)) for part in (attention.q_proj(normed[0]), attention.k_proj(normed)))
-                logits = torch.einsum("hd,nhd->hn", query, keys) * query.shape[-1] ** -0.5
-                return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
-        raise ValueError(f"no signal {need}")
 
     def text_embeds(self, questions: tuple[str, ...]) -> Tensor:
         """(M, P) CLIP text projection of the questions, tokenised together, cut at 77 tokens, not normalised."""

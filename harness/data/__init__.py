@@ -98,7 +98,8 @@ def _needed(dataset: str, root: str | Path | None) -> Path:
 def _splits(dataset: str, root: str | Path | None) -> tuple[list[str], list[str]]:
     """A data set's evaluation splits, and what may be asked for besides: 'train', and 'test' for all tests together."""
     if _generated(dataset, root):
-        own, more = list(REFSHAPES[dataset]), []
+        own: list[str] = list(REFSHAPES[dataset])
+        more: list[str] = []
     else:
         own, more = splits(_needed(dataset, root), dataset)
     if "test" not in own and any(name.startswith("test") for name in own):

@@ -9,14 +9,16 @@ The same for refcoco+, refcocog (`refs(umd).p`), grefcoco and RefShapes. Split r
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import pickletools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from harness.data.sample import Annotation, DataError, Expression, Sample
 from pruners.base import nearest
@@ -26,6 +28,7 @@ IMAGES = Path("coco_2014") / "train2014"
 EVALUATION_SPLITS = ("val", "testA", "testB", "testC", "test")
 SPLIT_BY = {"refcocog": "umd", "refshapesg": "umd"}  # all others: unc, as the official evaluation has it
 NO_TARGET = -1
+MOST_PIXELS = 2**28  # a larger image record is a broken one, and its masks would not fit in memory
 FIELDS: dict[str, tuple[type, ...]] = {
     "ref_id": (int,),
     "ann_id": (int, list),
@@ -204,7 +207,7 @@ def _tree(root: Path, dataset: str) -> _Tree:
         held = _held(folder.parent)
         raise DataError(
             f"Data set '{dataset}' is not in '{folder.parent}', which holds {', '.join(held) or 'none'}."
-            f"{nearest(dataset, held)} {expected(root, dataset).capitalize()}."
+            f"{nearest(dataset, held)} It is {expected(root, dataset)}."
         )
     refs, instances = folder / f"refs({author}).p", folder / "instances.json"
     for path in (refs, instances):
@@ -229,7 +232,8 @@ def _read(refs_path: Path, instances_path: Path, *stamps: tuple[int, int]) -> _T
     try:
         images = {_whole(image, "id"): image for image in instances["images"]}
         for image in images.values():
-            if min(_whole(image, "height"), _whole(image, "width")) < 1 or not _plain_name(image["file_name"]):
+            height, width = _whole(image, "height"), _whole(image, "width")
+            if min(height, width) < 1 or height * width > MOST_PIXELS or not _plain_name(image["file_name"]):
                 raise ValueError(f"image {image['id']} has no usable size or file name")
         annotations = {
             entry["id"]: Annotation(entry["id"], entry["segmentation"])
@@ -264,16 +268,20 @@ def _read_instances(path: Path) -> Any:
         raise DataError(f"'{path}' cannot be read ({error.strerror}).") from None
 
 
-def _unpickle(file: IO[bytes]) -> Any:
+def _unpickle(data: bytes) -> Any:
+    """Load plain containers, and refuse what would run code or exhaust memory before it can."""
+    for opcode, argument, _ in pickletools.genops(data):
+        # the C unpickler fills a table as long as the largest memo index; an honest index is below the file's length
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument is not None and argument > len(data):
+            raise pickle.UnpicklingError(f"it counts {argument} objects in {len(data)} bytes")
     # latin-1 takes every byte string that Python 2 may have written
-    return _PlainUnpickler(file, encoding="latin-1").load()
+    return _PlainUnpickler(io.BytesIO(data), encoding="latin-1").load()
 
 
 def _read_refs(path: Path) -> list[dict[str, Any]]:
     """Refs of all splits; nothing in the file can run."""
     try:
-        with path.open("rb") as file:
-            refs = _unpickle(file)
+        refs = _unpickle(path.read_bytes())
     except OSError as error:
         raise DataError(f"'{path}' cannot be read ({error.strerror}).") from None
     except Exception as error:  # a damaged pickle can raise nearly anything

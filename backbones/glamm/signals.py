@@ -1,0 +1,52 @@
+"""What pruners read of the vision tower, computed from stored hidden states; no layer is asked for its attention map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruners.base import Need
+
+
+def hidden_states(vision: Any, pixels: Tensor) -> list[Tensor]:
+    """CLIP's vision transformer: embeddings and every layer's output up to the penultimate, each (B, N+1, C).
+
+    The last layer's output is read by nothing that GLaMM or a pruner uses, so that layer does not run.
+    """
+    states = [vision.pre_layrnorm(vision.embeddings(pixels))]
+    for layer in vision.encoder.layers[:-1]:
+        states.append(layer(states[-1], attention_mask=None))
+    return states
+
+
+def vision_signal(vision: Any, projection: nn.Module, states: tuple[Tensor, ...], need: Need) -> Tensor:
+    """One signal of one image; kinds and shapes are those of `Need`.
+
+    Args:
+        vision: CLIP's vision transformer.
+        projection: CLIP's visual projection.
+        states: outputs of `hidden_states` for the image, each (N+1, C).
+    """
+    if need.kind == "projected_patches":
+        return projection(vision.post_layernorm(states[-1][1:]))
+    if need.layer is None:
+        raise ValueError(f"there is no signal {need}")
+    layer = vision.encoder.layers[need.layer]
+    attention = layer.self_attn
+    normed = layer.layer_norm1(states[need.layer])  # the last layer reads the last stored state
+    match need.kind:
+        case "cls_query":
+            return attention.q_proj(normed[0])
+        case "keys":
+            return attention.k_proj(normed)
+        case "values":
+            return attention.v_proj(normed)
+        case "cls_attention":
+            heads = attention.num_heads
+            query = attention.q_proj(normed[0]).unflatten(-1, (heads, -1))
+            keys = attention.k_proj(normed).unflatten(-1, (heads, -1))
+            logits = torch.einsum("hd,nhd->hn", query, keys) * query.shape[-1] ** -0.5
+            return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
+    raise ValueError(f"there is no signal {need}")

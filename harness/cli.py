@@ -1,0 +1,173 @@
+"""The command line: `python -m harness`, `python -m harness list`, `python -m harness gate`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+    help="Which visual-token pruner, at which budget, keeps the masks right? Without a command: run a sweep.",
+)
+DEFAULT_LIMIT = 6  # images per split on the embedded backbone, so that a first run ends within three minutes on two cores
+
+Pruners = Annotated[str, typer.Option("--pruners", help="'all', names, globs, parameters: 'litelvlm,fastv(layer=3),vis*'")]
+Plugins = Annotated[list[str], typer.Option("--plugin", help="Python file that registers a pruner (can be repeated)")]
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    from pruners.base import UserError
+
+    try:
+        found = tuple(dict.fromkeys(int(part) for part in text.split(",") if part.strip()))
+    except ValueError as error:
+        raise UserError(f"--budgets takes whole numbers, not {text!r}; write e.g. --budgets 64,128,192.") from error
+    if not found:
+        raise UserError("--budgets is empty; write e.g. --budgets 64,128,192.")
+    return found
+
+
+@app.callback(invoke_without_command=True)
+def sweep(
+    context: typer.Context,
+    pruners: Pruners = "all",
+    budgets: Annotated[str, typer.Option(help="visual tokens that the language model gets, comma separated")] = "64,128,192",
+    backbone_names: Annotated[str, typer.Option("--backbones", help="glamm-mini, glamm")] = "glamm-mini",
+    datasets: Annotated[str, typer.Option(help="'all' (the table's eight columns) or e.g. refshapes:val,refcoco:testA")] = "all",
+    protocol: Annotated[str, typer.Option(help="each: every expression alone; glamm: up to three in one conversation")] = "each",
+    limit: Annotated[int | None, typer.Option(help=f"images per split, 0 = all [default: {DEFAULT_LIMIT} on glamm-mini, else 0]")] = None,
+    seed: Annotated[int, typer.Option(help="source of all draws")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, float64")] = "float32",
+    attn: Annotated[str, typer.Option(help="eager, sdpa, flash_attention_2")] = "sdpa",
+    batch_size: Annotated[int, typer.Option(help="rows per forward pass; results do not depend on it")] = 16,
+    out: Annotated[Path | None, typer.Option(help="run folder; an unfinished run in it goes on [default: results/runs/<time>-<id>]")] = None,
+    plugin: Plugins = [],  # noqa: B006
+    checkpoint: Annotated[Path | None, typer.Option(help="official GLaMM checkpoint folder")] = None,
+    clip: Annotated[str | None, typer.Option(help="CLIP folder or hub name")] = None,
+    data: Annotated[Path | None, typer.Option(help="folder that holds Refer_Segm/")] = None,
+    costs: Annotated[str, typer.Option(help="off (cost columns are not built yet)")] = "off",
+    debug: Annotated[bool, typer.Option(help="show tracebacks")] = False,
+) -> None:
+    """Run a sweep and print its leaderboard."""
+    if context.invoked_subcommand is not None:
+        return
+    from pruners import load_plugin, parse
+    from pruners.base import UserError
+
+    if costs != "off":
+        raise UserError(f"--costs {costs!r} is not available; the only value is 'off'.")
+    for path in plugin:
+        load_plugin(path)
+    chosen, sizes = tuple(parse(pruners)), _numbers(budgets)
+
+    import backbones
+    from harness import data as sets
+    from harness import runner
+    from pruners.base import nearest
+
+    wanted = [name.strip() for name in backbone_names.split(",") if name.strip()]
+    for name in wanted:
+        if name not in backbones.names():
+            raise UserError(
+                f"There is no backbone {name!r}; there are {', '.join(backbones.names())}.{nearest(name, backbones.names())}"
+            )
+    pairs = tuple(sets.parse_datasets(datasets, data))
+    for name in wanted:
+        backbone = backbones.load(
+            name, checkpoint=checkpoint, clip=clip, device=device, dtype=dtype, attn=attn, batch_size=batch_size
+        )
+        images = limit if limit is not None else DEFAULT_LIMIT if name == "glamm-mini" else 0
+        plan = runner.Plan(chosen, sizes, pairs, protocol, images, seed, str(data) if data else None)
+        splits = runner.prepare(plan, backbone)
+        folder = out or _new_folder(runner.identity(splits))
+        if out is not None and len(wanted) > 1:
+            folder = out / name
+        runner.run(plan, backbone, splits, folder)
+
+        from reports.leaderboard import MARKDOWN, render
+
+        print(render(folder))
+        print(f"records and tables: {folder} ({MARKDOWN}, leaderboard.csv, records.jsonl, run.json)")
+
+
+def _new_folder(run: str) -> Path:
+    from datetime import UTC, datetime
+
+    return Path("results") / "runs" / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{run[:8]}"
+
+
+@app.command("list")
+def show(plugin: Plugins = []) -> None:  # noqa: B006
+    """Pruners with their parameters and needs, backbones, data sets."""
+    import dataclasses
+
+    import backbones
+    from pruners import get, load_plugin, names
+
+    for path in plugin:
+        load_plugin(path)
+    print("pruners")
+    for name in names():
+        cls = get(name)
+        fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(cls)  # type: ignore[arg-type]
+        parameters = ", ".join(f"{field.name}={field.default!r}" for field in fields)
+        needs = ", ".join(sorted(n.kind + (f"[{n.layer}]" if n.layer is not None else "") for n in cls.needs))
+        print(f"  {name}({parameters})  {cls.kind}, {cls.stage}; reads {needs or 'patches'}; {cls.reference}")
+    print("backbones")
+    for name, text in backbones.names().items():
+        print(f"  {name}  {text}")
+    print("data sets")
+    print("  refshapes, refshapes+ (val, testA, testB), refshapesg (val, test)  generated on first use")
+    print("  refcoco, refcoco+ (val, testA, testB), refcocog (val, test), grefcoco  read from --data DIR")
+
+
+@app.command()
+def gate(
+    baseline: Annotated[Path, typer.Option(help="committed scores")] = Path("results/baseline.json"),
+    accept: Annotated[str | None, typer.Option(help="store this run as the new baseline; the text is the reason")] = None,
+    plugin: Plugins = [],  # noqa: B006
+) -> None:
+    """Compare a fixed subset with the baseline; exit code 1 if a pruner got worse."""
+    from harness import gate as gating
+
+    if accept is not None:
+        gating.accept(baseline, accept, tuple(plugin))
+        print(f"new baseline: {baseline}")
+        return
+    drops, known = gating.check(baseline, tuple(plugin))
+    for drop in drops:
+        print(f"worse: {drop}")
+    cells = len({(row[0], row[1], row[2]) for row in known["rows"]})
+    print(f"gate: {len(drops)} of {cells} cells fell by more than {known['tolerance']} points of cIoU")
+    if drops:
+        raise typer.Exit(1)
+
+
+def main() -> int:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    from pruners.base import UserError
+
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except UserError as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; give the same command with the same --out to go on", file=sys.stderr)
+        return 130
+    except typer.Abort:
+        return 130
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # click's usage errors
+        if usage is None or "--debug" in sys.argv:
+            raise
+        print(f"error: {usage()} See python -m harness --help.", file=sys.stderr)
+        return 2

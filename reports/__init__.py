@@ -1,0 +1,1 @@
+"""Rendering only: rows in, markdown out."""

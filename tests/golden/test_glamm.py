@@ -1,0 +1,251 @@
+"""The whole path against the official tiny GLaMM: tokens, pixels, features, choices, masks and the metric.
+
+`pytest tests/golden/test_glamm.py --golden-glamm DIR` checks another set in the same layout; sizes are read from its files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from backbones.base import Row, Turn
+from backbones.glamm import checkpoint as files
+from backbones.glamm.backbone import GlammBackbone
+from backbones.glamm.conversation import ANSWER_TEMPLATES, QUESTION_TEMPLATES, build
+from backbones.glamm.decoder import run_layers
+from backbones.glamm.keys import UNNEEDED, to_official
+from backbones.glamm.preprocess import clip_pixels, sam_pixels
+from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer
+from pruners.base import Pruner, Selection, top
+from pruners.litelvlm import LiteLVLM
+from pruners.none import NoPruning
+
+CLOSE, LOOSE = 1e-4, 1e-3  # the set's tolerances: features and projector, then everything behind the language model
+BUDGETS = (576, 192, 128, 64)
+
+
+@pytest.fixture(scope="module", params=["sdpa", "eager"])
+def backbone(golden_glamm_dir: Path, request: pytest.FixtureRequest) -> GlammBackbone:
+    dims = json.loads((golden_glamm_dir / "sam_dims.json").read_text())
+    folder, clip = golden_glamm_dir / "checkpoint", golden_glamm_dir / "clip"
+    model = files.load_checkpoint(folder, str(clip), sam=dims, attn=request.param)
+    return GlammBackbone(
+        model, LlamaTokenizer(folder), clip, name="glamm", fingerprint="", device="cpu", dtype="float32", attn=request.param
+    )
+
+
+def images(folder: Path) -> list[str]:
+    found = sorted(path.name.split("_")[0] for path in folder.glob("img*_inputs.npz"))
+    assert found
+    return found
+
+
+def load(folder: Path, name: str, part: str) -> dict[str, np.ndarray]:
+    with np.load(folder / f"{name}_{part}.npz") as data:
+        return {key: data[key] for key in data.files}
+
+
+def turns_of(given: dict[str, np.ndarray]) -> tuple[Turn, ...]:
+    answers = [part.split("</s>")[0] for part in str(given["conversation"][0]).split("ASSISTANT: ")[1:]]
+    return tuple(Turn(str(q), a) for q, a in zip(given["questions"], answers, strict=True))
+
+
+def close(got: torch.Tensor | np.ndarray, expected: np.ndarray, atol: float, name: str) -> None:
+    got = got.numpy(force=True) if isinstance(got, torch.Tensor) else got
+    assert got.shape == expected.shape, name
+    np.testing.assert_allclose(got, expected, rtol=0, atol=atol, err_msg=name)
+
+
+def test_tokenizer(golden_glamm_dir: Path) -> None:
+    tokenizer = LlamaTokenizer(golden_glamm_dir / "checkpoint")
+    cases = json.loads((golden_glamm_dir / "tokenizer_cases.json").read_text())
+    for case in cases["llama"]:
+        assert tokenizer.encode(case["text"]) == case["ids"], case["text"]
+    for name in images(golden_glamm_dir):
+        given = load(golden_glamm_dir, name, "inputs")
+        talk = build(turns_of(given))
+        assert talk == str(given["conversation"][0])
+        ids = tokenizer.encode(talk)
+        assert ids == given["input_ids"][0].tolist()
+        assert tokenizer.pad_id not in ids
+
+
+def test_clip_tokenizer(golden_glamm_dir: Path, backbone: GlammBackbone) -> None:
+    cases = json.loads((golden_glamm_dir / "tokenizer_cases.json").read_text())["clip"]
+    words = backbone.clip_tokenizer(cases["texts"], padding=True, truncation=True, max_length=77)
+    assert words["input_ids"] == cases["input_ids"]
+    for name in images(golden_glamm_dir):
+        given = load(golden_glamm_dir, name, "inputs")
+        words = backbone.clip_tokenizer([str(q) for q in given["questions"]], padding=True, truncation=True)
+        assert words["input_ids"] == given["clip_text_input_ids"].tolist()
+        assert words["attention_mask"] == given["clip_text_attention_mask"].tolist()
+
+
+def test_templates_cover_the_set(golden_glamm_dir: Path) -> None:
+    """Every question and answer of the set comes out of the templates."""
+    for name in images(golden_glamm_dir):
+        given = load(golden_glamm_dir, name, "inputs")
+        for turn, sentence in zip(turns_of(given), given["sentences"], strict=True):
+            said = str(sentence).strip().lower()
+            assert turn.question in {template.format(said) for template in QUESTION_TEMPLATES}
+            assert turn.answer in ANSWER_TEMPLATES
+    assert len(set(QUESTION_TEMPLATES)) == 16 and len(set(ANSWER_TEMPLATES)) == 5
+
+
+def test_preprocessing(golden_glamm_dir: Path, backbone: GlammBackbone) -> None:
+    for name in images(golden_glamm_dir):
+        given = load(golden_glamm_dir, name, "inputs")
+        close(clip_pixels(given["image_rgb"], backbone.image_size)[None], given["clip_pixels"], 1e-6, "clip pixels")
+        pixels, resized = sam_pixels(given["image_rgb"], backbone.sam_size)
+        close(pixels[None], given["sam_pixels"], 1e-5, "sam pixels")
+        assert resized == tuple(given["resize_hw"])
+        assert given["image_rgb"].shape[:2] == tuple(given["original_hw"])
+
+
+def test_signals(golden_glamm_dir: Path, backbone: GlammBackbone) -> None:
+    method = LiteLVLM()
+    for name in images(golden_glamm_dir):
+        given, full, select = (load(golden_glamm_dir, name, part) for part in ("inputs", "full", "select"))
+        encoding = backbone.encode([given["image_rgb"]])[0]
+        tokens = backbone.tokens(encoding, turns_of(given), name)
+        close(tokens.patches, full["clip_patch_features"], CLOSE, "features")
+        close(encoding.embedding[None], full["sam_embedding"], LOOSE, "grounding embedding")
+        pe = backbone.model.grounding_encoder.get_image_wide_positional_embeddings()
+        close(pe, full["dense_pe"], CLOSE, "dense positions")
+        close(tokens.text_embeds, select["text_embeds"], CLOSE, "text")
+        close(tokens.projected_patches, select["projected_patches"], CLOSE, "projected patches")
+        close(tokens.text_embeds @ tokens.projected_patches.T, select["similarities"], CLOSE, "similarities")
+        close(tokens.cls_query(-1), select["cls_query"], CLOSE, "query")
+        close(tokens.keys(-1)[1:], select["patch_keys"], CLOSE, "keys")
+        close(tokens.values(-1)[1:], select["patch_values"], CLOSE, "values")
+        scores = method.context_scores(tokens)
+        close(scores, select["context_scores"], CLOSE, "context scores")
+        assert top(scores, len(tokens)).tolist() == select["context_rank"].tolist()
+        with torch.inference_mode():
+            vision = backbone.model.clip.vision_model
+            last = vision.encoder.layers[-1](encoding.hidden_states[-1][None], attention_mask=None)[0]
+        close(last, full["clip_last_hidden"], CLOSE, "last layer")
+
+
+def check_run(backbone: GlammBackbone, row: Row, expected: dict[str, np.ndarray], name: str) -> None:
+    """Projector, embeddings, hidden states, prompts, logits and masks of one row."""
+    model = backbone.model
+    ids = backbone.tokenizer.encode(build(row.turns))
+    image = ids.index(IMAGE_TOKEN)
+    with torch.inference_mode():
+        embeds = backbone.embed([row], [ids])
+        count = embeds.shape[1] - len(ids) + 1
+        close(embeds[0, image : image + count], expected["projector_out"], CLOSE, f"{name} projector")
+        if "inputs_embeds" in expected:
+            close(embeds[0], expected["inputs_embeds"], CLOSE, f"{name} embeddings")
+        hidden = run_layers(model.language_model, embeds).hidden[0]
+        close(hidden, expected["llm_hidden"], LOOSE, f"{name} hidden")
+        marks = [k - 2 + count for k, token in enumerate(ids) if token == backbone.tokenizer.seg_id]
+        assert marks == expected["seg_positions"].tolist(), name
+        close(model.lm_head(hidden[marks]), expected["seg_logits"], LOOSE, f"{name} [SEG] logits")
+        prompts = model.text_hidden_fcs(hidden[marks])
+        close(prompts, expected["seg_embeddings"], LOOSE, f"{name} prompts")
+        low = backbone.decode(row.encoding.embedding.expand(len(marks), -1, -1, -1), prompts)
+        close(low[:, None], expected["low_res_logits"], LOOSE, f"{name} low-resolution logits")
+    result = backbone.ground([row])[0]
+    close(result.logits, expected["pred_masks"], LOOSE, f"{name} masks")
+    assert result.tokens_final == count and result.tokens_mean == count
+
+
+def test_unpruned(golden_glamm_dir: Path, backbone: GlammBackbone) -> None:
+    for name in images(golden_glamm_dir):
+        given, full = load(golden_glamm_dir, name, "inputs"), load(golden_glamm_dir, name, "full")
+        encoding = backbone.encode([given["image_rgb"]])[0]
+        pruner: Pruner = NoPruning()
+        selection = pruner.select(backbone.tokens(encoding, turns_of(given), name), 576)
+        check_run(backbone, Row(encoding, turns_of(given), pruner, 576, selection), full, f"{name} full")
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_litelvlm(golden_glamm_dir: Path, backbone: GlammBackbone, budget: int) -> None:
+    method = LiteLVLM()
+    for name in images(golden_glamm_dir):
+        given, pruned = load(golden_glamm_dir, name, "inputs"), load(golden_glamm_dir, name, f"prune{budget}")
+        turns = turns_of(given)
+        encoding = backbone.encode([given["image_rgb"]])[0]
+        tokens = backbone.tokens(encoding, turns, name).only(method.needs)
+        selection = method.select(tokens, budget)
+        assert selection.indices.tolist() == pruned["retained"].tolist()
+        assert method.low_similarity(tokens, budget).tolist() == pruned["lowsim_union"].tolist()
+        each = (tokens.text_embeds @ tokens.projected_patches.T).argsort(dim=1, stable=True)
+        assert each[:, : budget // len(turns)].tolist() == pruned["lowsim_per_question"].tolist()
+        close(selection.gather(tokens), pruned["vision_tower_out"], CLOSE, "tower output")
+        check_run(backbone, Row(encoding, turns, method, budget, selection), pruned, f"{name} {budget}")
+
+
+def test_images_together_equal_images_alone(golden_glamm_dir: Path, backbone: GlammBackbone) -> None:
+    """Rows of different images and lengths in one call come back in order."""
+    rows, alone = [], []
+    for name in images(golden_glamm_dir):
+        given = load(golden_glamm_dir, name, "inputs")
+        encoding = backbone.encode([given["image_rgb"]])[0]
+        for keep in (64, 192):
+            selection = Selection(torch.arange(keep))
+            rows.append(Row(encoding, turns_of(given), NoPruning(), keep, selection))
+            alone.append(backbone.ground(rows[-1:])[0])
+    for one, other in zip(backbone.ground(rows), alone, strict=True):
+        assert one.tokens_final == other.tokens_final
+        close(one.logits, other.logits.numpy(), CLOSE, "masks")
+
+
+def pattern(key: str) -> str:
+    return re.sub(r"\.\d+\.", ".{}.", key)
+
+
+def test_full_size_keys(golden_glamm_dir: Path) -> None:
+    """GLaMM-7B builds on the meta device, and its official key list is the published one."""
+    listed: dict[tuple[str, str], int] = {}
+    section = ""
+    for line in (golden_glamm_dir / "full_size_keys.txt").read_text().splitlines():
+        if line.startswith("#"):
+            section = line
+        elif line.strip():
+            key, shape, times = line.split("\t")[:3]
+            listed[("clip." if "clip" in section.lower() and "without" not in section else "") + key, shape] = int(times[1:])
+    settings = {
+        "vocab_size": 32007,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    }
+    tower = files.CLIPConfig(
+        vision_config={
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "image_size": 336,
+            "patch_size": 14,
+            "projection_dim": 768,
+        },
+        text_config={
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "projection_dim": 768,
+        },
+        projection_dim=768,
+    )
+    model = files.build_meta(settings, tower)
+    built: dict[tuple[str, str], int] = {}
+    for key, tensor in model.state_dict().items():
+        official = key if key.startswith("clip.") else to_official(key)
+        if official is not None:
+            entry = (pattern(official), str(list(tensor.shape)))
+            built[entry] = built.get(entry, 0) + 1
+    assert all(parameter.is_meta for parameter in model.parameters())
+    needed = {entry: times for entry, times in listed.items() if not UNNEEDED.search(entry[0].replace("{}", "0"))}
+    assert built == needed
+    assert len(needed) > 100
