@@ -54,6 +54,7 @@ def load(
     *,
     checkpoint: str | Path | None = None,
     clip: str | None = None,
+    sam_dims: str | Path | None = None,
     device: str = "cpu",
     dtype: str = "float32",
     attn: str = "sdpa",
@@ -65,6 +66,7 @@ def load(
         name: "glamm-mini" or "glamm".
         checkpoint: official checkpoint folder, for "glamm".
         clip: CLIP folder or hub name; by default the one that GLaMM was trained with.
+        sam_dims: json file with the grounding encoder's numbers; by default the one beside config.json, else SAM ViT-H.
         batch_size: most rows in one forward pass; results do not depend on it.
 
     Raises:
@@ -90,7 +92,8 @@ def load(
 
     folder = Path(checkpoint)
     tower = clip or files.CLIP_HUB
-    model = files.load_checkpoint(folder, tower, dtype=getattr(torch, dtype), device=device, attn=attn)
+    sam = files.read_json(Path(sam_dims), "--sam-dims names a json file") if sam_dims is not None else None
+    model = files.load_checkpoint(folder, tower, dtype=getattr(torch, dtype), device=device, attn=attn, sam=sam)
     tower_folder = files.clip_folder(tower)
     return GlammBackbone(
         model,

@@ -40,16 +40,22 @@ def sweep(
     backbone_names: Annotated[str, typer.Option("--backbones", help="glamm-mini, glamm")] = "glamm-mini",
     datasets: Annotated[str, typer.Option(help="'all' (the table's eight columns) or e.g. refshapes:val,refcoco:testA")] = "all",
     protocol: Annotated[str, typer.Option(help="each: every expression alone; glamm: up to three in one conversation")] = "each",
-    limit: Annotated[int | None, typer.Option(help=f"images per split, 0 = all [default: {DEFAULT_LIMIT} on glamm-mini, else 0]")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help=f"images per split, 0 = all [default: {DEFAULT_LIMIT} on glamm-mini, else 0]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="source of all draws")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, float64")] = "float32",
     attn: Annotated[str, typer.Option(help="eager, sdpa, flash_attention_2")] = "sdpa",
     batch_size: Annotated[int, typer.Option(help="rows per forward pass; results do not depend on it")] = 16,
-    out: Annotated[Path | None, typer.Option(help="run folder; an unfinished run in it goes on [default: results/runs/<time>-<id>]")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="run folder; an unfinished run in it goes on [default: results/runs/<time>-<id>]"),
+    ] = None,
     plugin: Plugins = [],  # noqa: B006
     checkpoint: Annotated[Path | None, typer.Option(help="official GLaMM checkpoint folder")] = None,
     clip: Annotated[str | None, typer.Option(help="CLIP folder or hub name")] = None,
+    sam_dims: Annotated[Path | None, typer.Option(help="json with the grounding encoder's numbers, if not ViT-H")] = None,
     data: Annotated[Path | None, typer.Option(help="folder that holds Refer_Segm/")] = None,
     costs: Annotated[str, typer.Option(help="off (cost columns are not built yet)")] = "off",
     debug: Annotated[bool, typer.Option(help="show tracebacks")] = False,
@@ -80,7 +86,14 @@ def sweep(
     pairs = tuple(sets.parse_datasets(datasets, data))
     for name in wanted:
         backbone = backbones.load(
-            name, checkpoint=checkpoint, clip=clip, device=device, dtype=dtype, attn=attn, batch_size=batch_size
+            name,
+            checkpoint=checkpoint,
+            clip=clip,
+            sam_dims=sam_dims,
+            device=device,
+            dtype=dtype,
+            attn=attn,
+            batch_size=batch_size,
         )
         images = limit if limit is not None else DEFAULT_LIMIT if name == "glamm-mini" else 0
         plan = runner.Plan(chosen, sizes, pairs, protocol, images, seed, str(data) if data else None)

@@ -103,11 +103,14 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, tolerance: float) -> list
             "data or pruners changed, so accept a new baseline with --accept REASON."
         )
     drops = []
-    for (pruner, budget, seed), part in both.groupby(KEY, sort=False):
+    for _, part in both.groupby(KEY, sort=False):
+        pruner, budget, seed = part[KEY].iloc[0]
         old = 100 * metrics.ciou(part["intersection"], part["union"])
         new = 100 * metrics.ciou(part["intersection_now"].astype(int), part["union_now"].astype(int))
         if new < old - tolerance:
-            change = part["intersection_now"] / part["union_now"].clip(lower=1) - part["intersection"] / part["union"].clip(lower=1)
+            change = part["intersection_now"] / part["union_now"].clip(lower=1) - part["intersection"] / part["union"].clip(
+                lower=1
+            )
             worst = part.loc[change.nsmallest(3).index]
             names = tuple(f"{row.sample} expression {row.expression}" for row in worst.itertuples())
             drops.append(Drop(str(pruner), int(budget), int(seed), old, new, names))
@@ -125,7 +128,9 @@ def accept(path: Path, reason: str, plugins: tuple[str, ...] = (), subset: dict[
     """Measure and store a new baseline with the reason for it; earlier reasons are kept."""
     if not reason.strip():
         raise UserError("A new baseline needs a reason; write --accept 'why the numbers may change'.")
-    old = read_baseline(path) if path.exists() else {"subset": SUBSET, "tolerance": TOLERANCE, "history": []}
+    old: dict[str, Any] = {"subset": SUBSET, "tolerance": TOLERANCE, "history": []}
+    if path.exists():
+        old = read_baseline(path)
     chosen = subset or old["subset"]
     frame = measure(chosen, plugins)
     history = [*old["history"], {"time": datetime.now(UTC).isoformat(timespec="seconds"), "reason": reason}]

@@ -15,9 +15,7 @@ PACKAGES = ("groundprune", "torch", "transformers", "numpy", "pandas", "pillow",
 
 def _git(*words: str) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-        )
+        done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

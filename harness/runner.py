@@ -19,7 +19,7 @@ from harness import data, metrics
 from harness.protocol import Conversation, check_protocol, conversations
 from harness.provenance import collect
 from harness.records import DONE, RECORDS, RUN, Writer, run_info, write_atomically
-from harness.sweep import Job, Setting, jobs
+from harness.sweep import Job, Setting, expand, jobs
 from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner, Pruner, Selection, UserError
 
 IMAGES_AT_ONCE = 4  # encoded, and grounded, together
@@ -43,6 +43,11 @@ class Plan:
     seed: int = 0
     root: str | None = None
 
+    def __post_init__(self) -> None:
+        check_protocol(self.protocol)
+        if self.limit < 0:
+            raise UserError(f"--limit {self.limit} is negative; give a number of images, or 0 for all.")
+
 
 @dataclass(frozen=True)
 class Split:
@@ -54,29 +59,13 @@ class Split:
 
 def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
     """Load all splits and expand all cells; whatever the user got wrong shows here, before anything runs."""
-    check_protocol(plan.protocol)
-    if plan.limit < 0:
-        raise UserError(f"--limit {plan.limit} is negative; give a number of images, or 0 for all.")
-    setting = Setting(
-        backbone.name, backbone.fingerprint, plan.protocol, backbone.dtype, backbone.attn, backbone.device
-    )
+    lines = expand(plan.pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
+    setting = Setting(backbone.name, backbone.fingerprint, plan.protocol, backbone.dtype, backbone.attn, backbone.device)
     splits = []
     for dataset, split in plan.datasets:
         samples = data.load(dataset, split, plan.root)
         samples = samples[: plan.limit] if plan.limit else samples
-        print_of_data = data.fingerprint(samples)
-        found = jobs(
-            setting,
-            dataset,
-            split,
-            print_of_data,
-            plan.pruners,
-            plan.budgets,
-            plan.seed,
-            backbone.grid,
-            backbone.num_layers,
-        )
-        splits.append(Split(samples, found))
+        splits.append(Split(samples, jobs(setting, dataset, split, data.fingerprint(samples), lines)))
     return splits
 
 

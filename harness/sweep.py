@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -59,6 +59,20 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A pruner at a budget and a seed: one cell of every split.
+
+    Attributes:
+        name: the pruner as given, seed left out.
+    """
+
+    pruner: Pruner
+    name: str
+    budget: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class Job:
     """A cell with the pruner that fills it."""
 
@@ -66,43 +80,39 @@ class Job:
     pruner: Pruner
 
 
-def expand(pruners: Sequence[Pruner], budgets: Sequence[int], seed: int, patches: int) -> list[tuple[Pruner, str, int, int]]:
-    """(pruner, name on the board, budget, seed) of every cell of a split.
+def expand(
+    pruners: Sequence[Pruner], budgets: Sequence[int], seed: int, grid: tuple[int, int], num_layers: int
+) -> list[Line]:
+    """Every pruner at every budget, each once.
 
     `none` runs once, at all tokens. A pruner that draws runs with three seeds from `seed` on.
-    """
-    found = []
-    for pruner in pruners:
-        name = replace(pruner, seed=type(pruner)().seed).spec() if pruner.stochastic else pruner.spec()  # type: ignore[call-arg, attr-defined]
-        for budget in [patches] if pruner.name == "none" else budgets:
-            if pruner.stochastic:
-                for number in range(seed, seed + SEEDS_PER_STOCHASTIC_PRUNER):
-                    found.append((replace(pruner, seed=number), name, budget, number))  # type: ignore[call-arg]
-            else:
-                found.append((pruner, name, budget, seed))
-    return found
 
-
-def jobs(
-    setting: Setting,
-    dataset: str,
-    split: str,
-    data: str,
-    pruners: Sequence[Pruner],
-    budgets: Sequence[int],
-    seed: int,
-    grid: tuple[int, int],
-    num_layers: int,
-) -> list[Job]:
-    """All cells of one split.
+    Args:
+        grid: rows and columns of the backbone's visual tokens.
+        num_layers: layers of the backbone's language model.
 
     Raises:
-        ImpossibleBudget: a pruner cannot end at a budget; nothing has run yet.
+        ImpossibleBudget: a pruner cannot end at a budget.
     """
     patches = grid[0] * grid[1]
-    found = []
-    for pruner, name, budget, number in expand(pruners, budgets, seed, patches):
-        pruner.check(budget, patches, num_layers)
-        parameters = tuple(sorted(pruner.parameters().items()))
-        found.append(Job(Cell(setting, dataset, split, data, name, parameters, budget, number), pruner))
-    return found
+    found: dict[tuple[str, int, int], Line] = {}
+    for pruner in pruners:
+        draws = SEEDS_PER_STOCHASTIC_PRUNER if pruner.stochastic else 1
+        for budget in [patches] if pruner.name == "none" else budgets:
+            pruner.check(budget, patches, num_layers)
+            for number in range(seed, seed + draws):
+                one = pruner.with_seed(number) if pruner.stochastic else pruner
+                name = pruner.with_seed(0).spec() if pruner.stochastic else pruner.spec()
+                found.setdefault((name, budget, number), Line(one, name, budget, number))
+    return list(found.values())
+
+
+def jobs(setting: Setting, dataset: str, split: str, data: str, lines: Sequence[Line]) -> list[Job]:
+    """All cells of one split; `data` is its fingerprint."""
+    return [
+        Job(
+            Cell(setting, dataset, split, data, line.name, tuple(sorted(line.pruner.parameters().items())), line.budget, line.seed),
+            line.pruner,
+        )
+        for line in lines
+    ]

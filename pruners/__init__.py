@@ -10,8 +10,8 @@ from pruners import (
     random,
     trim,
     uniform,
-    vispruner,
     visionzip,
+    vispruner,
 )
 from pruners.base import (
     CLS,

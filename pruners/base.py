@@ -12,7 +12,7 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -180,6 +180,10 @@ class Pruner(ABC):
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
         given = [f"{f.name}={getattr(self, f.name)!r}" for f in fields if getattr(self, f.name) != f.default]
         return f"{self.name}({', '.join(given)})" if given else self.name
+
+    def with_seed(self, seed: int) -> Self:
+        """The same method with another seed; only for stochastic pruners."""
+        return dataclasses.replace(self, seed=seed)  # type: ignore[type-var, call-arg]
 
     def parameters(self) -> dict[str, object]:
         """All hyper-parameters, defaults included."""

@@ -102,8 +102,7 @@ def get(name: str) -> type[Pruner]:
     _load_entry_points()
     if name not in _registry:
         raise UserError(
-            f"There is no pruner {name!r}; there are {', '.join(names())}.{nearest(name, names())}"
-            " See `python -m harness list`."
+            f"There is no pruner {name!r}; there are {', '.join(names())}.{nearest(name, names())} See `python -m harness list`."
         )
     return _registry[name]
 

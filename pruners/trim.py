@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pruners.base import POOLED, PROJECTED_PATCHES, TEXT_EMBEDS, Pruner, Selection, UserError, VisualTokens, precise, top
+from pruners.base import (
+    POOLED,
+    PROJECTED_PATCHES,
+    TEXT_EMBEDS,
+    Pruner,
+    Selection,
+    UserError,
+    VisualTokens,
+    precise,
+    top,
+)
 from pruners.registry import register
 
 

@@ -80,7 +80,9 @@ def table(frame: pd.DataFrame) -> str:
     if len(bound_rows):
         groups.append((f"Upper bound, all {int(bound_rows['budget'].iloc[0])} tokens", bound_rows))
     rest = summary[summary["pruner"] != "none"]
-    groups += [(f"Retain {budget} tokens", rest[rest["budget"] == budget]) for budget in sorted(set(rest["budget"]), reverse=True)]
+    groups += [
+        (f"Retain {budget} tokens", rest[rest["budget"] == budget]) for budget in sorted(set(rest["budget"]), reverse=True)
+    ]
     lines: list[dict[str, Any]] = []
     for title, rows in groups:
         lines.append({"method": f"**{title}**"})
@@ -103,18 +105,18 @@ def _column_rank(column: tuple[str, str]) -> tuple[int, str, int]:
 def footer(frame: pd.DataFrame, info: dict[str, Any], failed: dict[str, str]) -> list[str]:
     """What a reader needs to trust the numbers."""
     counted = frame.drop_duplicates(["dataset", "split", "sample", "expression"])
-    sizes = counted.groupby(COLUMN, sort=False)["sample"].agg(["nunique", "size"])
+    sizes = counted.groupby(COLUMN, sort=False)["sample"].agg(images="nunique", expressions="size")
     facts = info.get("provenance", {})
     packages = facts.get("packages", {})
     asked = info.get("asked", {})
-    cell = next(iter(info.get("cells", {}).values()), {})
+    cell: dict[str, Any] = next(iter(info.get("cells", {}).values()), {})
     setting = cell.get("setting", {})
     lines = [
         "cIoU in percent: sum of intersections over sum of unions. Avg. is the mean of the columns, Rel. % its share of "
         "the upper bound's. tokens: visual tokens in the last layer of the language model, measured; mean over layers: "
         "what methods that prune inside it really process.",
         "Samples (images / expressions): "
-        + ", ".join(f"{d} {s} {row['nunique']} / {row['size']}" for (d, s), row in sizes.iterrows())  # type: ignore[misc]
+        + ", ".join(f"{row.dataset} {row.split} {row.images} / {row.expressions}" for row in sizes.reset_index().itertuples())
         + ".",
         f"Protocol {', '.join(frame['protocol'].unique())}, seed {asked.get('seed')}, {setting.get('dtype')}, attention "
         f"{setting.get('attn')}, {setting.get('device')}; weights {setting.get('fingerprint')}; run {info.get('run')}.",

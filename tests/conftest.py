@@ -13,6 +13,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Golden sets can be swapped for others in the same layout."""
     parser.addoption("--golden-pruners", type=Path, default=HERE / "golden" / "pruners", help="pruner arrays")
     parser.addoption("--golden-glamm", type=Path, default=HERE / "golden" / "glamm", help="GLaMM checkpoint and arrays")
+    parser.addoption("--plugin", action="append", default=[], help="pruner files to test for conformance as well")
 
 
 @pytest.fixture(scope="session")

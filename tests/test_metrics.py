@@ -17,13 +17,9 @@ from harness import metrics
 
 LABELS = st.sampled_from([0, 1, 2, 3, 255])
 PAIRS = npst.array_shapes(min_dims=2, max_dims=2, max_side=9).flatmap(
-    lambda shape: st.tuples(
-        npst.arrays(np.bool_, shape), npst.arrays(np.uint8, shape, elements=LABELS, fill=st.nothing())
-    )
+    lambda shape: st.tuples(npst.arrays(np.bool_, shape), npst.arrays(np.uint8, shape, elements=LABELS, fill=st.nothing()))
 )
-PIXELS = st.lists(
-    st.integers(0, 10**7).flatmap(lambda union: st.tuples(st.integers(0, union), st.just(union))), min_size=1
-)
+PIXELS = st.lists(st.integers(0, 10**7).flatmap(lambda union: st.tuples(st.integers(0, union), st.just(union))), min_size=1)
 
 
 def reference_counts(prediction: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
@@ -64,10 +60,7 @@ def test_official_loop(golden_glamm_dir: Path) -> None:
     stored = np.load(golden_glamm_dir / "metric.npz")
     images = sum(name.startswith("gt_") for name in stored)
     pairs: list[list[tuple[int, int]]] = [
-        [
-            metrics.counts(logits > 0, truth)
-            for logits, truth in zip(stored[f"logits_{k}"], stored[f"gt_{k}"], strict=True)
-        ]
+        [metrics.counts(logits > 0, truth) for logits, truth in zip(stored[f"logits_{k}"], stored[f"gt_{k}"], strict=True)]
         for k in range(images)
     ]
     for rows, (giou, ciou) in zip(pairs, stored["per_image_giou_ciou"], strict=True):
@@ -128,9 +121,7 @@ def test_no_rows_is_no_score() -> None:
 
 
 def test_works_on_record_frames() -> None:
-    frame = pd.DataFrame(
-        {"pruner": ["a", "a", "b"], "intersection": [1, 3, 2], "union": [2, 4, 8]}, index=pd.Index([7, 8, 9])
-    )
+    frame = pd.DataFrame({"pruner": ["a", "a", "b"], "intersection": [1, 3, 2], "union": [2, 4, 8]}, index=pd.Index([7, 8, 9]))
     table = frame.groupby("pruner")[["intersection", "union"]].apply(
         lambda rows: pd.Series(metrics.scores(rows["intersection"], rows["union"]))
     )

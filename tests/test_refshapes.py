@@ -128,9 +128,7 @@ def test_caches_that_cannot_be_used(tmp_path: Path) -> None:
         prepare(tmp_path, images=1)
 
 
-def test_the_default_cache_follows_the_environment(
-    refshapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_default_cache_follows_the_environment(refshapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GROUNDPRUNE_CACHE", str(tmp_path))
     assert writer.cache_folder() == tmp_path
     monkeypatch.setattr(writer, "IMAGES_PER_SPLIT", 4)

@@ -82,9 +82,7 @@ class GlammBackbone:
         return VisualTokens(features[1:], features[0], self.grid, self.num_heads, answer, sample)
 
     @torch.inference_mode()
-    def _answer(
-        self, encoding: Encoding, questions: tuple[str, ...], masks: NDArray[np.bool_] | None, need: Need
-    ) -> Tensor:
+    def _answer(self, encoding: Encoding, questions: tuple[str, ...], masks: NDArray[np.bool_] | None, need: Need) -> Tensor:
         if need.kind == "text_embeds":
             return self.text_embeds(questions)
         if need.kind == "referent":
@@ -101,9 +99,9 @@ class GlammBackbone:
         if questions not in self._text_embeds:
             if len(self._text_embeds) > 4096:
                 self._text_embeds.clear()
-            words = self.clip_tokenizer(
-                list(questions), padding=True, truncation=True, max_length=77, return_tensors="pt"
-            ).to(self.device)
+            words = self.clip_tokenizer(list(questions), padding=True, truncation=True, max_length=77, return_tensors="pt").to(
+                self.device
+            )
             pooled = self.model.clip.text_model(
                 input_ids=words["input_ids"], attention_mask=words["attention_mask"]
             ).pooler_output
@@ -161,9 +159,7 @@ class GlammBackbone:
             keep=layered.tokens_after(first.budget, count, self.num_layers) if layered else 0,
         )
         # the state that predicts [SEG]: counted from the end, where nothing was pruned
-        before_seg = [
-            [k - 1 - len(row) for k, token in enumerate(row) if token == self.tokenizer.seg_id] for row in ids
-        ]
+        before_seg = [[k - 1 - len(row) for k, token in enumerate(row) if token == self.tokenizer.seg_id] for row in ids]
         states = torch.cat([run.hidden[k, marks] for k, marks in enumerate(before_seg)])
         prompts = model.text_hidden_fcs(states)
         owner = [k for k, marks in enumerate(before_seg) for _ in marks]

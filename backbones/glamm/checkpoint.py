@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, LlamaConfig, SamConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from backbones.glamm.keys import SHARED, TIED, sample, to_official, to_ours
+from backbones.glamm.keys import TIED, sample, to_official, to_ours
 from backbones.glamm.model import GlammModel
 from pruners.base import UserError
 
@@ -108,9 +108,7 @@ def weight_files(folder: Path) -> list[Path]:
     for pattern in ("*.safetensors", "pytorch_model*.bin"):
         if found := sorted(folder.glob(pattern)):
             return found
-    raise UserError(
-        f"There are no weights in {str(folder)!r}: expected *.safetensors or pytorch_model*.bin beside config.json."
-    )
+    raise UserError(f"There are no weights in {str(folder)!r}: expected *.safetensors or pytorch_model*.bin beside config.json.")
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

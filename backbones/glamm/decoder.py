@@ -36,9 +36,7 @@ class LayerRun:
     scores: Tensor | None = None
 
 
-def last_row_attention(
-    llm: LlamaModel, index: int, hidden: Tensor, rotary: tuple[Tensor, Tensor], visual: slice
-) -> Tensor:
+def last_row_attention(llm: LlamaModel, index: int, hidden: Tensor, rotary: tuple[Tensor, Tensor], visual: slice) -> Tensor:
     """(B, H, n): probabilities of the last token over all keys in layer `index`, cut to the visual span.
 
     Args:

@@ -62,7 +62,11 @@ def to_ours(key: str) -> str | None:
             if rest.startswith(theirs):
                 rest = ours + rest[len(theirs) :]
                 break
-        rest = re.sub(r"^(vision_encoder\.layers\.\d+\.|mask_decoder\.transformer\.layers\.\d+\.)norm(\d)", r"\1layer_norm\2", rest)
+        rest = re.sub(
+            r"^(vision_encoder\.layers\.\d+\.|mask_decoder\.transformer\.layers\.\d+\.)norm(\d)",
+            r"\1layer_norm\2",
+            rest,
+        )
         if found := re.match(_HEADS + r"layers\.(\d)\.(.*)", rest):
             part = {"0": "proj_in", "1": "layers.0", "2": "proj_out"}[found[2]]
             rest = f"{found[1]}{part}.{found[3]}"

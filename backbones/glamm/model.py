@@ -26,9 +26,7 @@ class GlammModel(nn.Module):
         self.clip = CLIPModel._from_config(clip, attn_implementation=attn)
         self.language_model = LlamaModel._from_config(llm, attn_implementation=attn)
         # SAM's relative positions are an additive attention bias, which flash attention cannot take.
-        self.grounding_encoder = SamModel._from_config(
-            sam, attn_implementation="sdpa" if attn == "flash_attention_2" else attn
-        )
+        self.grounding_encoder = SamModel._from_config(sam, attn_implementation="sdpa" if attn == "flash_attention_2" else attn)
         vision_width, width = clip.vision_config.hidden_size, llm.hidden_size
         prompt_width = sam.prompt_encoder_config.hidden_size
         self.projector = nn.Sequential(nn.Linear(vision_width, width), nn.GELU(), nn.Linear(width, width))

@@ -28,8 +28,7 @@ class LlamaTokenizer:
         self._pieces = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
         self._added: dict[str, int] = json.loads((folder / "added_tokens.json").read_text())
         self._special = {
-            self._pieces.id_to_piece(k): k
-            for k in (self._pieces.unk_id(), self._pieces.bos_id(), self._pieces.eos_id())
+            self._pieces.id_to_piece(k): k for k in (self._pieces.unk_id(), self._pieces.bos_id(), self._pieces.eos_id())
         }
         known = sorted((*self._added, *self._special), key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, known)) + ")")

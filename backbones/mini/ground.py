@@ -98,22 +98,20 @@ class Conversations:
                 rows.append((ids, read, [k for k, _ in chosen]))
         length = max(len(ids) for ids, _, _ in rows)
         shape = (len(picks), count)
-        ids = np.zeros((len(rows), length), dtype=np.int64)
+        words = np.zeros((len(rows), length), dtype=np.int64)
         labels = np.full((len(rows), length), -100, dtype=np.int64)
-        read = np.full((len(rows), MOST_TURNS), -1, dtype=np.int64)
+        marked = np.full((len(rows), MOST_TURNS), -1, dtype=np.int64)
         target = np.full((len(rows), MOST_TURNS), -1, dtype=np.int64)
         for r, (row, marks, things) in enumerate(rows):
-            ids[r, : len(row)] = row
+            words[r, : len(row)] = row
             for t, (mark, k) in enumerate(zip(marks, things, strict=True)):
-                read[r, t], target[r, t] = mark, k
+                marked[r, t], target[r, t] = mark, k
                 labels[r, mark] = row[mark + 1]
-        parts = [torch.from_numpy(a).view(*shape, -1) for a in (ids, labels, read, target)]
+        parts = [torch.from_numpy(a).view(*shape, -1) for a in (words, labels, marked, target)]
         return Branches(torch.tensor(prefix), *parts)
 
 
-def run_branches(
-    model: GlammModel, visual: Tensor, branches: Branches
-) -> tuple[Tensor, Tensor, list[Tensor]]:
+def run_branches(model: GlammModel, visual: Tensor, branches: Branches) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The language model over a shared image and its branches.
 
     Args:
@@ -250,9 +248,7 @@ class Pointing(nn.Module):
         owned = torch.from_numpy(np.take_along_axis(areas, kept[:, :, None], 1) > 16).to(device)  # (B, N, 9)
         referent = owned[scene_of, :, thing].float()
         visible = referent.sum(-1) > 0
-        look = torch.stack(
-            [-(share[asked] * referent).sum(-1)[visible].clamp(min=1e-6).log().mean() for share in looks]
-        ).mean()
+        look = torch.stack([-(share[asked] * referent).sum(-1)[visible].clamp(min=1e-6).log().mean() for share in looks]).mean()
         spoken = F.cross_entropy(self.lm_head(hidden[branches.labels >= 0]), branches.labels[branches.labels >= 0])
         loss = 4 * imitate + 0.5 * off + 0.3 * look + 0.1 * spoken
         with torch.no_grad():

@@ -107,16 +107,12 @@ def run_stage(
             sums, counted = {}, 0
         if rank == 0 and ((step + 1) % save_every == 0 or last):
             partial = checkpoint.with_suffix(".tmp")
-            torch.save(
-                {"modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, partial
-            )
+            torch.save({"modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, partial)
             partial.replace(checkpoint)
     modules.eval()
 
 
-def cache(
-    path: Path, total: int, shape: tuple[int, ...], batch: int, compute: Callable[[slice], Tensor]
-) -> NDArray[np.float16]:
+def cache(path: Path, total: int, shape: tuple[int, ...], batch: int, compute: Callable[[slice], Tensor]) -> NDArray[np.float16]:
     """Rows of a frozen encoder on disk: every rank fills its own batches, a mark file says that one is done."""
     rank, world = rank_and_world()
     marks = path.with_suffix(".done")

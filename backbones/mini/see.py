@@ -160,9 +160,7 @@ def patch_targets(
     return labels, offsets, drawn
 
 
-def helper_loss(
-    outputs: tuple[Tensor, ...], labels: Tensor, offsets: Tensor, drawn: Tensor
-) -> tuple[Tensor, dict[str, float]]:
+def helper_loss(outputs: tuple[Tensor, ...], labels: Tensor, offsets: Tensor, drawn: Tensor) -> tuple[Tensor, dict[str, float]]:
     """Sum of five cross-entropies (shape counts double), the centre's L1 and the silhouette's BCE; the accuracies."""
     names = ("object", "shape", "color", "texture", "size")
     losses, figures = [], {}

@@ -29,7 +29,12 @@ def corpus(scenes: int = 400) -> Iterator[str]:
                 answer = ANSWER_TEMPLATES[int(rng.integers(len(ANSWER_TEMPLATES)))].replace("[SEG]", "")
                 yield f"{SYSTEM} USER: The provides an overview of the picture.\n{question} ASSISTANT: {answer}"
                 yield text
-    yield from ("the man in the red shirt", "woman holding a white umbrella", "bowl near the tree", "second dog from left")
+    yield from (
+        "the man in the red shirt",
+        "woman holding a white umbrella",
+        "bowl near the tree",
+        "second dog from left",
+    )
 
 
 def build_llama_tokenizer(folder: Path) -> int:
@@ -49,9 +54,7 @@ def build_llama_tokenizer(folder: Path) -> int:
         minloglevel=2,
     )
     (folder / "tokenizer.vocab").unlink()
-    (folder / "added_tokens.json").write_text(
-        json.dumps({token: LLAMA_PIECES + k for k, token in enumerate(ADDED)}, indent=2)
-    )
+    (folder / "added_tokens.json").write_text(json.dumps({token: LLAMA_PIECES + k for k, token in enumerate(ADDED)}, indent=2))
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>"}
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2))
     settings = {
@@ -73,13 +76,20 @@ def build_clip_tokenizer(folder: Path) -> tuple[int, int, int]:
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Punctuation(),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
     words = Counter(word for line in corpus() for word in line.split())
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=CLIP_PIECES - 2 - len(alphabet), end_of_word_suffix="</w>", show_progress=False, initial_alphabet=alphabet
+        vocab_size=CLIP_PIECES - 2 - len(alphabet),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+        initial_alphabet=alphabet,
     )
     tokenizer.train_from_iterator((f"{word} " * min(count, 50) for word, count in sorted(words.items())), trainer)
     merges = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]

@@ -59,9 +59,7 @@ def parse_datasets(text: str, root: str | Path | None = None) -> list[tuple[str,
             dataset, colon, split = word.partition(":")
             own, more = _splits(dataset, root)
             if (split or colon or not own) and split not in (*own, *more):
-                raise DataError(
-                    f"{dataset} has no split '{split}', it has {', '.join((*own, *more))}.{nearest(split, own)}"
-                )
+                raise DataError(f"{dataset} has no split '{split}', it has {', '.join((*own, *more))}.{nearest(split, own)}")
             pairs |= dict.fromkeys((dataset, name) for name in ([split] if split else own))
     if not pairs:
         raise DataError("No data set is named; try --datasets refshapes:val or --datasets all.")

@@ -89,11 +89,7 @@ def splits(root: Path, dataset: str) -> tuple[list[str], list[str]]:
         DataError: as load_refer.
     """
     held = sorted({ref["split"] for ref in _tree(Path(root), dataset).refs})
-    own = [
-        split
-        for split in EVALUATION_SPLITS
-        if split in held or (split[:-1] == "test" and any(map(_chooser(split), held)))
-    ]
+    own = [split for split in EVALUATION_SPLITS if split in held or (split[:-1] == "test" and any(map(_chooser(split), held)))]
     return own, [split for split in held if split not in own]
 
 
@@ -124,10 +120,7 @@ def load_refer(root: str | Path, dataset: str, split: str) -> list[Sample]:
         by_image.setdefault(ref["image_id"], []).append(ref)
     _check_ids(dataset, refs, tree)
     folder = _base(root) / IMAGES
-    samples = [
-        _sample(dataset, split, folder, tree.images[image_id], by_image[image_id], tree)
-        for image_id in sorted(by_image)
-    ]
+    samples = [_sample(dataset, split, folder, tree.images[image_id], by_image[image_id], tree) for image_id in sorted(by_image)]
     absent = [sample.path for sample in samples if not sample.path.is_file()]
     if absent:
         raise DataError(
@@ -137,9 +130,7 @@ def load_refer(root: str | Path, dataset: str, split: str) -> list[Sample]:
     return samples
 
 
-def _sample(
-    dataset: str, split: str, folder: Path, image: dict[str, Any], refs: list[dict[str, Any]], tree: _Tree
-) -> Sample:
+def _sample(dataset: str, split: str, folder: Path, image: dict[str, Any], refs: list[dict[str, Any]], tree: _Tree) -> Sample:
     expressions, targets = [], []
     for ref in refs:
         target = tuple(tree.annotations[number] for number in _annotation_ids(ref))
@@ -299,9 +290,7 @@ def _read_refs(path: Path) -> list[dict[str, Any]]:
             raise DataError(f"Ref {number} of '{path}' has an 'ann_id' that is no number; download it again.")
         for sentence in ref["sentences"]:
             if not (
-                isinstance(sentence, dict)
-                and isinstance(sentence.get("sent"), str)
-                and isinstance(sentence.get("sent_id"), int)
+                isinstance(sentence, dict) and isinstance(sentence.get("sent"), str) and isinstance(sentence.get("sent_id"), int)
             ):
                 raise DataError(f"Ref {number} of '{path}' has a sentence without text or id; download it again.")
     return refs

@@ -35,7 +35,14 @@ def backbone(golden_glamm_dir: Path, request: pytest.FixtureRequest) -> GlammBac
     folder, clip = golden_glamm_dir / "checkpoint", golden_glamm_dir / "clip"
     model = files.load_checkpoint(folder, str(clip), sam=dims, attn=request.param)
     return GlammBackbone(
-        model, LlamaTokenizer(folder), clip, name="glamm", fingerprint="", device="cpu", dtype="float32", attn=request.param
+        model,
+        LlamaTokenizer(folder),
+        clip,
+        name="glamm",
+        fingerprint="",
+        device="cpu",
+        dtype="float32",
+        attn=request.param,
     )
 
 

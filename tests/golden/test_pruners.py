@@ -27,8 +27,8 @@ from pruners.base import TEXT_EMBEDS, Need, VisualTokens, outliers, top
 from pruners.fastv import FastV
 from pruners.litelvlm import LiteLVLM
 from pruners.trim import Trim
-from pruners.vispruner import VisPruner
 from pruners.visionzip import VisionZip
+from pruners.vispruner import VisPruner
 
 Arrays = dict[str, NDArray[np.generic]]
 FEATURES = 5e-4  # the set's own tolerance; measured differences are below 2e-5
@@ -276,9 +276,7 @@ def test_fastv(golden_pruners_dir: Path, name: str, attn: str, record_property) 
         layer, keep = (int(v) for v in numbers(setting, "K", "keep"))
         pruner = FastV(layer=layer)
         cache = DynamicCache()
-        run = run_layers(
-            model, embeds, visual_start=start, visual_count=count, pruner=pruner, keep=keep, cache=cache
-        )
+        run = run_layers(model, embeds, visual_start=start, visual_count=count, pruner=pruner, keep=keep, cache=cache)
         assert run.scores is not None
         steps = double(given["decode_embeds"])
         lengths = [cache.get_seq_length(k) for k in range(len(model.layers))]

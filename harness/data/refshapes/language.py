@@ -83,9 +83,7 @@ def _location(things: Sequence[Thing], target: int, rng: np.random.Generator) ->
     if not rivals and rng.random() < 0.7:  # mostly say where only if it is needed
         return None
     others = rivals or [t for k, t in enumerate(things) if k != target]
-    holds = [
-        word for word, rank in LOCATIONS if all(rank(things[target].center) - rank(t.center) >= MARGIN for t in others)
-    ]
+    holds = [word for word, rank in LOCATIONS if all(rank(things[target].center) - rank(t.center) >= MARGIN for t in others)]
     if not holds:
         return None
     word, noun = str(rng.choice(holds)), _phrase(words)

@@ -133,9 +133,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> NDArray[np
     return image.astype(np.int16)
 
 
-def _paint(
-    image: NDArray[np.int16], mask: NDArray[np.bool_], color: str, texture: str, rng: np.random.Generator
-) -> None:
+def _paint(image: NDArray[np.int16], mask: NDArray[np.bool_], color: str, texture: str, rng: np.random.Generator) -> None:
     xs, ys = _grid(*mask.shape)
     shade = np.asarray(COLORS[color]) + rng.integers(-14, 15, size=3)
     image[mask] = shade

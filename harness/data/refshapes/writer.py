@@ -99,8 +99,7 @@ def prepare(cache_dir: str | Path | None = None, *, images: int = IMAGES_PER_SPL
                 raise
     except OSError as error:
         raise DataError(
-            f"RefShapes cannot be written to '{cache}' ({error.strerror or error}); "
-            f"set {CACHE_VARIABLE} to a writable folder."
+            f"RefShapes cannot be written to '{cache}' ({error.strerror or error}); set {CACHE_VARIABLE} to a writable folder."
         ) from None
     finally:
         if aside is not None and aside.exists():

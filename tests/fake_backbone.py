@@ -1,0 +1,128 @@
+"""A small, honest backbone for tests of the engine: features of the pixels, masks that depend on the chosen tokens alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from backbones.base import Encoding, Grounded, Row, Turn
+from pruners.base import LayerPruner, Need, VisualTokens
+
+SIDE, WIDTH, HEADS, LAYERS = 8, 16, 2, 4
+WARM_AT = 3  # rows that a default instance puts into one batch
+
+
+def vector(text: str, width: int = WIDTH) -> Tensor:
+    """A direction that follows from the text alone."""
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+    return torch.randn(width, generator=torch.Generator().manual_seed(seed))
+
+
+class FakeBackbone:
+    """Sees 8 x 8 patches; a mask is what the kept patches say about the question, everything else is background.
+
+    Args:
+        batch_size: most rows at once, as every backbone has it.
+        broken: image mean (rounded) at which `encode` fails, as a damaged image would.
+    """
+
+    name, grid, num_layers, fingerprint = "fake", (SIDE, SIDE), LAYERS, "fa4e" * 4
+    device, dtype, attn = "cpu", "float32", "sdpa"
+
+    def __init__(self, batch_size: int = WARM_AT, broken: int | None = None) -> None:
+        self.batch_size, self.broken = batch_size, broken
+        self.encoded: list[int] = []  # images per call
+        self.grounded: list[int] = []  # rows per call
+        self.asked: list[tuple[str, str]] = []  # (sample, pruner signals) read
+
+    def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Encoding]:
+        if self.broken is not None and any(round(float(image.mean())) == self.broken for image in images):
+            raise RuntimeError("the image has no usable pixels")
+        self.encoded.append(len(images))
+        return [self._encode(image) for image in images]
+
+    def _encode(self, image: NDArray[np.uint8]) -> Encoding:
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+        patches = F.adaptive_avg_pool2d(pixels, (SIDE, SIDE))[0].flatten(1).T  # (N, 3)
+        place = torch.arange(SIDE * SIDE, dtype=torch.float32)
+        described = torch.cat([patches, (place % SIDE)[:, None] / SIDE, (place // SIDE)[:, None] / SIDE], dim=1)
+        weights = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(0))
+        features = torch.tanh(3 * described @ weights)
+        states = torch.cat([features.mean(0, keepdim=True), features])
+        return Encoding((states,), features[:1, :1, None], image.shape[:2], image.shape[:2])
+
+    def tokens(
+        self, encoding: Encoding, turns: Sequence[Turn], sample: str, masks: NDArray[np.bool_] | None = None
+    ) -> VisualTokens:
+        states = encoding.hidden_states[-1]
+
+        def answer(need: Need) -> Tensor:
+            self.asked.append((sample, need.kind))
+            match need.kind:
+                case "text_embeds":
+                    return torch.stack([vector(turn.question) for turn in turns])
+                case "projected_patches":
+                    return states[1:]
+                case "referent":
+                    assert masks is not None
+                    union = torch.from_numpy(masks.any(0)).float()[None, None]
+                    return F.adaptive_avg_pool2d(union, (SIDE, SIDE)).flatten()
+                case "cls_attention":
+                    query, keys = states[0].view(HEADS, -1), states.view(len(states), HEADS, -1)
+                    return torch.einsum("hd,nhd->hn", query, keys).softmax(-1)
+                case "cls_query":
+                    return states[0]
+            return states
+
+        return VisualTokens(states[1:], states[0], self.grid, HEADS, answer, sample)
+
+    def ground(self, rows: Sequence[Row]) -> list[Grounded]:
+        found: list[Grounded] = []
+        for start in range(0, len(rows), self.batch_size):
+            part = rows[start : start + self.batch_size]
+            self.grounded.append(len(part))
+            found += [self._ground(row) for row in part]
+        return found
+
+    def _ground(self, row: Row) -> Grounded:
+        features = row.encoding.hidden_states[-1][1:]
+        lengths = [len(features)] * LAYERS
+        if row.selection is not None:
+            kept = row.selection.indices
+            lengths = [row.selection.tokens] * LAYERS
+        else:
+            assert isinstance(row.pruner, LayerPruner)
+            count = row.pruner.tokens_after(row.budget, len(features), LAYERS)
+            attention = (features @ vector(row.turns[-1].question)).softmax(0).expand(HEADS, -1)
+            kept = row.pruner.keep(attention, count)
+            lengths[row.pruner.layer :] = [count] * (LAYERS - row.pruner.layer)
+        patches = kept[kept >= 0]
+        logits = []
+        for turn in row.turns:
+            here = torch.full((len(features),), -1.0)
+            here[patches] = features[patches] @ vector(turn.question)
+            large = F.interpolate(here.view(1, 1, SIDE, SIDE), row.encoding.original, mode="nearest")
+            logits.append(large[0, 0])
+        return Grounded(torch.stack(logits), lengths[-1], sum(lengths) / LAYERS, kept)
+
+
+def known(monkeypatch: Any, **settings: Any) -> list[FakeBackbone]:
+    """Make `fake` a backbone's name for one test; returns the instances that get loaded."""
+    import backbones
+
+    loaded: list[FakeBackbone] = []
+
+    def load(name: str, *, batch_size: int = WARM_AT, **_: Any) -> FakeBackbone:
+        loaded.append(FakeBackbone(batch_size=batch_size, **settings))
+        return loaded[-1]
+
+    monkeypatch.setattr(backbones, "names", lambda: {"fake": "for tests", "glamm-mini": "embedded"})
+    monkeypatch.setattr(backbones, "load", load)
+    return loaded

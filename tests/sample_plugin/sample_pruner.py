@@ -1,0 +1,18 @@
+"""The smallest pruner: keep the patches with the largest features."""
+
+from dataclasses import dataclass
+
+from pruners import ScorePruner, VisualTokens, register
+
+
+@register
+@dataclass(frozen=True)
+class Brightest(ScorePruner):
+    """Patches with the largest norm."""
+
+    power: float = 2.0
+    name = "brightest"
+    reference = "tests/sample_plugin"
+
+    def score(self, tokens: VisualTokens):
+        return tokens.patches.float().norm(p=self.power, dim=1)
