@@ -22,11 +22,16 @@ from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer
 from pruners.base import LayerPruner, Need, Selection, UserError, VisualTokens
 
 
+# CPU kernels round alike for all batches of a multiple of eight, and differently for others. Batches are filled up to one,
+# so that a pixel on the edge of a mask does not depend on what else was in the batch.
+FULL_ROWS = 8
+
+
 class GlammBackbone:
     """A loaded GLaMM.
 
     Args:
-        batch_size: most rows that share a forward pass.
+        batch_size: most rows that share a forward pass; on CPU rounded up to a multiple of FULL_ROWS.
     """
 
     def __init__(
@@ -45,7 +50,9 @@ class GlammBackbone:
         from transformers import CLIPTokenizer
 
         self.model, self.tokenizer, self.name, self.fingerprint = model, tokenizer, name, fingerprint
-        self.device, self.dtype, self.attn, self.batch_size = device, dtype, attn, batch_size
+        self.device, self.dtype, self.attn = device, dtype, attn
+        self._multiple = FULL_ROWS if device == "cpu" else 1
+        self.batch_size = self._filled(batch_size)
         self.clip_tokenizer = CLIPTokenizer.from_pretrained(str(clip_folder))
         vision = model.clip.config.vision_config
         side = vision.image_size // vision.patch_size
@@ -56,6 +63,10 @@ class GlammBackbone:
         self._kind = next(model.parameters()).dtype
         self._text_embeds: dict[tuple[str, ...], Tensor] = {}
 
+    def _filled(self, count: int) -> int:
+        """`count` rounded up to the multiple that rounds alike."""
+        return -(-count // self._multiple) * self._multiple
+
     # -- once per image
 
     @torch.inference_mode()
@@ -63,8 +74,11 @@ class GlammBackbone:
         """Both image branches; the vision tower's last layer is not run, since nothing reads its output."""
         small = torch.stack([clip_pixels(image, self.image_size) for image in images]).to(self.device, self._kind)
         large, resized = zip(*(sam_pixels(image, self.sam_size) for image in images), strict=True)
+        pad = self._filled(len(images)) - len(images)
+        small = torch.cat([small, small[-1:].expand(pad, -1, -1, -1)])
         states = hidden_states(self.model.clip.vision_model, small)
-        embeddings = self.model.grounding_encoder.vision_encoder(torch.stack(large).to(self.device, self._kind))[0]
+        pixels = torch.stack([*large, *large[-1:] * pad]).to(self.device, self._kind)
+        embeddings = self.model.grounding_encoder.vision_encoder(pixels)[0]
         return [
             Encoding(tuple(state[k] for state in states), embeddings[k], resized[k], image.shape[:2])
             for k, image in enumerate(images)
@@ -123,8 +137,9 @@ class GlammBackbone:
         for members in groups.values():
             for start in range(0, len(members), self.batch_size):
                 part = members[start : start + self.batch_size]
-                results = self._ground([rows[k] for k in part], [ids[k] for k in part])
-                found.update(zip(part, results, strict=True))
+                filled = part + part[-1:] * (self._filled(len(part)) - len(part))
+                results = self._ground([rows[k] for k in filled], [ids[k] for k in filled])
+                found.update(zip(part, results, strict=False))
         return [found[k] for k in range(len(rows))]
 
     def visual(self, row: Row) -> Tensor:

@@ -56,6 +56,10 @@ class Scenes:
     def __len__(self) -> int:
         return len(self.images)
 
+    def first(self, count: int) -> Scenes:
+        """The first `count` scenes."""
+        return Scenes(self.images[:count], self.owner[:count], self.looks[:count], self.centers[:count])
+
     def count(self, index: int) -> int:
         """Objects of a scene."""
         return int((self.looks[index, :, 0] >= 0).sum())

@@ -195,7 +195,7 @@ class Pointing(nn.Module):
         self,
         model: GlammModel,
         scenes: Scenes,
-        features: np.ndarray,
+        features: np.ndarray | None,
         embeddings: np.ndarray | None,
         tokenizer: LlamaTokenizer,
         *,
@@ -229,6 +229,7 @@ class Pointing(nn.Module):
         only: list[int | None] = [f if mode == "focus" else None for f in focus]
         branches = self.talk.draw(scenes, picks, only, self.count, rng)
         branches = Branches(*(part.to(device) for part in vars(branches).values()))
+        assert self.features is not None
         rows = np.stack([self.features[i] for i in picks])
         tokens = torch.from_numpy(np.take_along_axis(rows, kept[:, :, None], 1)).to(device).float()
         _, hidden, looks = run_branches(model, self.projector(tokens), branches)

@@ -27,6 +27,8 @@ from backbones.mini.loop import rank_and_world, run_stage
 
 STAGES = ("scenes", "sam", "patches", "match", "point", "mask", "export")
 STEPS = {"sam": 4500, "patches": 3600, "match": 900, "point": 4500, "mask": 900}
+# scenes whose frozen features are kept on disk for the language stages
+CACHED = {"point": 12000, "mask": 6000}
 RATES = {"sam": 1.5e-3, "patches": 1.5e-3, "match": 8e-4, "point": 1.5e-3, "mask": 4e-4}
 
 
@@ -79,16 +81,16 @@ def train(work: Path, stages: tuple[str, ...], scenes: int, steps: dict[str, int
     run("match", matching, matching.loss)
     sam.requires_grad_(False)
     clip.requires_grad_(False)
+    talked, masked = split.first(CACHED["point"]), split.first(CACHED["mask"])
+    pointing = ground.Pointing(model, talked, None, None, tokenizer).to(device)
     if {"point", "mask"} & set(stages):
-        features = see.cache_features(clip, split, work / "features.npy")
-        embeddings = segment.cache_embeddings(sam, split, work / "embeddings.npy")
-        pointing = ground.Pointing(model, split, features, None, tokenizer).to(device)
-        run("point", pointing, pointing.loss)
-        masking = ground.Pointing(model, split, features, embeddings, tokenizer, masks=3).to(device)
-        masking.center.load_state_dict(pointing.center.state_dict())
-        run("mask", masking, masking.loss)
-    elif (work / "mask.pt").exists():
-        restore("mask", ground.Pointing(model, split, split.images, None, tokenizer), work)
+        pointing.features = see.cache_features(clip, talked, work / "features.npy")
+    run("point", pointing, pointing.loss)
+    masking = ground.Pointing(model, masked, pointing.features, None, tokenizer, masks=3).to(device)
+    masking.center.load_state_dict(pointing.center.state_dict())
+    if "mask" in stages:
+        masking.embeddings = segment.cache_embeddings(sam, masked, work / "embeddings.npy")
+    run("mask", masking, masking.loss)
     if "export" in stages and rank_and_world()[0] == 0:
         export(model, work / "weights", llama_folder, clip_folder)
 

@@ -1,0 +1,240 @@
+"""Names, parameters, plugins, and the arithmetic that a method's paper fixes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import pruners
+from pruners.base import CLS, ImpossibleBudget, Pruner, ScorePruner, Selection, UserError, VisualTokens
+from pruners.fastv import FastV
+from pruners.oracle import Oracle
+from pruners.prumerge import plus_budget
+from pruners.uniform import cells
+from pruners.visionzip import VisionZip
+from tests.tokens import attention_row, make_tokens
+
+HERE = Path(__file__).parent
+METHODS = {"litelvlm", "fastv", "visionzip", "prumerge", "vispruner", "trim"}
+CONTROLS = {"none", "random", "uniform", "downsample", "oracle"}
+
+
+def test_board_is_complete() -> None:
+    assert set(pruners.names()) >= METHODS | CONTROLS
+    assert {name for name in METHODS | CONTROLS if pruners.get(name).kind == "control"} == CONTROLS
+    assert pruners.names()[0] == "none"
+
+
+@pytest.mark.parametrize(
+    ("text", "specs"),
+    [
+        ("litelvlm,litelvlm(context_share=0.25),fastv(layer=3)", ["litelvlm", "litelvlm(context_share=0.25)", "fastv(layer=3)"]),
+        ("vis*", ["visionzip", "vispruner"]),
+        (" trim , trim ", ["trim"]),
+        ("trim(similarity='cosine', keep='highest')", ["trim(keep='highest', similarity='cosine')"]),
+        ("fastv(layer=2)", ["fastv"]),
+        ("all,litelvlm(combine='intersection')", [*pruners.names(), "litelvlm(combine='intersection')"]),
+    ],
+)
+def test_parse(text: str, specs: list[str]) -> None:
+    assert [pruner.spec() for pruner in pruners.parse(text)] == specs
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("litelvm", "Did you mean 'litelvlm'"),
+        ("fastv(layr=3)", "Did you mean 'layer'"),
+        ("none(layer=3)", "it has no parameters"),
+        ("fastv(3)", "give parameters by name"),
+        ("fastv(layer=__import__('os'))", "Cannot read the pruner"),
+        ("fastv(layer=3", "unclosed bracket"),
+        ("fastv(layer=0)", "from 1 on"),
+        ("fastv(budget='average')", "'final' or 'mean'"),
+        ("litelvlm(combine='xor')", "'union' or 'intersection'"),
+        ("litelvlm(context_share=2)", "between 0 and 1"),
+        ("vispruner(ratio=-1)", "between 0 and 1"),
+        ("xyz*", "matches no pruner"),
+        (" , ", "No pruner was given"),
+    ],
+)
+def test_mistakes_are_one_sentence(text: str, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        pruners.parse(text)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_name_is_taken_once() -> None:
+    with pytest.raises(UserError) as caught:
+
+        @pruners.register
+        @dataclass(frozen=True)
+        class Other(ScorePruner):
+            name = "trim"
+            reference = "nowhere"
+
+            def score(self, tokens: VisualTokens) -> torch.Tensor:
+                return tokens.patches.sum(1)
+
+    assert "trim.py:" in str(caught.value) and "test_pruners.py:" in str(caught.value)
+
+
+def run(code: str, path: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE.parent, env={"PYTHONPATH": str(path)}, check=False
+    )
+
+
+def test_installed_plugin(tmp_path: Path) -> None:
+    """The sample package, really installed, is found through its entry point and conforms."""
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target"]
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "sample_pruner.py"):
+        (source / name).write_text((HERE / "sample_plugin" / name).read_text())
+    subprocess.run([*install, str(tmp_path / "site"), str(source)], check=True, capture_output=True)
+    done = run("import pruners; print(pruners.parse('bright*')[0].spec(), 'brightest' in pruners.names())", tmp_path / "site")
+    assert done.stdout.split() == ["brightest", "True"], done.stderr
+
+
+def test_broken_installed_plugin(tmp_path: Path) -> None:
+    """An entry point that cannot be imported is named, not skipped."""
+    info = tmp_path / "bad-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bad\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[groundprune.pruners]\nbad = no_such_module:Thing\n")
+    done = run("import pruners\ntry: pruners.names()\nexcept pruners.UserError as e: print(e)", tmp_path)
+    assert "'bad'" in done.stdout and "no_such_module" in done.stdout
+
+
+def test_plugin_file(tmp_path: Path) -> None:
+    good = tmp_path / "mine.py"
+    good.write_text((HERE / "sample_plugin" / "sample_pruner.py").read_text().replace("brightest", "mine"))
+    assert pruners.load_plugin(good) == ["mine"]
+    assert pruners.parse("mine(power=1.0)")[0].select(make_tokens(), 5).tokens == 5
+    del pruners.registry._registry["mine"]
+    for name, text, says in (
+        ("none.py", None, "no plugin file"),
+        ("empty.py", "x = 1", "registers no pruner"),
+        ("broken.py", "1 +", "cannot be imported"),
+    ):
+        path = tmp_path / name
+        if text is not None:
+            path.write_text(text)
+        with pytest.raises(UserError, match=says):
+            pruners.load_plugin(path)
+
+
+def test_published_splits() -> None:
+    """The authors' dominant and contextual counts."""
+    for budget, parts in ((64, (54, 10)), (128, (108, 20)), (192, (162, 30))):
+        assert VisionZip().split(budget) == parts
+
+
+def test_fastv_mean_budget() -> None:
+    """Figures of the literature: a mean of 192 over 32 layers keeps 166, of 64 keeps 30; at K = 4 64 cannot be had."""
+    method = FastV(budget="mean")
+    assert method.tokens_after(192, 576, 32) == 166 and method.tokens_after(64, 576, 32) == 30
+    with pytest.raises(ImpossibleBudget, match="least mean is 73"):
+        FastV(layer=4, budget="mean").check(64, 576, 32)
+    with pytest.raises(ImpossibleBudget, match="never prunes"):
+        FastV(layer=5).check(64, 576, 5)
+
+
+def test_fastv_keeps_the_most_attended() -> None:
+    row = attention_row(576)
+    kept = FastV().keep(row, 64)
+    scores = row.mean(0)
+    others = torch.ones(576, dtype=torch.bool).index_fill(0, kept, False)
+    assert float(scores[kept].min()) >= float(scores[others].max())
+
+
+def test_score_pruners_keep_the_top_scores() -> None:
+    """Ties go to the lowest index, and the kept ones are the best."""
+
+    @dataclass(frozen=True)
+    class Steps(ScorePruner):
+        name = "steps"
+        reference = "here"
+
+        def score(self, tokens: VisualTokens) -> torch.Tensor:
+            return (torch.arange(len(tokens)) // 4 % 3).float()
+
+    kept = Steps().select(make_tokens((8, 8)), 30).indices.tolist()
+    best = [k for k in range(64) if k // 4 % 3 == 2]
+    assert kept == sorted(best + [k for k in range(64) if k // 4 % 3 == 1][: 30 - len(best)])
+
+
+def test_oracle_takes_the_referent_first() -> None:
+    tokens = make_tokens()
+    inside = (tokens.referent > 0).nonzero()[:, 0]
+    kept = Oracle().select(tokens, len(inside) + 40).indices
+    assert set(inside.tolist()) <= set(kept.tolist())
+    few = Oracle().select(tokens, 5).indices
+    assert float(tokens.referent[few].min()) >= float(tokens.referent[inside].sort(descending=True).values[4])
+
+
+def test_random_depends_on_seed_and_sample() -> None:
+    def draw(seed: int, sample: str) -> list[int]:
+        return pruners.get("random")().with_seed(seed).select(make_tokens(sample=sample), 64).indices.tolist()
+
+    assert draw(0, "a") == draw(0, "a") != draw(1, "a")
+    assert draw(0, "a") != draw(0, "b")
+    counts = torch.zeros(576)
+    for k in range(300):
+        counts[draw(0, str(k))] += 1
+    assert 8 < float(counts.min()) and float(counts.max()) < 70  # mean 33, five standard deviations each way
+
+
+@pytest.mark.parametrize("grid", [(24, 24), (8, 8), (7, 13), (1, 9)])
+def test_cells_tile_the_grid(grid: tuple[int, int]) -> None:
+    for budget in range(1, grid[0] * grid[1] + 1):
+        cover = torch.zeros(grid, dtype=torch.int)
+        found = cells(grid, budget)
+        for cell in found:
+            cover[cell] += 1
+        assert len(found) == budget and bool((cover == 1).all())
+
+
+def test_downsample_pools_means() -> None:
+    tokens = make_tokens((8, 8))
+    pooled = pruners.get("downsample")().select(tokens, 16).gather(tokens)
+    plane = tokens.patches.unflatten(0, (8, 8))
+    assert pooled[5].allclose(plane[2:4, 2:4].flatten(0, 1).mean(0))
+
+
+def test_prumerge_plus_budget_rule() -> None:
+    """Outliers first, then the grid without them, cut at its end."""
+    scores = torch.linspace(0, 0.1, 576)
+    scores[[100, 7, 300]] = torch.tensor([3.0, 2.0, 1.0])
+    kept = plus_budget(scores, 64).tolist()
+    assert kept[:3] == [100, 7, 300] and kept[3:] == [k for k in range(0, 576, 9) if k not in kept[:3]][:61]
+
+
+def test_gather_of_kept_patches() -> None:
+    tokens = make_tokens()
+    chosen = Selection(torch.tensor([CLS, 5, 3]))
+    assert chosen.gather(tokens).equal(torch.stack([tokens.cls, tokens.patches[5], tokens.patches[3]]))
+
+
+def test_pruners_import_nothing_of_the_project() -> None:
+    code = "import sys, pruners; print([m for m in sys.modules if m.split('.')[0] in ('harness','backbones','transformers','reports')])"
+    assert run(code, HERE.parent).stdout.strip() == "[]"
+
+
+def test_pruner_files_stay_short() -> None:
+    """A method can be read in one sitting."""
+    for name in METHODS | CONTROLS:
+        lines = (HERE.parent / "pruners" / f"{name}.py").read_text().splitlines()
+        code = [line for line in lines if line.strip() and not line.strip().startswith(("#", '"""'))]
+        assert len(code) <= 100, name
+
+
+def test_base_is_abstract() -> None:
+    with pytest.raises(TypeError):
+        Pruner()  # type: ignore[abstract]
