@@ -188,7 +188,7 @@ def test_random_depends_on_seed_and_sample() -> None:
     counts = torch.zeros(576)
     for k in range(300):
         counts[draw(0, str(k))] += 1
-    assert 8 < float(counts.min()) and float(counts.max()) < 70  # mean 33, five standard deviations each way
+    assert float(counts.min()) > 8 and float(counts.max()) < 70  # mean 33, five standard deviations each way
 
 
 @pytest.mark.parametrize("grid", [(24, 24), (8, 8), (7, 13), (1, 9)])
@@ -223,8 +223,8 @@ def test_gather_of_kept_patches() -> None:
 
 
 def test_pruners_import_nothing_of_the_project() -> None:
-    code = "import sys, pruners; print([m for m in sys.modules if m.split('.')[0] in ('harness','backbones','transformers','reports')])"
-    assert run(code, HERE.parent).stdout.strip() == "[]"
+    loaded = run("import sys, pruners; print(*{name.split('.')[0] for name in sys.modules})", HERE.parent).stdout.split()
+    assert "torch" in loaded and not {"harness", "backbones", "transformers", "reports"} & set(loaded)
 
 
 def test_pruner_files_stay_short() -> None:

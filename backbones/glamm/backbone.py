@@ -21,7 +21,6 @@ from backbones.glamm.signals import hidden_states, vision_signal
 from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer
 from pruners.base import LayerPruner, Need, Selection, UserError, VisualTokens
 
-
 # CPU kernels round alike for all batches of a multiple of eight, and differently for others. Batches are filled up to one,
 # so that a pixel on the edge of a mask does not depend on what else was in the batch.
 FULL_ROWS = 8
