@@ -12,7 +12,8 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from types import NoneType, UnionType
+from typing import ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -161,12 +162,50 @@ def precise(x: Tensor) -> Tensor:
 
 
 def top(score: Tensor, count: int) -> Tensor:
-    """Indices of the `count` largest, descending; the lowest index first among equals."""
-    return score.argsort(descending=True, stable=True)[:count]
+    """Indices of the `count` largest along the last dimension, descending; the lowest index first among equals."""
+    return score.argsort(dim=-1, descending=True, stable=True)[..., :count]
 
 
+def others(indices: Tensor, size: int) -> Tensor:
+    """Ascending indices below `size` that are not among `indices`."""
+    left = torch.ones(size, dtype=torch.bool, device=indices.device)
+    return left.index_fill_(0, indices, False).nonzero()[:, 0]
+
+
+def _fits(value: object, hint: object) -> bool:
+    """Whether a value is of an annotated type; annotations beyond plain values are taken as fitting."""
+    if get_origin(hint) is Literal:
+        return any(value == valid and type(value) is type(valid) for valid in get_args(hint))
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is hint if hint in _WORDS else True
+
+
+def _wanted(hint: object) -> str:
+    """The values that a type allows, in words."""
+    if get_origin(hint) is Literal or get_origin(hint) in (Union, UnionType):
+        return " or ".join(repr(option) if get_origin(hint) is Literal else _wanted(option) for option in get_args(hint))
+    return _WORDS.get(hint, str(hint))
+
+
+_WORDS: dict[object, str] = {
+    bool: "True or False",
+    float: "a number",
+    int: "a whole number",
+    str: "a text in quotes",
+    NoneType: "None",
+}
+
+
+@dataclass(frozen=True)
 class Pruner(ABC):
-    """A method: a frozen dataclass whose fields are its hyper-parameters."""
+    """A method: a frozen dataclass whose fields are its hyper-parameters.
+
+    Raises:
+        UserError: a hyper-parameter is not of its annotated type; subclasses check ranges after `super().__post_init__()`.
+    """
 
     name: ClassVar[str]
     reference: ClassVar[str]
@@ -175,19 +214,29 @@ class Pruner(ABC):
     stochastic: ClassVar[bool] = False  # has a field `seed`; the sweep runs several
     needs: ClassVar[frozenset[Need]] = frozenset()
 
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value, hint = getattr(self, field.name), hints[field.name]
+            if not _fits(value, hint):
+                options = [str(option) for option in get_args(hint)] if get_origin(hint) is Literal else []
+                raise UserError(f"{self.name}: {field.name} is {_wanted(hint)}, not {value!r}.{nearest(str(value), options)}")
+            if hint is float:  # 1 and 1.0 are one method, so they have one text
+                object.__setattr__(self, field.name, float(value))
+
     def spec(self) -> str:
         """The method as one writes it on the command line, defaults left out: `litelvlm(context_share=0.25)`."""
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]
-        given = [f"{f.name}={getattr(self, f.name)!r}" for f in fields if getattr(self, f.name) != f.default]
+        values = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
+        given = [f"{field.name}={value!r}" for field, value in values if value != field.default]
         return f"{self.name}({', '.join(given)})" if given else self.name
 
     def with_seed(self, seed: int) -> Self:
         """The same method with another seed; only for stochastic pruners."""
-        return dataclasses.replace(self, seed=seed)  # type: ignore[type-var, call-arg]
+        return dataclasses.replace(self, seed=seed)  # type: ignore[call-arg]
 
     def parameters(self) -> dict[str, object]:
         """All hyper-parameters, defaults included."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+        return dataclasses.asdict(self)
 
     def check(self, budget: int, patches: int, num_layers: int) -> None:
         """Raise ImpossibleBudget unless the method can end at `budget` of `patches` tokens.

@@ -28,9 +28,8 @@ class FastV(LayerPruner):
     reference: ClassVar[str] = "FastV, ECCV 2024, https://arxiv.org/abs/2403.06764"
 
     def __post_init__(self) -> None:
-        if self.budget not in ("final", "mean"):
-            raise UserError(f"fastv: budget is 'final' or 'mean', not {self.budget!r}.")
-        if not isinstance(self.layer, int) or self.layer < 1:
+        super().__post_init__()
+        if self.layer < 1:
             raise UserError(f"fastv: layer is a whole number from 1 on, not {self.layer!r}.")
 
     def check(self, budget: int, patches: int, num_layers: int) -> None:
@@ -41,7 +40,7 @@ class FastV(LayerPruner):
                 f"{self.spec()} never prunes: the language model has {num_layers} layers, so give layer 1 to {num_layers - 1}."
             )
         if self.tokens_after(budget, patches, num_layers) < 1:
-            least = -(-(self.layer * patches + num_layers - self.layer) // num_layers)
+            least = next(mean for mean in range(budget, patches + 1) if self.tokens_after(mean, patches, num_layers) >= 1)
             raise ImpossibleBudget(
                 f"{self.spec()} cannot average {budget} tokens: {self.layer} of {num_layers} layers see all {patches}, "
                 f"so the least mean is {least}."

@@ -32,8 +32,7 @@ class LiteLVLM(Pruner):
     needs = frozenset({Need("cls_query", -1), Need("keys", -1), Need("values", -1), PROJECTED_PATCHES, TEXT_EMBEDS})
 
     def __post_init__(self) -> None:
-        if self.combine not in ("union", "intersection"):
-            raise UserError(f"litelvlm: combine is 'union' or 'intersection', not {self.combine!r}.")
+        super().__post_init__()
         if not 0 <= self.context_share <= 1:
             raise UserError(f"litelvlm: context_share lies between 0 and 1, not {self.context_share!r}.")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pruners.base import POOLED, Need, Pruner, Selection, VisualTokens, outliers, precise, top
+from pruners.base import POOLED, Need, Pruner, Selection, UserError, VisualTokens, others, outliers, precise, top
 from pruners.registry import register
 
 NEIGHBOURS = 32
@@ -22,15 +22,21 @@ def cls_scores(tokens: VisualTokens) -> Tensor:
 
 
 def plus_adaptive(scores: Tensor) -> Tensor:
-    """PruMerge+ as released: the outliers, then every (1 / share / 3)-th patch that is none."""
-    size, count = len(scores), outliers(scores)
-    best = top(scores, count)
-    grid = torch.arange(0, size - 1, int(int(size / count) / 3), device=scores.device)
+    """PruMerge+ as released, at no budget: the outliers, then every (1 / share / 3)-th patch that is none.
+
+    Raises:
+        UserError: no outlier, or more than a third of all patches; the released code has no grid for these.
+    """
+    size, share = len(scores), outliers(scores) / len(scores)
+    if not 0 < share <= 1 / 3:
+        raise UserError(f"PruMerge+ without a budget needs outliers up to a third of the patches, not a share of {share:.3f}.")
+    best = top(scores, int(size * share))
+    grid = torch.arange(0, size - 1, int(int(1 / share) / 3), device=scores.device)
     return torch.cat([best, grid[~torch.isin(grid, best)]])
 
 
 def plus_fixed(scores: Tensor, ratio: float) -> Tensor:
-    """PruMerge+ with a fixed ratio as released: as many best as grid patches; a patch can be among both."""
+    """PruMerge+ with a fixed ratio as released, at no exact budget: best patches, then a grid that may repeat some."""
     size, step = len(scores), int(1 / ratio)
     grid = torch.arange(int(step / 2), size - 1, step, device=scores.device)
     return torch.cat([top(scores, int(size * ratio)), grid])
@@ -51,13 +57,13 @@ def merge(tokens: VisualTokens, scores: Tensor, kept: Tensor) -> Tensor:
     The official complement drops one of the lowest unselected patches for every duplicate in `kept`; so does this.
     """
     features, unit = precise(tokens.patches), F.normalize(precise(tokens.keys(-1)[1:]), dim=1)
-    free = torch.ones(len(tokens), dtype=torch.bool, device=kept.device).index_fill_(0, kept, False).nonzero()[:, 0]
+    free = others(kept, len(tokens))
     rest = free[len(kept) - (len(tokens) - len(free)) :]
     pool = torch.cat([kept, rest])
     weighted = scores[:, None] * features
     similarity = unit[kept] @ unit[pool].T
     similarity.fill_diagonal_(-torch.inf)
-    near = similarity.topk(min(NEIGHBOURS, len(pool) - 1), dim=1).indices
+    near = top(similarity, min(NEIGHBOURS, len(pool) - 1))
     weights = torch.zeros_like(similarity).scatter_(1, near, 1.0)
     grown = features[kept] + weights @ weighted[pool]
     return torch.cat([grown, weighted[rest].sum(0, keepdim=True)]).to(tokens.patches.dtype)
@@ -67,6 +73,8 @@ def merge(tokens: VisualTokens, scores: Tensor, kept: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class PruMerge(Pruner):
     """LLaVA-PruMerge at an exact budget: budget - 1 merged tokens and the official extra token.
+
+    That is the released code with its adaptive count off and a ratio of (budget - 0.5) / N.
 
     Args:
         plus: add PruMerge+'s spatial grid, by EffiVLM-Bench's budget rule; the released code cannot hit a budget.
@@ -80,5 +88,5 @@ class PruMerge(Pruner):
     def select(self, tokens: VisualTokens, budget: int) -> Selection:
         """Best tokens by falling score (then the grid, ascending), the extra token last."""
         scores = cls_scores(tokens)
-        kept = plus_budget(scores, budget - 1) if self.plus and budget > 1 else top(scores, budget - 1)
+        kept = plus_budget(scores, budget - 1) if self.plus else top(scores, budget - 1)
         return Selection(torch.cat([kept, kept.new_tensor([POOLED])]), merge(tokens, scores, kept))

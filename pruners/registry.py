@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import fnmatch
+import hashlib
 import importlib.util
 import inspect
 import sys
@@ -31,8 +32,13 @@ def register(cls: P) -> P:
     """Class decorator: make the pruner known under its `name`.
 
     Raises:
-        UserError: the name is taken by another class; both places are shown.
+        UserError: it is no pruner, has no name, or the name is taken by another class; both places are shown.
     """
+    if not (inspect.isclass(cls) and issubclass(cls, Pruner)):
+        raise UserError(f"@register takes a subclass of pruners.Pruner, not {cls!r}.")
+    for fact in ("name", "reference"):
+        if not isinstance(getattr(cls, fact, None), str):
+            raise UserError(f"The pruner {cls.__qualname__} at {_place(cls)} has no {fact}; add {fact} = '...' to its class.")
     known = _registry.get(cls.name)
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise UserError(f"Two pruners are named {cls.name!r}: {_place(known)} and {_place(cls)}; rename one of them.")
@@ -44,7 +50,6 @@ def _load_entry_points() -> None:
     global _loaded_entry_points
     if _loaded_entry_points:
         return
-    _loaded_entry_points = True
     for point in entry_points(group=ENTRY_POINTS):
         try:
             found = point.load()
@@ -56,6 +61,7 @@ def _load_entry_points() -> None:
             ) from error
         if inspect.isclass(found) and issubclass(found, Pruner):
             register(found)
+    _loaded_entry_points = True
 
 
 def load_plugin(path: str | Path) -> list[str]:
@@ -67,8 +73,8 @@ def load_plugin(path: str | Path) -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"There is no plugin file {str(path)!r}; give --plugin the path of a Python file.")
-    before = set(_registry)
-    module_name = f"groundprune_plugin_{path.stem}"
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]  # two files of one name are two plugins
+    module_name = f"groundprune_plugin_{path.stem}_{place}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise UserError(f"The plugin {str(path)!r} is not a Python file; give --plugin a file that ends in .py.")
@@ -80,14 +86,14 @@ def load_plugin(path: str | Path) -> list[str]:
         raise
     except Exception as error:
         raise UserError(f"The plugin {str(path)!r} cannot be imported: {error!r}.") from error
-    own = [name for name, cls in _registry.items() if cls.__module__ == module_name]
-    if not own:
+    added = sorted(name for name, cls in _registry.items() if cls.__module__ == module_name)
+    if not added:
         raise UserError(f"The plugin {str(path)!r} registers no pruner; decorate its class with @pruners.register.")
-    return sorted(set(own) | (set(_registry) - before))
+    return added
 
 
 def names() -> list[str]:
-    """All known names: controls that bound the board first, then methods, then the other controls, by name."""
+    """All known names: `none`, then the methods, then the other controls, each by name."""
     _load_entry_points()
     rank = {"none": -1}
     return sorted(_registry, key=lambda name: (rank.get(name, _registry[name].kind == "control"), name))
@@ -127,7 +133,7 @@ def _build(part: str) -> Pruner:
     cls = get(name.strip())
     if not bracket:
         return cls()
-    valid = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    valid = [field.name for field in dataclasses.fields(cls)]
     try:
         call = ast.parse(f"f({rest}", mode="eval").body
         if not isinstance(call, ast.Call) or call.args:

@@ -15,8 +15,8 @@ from pruners.base import (
     TEXT_EMBEDS,
     Pruner,
     Selection,
-    UserError,
     VisualTokens,
+    others,
     precise,
     top,
 )
@@ -26,9 +26,11 @@ from pruners.registry import register
 @register
 @dataclass(frozen=True)
 class Trim(Pruner):
-    """TRIM, as the released code does it: the lowest dot products stay.
+    """TRIM, as the released code does it with a fixed ratio: the lowest dot products stay.
 
-    With several questions, which the released code refuses, the patches' shares are averaged over them.
+    A budget is met as budget - 1 patches and the mean token (the code's ratio (budget - 0.5) / N); the code's adaptive
+    count, the outliers of the shares, meets none and is left out. With several questions, which the released code refuses,
+    the patches' shares are averaged over them.
 
     Args:
         keep: "lowest" as in the code, "highest" as in the paper.
@@ -41,10 +43,6 @@ class Trim(Pruner):
     reference: ClassVar[str] = "TRIM, COLING 2025, https://arxiv.org/abs/2409.10994"
     needs = frozenset({PROJECTED_PATCHES, TEXT_EMBEDS})
 
-    def __post_init__(self) -> None:
-        if self.keep not in ("lowest", "highest") or self.similarity not in ("dot", "cosine"):
-            raise UserError(f"{self.spec()}: keep is 'lowest' or 'highest', similarity is 'dot' or 'cosine'.")
-
     def shares(self, tokens: VisualTokens) -> Tensor:
         """(N,) softmax over patches of the (negated) similarity, mean over questions."""
         patches, text = precise(tokens.projected_patches), precise(tokens.text_embeds)
@@ -56,6 +54,6 @@ class Trim(Pruner):
     def select(self, tokens: VisualTokens, budget: int) -> Selection:
         """budget - 1 patches in raster order, then the mean of all others."""
         kept = top(self.shares(tokens), budget - 1).sort().values
-        rest = torch.ones(len(tokens), dtype=torch.bool, device=kept.device).index_fill_(0, kept, False)
-        mean = precise(tokens.patches[rest]).mean(0, keepdim=True).to(tokens.patches.dtype)
+        rest = precise(tokens.patches[others(kept, len(tokens))])
+        mean = rest.mean(0, keepdim=True).to(tokens.patches.dtype)
         return Selection(torch.cat([kept, kept.new_tensor([POOLED])]), torch.cat([tokens.patches[kept], mean]))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pruners.base import CLS, ImpossibleBudget, Need, Pruner, Selection, VisualTokens, precise, top
+from pruners.base import CLS, ImpossibleBudget, Need, Pruner, Selection, VisualTokens, others, precise, top
 from pruners.registry import register
 
 
@@ -38,18 +38,19 @@ class VisionZip(Pruner):
         super().check(budget, patches, num_layers)
         dominant, contextual = self.split(budget)
         if dominant < 1 or contextual < 0:
-            raise ImpossibleBudget(f"{self.spec()} does not fit a budget of {budget}: give contextual 0 to {budget - 1}.")
+            raise ImpossibleBudget(
+                f"{self.spec()} leaves no room for the class token in a budget of {budget}: give contextual=0 to {budget - 1}."
+            )
 
     def merge(self, tokens: VisualTokens, rest: Tensor, contextual: int) -> tuple[Tensor, Tensor, Tensor]:
         """Contextual features (c, C), target positions in `rest` (c,), and the target number of every other (r - c,)."""
         metric = precise(tokens.keys(-2)[1:]).unflatten(1, (tokens.num_heads, -1)).mean(1)[rest]
         unit = F.normalize(metric, dim=1)
         targets = torch.arange(contextual, device=rest.device) * max(1, len(rest) // contextual)
-        others = torch.ones(len(rest), dtype=torch.bool, device=rest.device)
-        others[targets] = False
-        assign = (unit[others] @ unit[targets].T).argmax(1)
+        members = others(targets, len(rest))
+        assign = (unit[members] @ unit[targets].T).argmax(1)
         features = precise(tokens.patches[rest])
-        total = torch.zeros_like(features[:contextual]).index_add_(0, assign, features[others])
+        total = torch.zeros_like(features[:contextual]).index_add_(0, assign, features[members])
         count = torch.bincount(assign, minlength=contextual).clamp(min=1)
         return features[targets] + total / count[:, None], targets, assign
 
@@ -62,7 +63,7 @@ class VisionZip(Pruner):
         features = [tokens.cls[None], tokens.patches[kept]]
         if contextual == 0:
             return Selection(torch.cat([first, kept]), torch.cat(features))
-        rest = torch.ones(len(tokens), dtype=torch.bool, device=kept.device).index_fill_(0, kept, False).nonzero()[:, 0]
+        rest = others(kept, len(tokens))
         merged, targets, _ = self.merge(tokens, rest, contextual)
         features.append(merged.to(tokens.patches.dtype))
         return Selection(torch.cat([first, kept, rest[targets]]), torch.cat(features))

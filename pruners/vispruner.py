@@ -34,6 +34,7 @@ class VisPruner(Pruner):
     needs = frozenset({Need("cls_attention", -2)})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.ratio <= 1:
             raise UserError(f"vispruner: ratio lies between 0 and 1, not {self.ratio!r}.")
 

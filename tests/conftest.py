@@ -16,6 +16,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--plugin", action="append", default=[], help="pruner files to test for conformance as well")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many golden arrays were compared."""
+    done = [dict(report.user_properties).get("arrays", 0) for report in terminalreporter.stats.get("passed", ())]
+    if sum(done):
+        terminalreporter.write_line(f"golden arrays compared: {sum(done)}")
+
+
 @pytest.fixture(scope="session")
 def golden_pruners_dir(request: pytest.FixtureRequest) -> Path:
     """Folder with the official pruners' inputs and outputs."""

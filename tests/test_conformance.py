@@ -16,7 +16,7 @@ from pruners.base import CLS, POOLED, ImpossibleBudget, LayerPruner, Need, Prune
 from tests.tokens import WIDTH, attention_row, make_tokens
 
 LAYERS = 32
-GRIDS = ((24, 24), (16, 16), (8, 8))
+GRIDS = ((24, 24), (16, 16), (8, 8), (6, 10))
 VARIANTS = (
     "litelvlm(combine='intersection')",
     "litelvlm(context_share=0.25)",
@@ -126,6 +126,10 @@ def test_inputs_are_not_changed(pruner: Pruner) -> None:
     assert tokens.patches.equal(fresh.patches) and tokens.cls.equal(fresh.cls)
     for need in pruner.needs:
         assert tokens.signal(need).equal(fresh.signal(need))
+    if isinstance(pruner, LayerPruner):
+        row = attention_row(576)
+        pruner.keep(row, 64)
+        assert row.equal(attention_row(576))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
@@ -157,6 +161,20 @@ def test_declared_needs_are_enough(pruner: Pruner) -> None:
     assert set(asked) <= pruner.needs
     with pytest.raises(UndeclaredNeed):
         make_tokens().only(frozenset()).signal(Need("keys", -2))
+
+
+@torch.inference_mode()
+def test_featureless_image(pruner: Pruner) -> None:
+    """Where every patch is alike (and nothing is the referent) the budget still holds and no number is lost."""
+    plain = make_tokens((8, 8))
+    blank = torch.zeros_like(plain.patches)
+    answer = {need: torch.zeros_like(plain.signal(need)) for need in pruner.needs}.__getitem__
+    tokens = VisualTokens(blank, blank[0], plain.grid, plain.num_heads, answer)
+    for budget in (1, 2, 17, 64):
+        if possible(pruner, budget, 64):
+            chosen = choose(pruner, tokens, budget)
+            assert chosen.tokens == expected_tokens(pruner, tokens, budget)
+            assert bool(chosen.gather(tokens).isfinite().all())
 
 
 @torch.inference_mode()

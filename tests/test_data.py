@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
 from pycocotools import mask as coco_mask
-from refer_tree import HEIGHT, SHIFTED, SQUARE, WIDTH, ref, write_tree
 
 from harness.data import COLUMNS, REFSHAPES_COLUMNS, DataError, fingerprint, load, load_refer, parse_datasets
 from harness.data.sample import Annotation, rasterise
 from pruners.base import UserError
+from tests.refer_tree import HEIGHT, SHIFTED, SQUARE, WIDTH, ref, write_tree
 
 
 def only_mask(root: Path, dataset: str = "refcoco") -> np.ndarray:

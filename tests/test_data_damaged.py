@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from refer_tree import HEIGHT, SQUARE, WIDTH, ref, write_tree
 
 from harness.data import DataError, load_refer
 from harness.data.sample import Annotation, rasterise
+from tests.refer_tree import HEIGHT, SQUARE, WIDTH, ref, write_tree
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,11 @@ def test_parse(text: str, specs: list[str]) -> None:
         ("litelvlm(combine='xor')", "'union' or 'intersection'"),
         ("litelvlm(context_share=2)", "between 0 and 1"),
         ("vispruner(ratio=-1)", "between 0 and 1"),
+        ("litelvlm(combine='onion')", "Did you mean 'union'"),
+        ("vispruner(ratio='half')", "ratio is a number, not 'half'"),
+        ("prumerge(plus=1)", "plus is True or False, not 1"),
+        ("fastv(layer=2.5)", "layer is a whole number, not 2.5"),
+        ("visionzip(contextual='ten')", "a whole number or None"),
         ("xyz*", "matches no pruner"),
         (" , ", "No pruner was given"),
     ],
@@ -67,6 +72,24 @@ def test_mistakes_are_one_sentence(text: str, says: str) -> None:
     with pytest.raises(UserError) as caught:
         pruners.parse(text)
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_one_method_has_one_text() -> None:
+    assert pruners.parse("vispruner(ratio=1)") == pruners.parse("vispruner(ratio=1.0)")
+    assert [pruner.spec() for pruner in pruners.parse("vispruner(ratio=1),vispruner(ratio=1.0)")] == ["vispruner(ratio=1.0)"]
+
+
+def test_register_wants_a_named_pruner() -> None:
+    with pytest.raises(UserError, match="subclass"):
+        pruners.register(int)  # type: ignore[type-var]
+    with pytest.raises(UserError, match="has no name"):
+
+        @pruners.register
+        class Nameless(ScorePruner):
+            reference = "nowhere"
+
+            def score(self, tokens: VisualTokens) -> torch.Tensor:
+                return tokens.patches.sum(1)
 
 
 def test_a_name_is_taken_once() -> None:
@@ -100,6 +123,9 @@ def test_installed_plugin(tmp_path: Path) -> None:
     subprocess.run([*install, str(tmp_path / "site"), str(source)], check=True, capture_output=True)
     done = run("import pruners; print(pruners.parse('bright*')[0].spec(), 'brightest' in pruners.names())", tmp_path / "site")
     assert done.stdout.split() == ["brightest", "True"], done.stderr
+    tests = "import pytest, sys; sys.exit(pytest.main(['-q', 'tests/test_conformance.py', '-k', '[brightest']))"
+    conforms = run(tests, tmp_path / "site")
+    assert conforms.returncode == 0 and " passed" in conforms.stdout, conforms.stdout + conforms.stderr
 
 
 def test_broken_installed_plugin(tmp_path: Path) -> None:
@@ -117,6 +143,11 @@ def test_plugin_file(tmp_path: Path) -> None:
     good.write_text((HERE / "sample_plugin" / "sample_pruner.py").read_text().replace("brightest", "mine"))
     assert pruners.load_plugin(good) == ["mine"]
     assert pruners.parse("mine(power=1.0)")[0].select(make_tokens(), 5).tokens == 5
+    (tmp_path / "other").mkdir()
+    twin = tmp_path / "other" / "mine.py"
+    twin.write_text(good.read_text())
+    with pytest.raises(UserError, match="Two pruners are named 'mine'"):
+        pruners.load_plugin(twin)
     del pruners.registry._registry["mine"]
     for name, text, says in (
         ("none.py", None, "no plugin file"),

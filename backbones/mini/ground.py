@@ -48,13 +48,15 @@ class Branches:
 
     Attributes:
         prefix: (P,) ids up to and including <im_start>.
-        ids: (B, E, S) ids after the image.
+        lead: (C,) ids behind the image that all branches begin with.
+        ids: (B, E, S) ids after those.
         labels: (B, E, S) next-token targets of the answers, -100 elsewhere.
         read: (B, E, 3) position just before each [SEG], -1 if there is none.
         target: (B, E, 3) object number, -1 if there is none.
     """
 
     prefix: Tensor
+    lead: Tensor
     ids: Tensor
     labels: Tensor
     read: Tensor
@@ -96,6 +98,12 @@ class Conversations:
                 chosen = [found[int(rng.integers(len(found)))] for _ in range(turns)] if found else [(-1, "shape")]
                 prefix, ids, read = self.tokenize([text for _, text in chosen], rng)
                 rows.append((ids, read, [k for k, _ in chosen]))
+        first = rows[0][0]
+        common = min(
+            next((k for k, (a, b) in enumerate(zip(first, ids, strict=False)) if a != b), min(read)) for ids, read, _ in rows
+        )
+        lead = first[:common]
+        rows = [(ids[common:], [mark - common for mark in read], things) for ids, read, things in rows]
         length = max(len(ids) for ids, _, _ in rows)
         shape = (len(picks), count)
         words = np.zeros((len(rows), length), dtype=np.int64)
@@ -108,7 +116,7 @@ class Conversations:
                 marked[r, t], target[r, t] = mark, k
                 labels[r, mark] = row[mark + 1]
         parts = [torch.from_numpy(a).view(*shape, -1) for a in (words, labels, marked, target)]
-        return Branches(torch.tensor(prefix), *parts)
+        return Branches(torch.tensor(prefix), torch.tensor(lead, dtype=torch.int64), *parts)
 
 
 def run_branches(model: GlammModel, visual: Tensor, branches: Branches) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -118,16 +126,16 @@ def run_branches(model: GlammModel, visual: Tensor, branches: Branches) -> tuple
         visual: (B, N, width) projected visual tokens.
 
     Returns:
-        final hidden states of the context (B, P+N, width) and of the branches (B, E, S, width), and for every layer of
+        final hidden states of the context (B, P+N+C, width) and of the branches (B, E, S, width), and for every layer of
         POINT_LAYERS the attention (B, E, 3, N) of the read positions on the visual tokens, mean of the first two heads.
     """
     llm = model.language_model
     heads = llm.config.num_attention_heads
     batch, count, length = branches.ids.shape
     start, n = len(branches.prefix), visual.shape[1]
-    context = start + n
-    prefix = llm.embed_tokens(branches.prefix).expand(batch, -1, -1)
-    shared = torch.cat([prefix, visual], dim=1)
+    context = start + n + len(branches.lead)
+    prefix, lead = (llm.embed_tokens(ids).expand(batch, -1, -1) for ids in (branches.prefix, branches.lead))
+    shared = torch.cat([prefix, visual, lead], dim=1)
     own = llm.embed_tokens(branches.ids).flatten(0, 1)  # (B*E, S, width)
     positions = torch.arange(context + length, device=visual.device)[None]
     cos, sin = llm.rotary_emb(shared, positions)
@@ -155,7 +163,7 @@ def run_branches(model: GlammModel, visual: Tensor, branches: Branches) -> tuple
             rows = q_o[:, :2].gather(2, read.expand(-1, 2, -1, q_o.shape[-1]))  # (B*E, 2, 3, head width)
             scores = rows @ keys[:, :2].transpose(-1, -2) / rows.shape[-1] ** 0.5
             allowed = torch.arange(context + length, device=visual.device) <= context + read
-            share = scores.masked_fill(~allowed, -torch.inf).softmax(-1)[..., start:context].mean(1)
+            share = scores.masked_fill(~allowed, -torch.inf).softmax(-1)[..., start : start + n].mean(1)
             looks.append(share.view(batch, count, -1, n))
         shared = shared + attention.o_proj(out_c.transpose(1, 2).flatten(2))
         own = own + attention.o_proj(out_o.transpose(1, 2).flatten(2))
@@ -199,9 +207,10 @@ class Pointing(nn.Module):
         embeddings: np.ndarray | None,
         tokenizer: LlamaTokenizer,
         *,
-        batch: int = 8,
-        count: int = 9,
+        batch: int = 4,
+        count: int = 8,
         masks: int = 0,
+        steps: int = 1,
     ) -> None:
         super().__init__()
         self.language_model, self.projector = model.language_model, model.projector
@@ -210,18 +219,20 @@ class Pointing(nn.Module):
         self._model = [model]  # kept out of the module tree: CLIP and SAM are frozen
         self.scenes, self.features, self.embeddings = scenes, features, embeddings
         self.talk = Conversations(tokenizer)
-        self.batch, self.count, self.masks = batch, count, masks
+        self.batch, self.count, self.masks, self.steps = batch, count, masks, steps
 
-    def _mode(self, rng: np.random.Generator) -> tuple[str, int]:
+    def _mode(self, step: int, rng: np.random.Generator) -> tuple[str, int]:
+        """What the rows of this step see: cheap object-first subsets early on, all tokens more and more often."""
         modes = (("all", 576), ("objects", 192), ("random", 192), ("random", 64), ("focus", 64), ("random", 128))
-        chances = (0.45, 0.25, 0.1, 0.06, 0.08, 0.06) if self.masks == 0 else (0.6, 0.0, 0.14, 0.06, 0.12, 0.08)
+        late = 0.5 * min(1.0, step / self.steps) if self.masks == 0 else 0.5
+        chances = (0.15 + late, 0.55 - late, 0.1, 0.06, 0.08, 0.06)
         return modes[int(rng.choice(len(modes), p=chances))]
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         """One batch of scenes under one choice of visual tokens."""
         model, scenes = self._model[0], self.scenes
         device = self.center.weight.device
-        mode, budget = self._mode(rng)
+        mode, budget = self._mode(step, rng)
         picks = np.sort(rng.choice(len(scenes), self.batch, replace=False))
         areas = np.stack([patch_owner(scenes.owner[i]) for i in picks])
         focus = [int(rng.integers(scenes.count(i))) for i in picks]

@@ -82,7 +82,7 @@ def train(work: Path, stages: tuple[str, ...], scenes: int, steps: dict[str, int
     sam.requires_grad_(False)
     clip.requires_grad_(False)
     talked, masked = split.first(CACHED["point"]), split.first(CACHED["mask"])
-    pointing = ground.Pointing(model, talked, None, None, tokenizer).to(device)
+    pointing = ground.Pointing(model, talked, None, None, tokenizer, steps=steps["point"]).to(device)
     if {"point", "mask"} & set(stages):
         pointing.features = see.cache_features(clip, talked, work / "features.npy")
     run("point", pointing, pointing.loss)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from pruners import ScorePruner, VisualTokens, register
 
 
@@ -14,5 +16,6 @@ class Brightest(ScorePruner):
     name = "brightest"
     reference = "tests/sample_plugin"
 
-    def score(self, tokens: VisualTokens):
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """(N,) norm of every patch."""
         return tokens.patches.float().norm(p=self.power, dim=1)
