@@ -14,9 +14,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Which visual-token pruner, at which budget, keeps the masks right? Without a command: run a sweep.",
 )
+INTERRUPTED = 130  # typer's exit code after Ctrl-C
 DEFAULT_LIMIT = 6  # images per split on the embedded backbone, so that a first run ends within three minutes on two cores
 
 Pruners = Annotated[str, typer.Option("--pruners", help="'all', names, globs, parameters: 'litelvlm,fastv(layer=3),vis*'")]
+Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 Plugins = Annotated[list[str], typer.Option("--plugin", help="Python file that registers a pruner (can be repeated)")]
 
 
@@ -41,7 +43,7 @@ def sweep(
     datasets: Annotated[str, typer.Option(help="'all' (the table's eight columns) or e.g. refshapes:val,refcoco:testA")] = "all",
     protocol: Annotated[str, typer.Option(help="each: every expression alone; glamm: up to three in one conversation")] = "each",
     limit: Annotated[
-        int | None, typer.Option(help=f"images per split, 0 = all [default: {DEFAULT_LIMIT} on glamm-mini, else 0]")
+        int | None, typer.Option(help=f"images per split, 0 = all; by default {DEFAULT_LIMIT} on glamm-mini, else 0")
     ] = None,
     seed: Annotated[int, typer.Option(help="source of all draws")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = "cpu",
@@ -50,7 +52,7 @@ def sweep(
     batch_size: Annotated[int, typer.Option(help="rows per forward pass; results do not depend on it")] = 16,
     out: Annotated[
         Path | None,
-        typer.Option(help="run folder; an unfinished run in it goes on [default: results/runs/<time>-<id>]"),
+        typer.Option(help="run folder; an unfinished run in it goes on; by default results/runs/<time>-<id>"),
     ] = None,
     plugin: Plugins = [],  # noqa: B006
     checkpoint: Annotated[Path | None, typer.Option(help="official GLaMM checkpoint folder")] = None,
@@ -58,7 +60,7 @@ def sweep(
     sam_dims: Annotated[Path | None, typer.Option(help="json with the grounding encoder's numbers, if not ViT-H")] = None,
     data: Annotated[Path | None, typer.Option(help="folder that holds Refer_Segm/")] = None,
     costs: Annotated[str, typer.Option(help="off (cost columns are not built yet)")] = "off",
-    debug: Annotated[bool, typer.Option(help="show tracebacks")] = False,
+    debug: Debug = False,
 ) -> None:
     """Run a sweep and print its leaderboard."""
     if context.invoked_subcommand is not None:
@@ -77,14 +79,20 @@ def sweep(
     from harness import runner
     from pruners.base import nearest
 
-    wanted = [name.strip() for name in backbone_names.split(",") if name.strip()]
+    wanted = list(dict.fromkeys(name.strip() for name in backbone_names.split(",") if name.strip()))
+    if not wanted:
+        raise UserError(f"--backbones is empty; there are {', '.join(backbones.names())}.")
     for name in wanted:
         if name not in backbones.names():
             raise UserError(
                 f"There is no backbone {name!r}; there are {', '.join(backbones.names())}.{nearest(name, backbones.names())}"
             )
     pairs = tuple(sets.parse_datasets(datasets, data))
+    plans = {}
     for name in wanted:
+        images = limit if limit is not None else DEFAULT_LIMIT if name == "glamm-mini" else 0
+        plans[name] = runner.Plan(chosen, sizes, pairs, protocol, images, seed, str(data) if data else None)
+    for name, plan in plans.items():
         backbone = backbones.load(
             name,
             checkpoint=checkpoint,
@@ -95,8 +103,6 @@ def sweep(
             attn=attn,
             batch_size=batch_size,
         )
-        images = limit if limit is not None else DEFAULT_LIMIT if name == "glamm-mini" else 0
-        plan = runner.Plan(chosen, sizes, pairs, protocol, images, seed, str(data) if data else None)
         splits = runner.prepare(plan, backbone)
         folder = out or _new_folder(runner.identity(splits))
         if out is not None and len(wanted) > 1:
@@ -116,7 +122,7 @@ def _new_folder(run: str) -> Path:
 
 
 @app.command("list")
-def show(plugin: Plugins = []) -> None:  # noqa: B006
+def show(plugin: Plugins = [], debug: Debug = False) -> None:  # noqa: B006
     """Pruners with their parameters and needs, backbones, data sets."""
     import dataclasses
 
@@ -145,6 +151,7 @@ def gate(
     baseline: Annotated[Path, typer.Option(help="committed scores")] = Path("results/baseline.json"),
     accept: Annotated[str | None, typer.Option(help="store this run as the new baseline; the text is the reason")] = None,
     plugin: Plugins = [],  # noqa: B006
+    debug: Debug = False,
 ) -> None:
     """Compare a fixed subset with the baseline; exit code 1 if a pruner got worse."""
     from harness import gate as gating
@@ -157,30 +164,33 @@ def gate(
     for drop in drops:
         print(f"worse: {drop}")
     cells = len({(row[0], row[1], row[2]) for row in known["rows"]})
-    print(f"gate: {len(drops)} of {cells} cells fell by more than {known['tolerance']} points of cIoU")
+    print(
+        f"gate: {len(drops)} of {cells} pruners at a budget fell by more than {known['tolerance']} points of cIoU, "
+        f"or {known['split_tolerance']} in one split"
+    )
     if drops:
         raise typer.Exit(1)
 
 
 def main() -> int:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
+    try:
+        code = int(app(standalone_mode=False) or 0)
+        if code == INTERRUPTED:
+            print("stopped; give the same command with --out and this run's folder to go on", file=sys.stderr)
+        return code
+    except Exception as error:
+        message = _sentence(error)
+        if message is None or "--debug" in sys.argv:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 2
+
+
+def _sentence(error: Exception) -> str | None:
+    """What to tell the user; None if the mistake is ours."""
+    if hasattr(error, "format_message"):  # an option that does not exist, or a value of another type
+        return f"{error.format_message()} See python -m harness --help."
     from pruners.base import UserError
 
-    try:
-        return int(app(standalone_mode=False) or 0)
-    except UserError as error:
-        if "--debug" in sys.argv:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; give the same command with the same --out to go on", file=sys.stderr)
-        return 130
-    except typer.Abort:
-        return 130
-    except Exception as error:
-        usage = getattr(error, "format_message", None)  # click's usage errors
-        if usage is None or "--debug" in sys.argv:
-            raise
-        print(f"error: {usage()} See python -m harness --help.", file=sys.stderr)
-        return 2
+    return str(error) if isinstance(error, UserError) else None

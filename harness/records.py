@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +19,8 @@ import pandas as pd
 from pruners.base import UserError
 
 SCHEMA = 1
+NO_EXPRESSION = -1  # id and place in the row of a failed sample
+KEYS = {"cell", "sample", "place", "of", "status"}
 RECORDS, RUN, DONE = "records.jsonl", "run.json", "done.json"
 COLUMNS = (
     "backbone",
@@ -41,7 +44,10 @@ COLUMNS = (
 def write_atomically(path: Path, content: dict[str, Any]) -> None:
     """Write a json file that is either whole or not there."""
     partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    with partial.open("w") as file:
+        file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
 
 
@@ -61,8 +67,8 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
             break
         try:
             row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError("not an object")
+            if not isinstance(row, dict) or (number and not row.keys() >= KEYS):
+                raise ValueError("not a record")
         except ValueError as error:
             if number == len(lines) - 2 and not lines[-1]:
                 break
@@ -80,7 +86,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 class Writer:
-    """Appends rows to a run's record file; the only writer of it."""
+    """Appends rows to a run's record file; the only writer of it. Rows that are there already are not written again."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / RECORDS
@@ -88,33 +94,46 @@ class Writer:
         good = 0
         if self.path.exists():
             rows, good = read_lines(self.path)
-        self.finished = finished(rows)
+        self._there = {_key(row) for row in rows}
+        self._finished = finished(rows)
         self._file: IO[bytes] = self.path.open("r+b" if self.path.exists() else "w+b")
         self._file.truncate(good)
         self._file.seek(good)
         if good == 0:
-            self.append([{"schema": SCHEMA}])
+            self._write([{"schema": SCHEMA}])
+
+    def has(self, cells: Iterable[str], samples: Collection[str]) -> bool:
+        """Whether all samples were finished under all cells when the file was opened."""
+        return all((cell, sample) in self._finished for cell in cells for sample in samples)
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Write rows and wait until the disk has them."""
+        self._write(row for row in rows if _key(row) not in self._there)
+
+    def _write(self, rows: Iterable[dict[str, Any]]) -> None:
         self._file.write(b"".join(json.dumps(row, sort_keys=True).encode() + b"\n" for row in rows))
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; what `append` wrote is on the disk already."""
+        with suppress(OSError):
+            self._file.close()
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["cell"], row["sample"], row["place"]
 
 
 def finished(rows: Iterable[dict[str, Any]]) -> set[tuple[str, str]]:
     """(cell, sample) pairs of which every row is there; each row says how many its pair has."""
-    seen: dict[tuple[str, str], set[Any]] = {}
-    wanted: Counter[tuple[str, str]] = Counter()
-    for row in rows:
+    seen: Counter[tuple[str, str]] = Counter()
+    wanted: dict[tuple[str, str], int] = {}
+    for row in {_key(row): row for row in rows}.values():
         pair = (row["cell"], row["sample"])
-        seen.setdefault(pair, set()).add(row["expression"])
+        seen[pair] += 1
         wanted[pair] = row["of"]
-    return {pair for pair, expressions in seen.items() if len(expressions) == wanted[pair]}
+    return {pair for pair, count in seen.items() if count == wanted[pair]}
 
 
 def _rows(path: str | Path) -> list[dict[str, Any]]:
@@ -122,11 +141,7 @@ def _rows(path: str | Path) -> list[dict[str, Any]]:
     file = folder / RECORDS if folder.is_dir() else folder
     if not file.is_file():
         raise UserError(f"There are no records in {str(folder)!r}; give the folder of a run, e.g. results/runs/<time>-<id>.")
-    rows, _ = read_lines(file)
-    unique: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in rows:
-        unique.setdefault((row["cell"], row["sample"], row["expression"]), row)
-    return list(unique.values())
+    return read_lines(file)[0]
 
 
 def load(path: str | Path) -> pd.DataFrame:
@@ -150,6 +165,16 @@ def failures(path: str | Path) -> dict[str, str]:
 
 
 def run_info(path: str | Path) -> dict[str, Any]:
-    """What `run.json` says of a run; empty if it is not there."""
+    """What `run.json` says of a run; empty if it is not there.
+
+    Raises:
+        UserError: it is damaged.
+    """
     file = Path(path) / RUN
-    return json.loads(file.read_text()) if file.is_file() else {}  # type: ignore[no-any-return]
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"'{file}' is damaged ({error}); start anew with another --out folder.") from error
+    return content if isinstance(content, dict) else {}

@@ -80,9 +80,7 @@ class Job:
     pruner: Pruner
 
 
-def expand(
-    pruners: Sequence[Pruner], budgets: Sequence[int], seed: int, grid: tuple[int, int], num_layers: int
-) -> list[Line]:
+def expand(pruners: Sequence[Pruner], budgets: Sequence[int], seed: int, grid: tuple[int, int], num_layers: int) -> list[Line]:
     """Every pruner at every budget, each once.
 
     `none` runs once, at all tokens. A pruner that draws runs with three seeds from `seed` on.
@@ -109,10 +107,8 @@ def expand(
 
 def jobs(setting: Setting, dataset: str, split: str, data: str, lines: Sequence[Line]) -> list[Job]:
     """All cells of one split; `data` is its fingerprint."""
-    return [
-        Job(
-            Cell(setting, dataset, split, data, line.name, tuple(sorted(line.pruner.parameters().items())), line.budget, line.seed),
-            line.pruner,
-        )
-        for line in lines
-    ]
+    found = []
+    for line in lines:
+        parameters = tuple(sorted(line.pruner.parameters().items()))
+        found.append(Job(Cell(setting, dataset, split, data, line.name, parameters, line.budget, line.seed), line.pruner))
+    return found

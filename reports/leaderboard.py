@@ -102,10 +102,24 @@ def _column_rank(column: tuple[str, str]) -> tuple[int, str, int]:
     return (family, dataset, order.index(split) if split in order else 9)
 
 
+def warnings(frame: pd.DataFrame, info: dict[str, Any], finished: bool) -> list[str]:
+    """Why rows of this table must not be compared, if they must not."""
+    found = [] if finished else ["This run is unfinished; give its command again with --out and this folder."]
+    changed = sorted({fact for part in info.get("continued", []) for fact in part["changed"]})
+    if changed:
+        found.append(f"This run was stopped and went on after a change of {', '.join(changed)}.")
+    sizes = frame.groupby([*COLUMN, *CELL, "seed"], sort=False).size().groupby(level=COLUMN, sort=False)
+    uneven = [f"{' '.join(map(str, key))} ({min(part)} to {max(part)})" for key, part in sizes if min(part) != max(part)]  # type: ignore[arg-type]
+    if uneven:
+        found.append(f"Not comparable: rows rest on different numbers of expressions in {', '.join(uneven)}.")
+    return found
+
+
 def footer(frame: pd.DataFrame, info: dict[str, Any], failed: dict[str, str]) -> list[str]:
     """What a reader needs to trust the numbers."""
     counted = frame.drop_duplicates(["dataset", "split", "sample", "expression"])
-    sizes = counted.groupby(COLUMN, sort=False)["sample"].agg(images="nunique", expressions="size")
+    columns = sorted(set(counted[COLUMN].itertuples(index=False, name=None)), key=_column_rank)
+    parts = [(d, s, counted[(counted["dataset"] == d) & (counted["split"] == s)]["sample"]) for d, s in columns]
     facts = info.get("provenance", {})
     packages = facts.get("packages", {})
     asked = info.get("asked", {})
@@ -116,7 +130,7 @@ def footer(frame: pd.DataFrame, info: dict[str, Any], failed: dict[str, str]) ->
         "the upper bound's. tokens: visual tokens in the last layer of the language model, measured; mean over layers: "
         "what methods that prune inside it really process.",
         "Samples (images / expressions): "
-        + ", ".join(f"{row.dataset} {row.split} {row.images} / {row.expressions}" for row in sizes.reset_index().itertuples())
+        + ", ".join(f"{dataset} {split} {part.nunique()} / {len(part)}" for dataset, split, part in parts)
         + ".",
         f"Protocol {', '.join(frame['protocol'].unique())}, seed {asked.get('seed')}, {setting.get('dtype')}, attention "
         f"{setting.get('attn')}, {setting.get('device')}; weights {setting.get('fingerprint')}; run {info.get('run')}.",
@@ -143,7 +157,8 @@ def render(folder: str | Path) -> str:
         raise UserError(f"The run in {str(folder)!r} has no evaluated sample ({len(failed)} failed: {reason}).")
     parts = []
     for (backbone, protocol), part in frame.groupby(["backbone", "protocol"], sort=False):
-        parts.append(f"# {backbone}, protocol {protocol}\n\n{table(part)}\n")
+        notes = "".join(f"**{warning}**\n\n" for warning in warnings(part, info, (folder / records.DONE).exists()))
+        parts.append(f"# {backbone}, protocol {protocol}\n\n{notes}{table(part)}\n")
     text = "\n".join([*parts, *(f"- {line}" for line in footer(frame, info, failed))]) + "\n"
     (folder / MARKDOWN).write_text(text)
     scores(frame).to_csv(folder / CSV, index=False)

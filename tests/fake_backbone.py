@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from backbones.base import Encoding, Grounded, Row, Turn
 from pruners.base import LayerPruner, Need, VisualTokens
+from tests.refer_tree import HEIGHT, SHIFTED, SQUARE, ref, write_tree
+from tests.refer_tree import WIDTH as WIDTH_OF_IMAGES
 
 SIDE, WIDTH, HEADS, LAYERS = 8, 16, 2, 4
-WARM_AT = 3  # rows that a default instance puts into one batch
+ROWS = 3  # in one batch of a default instance
 
 
 def vector(text: str, width: int = WIDTH) -> Tensor:
@@ -36,7 +40,7 @@ class FakeBackbone:
     name, grid, num_layers, fingerprint = "fake", (SIDE, SIDE), LAYERS, "fa4e" * 4
     device, dtype, attn = "cpu", "float32", "sdpa"
 
-    def __init__(self, batch_size: int = WARM_AT, broken: int | None = None) -> None:
+    def __init__(self, batch_size: int = ROWS, broken: int | None = None) -> None:
         self.batch_size, self.broken = batch_size, broken
         self.encoded: list[int] = []  # images per call
         self.grounded: list[int] = []  # rows per call
@@ -119,10 +123,25 @@ def known(monkeypatch: Any, **settings: Any) -> list[FakeBackbone]:
 
     loaded: list[FakeBackbone] = []
 
-    def load(name: str, *, batch_size: int = WARM_AT, **_: Any) -> FakeBackbone:
+    def load(name: str, *, batch_size: int = ROWS, **_: Any) -> FakeBackbone:
         loaded.append(FakeBackbone(batch_size=batch_size, **settings))
         return loaded[-1]
 
     monkeypatch.setattr(backbones, "names", lambda: {"fake": "for tests", "glamm-mini": "embedded"})
     monkeypatch.setattr(backbones, "load", load)
     return loaded
+
+
+def write_data(root: Path, images: int = 6) -> Path:
+    """RefCOCO's layout with textured images: `val` holds the first half and `testA` the second."""
+    numbers = tuple(range(1, images + 1))
+    refs = []
+    for number in numbers:
+        split = "val" if number <= images // 2 else "testA"
+        texts = [f"thing {number}", f"the other thing {number}"][: 1 + number % 2]
+        refs += [ref(2 * number, number, 11, split, *texts), ref(2 * number + 1, number, 12, split, f"square {number}")]
+    write_tree(root, refs, {11: [SQUARE], 12: [SHIFTED]}, images=numbers)
+    noise = np.random.default_rng(0)
+    for path in sorted((root / "Refer_Segm" / "coco_2014" / "train2014").iterdir()):
+        Image.fromarray(noise.integers(0, 256, (HEIGHT, WIDTH_OF_IMAGES, 3), dtype=np.uint8)).save(path)
+    return root

@@ -20,12 +20,13 @@ from backbones.glamm.conversation import ANSWER_TEMPLATES, QUESTION_TEMPLATES, b
 from backbones.glamm.model import GlammModel
 from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer
 from backbones.mini.config import CLIP_PATCH, IMAGE
-from backbones.mini.data import Scenes
+from backbones.mini.data import VALUES, Scenes
 from backbones.mini.see import GRID, OFFSET_UNIT
 from backbones.mini.segment import decode, mask_loss, point_prompt
 
 PATCHES = GRID * GRID
 POINT_LAYERS = (3, 4)  # layers whose first two heads are asked to look at the referent
+NAMING_LAYER = 2  # behind it the read positions are asked for the referent's looks
 MOST_TURNS = 3
 
 
@@ -119,7 +120,7 @@ class Conversations:
         return Branches(torch.tensor(prefix), torch.tensor(lead, dtype=torch.int64), *parts)
 
 
-def run_branches(model: GlammModel, visual: Tensor, branches: Branches) -> tuple[Tensor, Tensor, list[Tensor]]:
+def run_branches(model: GlammModel, visual: Tensor, branches: Branches) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
     """The language model over a shared image and its branches.
 
     Args:
@@ -127,7 +128,8 @@ def run_branches(model: GlammModel, visual: Tensor, branches: Branches) -> tuple
 
     Returns:
         final hidden states of the context (B, P+N+C, width) and of the branches (B, E, S, width), and for every layer of
-        POINT_LAYERS the attention (B, E, 3, N) of the read positions on the visual tokens, mean of the first two heads.
+        POINT_LAYERS the attention (B, E, 3, N) of the read positions on the visual tokens, mean of the first two heads;
+        hidden states of the branches behind NAMING_LAYER.
     """
     llm = model.language_model
     heads = llm.config.num_attention_heads
@@ -143,7 +145,7 @@ def run_branches(model: GlammModel, visual: Tensor, branches: Branches) -> tuple
     causal = torch.ones(length, length, dtype=torch.bool, device=visual.device).tril()
     mask = torch.cat([causal.new_ones(length, context), causal], dim=1)
     read = branches.read.clamp(min=0).view(batch * count, 1, -1, 1)
-    looks = []
+    looks, halfway = [], own
 
     def split(x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
@@ -169,7 +171,9 @@ def run_branches(model: GlammModel, visual: Tensor, branches: Branches) -> tuple
         own = own + attention.o_proj(out_o.transpose(1, 2).flatten(2))
         shared = shared + layer.mlp(layer.post_attention_layernorm(shared))
         own = own + layer.mlp(layer.post_attention_layernorm(own))
-    return llm.norm(shared), llm.norm(own).view(batch, count, length, -1), looks
+        if number == NAMING_LAYER:
+            halfway = own
+    return llm.norm(shared), llm.norm(own).view(batch, count, length, -1), looks, halfway.view(batch, count, length, -1)
 
 
 def patch_owner(owner: np.ndarray) -> np.ndarray:
@@ -196,7 +200,8 @@ class Pointing(nn.Module):
     """Loss of stages 3 (`masks=0`) and 4 (`masks>0`: mask loss of so many branches per scene) for `run_stage`.
 
     Helpers, dropped afterwards: the prompt imitates the frozen prompt encoder's code of the referent's centre; the
-    centre is read out linearly; two heads of two layers look at the referent; the answers' next tokens.
+    centre is read out linearly; two heads of two layers look at the referent; half-way up the read positions know what the
+    referent looks like; the answers' next tokens.
     """
 
     def __init__(
@@ -216,6 +221,10 @@ class Pointing(nn.Module):
         self.language_model, self.projector = model.language_model, model.projector
         self.text_hidden_fcs, self.lm_head = model.text_hidden_fcs, model.lm_head
         self.center = nn.Linear(model.lm_head.in_features, 2)
+        self.naming = nn.Sequential(
+            nn.LayerNorm(model.lm_head.in_features),
+            nn.Linear(model.lm_head.in_features, sum(len(values) for values in VALUES)),
+        )
         self._model = [model]  # kept out of the module tree: CLIP and SAM are frozen
         self.scenes, self.features, self.embeddings = scenes, features, embeddings
         self.talk = Conversations(tokenizer)
@@ -243,11 +252,12 @@ class Pointing(nn.Module):
         assert self.features is not None
         rows = np.stack([self.features[i] for i in picks])
         tokens = torch.from_numpy(np.take_along_axis(rows, kept[:, :, None], 1)).to(device).float()
-        _, hidden, looks = run_branches(model, self.projector(tokens), branches)
+        _, hidden, looks, halfway = run_branches(model, self.projector(tokens), branches)
 
         asked = branches.target >= 0  # (B, E, 3)
         width = hidden.shape[-1]
-        at = hidden.gather(2, branches.read.clamp(min=0)[..., None].expand(-1, -1, -1, width))[asked]
+        where = branches.read.clamp(min=0)[..., None].expand(-1, -1, -1, width)
+        at, early = hidden.gather(2, where)[asked], halfway.gather(2, where)[asked]
         scene_of = torch.arange(len(picks), device=device)[:, None, None].expand_as(asked)[asked]
         thing = branches.target[asked]
         centers = torch.from_numpy(scenes.centers[picks]).to(device)[scene_of, thing]
@@ -262,7 +272,10 @@ class Pointing(nn.Module):
         visible = referent.sum(-1) > 0
         look = torch.stack([-(share[asked] * referent).sum(-1)[visible].clamp(min=1e-6).log().mean() for share in looks]).mean()
         spoken = F.cross_entropy(self.lm_head(hidden[branches.labels >= 0]), branches.labels[branches.labels >= 0])
-        loss = 4 * imitate + 0.5 * off + 0.3 * look + 0.1 * spoken
+        look_of = torch.from_numpy(scenes.looks[picks]).to(device).long()[scene_of, thing]  # (masks, 4)
+        told = self.naming(early).split([len(values) for values in VALUES], dim=-1)
+        named = torch.stack([F.cross_entropy(told[a], look_of[:, a]) for a in range(len(VALUES))]).mean()
+        loss = 2 * imitate + off + look + 0.5 * named + 0.1 * spoken
         with torch.no_grad():
             # a point is right if it falls closer to its own centre than to any other object's
             guess = self.center(at) * OFFSET_UNIT + IMAGE / 2
@@ -270,7 +283,7 @@ class Pointing(nn.Module):
             real = torch.from_numpy(scenes.looks[picks][..., 0] >= 0).to(device)[scene_of]
             nearest = (every - guess[:, None]).norm(dim=-1).masked_fill(~real, torch.inf).argmin(-1)
             hit = float((nearest == thing).float().mean())
-        figures = {"imitate": float(imitate), "px": float(off) * OFFSET_UNIT, "look": float(look), "hit": hit}
+        figures = {"imitate": float(imitate), "px": float(off) * OFFSET_UNIT, "look": float(look), "named": float(named), "hit": hit}
         figures |= {"hit_all": hit, "n_all": 1.0} if mode == "all" else {"hit_all": 0.0, "n_all": 0.0}
         if self.masks and self.embeddings is not None:
             some = rng.permutation(len(thing))[: self.masks * len(picks)]

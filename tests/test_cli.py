@@ -1,0 +1,194 @@
+"""The command line: a whole run, and one sentence with exit code 2 for everything that a user can get wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pruners
+from harness import cli, records
+from tests.fake_backbone import FakeBackbone, known, write_data
+
+PLUGIN = Path(__file__).parent / "sample_plugin" / "sample_pruner.py"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[FakeBackbone]:
+    return known(monkeypatch)
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["python -m harness", *map(str, words)])
+    return cli.main()
+
+
+def test_a_run_prints_its_leaderboard_and_names_its_folder(
+    root: Path,
+    tmp_path: Path,
+    loaded: list[FakeBackbone],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ("--backbones", "fake", "--data", root, "--datasets", "refcoco", "--budgets", "8,24", "--batch-size", 5)
+    assert command(monkeypatch, *options, "--limit", 2, "--out", tmp_path / "run") == 0
+    told = capsys.readouterr()
+    assert "Retain 24 tokens" in told.out
+    assert str(tmp_path / "run") in told.out
+    assert told.err == ""  # not a terminal: no bar
+    assert loaded[0].batch_size == 5
+    frame = records.load(tmp_path / "run")
+    assert frame.groupby("split")["sample"].nunique().to_dict() == {"testA": 2, "val": 2}
+    assert sorted(set(frame["pruner"])) == sorted(pruners.names())
+    assert (tmp_path / "run" / "leaderboard.md").read_text() in told.out
+    assert (tmp_path / "run" / "leaderboard.csv").exists()
+
+
+def test_the_default_folder_is_new_and_named_after_time_and_run(
+    root: Path, tmp_path: Path, loaded: list[FakeBackbone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ("--backbones", "fake", "--data", root, "--datasets", "refcoco:val", "--budgets", "8", "--pruners", "none")
+    assert command(monkeypatch, *options) == 0
+    (folder,) = (tmp_path / "results" / "runs").iterdir()
+    time, short = folder.name.split("-")
+    assert time.endswith("Z")
+    assert records.run_info(folder)["run"].startswith(short)
+
+
+def test_a_plugin_file_joins_the_board(
+    root: Path, tmp_path: Path, loaded: list[FakeBackbone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pruners import registry
+
+    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    options = ("--backbones", "fake", "--data", root, "--datasets", "refcoco:val", "--budgets", "8")
+    words = (*options, "--plugin", PLUGIN, "--pruners", "none,brightest,brightest(power=1.0)", "--out", tmp_path / "run")
+    assert command(monkeypatch, *words) == 0
+    assert set(records.load(tmp_path / "run")["pruner"]) == {"none", "brightest", "brightest(power=1.0)"}
+
+
+def test_list_names_everything(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(monkeypatch, "list") == 0
+    told = capsys.readouterr().out
+    for word in ("fastv(layer=2, budget='final')", "reads", "https://arxiv.org", "glamm-mini", "refshapesg", "refcocog"):
+        assert word in told
+
+
+BAD = {
+    "pruner": (["--pruners", "litelvm"], ["'litelvm'", "Did you mean 'litelvlm'?"]),
+    "parameter": (["--pruners", "fastv(layr=3)"], ["'layr'", "Did you mean 'layer'?"]),
+    "pattern": (["--pruners", "zzz*"], ["'zzz*'", "fastv"]),
+    "bracket": (["--pruners", "fastv(layer=3"], ["unclosed bracket"]),
+    "budget too large": (["--budgets", "8,65"], ["65", "64"]),
+    "budget no number": (["--budgets", "many"], ["'many'", "--budgets 64,128,192"]),
+    "no budget": (["--budgets", ","], ["--budgets is empty"]),
+    "layer too deep": (["--pruners", "fastv(layer=9)"], ["4 layers", "1 to 3"]),
+    "backbone": (["--backbones", "glam-mini"], ["'glam-mini'", "Did you mean 'glamm-mini'?"]),
+    "no backbone": (["--backbones", ""], ["--backbones is empty"]),
+    "data set": (["--datasets", "refcocoo"], ["'refcocoo'", "Did you mean 'refcoco'?"]),
+    "split": (["--datasets", "refcoco:testC"], ["'testC'", "val, testA"]),
+    "data folder": (["--data", "no/such/folder"], ["no/such/folder"]),
+    "protocol": (["--protocol", "glam"], ["'glam'", "Did you mean 'glamm'?"]),
+    "limit": (["--limit", "-3"], ["-3"]),
+    "limit no number": (["--limit", "few"], ["--limit", "integer"]),
+    "plugin": (["--plugin", "no_such_plugin.py"], ["no_such_plugin.py"]),
+    "costs": (["--costs", "guessed"], ["'guessed'", "off"]),
+    "option": (["--pruner", "all"], ["--pruner", "--help"]),
+    "command": (["leaderbord"], ["leaderbord", "--help"]),
+    "baseline": (["gate", "--baseline", "no_such.json"], ["no_such.json", "--accept"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    case: str,
+    root: Path,
+    tmp_path: Path,
+    loaded: list[FakeBackbone],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wrong, told = BAD[case]
+    right = {"--backbones": "fake", "--data": str(root), "--datasets": "refcoco", "--budgets": "8", "--out": str(tmp_path)}
+    words = wrong if not wrong[0].startswith("--") else [w for pair in (right | {wrong[0]: wrong[1]}).items() for w in pair]
+    assert command(monkeypatch, *words) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    for word in told:
+        assert word in output.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--dtype", "float23"], "Did you mean 'float32'?"),
+        (["--attn", "flash"], "flash_attention_2"),
+        (["--device", "gpu"], "--device cpu"),
+        (["--batch-size", "0"], "--batch-size 0"),
+        (["--backbones", "glamm"], "--checkpoint DIR"),
+        (["--backbones", "glamm", "--checkpoint", "no/such/folder"], "no/such/folder"),
+    ],
+)
+def test_what_the_real_backbones_refuse(
+    options: list[str], told: str, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(monkeypatch, "--data", root, "--datasets", "refcoco", *options) == 2
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    assert told in output
+
+
+def test_a_folder_that_is_a_file(
+    root: Path,
+    tmp_path: Path,
+    loaded: list[FakeBackbone],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("")
+    options = ("--backbones", "fake", "--data", root, "--datasets", "refcoco", "--budgets", "8", "--out", tmp_path / "file")
+    assert command(monkeypatch, *options) == 2
+    assert "Cannot write" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(loaded: list[FakeBackbone], monkeypatch: pytest.MonkeyPatch) -> None:
+    from pruners import UserError
+
+    with pytest.raises(UserError):
+        command(monkeypatch, "--pruners", "litelvm", "--debug")
+
+
+def test_an_interrupt_says_how_to_go_on(
+    root: Path, loaded: list[FakeBackbone], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from harness import runner
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "prepare", interrupted)
+    assert command(monkeypatch, "--backbones", "fake", "--data", root, "--datasets", "refcoco", "--budgets", "8") == 130
+    assert "--out" in capsys.readouterr().err
+
+
+def test_help_needs_no_heavy_import() -> None:
+    script = (
+        "import sys\nfrom harness.cli import main\nsys.argv = ['harness', '--help']\ncode = main()\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'numpy'} & set(sys.modules)\n"
+        "raise SystemExit(f'imported {heavy}' if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0, done.stderr
+    for option in ("--pruners", "--budgets", "--protocol", "--plugin", "--checkpoint", "--costs", "gate", "list"):
+        assert option in done.stdout

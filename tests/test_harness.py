@@ -1,0 +1,355 @@
+"""The engine: cells and their identity, one encoding per image, records that survive being killed."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from harness import records, runner
+from harness.provenance import collect
+from harness.runner import IMAGES_AT_ONCE, Plan, identity, prepare, run
+from harness.sweep import SEEDS_PER_STOCHASTIC_PRUNER, Cell, Setting, expand
+from pruners import ImpossibleBudget, UserError, VisualTokens, parse
+from pruners.random import Random
+from reports.leaderboard import render
+from tests.fake_backbone import LAYERS, SIDE, FakeBackbone, write_data
+
+PATCHES = SIDE * SIDE
+SOME = "none,fastv,litelvlm,random,oracle,uniform"
+SETTING = Setting("fake", "fa4e", "each", "float32", "sdpa", "cpu")
+CELL = Cell(SETTING, "refcoco", "val", "da7a", "fastv", (("layer", 2),), 8, 0)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def plan_of(root: Path, pruners: str = SOME, **changes: Any) -> Plan:
+    pairs = (("refcoco", "val"), ("refcoco", "testA"))
+    return Plan(tuple(parse(pruners)), (8, 24), pairs, root=str(root), **changes)
+
+
+def start(plan: Plan, folder: Path, **settings: Any) -> FakeBackbone:
+    backbone = FakeBackbone(**settings)
+    run(plan, backbone, prepare(plan, backbone), folder)
+    return backbone
+
+
+def lines(folder: Path) -> list[str]:
+    return sorted((folder / records.RECORDS).read_text().splitlines())
+
+
+# --- cells --------------------------------------------------------------------------------------------------------
+
+
+def test_identity_is_stable_and_every_field_is_part_of_it() -> None:
+    assert CELL.id == replace(CELL).id
+    assert len(CELL.id) == 16
+    other = {str: "another", int: 99, tuple: (("layer", 3),)}
+    changed = [replace(CELL, **{f.name: other[type(getattr(CELL, f.name))]}) for f in fields(Cell) if f.name != "setting"]
+    changed += [replace(CELL, setting=replace(SETTING, **{f.name: "another"})) for f in fields(Setting)]
+    assert len({cell.id for cell in [CELL, *changed]}) == 1 + len(changed) == 14
+
+
+def test_identity_does_not_change_between_versions() -> None:
+    assert CELL.id == "e9e8b5e184f89449"
+
+
+def test_expansion() -> None:
+    lines = expand(parse("none,fastv(layer=3),random"), (8, 24), 5, (SIDE, SIDE), LAYERS)
+    assert [(line.name, line.budget, line.seed) for line in lines] == [
+        ("none", PATCHES, 5),
+        ("fastv(layer=3)", 8, 5),
+        ("fastv(layer=3)", 24, 5),
+        *(("random", budget, 5 + k) for budget in (8, 24) for k in range(SEEDS_PER_STOCHASTIC_PRUNER)),
+    ]
+    drawn = [line.pruner for line in lines if line.name == "random"]
+    assert all(isinstance(pruner, Random) for pruner in drawn)
+    assert [pruner.parameters()["seed"] for pruner in drawn] == [5, 6, 7, 5, 6, 7]
+
+
+def test_a_pruner_that_draws_is_there_once_whatever_seed_was_given() -> None:
+    lines = expand(parse("random,random(seed=4)"), (8,), 0, (SIDE, SIDE), LAYERS)
+    assert [line.seed for line in lines] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("budget", [0, PATCHES + 1])
+def test_impossible_budgets_stop_the_run_before_anything_is_read(root: Path, budget: int) -> None:
+    plan = replace(plan_of(root / "not there"), budgets=(8, budget))
+    with pytest.raises(ImpossibleBudget, match=f"cannot keep {budget} tokens"):
+        prepare(plan, FakeBackbone())
+
+
+def test_identity_of_a_run_follows_the_data(root: Path, tmp_path: Path) -> None:
+    plan = plan_of(root)
+    backbone = FakeBackbone()
+    known = identity(prepare(plan, backbone))
+    assert known == identity(prepare(plan, backbone))
+    assert known != identity(prepare(replace(plan, limit=1), backbone))
+    assert known != identity(prepare(replace(plan, seed=1), backbone))
+    moved = write_data(tmp_path)
+    assert known == identity(prepare(replace(plan, root=str(moved)), backbone))
+    next((moved / "Refer_Segm" / "coco_2014" / "train2014").iterdir()).write_bytes(b"other pixels")
+    assert known != identity(prepare(replace(plan, root=str(moved)), backbone))
+
+
+@pytest.mark.parametrize(("changes", "message"), [({"limit": -1}, "--limit -1"), ({"protocol": "eech"}, "'each'")])
+def test_a_plan_checks_itself(root: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan_of(root, **changes)
+
+
+# --- records ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", ["each", "glamm"])
+def test_a_run_has_one_record_per_cell_and_expression(root: Path, tmp_path: Path, protocol: str) -> None:
+    plan = plan_of(root, protocol=protocol)
+    start(plan, tmp_path)
+    frame = records.load(tmp_path)
+    assert set(records.COLUMNS) <= set(frame.columns)
+    assert (tmp_path / records.DONE).exists()
+    per_cell = frame.groupby("cell").size()
+    cells_per_split = 1 + 2 * 4 + 2 * SEEDS_PER_STOCHASTIC_PRUNER
+    assert len(per_cell) == 2 * cells_per_split
+    expressions = {"val": 8, "testA": 7}  # images 1 to 3 have 3, 2, 3 and images 4 to 6 have 2, 3, 2
+    assert set(frame.groupby(["split", "cell"]).size().reset_index()[["split", 0]].itertuples(index=False, name=None)) == set(
+        expressions.items()
+    )
+    assert not frame.duplicated(["cell", "sample", "expression"]).any()
+    assert (frame["intersection"] <= frame["union"]).all()
+    assert frame["union"].dtype == "int64"
+    expected = (frame["intersection"] / frame["union"]).where(frame["union"] > 0, 1.0)
+    pd.testing.assert_series_equal(frame["iou"], expected, check_names=False)
+    budgets = frame[frame["pruner"] != "none"].groupby("pruner")["tokens_final"].unique()
+    assert all(sorted(found) == [8, 24] for found in budgets)
+    fastv = frame[(frame["pruner"] == "fastv") & (frame["budget"] == 8)]
+    assert set(fastv["tokens_mean"]) == {(2 * PATCHES + 2 * 8) / LAYERS}
+
+
+def test_masks_follow_the_selection(root: Path, tmp_path: Path) -> None:
+    start(plan_of(root), tmp_path)
+    frame = records.load(tmp_path)
+    counts = {key: tuple(part["union"]) for key, part in frame.groupby(["split", "pruner", "budget", "seed"])}
+    assert len(set(counts.values())) == len(counts)
+
+
+def test_every_image_is_encoded_once(root: Path, tmp_path: Path) -> None:
+    backbone = start(plan_of(root), tmp_path)
+    assert backbone.encoded == [3, 3]
+
+
+def test_tower_choices_are_made_once_per_image_unless_they_read_the_text(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, str]] = []
+    for pruner in parse("uniform,litelvlm"):
+        original: Callable[..., Any] = type(pruner).select
+
+        def counted(self: Any, tokens: VisualTokens, budget: int, original: Callable[..., Any] = original) -> Any:
+            calls.append((self.name, tokens.sample))
+            return original(self, tokens, budget)
+
+        monkeypatch.setattr(type(pruner), "select", counted)
+    start(replace(plan_of(root, "uniform,litelvlm"), budgets=(8,)), tmp_path)
+    assert calls.count(("uniform", "refcoco:val:1")) == 1
+    assert calls.count(("litelvlm", "refcoco:val:1")) == 3  # its expressions
+
+
+def test_run_twice_gives_the_same_records(root: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        start(plan_of(root), tmp_path / name)
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_batch_size_changes_nothing(root: Path, tmp_path: Path, size: int) -> None:
+    start(plan_of(root), tmp_path / "a")
+    backbone = start(plan_of(root), tmp_path / "b", batch_size=size)
+    assert max(backbone.grounded) <= size
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+
+
+def test_portions_bound_the_masks_in_memory(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(plan_of(root), tmp_path / "a")
+    monkeypatch.setattr(runner, "PIXELS_AT_ONCE", 2 * 40 * 64)
+    backbone = start(plan_of(root), tmp_path / "b", batch_size=1000)
+    assert max(backbone.grounded) == 2
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+
+
+# --- going on after a stop ----------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_returns_at_once(root: Path, tmp_path: Path) -> None:
+    start(plan_of(root), tmp_path)
+    backbone = start(plan_of(root), tmp_path)
+    assert backbone.encoded == []
+
+
+def test_killed_at_any_byte_a_run_goes_on_to_the_same_records(root: Path, tmp_path: Path) -> None:
+    plan = plan_of(root, "none,random")
+    start(plan, tmp_path / "whole")
+    content = (tmp_path / "whole" / records.RECORDS).read_bytes()
+    info = (tmp_path / "whole" / records.RUN).read_text()
+    wanted = records.load(tmp_path / "whole")
+    draw = random.Random(0)
+    header = content.index(b"\n") + 1
+    for number, size in enumerate(
+        [0, 5, header, header + 1, len(content) - 1, *(draw.randrange(len(content)) for _ in range(15))]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / records.RUN).write_text(info)
+        (folder / records.RECORDS).write_bytes(content[:size])
+        start(plan, folder)
+        assert lines(folder) == lines(tmp_path / "whole"), f"killed after {size} bytes"
+        pd.testing.assert_frame_equal(records.load(folder), wanted)
+        assert (folder / records.DONE).exists()
+
+
+def test_finished_images_are_not_done_again(tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data", images=4 * IMAGES_AT_ONCE)
+    plan = replace(plan_of(root, "none"), datasets=(("refcoco", "val"),))  # two parts
+    assert start(plan, tmp_path / "run").encoded == [IMAGES_AT_ONCE, IMAGES_AT_ONCE]
+    file = tmp_path / "run" / records.RECORDS
+    file.write_bytes(file.read_bytes()[:-30])  # the last row is torn
+    (tmp_path / "run" / records.DONE).unlink()
+    assert start(plan, tmp_path / "run").encoded == [IMAGES_AT_ONCE]
+
+
+def test_another_run_in_the_folder_is_refused(root: Path, tmp_path: Path) -> None:
+    start(plan_of(root), tmp_path)
+    before = lines(tmp_path)
+    with pytest.raises(UserError, match="holds another run"):
+        start(plan_of(root, seed=1), tmp_path)
+    assert lines(tmp_path) == before
+
+
+def test_a_damaged_middle_is_named_and_not_skipped(root: Path, tmp_path: Path) -> None:
+    start(plan_of(root, "none"), tmp_path)
+    file = tmp_path / records.RECORDS
+    rows = file.read_bytes().split(b"\n")
+    for broken in (b"\x00\x00\x00", b"[1]", b'{"cell": "half a record"}'):
+        file.write_bytes(b"\n".join([*rows[:3], broken, *rows[4:]]))
+        with pytest.raises(UserError, match=r"records\.jsonl:4 is damaged"):
+            records.load(tmp_path)
+
+
+def test_another_schema_is_refused(root: Path, tmp_path: Path) -> None:
+    start(plan_of(root, "none"), tmp_path)
+    file = tmp_path / records.RECORDS
+    file.write_text(file.read_text().replace('"schema": 1', '"schema": 99', 1))
+    with pytest.raises(UserError, match="schema 99"):
+        records.load(tmp_path)
+
+
+def test_no_records_and_damaged_run_info(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no records"):
+        records.load(tmp_path)
+    (tmp_path / records.RUN).write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        records.run_info(tmp_path)
+
+
+# --- what goes wrong ----------------------------------------------------------------------------------------------
+
+
+def test_an_unreadable_image_is_recorded_and_the_run_goes_on(tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data")
+    (root / "Refer_Segm" / "coco_2014" / "train2014" / "2.png").write_bytes(b"no image")
+    start(plan_of(root), tmp_path / "run")
+    failed = records.failures(tmp_path / "run")
+    assert list(failed) == ["refcoco:val:2"]
+    assert "cannot be read" in failed["refcoco:val:2"]
+    frame = records.load(tmp_path / "run")
+    assert set(frame["sample"]) == {f"refcoco:{'val' if k <= 3 else 'testA'}:{k}" for k in (1, 3, 4, 5, 6)}
+    assert start(plan_of(root), tmp_path / "run").encoded == []
+
+
+def test_an_image_that_cannot_be_encoded_costs_only_itself(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = FakeBackbone()
+    original = backbone._encode
+    first = prepare(plan_of(root), backbone)[0].samples[0].image()
+
+    def encode(image: Any) -> Any:
+        if image.shape == first.shape and (image == first).all():
+            raise RuntimeError("no usable pixels")
+        return original(image)
+
+    monkeypatch.setattr(backbone, "_encode", encode)
+    plan = plan_of(root)
+    run(plan, backbone, prepare(plan, backbone), tmp_path)
+    assert records.failures(tmp_path) == {"refcoco:val:1": "RuntimeError('no usable pixels')"}
+    assert records.load(tmp_path)["sample"].nunique() == 5
+
+
+@pytest.mark.parametrize(
+    ("select", "message"),
+    [
+        (lambda tokens, budget: 1 / 0, "uniform failed on refcoco:val:1 at 8 tokens"),
+        (lambda tokens, budget: tokens.text_embeds, "UndeclaredNeed"),
+        (lambda tokens, budget: tokens.patches, "uniform failed"),
+    ],
+)
+def test_a_pruner_that_fails_stops_the_run(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, select: Callable[..., Any], message: str
+) -> None:
+    pruner = type(parse("uniform")[0])
+    monkeypatch.setattr(pruner, "select", lambda self, tokens, budget: select(tokens, budget))
+    with pytest.raises(UserError, match=message):
+        start(plan_of(root, "uniform"), tmp_path)
+    assert not (tmp_path / records.DONE).exists()
+
+
+def test_a_pruner_that_misses_its_budget_stops_the_run(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pruner = type(parse("uniform")[0])
+    original = pruner.select
+    monkeypatch.setattr(pruner, "select", lambda self, tokens, budget: original(self, tokens, budget - 1))
+    with pytest.raises(UserError, match="kept 7 tokens where 8 were asked"):
+        start(plan_of(root, "uniform"), tmp_path)
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    plan = plan_of(root, "none")
+    monkeypatch.setattr(records.os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        start(plan, tmp_path)
+    monkeypatch.undo()
+    start(plan, tmp_path)
+    assert len(records.load(tmp_path)) == 15
+
+
+def test_provenance_says_where_the_numbers_come_from(root: Path, tmp_path: Path) -> None:
+    start(plan_of(root), tmp_path)
+    info = json.loads((tmp_path / records.RUN).read_text())
+    assert info["asked"]["budgets"] == [8, 24]
+    assert info["provenance"]["packages"]["torch"]
+    assert {"commit", "dirty", "command", "python", "platform", "time"} <= info["provenance"].keys()
+    assert set(info["cells"]) == set(records.load(tmp_path)["cell"])
+    assert all(cell["data"] for cell in info["cells"].values())
+
+
+def test_going_on_with_other_code_is_written_down(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(root, "none")
+    start(plan, tmp_path)
+    (tmp_path / records.DONE).unlink()
+    start(plan, tmp_path)
+    assert "continued" not in records.run_info(tmp_path)
+    (tmp_path / records.DONE).unlink()
+    monkeypatch.setattr(runner, "collect", lambda device: collect(device) | {"commit": "another"})
+    start(plan, tmp_path)
+    (part,) = records.run_info(tmp_path)["continued"]
+    assert part["changed"] == ["commit"]
+    assert "went on after a change of commit" in render(tmp_path)
