@@ -16,6 +16,7 @@ import backbones
 from backbones.base import Row, Turn
 from backbones.glamm import checkpoint as files
 from backbones.glamm.backbone import FULL_ROWS, GlammBackbone
+from backbones.glamm.decoder import run_layers
 from backbones.glamm.keys import to_official, to_ours
 from backbones.glamm.preprocess import masks_to_image, patch_shares, sam_pixels
 from pruners import LayerPruner, Selection, UserError, parse
@@ -259,6 +260,23 @@ def test_rows_do_not_depend_on_their_company(glamm: GlammBackbone) -> None:
     alone = glamm.encode([picture(60, 60, 1)])[0]
     assert alone.embedding.equal(encodings[1].embedding) and alone.hidden_states[-1].equal(encodings[1].hidden_states[-1])
     assert glamm.batch_size % FULL_ROWS == 0
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@torch.inference_mode()
+def test_fill_behind_a_row_changes_nothing(folder: Path, attn: str) -> None:
+    """Right fill is seen by nobody: same states, same tokens kept inside the model."""
+    llm = load(folder, attn=attn).model.language_model
+    generator = torch.Generator().manual_seed(0)
+    embeds = torch.randn(2, 150, llm.config.hidden_size, generator=generator)
+    filled = torch.cat([embeds, torch.randn(2, 42, llm.config.hidden_size, generator=generator)], dim=1)
+    last = torch.full((2,), 149)
+    for pruner in (None, parse("fastv(layer=1)")[0]):
+        settings = {"visual_start": 10, "visual_count": 100, "pruner": pruner, "keep": 30}
+        plain, other = run_layers(llm, embeds, **settings), run_layers(llm, filled, last=last, **settings)  # type: ignore[arg-type]
+        assert plain.hidden.allclose(other.hidden[:, : plain.hidden.shape[1]], atol=1e-5)
+        if pruner is not None:
+            assert plain.kept is not None and other.kept is not None and plain.kept.equal(other.kept)
 
 
 def test_conversation_without_seg(glamm: GlammBackbone) -> None:

@@ -24,6 +24,9 @@ from pruners.base import LayerPruner, Need, Selection, UserError, VisualTokens
 # CPU kernels round alike for all batches of a multiple of eight, and differently for others. Batches are filled up to one,
 # so that a pixel on the edge of a mask does not depend on what else was in the batch.
 FULL_ROWS = 8
+# Sequences are filled up on the right to a multiple of this, so that questions of about one length share a batch. Nothing
+# looks to the right, so the fill changes no state that is read; it depends on the row alone.
+FULL_LENGTH = 32
 
 
 class GlammBackbone:
@@ -126,11 +129,13 @@ class GlammBackbone:
     @torch.inference_mode()
     def ground(self, rows: Sequence[Row]) -> list[Grounded]:
         """Segment every row; rows of equal length (and, inside the model, equal cuts) run together."""
-        ids = [self.tokenizer.encode(build(row.turns)) for row in rows]
+        ids: list[list[int]] = []
         groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
         for k, row in enumerate(rows):
             count = row.selection.tokens if row.selection is not None else len(row.encoding.hidden_states[-1]) - 1
             cut = (row.pruner, row.budget) if row.selection is None else None
+            words = self.tokenizer.encode(build(row.turns))
+            ids.append(words + [self.tokenizer.pad_id] * (-(len(words) - 1 + count) % FULL_LENGTH))
             groups[(len(ids[k]), ids[k].index(IMAGE_TOKEN), count, cut)].append(k)
         found: dict[int, Grounded] = {}
         for members in groups.values():
@@ -171,6 +176,7 @@ class GlammBackbone:
             visual_count=count,
             pruner=layered,
             keep=layered.tokens_after(first.budget, count, self.num_layers) if layered else 0,
+            last=torch.tensor([self._last(row) + count - 1 for row in ids], device=self.device),
         )
         # the state that predicts [SEG]: counted from the end, where nothing was pruned
         before_seg = [[k - 1 - len(row) for k, token in enumerate(row) if token == self.tokenizer.seg_id] for row in ids]
@@ -190,6 +196,11 @@ class GlammBackbone:
             retained = run.kept[k] if run.kept is not None else (row.selection or _all(count)).indices
             seen = [length - text for length in run.lengths]
             yield Grounded(logits, seen[-1], sum(seen) / len(seen), retained)
+
+    def _last(self, words: list[int]) -> int:
+        """Position of the last token that is not fill."""
+        pad = self.tokenizer.pad_id
+        return max(k for k, word in enumerate(words) if word != pad)
 
     def decode(self, embeddings: Tensor, prompts: Tensor) -> Tensor:
         """Mask decoder: (M, P, g, g) image embeddings and (M, P) prompts -> (M, 4g, 4g) logits of the single mask."""

@@ -36,22 +36,28 @@ class LayerRun:
     scores: Tensor | None = None
 
 
-def last_row_attention(llm: LlamaModel, index: int, hidden: Tensor, rotary: tuple[Tensor, Tensor], visual: slice) -> Tensor:
-    """(B, H, n): probabilities of the last token over all keys in layer `index`, cut to the visual span.
+def last_row_attention(
+    llm: LlamaModel, index: int, hidden: Tensor, rotary: tuple[Tensor, Tensor], visual: slice, last: Tensor
+) -> Tensor:
+    """(B, H, n): probabilities of the last token over all keys up to itself in layer `index`, cut to the visual span.
 
     Args:
         hidden: (B, L, width) input of that layer.
+        last: (B,) position of each row's last token; what stands behind it is fill.
     """
     attention = llm.layers[index].self_attn
     normed = llm.layers[index].input_layernorm(hidden)
     width = attention.head_dim
-    query = attention.q_proj(normed[:, -1:]).unflatten(-1, (-1, width)).transpose(1, 2)
+    rows = torch.arange(len(hidden), device=hidden.device)
+    query = attention.q_proj(normed[rows, last][:, None]).unflatten(-1, (-1, width)).transpose(1, 2)
     key = attention.k_proj(normed).unflatten(-1, (-1, width)).transpose(1, 2)
-    cos, sin = rotary
-    query, _ = apply_rotary_pos_emb(query, query, cos[:, -1:], sin[:, -1:])
+    cos, sin = (part.expand(len(hidden), -1, -1) for part in rotary)
+    query, _ = apply_rotary_pos_emb(query, query, cos[rows, last][:, None], sin[rows, last][:, None])
     key, _ = apply_rotary_pos_emb(key, key, cos, sin)
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    fill = torch.arange(hidden.shape[1], device=hidden.device) > last[:, None]
     logits = (query @ key.transpose(-1, -2))[:, :, 0] * attention.scaling
+    logits = logits.masked_fill(fill[:, None], -torch.inf)
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)[..., visual].to(hidden.dtype)
 
 
@@ -74,6 +80,7 @@ def run_layers(
     keep: int = 0,
     cache: Cache | None = None,
     first_position: int = 0,
+    last: Tensor | None = None,
 ) -> LayerRun:
     """Run the language model on embeddings.
 
@@ -83,6 +90,7 @@ def run_layers(
         pruner: cuts the span to `keep` tokens before its layer; kept tokens keep their position ids (FastV).
         cache: keys and values are appended to it; layers behind the cut store fewer.
         first_position: position id of the first token, for decoding steps.
+        last: (B,) position of each row's last token, if fill stands behind it.
     """
     batch, length = hidden.shape[:2]
     positions = torch.arange(first_position, first_position + length, device=hidden.device).expand(batch, -1)
@@ -94,7 +102,8 @@ def run_layers(
         lengths.append(hidden.shape[1])
         if pruner is not None and index == pruner.layer - 1:
             visual = slice(visual_start, visual_start + visual_count)
-            scores = last_row_attention(llm, index, hidden, rotary, visual)
+            ends = last if last is not None else torch.full((batch,), length - 1, device=hidden.device)
+            scores = last_row_attention(llm, index, hidden, rotary, visual, ends)
         hidden = layer(
             hidden,
             attention_mask=causal_mask(llm, hidden, past),
