@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 MINI = Path(__file__).parent / "mini" / "weights"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+IMAGE_BACKENDS = ("pil", "mmcv")
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
 _NAMES = {
     "glamm-mini": "the embedded small GLaMM, trained on RefShapes; no downloads",
@@ -40,8 +42,6 @@ def _check_device(device: str, attn: str) -> None:
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {device} needs a CUDA GPU and a CUDA build of torch; here give --device cpu.")
     if attn == "flash_attention_2":
-        from importlib.util import find_spec
-
         if find_spec("flash_attn") is None or kind != "cuda":
             raise UserError(
                 "--attn flash_attention_2 needs a CUDA GPU and the package: pip install 'groundprune[flash]';"
@@ -59,6 +59,7 @@ def load(
     dtype: str = "float32",
     attn: str = "sdpa",
     batch_size: int = 16,
+    image_backend: str = "pil",
 ) -> Backbone:
     """Load a backbone.
 
@@ -67,6 +68,7 @@ def load(
         checkpoint: official checkpoint folder, for "glamm".
         clip: CLIP folder or hub name; by default the one that GLaMM was trained with.
         sam_dims: json file with the grounding encoder's numbers; by default the one beside config.json, else SAM ViT-H.
+        image_backend: "pil", or "mmcv" for a faster grounding branch with the same pixels.
         batch_size: most rows in one forward pass; results do not depend on it.
 
     Raises:
@@ -79,6 +81,9 @@ def load(
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size} is too small; give 1 or more.")
     _check_device(device, attn)
+    _choose("image backend", image_backend, IMAGE_BACKENDS)
+    if image_backend == "mmcv" and find_spec("mmcv") is None:
+        raise UserError("--image-backend mmcv needs the package: pip install 'groundprune[mmcv]'; or give --image-backend pil.")
     if name == "glamm-mini":
         checkpoint, clip = MINI / "checkpoint", str(MINI / "clip")
     elif checkpoint is None:
@@ -105,4 +110,5 @@ def load(
         dtype=dtype,
         attn=attn,
         batch_size=batch_size,
+        image_backend=image_backend,
     )

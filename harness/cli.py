@@ -49,6 +49,7 @@ def sweep(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, float64")] = "float32",
     attn: Annotated[str, typer.Option(help="eager, sdpa, flash_attention_2")] = "sdpa",
+    image_backend: Annotated[str, typer.Option(help="pil, or mmcv: faster grounding branch, same pixels")] = "pil",
     batch_size: Annotated[int, typer.Option(help="rows per forward pass; results do not depend on it")] = 16,
     out: Annotated[
         Path | None,
@@ -102,6 +103,7 @@ def sweep(
             dtype=dtype,
             attn=attn,
             batch_size=batch_size,
+            image_backend=image_backend,
         )
         splits = runner.prepare(plan, backbone)
         folder = out or _new_folder(runner.identity(splits))

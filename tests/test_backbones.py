@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from backbones.glamm import checkpoint as files
 from backbones.glamm.backbone import FULL_ROWS, GlammBackbone
 from backbones.glamm.decoder import run_layers
 from backbones.glamm.keys import to_official, to_ours
-from backbones.glamm.preprocess import masks_to_image, patch_shares, sam_pixels
+from backbones.glamm.preprocess import masks_to_image, patch_shares, sam_pixels, sam_pixels_mmcv
 from pruners import LayerPruner, Selection, UserError, parse
 
 TURN = Turn("Can you segment the left dog in this image?", "It is [SEG].")
@@ -180,6 +181,7 @@ def test_save_and_load(glamm: GlammBackbone, folder: Path, tmp_path: Path, dtype
         ({"device": "gpu"}, "no device"),
         ({"attn": "flash_attention_2"}, r"groundprune\[flash\]"),
         ({"batch_size": 0}, "too small"),
+        ({"image_backend": "mmvc"}, "Did you mean 'mmcv'"),
         ({"sam_dims": "no.json"}, "no no.json"),
     ],
 )
@@ -315,6 +317,15 @@ def test_masks_find_their_way_back() -> None:
         back = masks_to_image(low, 160, resized, (height, width))[0] > 0
         rows, columns = back.any(1).nonzero(), back.any(0).nonzero()
         assert abs(int(rows.max()) - height / 2) < 3 and abs(int(columns.max()) - width / 2) < 3
+
+
+@pytest.mark.skipif(find_spec("mmcv") is None, reason="the optional extra mmcv is not installed")
+@pytest.mark.parametrize("size", [(75, 110), (120, 84), (480, 640), (333, 500), (48, 48)])
+def test_mmcv_gives_the_same_pixels(size: tuple[int, int]) -> None:
+    """The optional image backend may be faster; it may not change a pixel."""
+    pixels, resized = sam_pixels(picture(*size), 1024)
+    other, again = sam_pixels_mmcv(picture(*size), 1024)
+    assert again == resized and other.equal(pixels)
 
 
 def test_plugin_with_its_own_needs(glamm: GlammBackbone) -> None:

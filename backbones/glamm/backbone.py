@@ -16,7 +16,7 @@ from backbones.base import Encoding, Grounded, Row, Turn
 from backbones.glamm.conversation import build
 from backbones.glamm.decoder import run_layers
 from backbones.glamm.model import GlammModel
-from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels
+from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels, sam_pixels_mmcv
 from backbones.glamm.signals import hidden_states, vision_signal
 from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer
 from pruners.base import LayerPruner, Need, Selection, UserError, VisualTokens
@@ -48,11 +48,13 @@ class GlammBackbone:
         dtype: str,
         attn: str,
         batch_size: int = 16,
+        image_backend: str = "pil",
     ) -> None:
         from transformers import CLIPTokenizer
 
         self.model, self.tokenizer, self.name, self.fingerprint = model, tokenizer, name, fingerprint
         self.device, self.dtype, self.attn = device, dtype, attn
+        self._sam_pixels = sam_pixels_mmcv if image_backend == "mmcv" else sam_pixels
         self._multiple = FULL_ROWS if device == "cpu" else 1
         self.batch_size = self._filled(batch_size)
         self.clip_tokenizer = CLIPTokenizer.from_pretrained(str(clip_folder))
@@ -75,7 +77,7 @@ class GlammBackbone:
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Encoding]:
         """Both image branches; the vision tower's last layer is not run, since nothing reads its output."""
         small = torch.stack([clip_pixels(image, self.image_size) for image in images]).to(self.device, self._kind)
-        large, resized = zip(*(sam_pixels(image, self.sam_size) for image in images), strict=True)
+        large, resized = zip(*(self._sam_pixels(image, self.sam_size) for image in images), strict=True)
         pad = self._filled(len(images)) - len(images)
         small = torch.cat([small, small[-1:].expand(pad, -1, -1, -1)])
         states = hidden_states(self.model.clip.vision_model, small)

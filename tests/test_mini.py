@@ -1,0 +1,120 @@
+"""The embedded backbone: its files, its training tool, and (as a floor, never a rank) what it can do."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import backbones
+from backbones.base import Row, Turn
+from backbones.glamm.backbone import GlammBackbone
+from backbones.mini.data import build, train_scene
+from backbones.mini.see import patch_targets, silhouette
+from harness import metrics
+from pruners import Selection, parse
+
+ROOT = Path(__file__).parent.parent
+STEPS = "sam=2,patches=2,match=2,point=2,mask=2"
+
+
+@pytest.fixture(scope="module")
+def mini() -> GlammBackbone:
+    found = backbones.load("glamm-mini")
+    assert isinstance(found, GlammBackbone)
+    return found
+
+
+def test_files_are_official_and_small() -> None:
+    folder = backbones.MINI
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert size <= 16 * 2**20
+    assert not list(folder.rglob("*.bin")) and not list(folder.rglob("*.p*kl*"))
+
+
+def test_shape(mini: GlammBackbone) -> None:
+    assert mini.grid == (24, 24) and mini.num_layers == 5 and mini.image_size == 192
+
+
+def scores(mini: GlammBackbone, *, blind: bool = False) -> float:
+    """cIoU over all objects of a few held-out scenes, named by their looks."""
+    inner = outer = 0
+    rows, truths = [], []
+    none = parse("none")[0]
+    for index in range(40, 52):
+        scene = train_scene(10**6 + index)
+        encoding = mini.encode([scene.image])[0]
+        for target, text in scene.expressions["refshapes+"][:3]:
+            turn = Turn(f"Can you segment the {text} in this image?", "It is [SEG].")
+            count = 0 if blind else 576
+            rows.append(Row(encoding, (turn,), none, count, Selection(torch.arange(count))))
+            truths.append(scene.objects[target].mask)
+    for result, truth in zip(mini.ground(rows), truths, strict=True):
+        a, b = metrics.counts((result.logits[0] > 0).numpy(), truth.astype(np.uint8))
+        inner, outer = inner + a, outer + b
+    return inner / outer
+
+
+def test_it_sees(mini: GlammBackbone) -> None:
+    """A floor far below the card's figures; and without visual tokens it falls."""
+    seeing, blind = scores(mini), scores(mini, blind=True)
+    assert seeing > 0.4 and blind < seeing / 2
+
+
+def test_patch_targets() -> None:
+    """Labels of a patch are its object's, offsets lead to the centre, and the silhouette is the object's outline."""
+    split_owner = np.zeros((192, 192), dtype=np.uint8)
+    split_owner[64:96, 80:112] = 1
+    looks = np.full((9, 4), -1, dtype=np.int8)
+    looks[0] = (1, 2, 0, 1)
+    centers = np.zeros((9, 2), dtype=np.float32)
+    centers[0] = (96, 80)
+    whole = (slice(0, 192), slice(0, 192))
+    labels, offsets, drawn = patch_targets(split_owner, whole, looks, centers)
+    patch = 8 * 24 + 10  # rows 64-72, columns 80-88
+    assert labels[patch].tolist() == [1, 1, 2, 0, 1] and labels[0].tolist() == [0, -1, -1, -1, -1]
+    assert offsets[patch] * 32 == pytest.approx([96 - 84, 80 - 68]) and np.isnan(offsets[0]).all()
+    assert drawn[patch].sum() * 25 == 32 * 32 and drawn[patch].tolist() == silhouette(split_owner, 0, centers[0]).tolist()
+    cut, away, _ = patch_targets(split_owner, (slice(80, 192), slice(0, 192)), looks, centers)
+    assert cut[10].tolist() == [1, -1, 2, 0, -1] and np.isnan(away[10]).all(), "of a cut object shape and size are not asked"
+
+
+def test_train_scenes_are_stored_as_painted(tmp_path: Path) -> None:
+    scenes = build(tmp_path, 3, workers=1)
+    scene = train_scene(2)
+    assert (scenes.images[2] == scene.image).all() and scenes.count(2) == len(scene.objects)
+    for k, thing in enumerate(scene.objects):
+        assert ((scenes.owner[2] == k + 1) == thing.mask).all()
+    texts = [text for _, _, text in scenes.expressions(2, np.random.default_rng(0), 4)]
+    assert texts == [text for _, _, text in scenes.expressions(2, np.random.default_rng(0), 4)] and texts
+
+
+def train(work: Path, *words: str) -> None:
+    command = [sys.executable, "-m", "backbones.mini.train", "--work", str(work), "--scenes", "64", "--device", "cpu", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_every_stage_trains_resumes_and_exports(tmp_path: Path) -> None:
+    """Two steps of everything; a stopped stage goes on where it was; the result loads through the official layout."""
+    train(tmp_path, "--steps", STEPS)
+    for stage in ("sam", "patches", "match", "point", "mask"):
+        with (tmp_path / f"{stage}.csv").open() as handle:
+            rows = list(csv.DictReader(handle))
+        assert rows[-1]["step"] == "2" and np.isfinite(float(rows[-1]["loss"]))
+    train(tmp_path, "--stages", "mask,export", "--steps", "mask=3")
+    assert torch.load(tmp_path / "mask.pt", weights_only=True)["step"] == 3
+    weights = tmp_path / "weights"
+    backbone = backbones.load("glamm", checkpoint=weights / "checkpoint", clip=str(weights / "clip"))
+    assert backbone.grid == (24, 24)
+
+
+def test_unknown_stage(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "backbones.mini.train", "--work", str(tmp_path), "--stages", "sleep"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "sleep" in done.stderr
