@@ -41,12 +41,11 @@ def _check_device(device: str, attn: str) -> None:
         raise UserError(f"{device!r} is no device; give --device cpu or cuda.") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {device} needs a CUDA GPU and a CUDA build of torch; here give --device cpu.")
-    if attn == "flash_attention_2":
-        if find_spec("flash_attn") is None or kind != "cuda":
-            raise UserError(
-                "--attn flash_attention_2 needs a CUDA GPU and the package: pip install 'groundprune[flash]';"
-                " without them give --attn sdpa."
-            )
+    if attn == "flash_attention_2" and (find_spec("flash_attn") is None or kind != "cuda"):
+        raise UserError(
+            "--attn flash_attention_2 needs a CUDA GPU and the package: pip install 'groundprune[flash]';"
+            " without them give --attn sdpa."
+        )
 
 
 def load(
