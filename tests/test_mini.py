@@ -112,6 +112,13 @@ def test_every_stage_trains_resumes_and_exports(tmp_path: Path) -> None:
     weights = tmp_path / "weights"
     backbone = backbones.load("glamm", checkpoint=weights / "checkpoint", clip=str(weights / "clip"))
     assert backbone.grid == (24, 24)
+    again = tmp_path / "again"
+    (again / "scenes").parent.mkdir()
+    (again / "scenes").symlink_to(tmp_path / "scenes")
+    train(again, "--stages", "export", "--start", str(weights))
+    assert (again / "weights/checkpoint/model.safetensors").read_bytes() == (
+        weights / "checkpoint/model.safetensors"
+    ).read_bytes()
 
 
 def test_unknown_stage(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ Stages, each resumable and logged to `DIR/<stage>.csv`:
     point     language model, projector and [SEG] head: where is the referent?
     mask      the same with the mask loss through the frozen SAM
     export    weights in the official layout, half precision
+`--start WEIGHTS` begins from exported weights instead of random ones: what a stage without a checkpoint of its own starts from.
 This is a tool, not a part of the backbone: the only module of `backbones` that knows a data set.
 """
 
@@ -19,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from backbones.glamm.checkpoint import save_checkpoint
+from backbones.glamm.checkpoint import load_checkpoint, save_checkpoint
 from backbones.glamm.model import GlammModel
 from backbones.glamm.tokenizer import LlamaTokenizer
 from backbones.mini import config, data, ground, see, segment, text
@@ -52,13 +53,23 @@ def restore(stage: str, module: nn.Module, work: Path) -> None:
     module.load_state_dict(state["modules"])
 
 
-def train(work: Path, stages: tuple[str, ...], scenes: int, steps: dict[str, int], seed: int, device: str) -> None:
+def train(
+    work: Path,
+    stages: tuple[str, ...],
+    scenes: int,
+    steps: dict[str, int],
+    seed: int,
+    device: str,
+    start: Path | None = None,
+) -> None:
     """Run the chosen stages in order; earlier ones are read from `work`."""
     from transformers import CLIPTokenizer
 
     work.mkdir(parents=True, exist_ok=True)
     split = data.build(work / "scenes", scenes)
     model, llama_folder, clip_folder = build_model(work, seed)
+    if start is not None:
+        model.load_state_dict(load_checkpoint(start / "checkpoint", str(start / "clip")).state_dict())
     model.to(device)
     sam, clip = model.grounding_encoder, model.clip
     tokenizer = LlamaTokenizer(llama_folder)
@@ -115,6 +126,7 @@ def main() -> None:
     parser.add_argument("--stages", default=",".join(STAGES), help="which to run, comma separated")
     parser.add_argument("--scenes", type=int, default=30000, help="size of the train split")
     parser.add_argument("--steps", default="", help="e.g. 'point=9000,mask=2000'")
+    parser.add_argument("--start", type=Path, default=None, help="folder with checkpoint/ and clip/ to begin from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process; one is fastest on CPU")
@@ -125,7 +137,7 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown stage {sorted(unknown)}; there are {', '.join(STAGES)}")
     steps = STEPS | {stage: int(count) for stage, count in asked.items()}
-    train(given.work, tuple(given.stages.split(",")), given.scenes, steps, given.seed, given.device)
+    train(given.work, tuple(given.stages.split(",")), given.scenes, steps, given.seed, given.device, given.start)
 
 
 if __name__ == "__main__":
