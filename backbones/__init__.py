@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 MINI = Path(__file__).parent / "mini" / "weights"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+HALF = ("bfloat16", "float16")
 IMAGE_BACKENDS = ("pil", "mmcv")
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
 _NAMES = {
@@ -32,20 +33,36 @@ def _choose(what: str, value: str, valid: tuple[str, ...]) -> str:
     return value
 
 
-def _check_device(device: str, attn: str) -> None:
+def _check_device(device: str, attn: str, dtype: str) -> str:
+    """The device, "cpu" for all ways to write it.
+
+    Raises:
+        UserError: it is not there, or cannot run the attention implementation.
+    """
     import torch
 
     try:
-        kind = torch.device(device).type
+        place = torch.device(device)
     except RuntimeError as error:
         raise UserError(f"{device!r} is no device; give --device cpu or cuda.") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {device} needs a CUDA GPU and a CUDA build of torch; here give --device cpu.")
-    if attn == "flash_attention_2" and (find_spec("flash_attn") is None or kind != "cuda"):
-        raise UserError(
-            "--attn flash_attention_2 needs a CUDA GPU and the package: pip install 'groundprune[flash]';"
-            " without them give --attn sdpa."
-        )
+    if place.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"--device {device} is not one that the backbones run on; give --device cpu or cuda.")
+    if place.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(f"--device {device} needs a CUDA GPU and a CUDA build of torch; here give --device cpu.")
+        if (place.index or 0) >= torch.cuda.device_count():
+            raise UserError(f"There is no {device}; this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}.")
+    if place.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps needs a Mac with its own GPU; here give --device cpu.")
+    if attn == "flash_attention_2":
+        if find_spec("flash_attn") is None or place.type != "cuda":
+            raise UserError(
+                "--attn flash_attention_2 needs a CUDA GPU and the package: pip install 'groundprune[flash]';"
+                " without them give --attn sdpa."
+            )
+        if dtype not in HALF:
+            raise UserError(f"--attn flash_attention_2 does not compute in {dtype}; add --dtype bfloat16 or give --attn sdpa.")
+    return "cpu" if place.type == "cpu" else device
 
 
 def load(
@@ -79,7 +96,7 @@ def load(
     _choose("attention implementation", attn, ATTENTION)
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size} is too small; give 1 or more.")
-    _check_device(device, attn)
+    device = _check_device(device, attn, dtype)
     _choose("image backend", image_backend, IMAGE_BACKENDS)
     if image_backend == "mmcv" and find_spec("mmcv") is None:
         raise UserError("--image-backend mmcv needs the package: pip install 'groundprune[mmcv]'; or give --image-backend pil.")
@@ -90,21 +107,33 @@ def load(
 
     import torch
 
-    from backbones.glamm import checkpoint as files
+    from backbones.glamm import reading
     from backbones.glamm.backbone import GlammBackbone
+    from backbones.glamm.checkpoint import load_checkpoint
     from backbones.glamm.tokenizer import LlamaTokenizer
 
     folder = Path(checkpoint)
-    tower = clip or files.CLIP_HUB
-    sam = files.read_json(Path(sam_dims), "--sam-dims names a json file") if sam_dims is not None else None
-    model = files.load_checkpoint(folder, tower, dtype=getattr(torch, dtype), device=device, attn=attn, sam=sam)
-    tower_folder = files.clip_folder(tower)
+    sam = reading.read_json(Path(sam_dims), "--sam-dims names a json file") if sam_dims is not None else None
+    if not folder.is_dir():
+        raise UserError(f"There is no checkpoint folder {str(folder)!r}; give --checkpoint the folder with config.json.")
+    tokenizer = LlamaTokenizer(folder)
+    tower = reading.clip_folder(clip or reading.CLIP_HUB)
+    try:
+        model = load_checkpoint(folder, str(tower), dtype=getattr(torch, dtype), device=device, attn=attn, sam=sam)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"The model does not fit into {device} in {dtype}; give --dtype bfloat16 or another --device.") from error
+    rows = model.language_model.config.vocab_size
+    if tokenizer.largest_id >= rows:
+        raise UserError(
+            f"The tokenizer of {str(folder)!r} gives ids up to {tokenizer.largest_id} and the embedding has {rows} rows; "
+            "copy tokenizer.model and added_tokens.json from where the weights came."
+        )
     return GlammBackbone(
         model,
-        LlamaTokenizer(folder),
-        tower_folder,
+        tokenizer,
+        tower,
         name=name,
-        fingerprint=files.fingerprint(folder, tower_folder),
+        fingerprint=reading.fingerprint(folder, tower),
         device=device,
         dtype=dtype,
         attn=attn,

@@ -79,7 +79,8 @@ def conversations(sample: Sample, protocol: str, seed: int) -> list[Conversation
 
 
 def _said(sample: Sample, position: int) -> str:
-    return sample.expressions[position].text.strip().lower()
+    # the image's placeholder inside an expression would be taken for a second image
+    return sample.expressions[position].text.replace("<image>", " ").strip().lower()
 
 
 def _drawn(sample: Sample, seed: int) -> tuple[int, ...]:

@@ -78,7 +78,7 @@ class GlammBackbone:
         """Both image branches; the vision tower's last layer is not run, since nothing reads its output."""
         small = torch.stack([clip_pixels(image, self.image_size) for image in images]).to(self.device, self._kind)
         large, resized = zip(*(self._sam_pixels(image, self.sam_size) for image in images), strict=True)
-        pad = self._filled(len(images)) - len(images)
+        pad = len(images) % 2 if self._multiple > 1 else 0  # images round alike in any even number
         small = torch.cat([small, small[-1:].expand(pad, -1, -1, -1)])
         states = hidden_states(self.model.clip.vision_model, small)
         pixels = torch.stack([*large, *large[-1:] * pad]).to(self.device, self._kind)

@@ -2,137 +2,55 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPConfig, LlamaConfig, SamConfig
+from transformers import CLIPConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from backbones.glamm.keys import TIED, sample, to_official, to_ours
 from backbones.glamm.model import GlammModel
+from backbones.glamm.reading import clip_folder, read_json, tensors
+from backbones.glamm.sizes import SAM_VIT_H, clip_config, llm_config, sam_config
 from pruners.base import UserError
 
-CLIP_HUB = "openai/clip-vit-large-patch14-336"
-CLIP_REVISION = "ce19dc912ca5cd21c8a653c79e251e808ccabcd1"
 TOKENIZER_FILES = ("tokenizer.model", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
 CLIP_TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
-# what the official builder hard-codes: SAM ViT-H
-SAM_VIT_H: dict[str, Any] = {
-    "img_size": 1024,
-    "patch_size": 16,
-    "embed_dim": 1280,
-    "depth": 32,
-    "num_heads": 16,
-    "mlp_ratio": 4.0,
-    "window_size": 14,
-    "global_attn_indexes": [7, 15, 23, 31],
-    "out_chans": 256,
-    "mask_in_chans": 16,
-    "decoder_mlp_dim": 2048,
-    "decoder_num_heads": 8,
-    "iou_head_hidden_dim": 256,
-}
 
 
-def sam_config(dims: dict[str, Any]) -> SamConfig:
-    """transformers' configuration of the grounding encoder from the official builder's numbers."""
-    size, patch, width = dims["img_size"], dims["patch_size"], dims["out_chans"]
-    return SamConfig(
-        vision_config={
-            "hidden_size": dims["embed_dim"],
-            "output_channels": width,
-            "num_hidden_layers": dims["depth"],
-            "num_attention_heads": dims["num_heads"],
-            "image_size": size,
-            "patch_size": patch,
-            "window_size": dims["window_size"],
-            "global_attn_indexes": list(dims["global_attn_indexes"]),
-            "num_pos_feats": width // 2,
-            "mlp_dim": int(dims["embed_dim"] * dims["mlp_ratio"]),
-            "scale": 1.0,
-        },
-        prompt_encoder_config={
-            "hidden_size": width,
-            "image_size": size,
-            "patch_size": patch,
-            "mask_input_channels": dims["mask_in_chans"],
-        },
-        mask_decoder_config={
-            "hidden_size": width,
-            "mlp_dim": dims["decoder_mlp_dim"],
-            "num_attention_heads": dims["decoder_num_heads"],
-            "iou_head_hidden_dim": dims["iou_head_hidden_dim"],
-        },
-    )
+def fill(
+    module: nn.Module,
+    folder: Path,
+    rename: Callable[[str], str | None],
+    named: Callable[[str], str | None],
+    prefixes: tuple[str, ...],
+    dtype: torch.dtype,
+    device: str,
+) -> None:
+    """Replace the module's meta tensors by the folder's, every one of them.
 
+    Args:
+        rename: the folder's name of a tensor to the module's; None if it is not needed, KeyError if it is unknown.
+        named: the module's name to the folder's.
+        prefixes: which of the module's tensors the folder holds.
 
-def llm_config(settings: dict[str, Any]) -> LlamaConfig:
-    """transformers' configuration of the language model from the checkpoint's config.json."""
-    heads = settings["num_attention_heads"]
-    return LlamaConfig(
-        vocab_size=settings["vocab_size"],
-        hidden_size=settings["hidden_size"],
-        intermediate_size=settings["intermediate_size"],
-        num_hidden_layers=settings["num_hidden_layers"],
-        num_attention_heads=heads,
-        num_key_value_heads=settings.get("num_key_value_heads", heads),
-        rms_norm_eps=settings.get("rms_norm_eps", 1e-5),
-        max_position_embeddings=settings.get("max_position_embeddings", 4096),
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        tie_word_embeddings=False,
-    )
-
-
-def read_json(path: Path, mend: str) -> dict[str, Any]:
-    """A json file, or one sentence that says what is wrong with it."""
-    if not path.is_file():
-        raise UserError(f"There is no {path.name} in {str(path.parent)!r}; {mend}.")
-    try:
-        return json.loads(path.read_text())  # type: ignore[no-any-return]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{str(path)!r} is not readable json ({error}); {mend}.") from error
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a folder: safetensors if there are any, else pytorch_model*.bin."""
-    for pattern in ("*.safetensors", "pytorch_model*.bin"):
-        if found := sorted(folder.glob(pattern)):
-            return found
-    raise UserError(f"There are no weights in {str(folder)!r}: expected *.safetensors or pytorch_model*.bin beside config.json.")
-
-
-def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """All (name, tensor) pairs of a folder; .bin files are read with weights_only, which runs no code."""
-    for path in weight_files(folder):
-        try:
-            if path.suffix == ".safetensors":
-                with safe_open(path, framework="pt") as handle:
-                    for name in handle.keys():  # noqa: SIM118
-                        yield name, handle.get_tensor(name)
-            else:
-                yield from torch.load(path, map_location="cpu", weights_only=True, mmap=True).items()
-        except UserError:
-            raise
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{str(path)!r} is damaged or holds more than tensors ({reason}); copy it again.") from error
-
-
-def fill(module: nn.Module, folder: Path, rename: Any, prefixes: tuple[str, ...], dtype: torch.dtype, device: str) -> None:
-    """Replace the module's meta tensors by the folder's, every one of them, and name all that does not fit."""
+    Raises:
+        UserError: names all tensors that are missing, unexpected, stored twice, wrongly shaped or not finite.
+    """
     wanted = {name: p for name, p in module.state_dict().items() if name.startswith(prefixes) and name != TIED}
     given: dict[str, Tensor] = {}
-    unexpected, shapes, broken = [], [], []
+    seen: set[str] = set()
+    unexpected: list[str] = []
+    twice: list[str] = []
+    shapes: list[str] = []
+    broken: list[str] = []
+    large: list[str] = []
     for name, tensor in tensors(folder):
         try:
             ours = rename(name)
@@ -143,21 +61,26 @@ def fill(module: nn.Module, folder: Path, rename: Any, prefixes: tuple[str, ...]
             continue
         if ours not in wanted:
             unexpected.append(name)
-        elif tensor.shape != wanted[ours].shape:
+            continue
+        if ours in seen:
+            twice.append(name)
+            continue
+        seen.add(ours)
+        if tensor.shape != wanted[ours].shape:
             shapes.append(f"{name} {list(tensor.shape)} instead of {list(wanted[ours].shape)}")
-        elif not bool(torch.isfinite(tensor).all()):
-            broken.append(name)
-        else:
-            given[ours] = tensor.to(device=device, dtype=dtype)
-    spoiled = {text.split()[0] for text in shapes} | set(broken)
-    missing = [name for name in wanted if name not in given and name not in {rename(bad) for bad in spoiled}]
+            continue
+        given[ours] = tensor.to(device=device, dtype=dtype)
+        if not bool(torch.isfinite(given[ours]).all()):
+            (large if bool(torch.isfinite(tensor).all()) else broken).append(name)
     problems = [
         f"{label} {sample(names)}"
         for label, names in (
-            ("missing:", [to_official(name) or name for name in missing]),
+            ("missing:", [named(name) or name for name in wanted if name not in seen]),
             ("unexpected:", unexpected),
+            ("stored twice:", twice),
             ("wrong shape:", shapes),
             ("NaN or infinite:", broken),
+            (f"too large for {str(dtype).removeprefix('torch.')}:", large),
         )
         if names
     ]
@@ -180,32 +103,24 @@ def materialise(model: GlammModel, device: str) -> None:
         raise RuntimeError(f"tensors without values after loading: {sample(left)}")
 
 
-def clip_folder(clip: str) -> Path:
-    """A directory, or a hub name fetched at the pinned revision."""
-    if Path(clip).is_dir():
-        return Path(clip)
-    from huggingface_hub import snapshot_download
-
-    try:
-        revision = CLIP_REVISION if clip == CLIP_HUB else None
-        return Path(snapshot_download(clip, revision=revision, allow_patterns=["*.json", "*.txt", "*.safetensors", "*.bin"]))
-    except Exception as error:
-        raise UserError(
-            f"CLIP {clip!r} is neither a directory nor reachable on the hub; copy {CLIP_HUB} (revision "
-            f"{CLIP_REVISION[:8]}) to this machine and give --clip DIR."
-        ) from error
-
-
-def clip_config(folder: Path) -> CLIPConfig:
-    """CLIP's configuration from its folder."""
-    settings = read_json(folder / "config.json", f"--clip needs the files of {CLIP_HUB}")
-    return CLIPConfig.from_dict(settings)
-
-
 def build_meta(settings: dict[str, Any], clip: CLIPConfig, sam: dict[str, Any] | None = None, attn: str = "sdpa") -> GlammModel:
-    """The model on the meta device: shapes without weights, at any size on any machine."""
-    with torch.device("meta"):
-        return GlammModel(clip, llm_config(settings), sam_config(sam or SAM_VIT_H), attn)
+    """The model on the meta device: shapes without weights, at any size on any machine.
+
+    Args:
+        settings: the checkpoint's config.json.
+        sam: the grounding encoder's numbers; by default SAM ViT-H.
+
+    Raises:
+        UserError: numbers are missing, no numbers, or do not fit together.
+    """
+    try:
+        with torch.device("meta"):
+            return GlammModel(clip, llm_config(settings), sam_config(SAM_VIT_H if sam is None else sam), attn)
+    except UserError:
+        raise
+    except Exception as error:  # what transformers' configurations refuse has no common type
+        reason = " ".join(str(error).split())
+        raise UserError(f"No model can be built from config.json and its neighbours ({reason}); copy them again.") from error
 
 
 def load_checkpoint(
@@ -233,9 +148,9 @@ def load_checkpoint(
     tower = clip_folder(clip)
     model = build_meta(settings, clip_config(tower), sam, attn)
     # position_ids were saved by older transformers and follow from the config
-    fill(model.clip, tower, lambda name: None if name.endswith("position_ids") else name, ("",), dtype, device)
+    fill(model.clip, tower, lambda name: None if name.endswith("position_ids") else name, str, ("",), dtype, device)
     ours = ("language_model.", "projector.", "text_hidden_fcs.", "lm_head.", "grounding_encoder.")
-    fill(model, folder, to_ours, ours, dtype, device)
+    fill(model, folder, to_ours, to_official, ours, dtype, device)
     materialise(model, device)
     return model.eval().requires_grad_(False)
 
@@ -293,13 +208,3 @@ def save_checkpoint(
     (clip / "preprocessor_config.json").write_text(
         json.dumps({"crop_size": size, "size": size, "resample": 3, "do_center_crop": True}, indent=2)
     )
-
-
-def fingerprint(*folders: Path) -> str:
-    """16 hex digits of the contents of all weight and config files."""
-    digest = hashlib.sha256()
-    for folder in folders:
-        for path in [*weight_files(folder), *sorted(folder.glob("*.json"))]:
-            with path.open("rb") as handle:
-                digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()[:16]

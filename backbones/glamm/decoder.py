@@ -62,10 +62,11 @@ def last_row_attention(
 
 
 def causal_mask(llm: LlamaModel, hidden: Tensor, past: int) -> Tensor | None:
-    """Additive mask for eager attention; the fused implementations are causal by themselves."""
-    if llm.config._attn_implementation != "eager":
-        return None
+    """Additive mask where attention is not causal by itself: eager, and SDPA for several tokens behind a cache."""
     length = hidden.shape[1]
+    kind = llm.config._attn_implementation
+    if kind == "flash_attention_2" or (kind == "sdpa" and (past == 0 or length == 1)):
+        return None
     blocked = torch.ones(length, past + length, dtype=torch.bool, device=hidden.device).triu(past + 1)
     return torch.zeros_like(blocked, dtype=hidden.dtype).masked_fill(blocked, torch.finfo(hidden.dtype).min)[None, None]
 
@@ -107,7 +108,6 @@ def run_layers(
         hidden = layer(
             hidden,
             attention_mask=causal_mask(llm, hidden, past),
-            position_ids=positions,
             position_embeddings=rotary,
             past_key_values=cache,
             use_cache=cache is not None,

@@ -56,7 +56,7 @@ def sam_pixels(image: NDArray[np.uint8], size: int) -> tuple[Tensor, tuple[int, 
 
 
 def sam_pixels_mmcv(image: NDArray[np.uint8], size: int) -> tuple[Tensor, tuple[int, int]]:
-    """The same through mmcv (extra `mmcv`), several times faster on large images; equal to the last bit in tests."""
+    """The same through mmcv (extra `mmcv`), equal to the last bit in tests; a quarter less CPU time on COCO's image sizes."""
     import mmcv
 
     resized = mmcv.imrescale(image, (size, size), backend="pillow")

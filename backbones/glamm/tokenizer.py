@@ -7,14 +7,17 @@ positions that the masks are read from, so the rule is written out here.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import sentencepiece
 
+from backbones.glamm.reading import read_json
+from pruners.base import UserError
+
 IMAGE = "<image>"
 IMAGE_TOKEN = -200  # stands for the visual tokens until they are spliced in
+NEEDED = ("<im_start>", "<im_end>", "[SEG]")
 
 
 class LlamaTokenizer:
@@ -22,11 +25,24 @@ class LlamaTokenizer:
 
     Args:
         folder: holds `tokenizer.model` and `added_tokens.json`.
+
+    Raises:
+        UserError: a file is missing or damaged, or the tokens that GLaMM adds are not in it.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._pieces = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
-        self._added: dict[str, int] = json.loads((folder / "added_tokens.json").read_text())
+        model = folder / "tokenizer.model"
+        if not model.is_file():
+            raise UserError(f"There is no tokenizer.model in {str(folder)!r}; copy it from the GLaMM-RefSeg release.")
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(str(model))
+        except RuntimeError as error:
+            raise UserError(f"{str(model)!r} is no sentencepiece model; copy it again.") from error
+        added = folder / "added_tokens.json"
+        self._added: dict[str, int] = read_json(added, "it gives the ids of the tokens that GLaMM adds, as [SEG]")
+        absent = [token for token in NEEDED if type(self._added.get(token)) is not int]
+        if absent:
+            raise UserError(f"{str(added)!r} gives no id for {', '.join(absent)}; copy it from the GLaMM-RefSeg release.")
         self._special = {
             self._pieces.id_to_piece(k): k for k in (self._pieces.unk_id(), self._pieces.bos_id(), self._pieces.eos_id())
         }
@@ -42,6 +58,11 @@ class LlamaTokenizer:
     def pad_id(self) -> int:
         """Id of the padding token, which is the unknown token."""
         return self._pieces.unk_id()
+
+    @property
+    def largest_id(self) -> int:
+        """The largest id that a text can get; the embedding has to have a row for it."""
+        return max(self._pieces.get_piece_size() - 1, *self._added.values())
 
     def __len__(self) -> int:
         return self._pieces.get_piece_size() + len(self._added)

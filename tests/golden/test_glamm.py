@@ -21,12 +21,42 @@ from backbones.glamm.decoder import run_layers
 from backbones.glamm.keys import UNNEEDED, to_official
 from backbones.glamm.preprocess import clip_pixels, sam_pixels
 from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer
+from harness import metrics
+from harness.data.refer import load_refer
 from pruners.base import Pruner, Selection, top
 from pruners.litelvlm import LiteLVLM
 from pruners.none import NoPruning
 
 CLOSE, LOOSE = 1e-4, 1e-3  # the set's tolerances: features and projector, then everything behind the language model
-BUDGETS = (576, 192, 128, 64)
+
+
+class Arrays:
+    """Compares golden arrays and counts them for the summary."""
+
+    def __init__(self, properties: list[tuple[str, object]]) -> None:
+        self.properties, self.count = properties, 0
+
+    def _counted(self) -> None:
+        self.count += 1
+        self.properties[:] = [("arrays", self.count)]
+
+    def close(self, got: torch.Tensor | np.ndarray, expected: np.ndarray, atol: float, name: str) -> None:
+        """Equal within a tolerance."""
+        got = got.numpy(force=True) if isinstance(got, torch.Tensor) else got
+        assert got.shape == expected.shape, name
+        np.testing.assert_allclose(got, expected, rtol=0, atol=atol, err_msg=name)
+        self._counted()
+
+    def equal(self, got: object, expected: np.ndarray, name: str) -> None:
+        """Equal in every value."""
+        assert np.asarray(got).shape == expected.shape, name
+        np.testing.assert_array_equal(np.asarray(got), expected, err_msg=name)
+        self._counted()
+
+
+@pytest.fixture
+def arrays(request: pytest.FixtureRequest) -> Arrays:
+    return Arrays(request.node.user_properties)
 
 
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
@@ -62,13 +92,14 @@ def turns_of(given: dict[str, np.ndarray]) -> tuple[Turn, ...]:
     return tuple(Turn(str(q), a) for q, a in zip(given["questions"], answers, strict=True))
 
 
-def close(got: torch.Tensor | np.ndarray, expected: np.ndarray, atol: float, name: str) -> None:
-    got = got.numpy(force=True) if isinstance(got, torch.Tensor) else got
-    assert got.shape == expected.shape, name
-    np.testing.assert_allclose(got, expected, rtol=0, atol=atol, err_msg=name)
+def runs(folder: Path) -> list[tuple[str, int]]:
+    """Images and the budgets that the set has for each."""
+    found = [tuple(path.stem.split("_prune")) for path in sorted(folder.glob("img*_prune*.npz"))]
+    assert found
+    return [(name, int(budget)) for name, budget in found]
 
 
-def test_tokenizer(golden_glamm_dir: Path) -> None:
+def test_tokenizer(golden_glamm_dir: Path, arrays: Arrays) -> None:
     tokenizer = LlamaTokenizer(golden_glamm_dir / "checkpoint")
     cases = json.loads((golden_glamm_dir / "tokenizer_cases.json").read_text())
     for case in cases["llama"]:
@@ -76,21 +107,21 @@ def test_tokenizer(golden_glamm_dir: Path) -> None:
     for name in images(golden_glamm_dir):
         given = load(golden_glamm_dir, name, "inputs")
         talk = build(turns_of(given))
-        assert talk == str(given["conversation"][0])
-        ids = tokenizer.encode(talk)
-        assert ids == given["input_ids"][0].tolist()
-        assert tokenizer.pad_id not in ids
+        arrays.equal([talk], given["conversation"], "conversation")
+        ids = np.array([tokenizer.encode(talk)])
+        arrays.equal(ids, given["input_ids"], "ids")
+        arrays.equal(ids != tokenizer.pad_id, given["attention_mask"], "attention mask")
 
 
-def test_clip_tokenizer(golden_glamm_dir: Path, backbone: GlammBackbone) -> None:
+def test_clip_tokenizer(golden_glamm_dir: Path, backbone: GlammBackbone, arrays: Arrays) -> None:
     cases = json.loads((golden_glamm_dir / "tokenizer_cases.json").read_text())["clip"]
     words = backbone.clip_tokenizer(cases["texts"], padding=True, truncation=True, max_length=77)
-    assert words["input_ids"] == cases["input_ids"]
+    assert words["input_ids"] == cases["input_ids"] and words["attention_mask"] == cases["attention_mask"]
     for name in images(golden_glamm_dir):
         given = load(golden_glamm_dir, name, "inputs")
         words = backbone.clip_tokenizer([str(q) for q in given["questions"]], padding=True, truncation=True)
-        assert words["input_ids"] == given["clip_text_input_ids"].tolist()
-        assert words["attention_mask"] == given["clip_text_attention_mask"].tolist()
+        arrays.equal(words["input_ids"], given["clip_text_input_ids"], "text ids")
+        arrays.equal(words["attention_mask"], given["clip_text_attention_mask"], "text mask")
 
 
 def test_templates_cover_the_set(golden_glamm_dir: Path) -> None:
@@ -104,42 +135,42 @@ def test_templates_cover_the_set(golden_glamm_dir: Path) -> None:
     assert len(set(QUESTION_TEMPLATES)) == 16 and len(set(ANSWER_TEMPLATES)) == 5
 
 
-def test_preprocessing(golden_glamm_dir: Path, backbone: GlammBackbone) -> None:
+def test_preprocessing(golden_glamm_dir: Path, backbone: GlammBackbone, arrays: Arrays) -> None:
     for name in images(golden_glamm_dir):
         given = load(golden_glamm_dir, name, "inputs")
-        close(clip_pixels(given["image_rgb"], backbone.image_size)[None], given["clip_pixels"], 1e-6, "clip pixels")
+        arrays.close(clip_pixels(given["image_rgb"], backbone.image_size)[None], given["clip_pixels"], 1e-6, "clip pixels")
         pixels, resized = sam_pixels(given["image_rgb"], backbone.sam_size)
-        close(pixels[None], given["sam_pixels"], 1e-5, "sam pixels")
-        assert resized == tuple(given["resize_hw"])
-        assert given["image_rgb"].shape[:2] == tuple(given["original_hw"])
+        arrays.close(pixels[None], given["sam_pixels"], 1e-5, "sam pixels")
+        arrays.equal(resized, given["resize_hw"], "resized")
+        arrays.equal(given["image_rgb"].shape[:2], given["original_hw"], "original")
 
 
-def test_signals(golden_glamm_dir: Path, backbone: GlammBackbone) -> None:
+def test_signals(golden_glamm_dir: Path, backbone: GlammBackbone, arrays: Arrays) -> None:
     method = LiteLVLM()
     for name in images(golden_glamm_dir):
         given, full, select = (load(golden_glamm_dir, name, part) for part in ("inputs", "full", "select"))
         encoding = backbone.encode([given["image_rgb"]])[0]
         tokens = backbone.tokens(encoding, turns_of(given), name)
-        close(tokens.patches, full["clip_patch_features"], CLOSE, "features")
-        close(encoding.embedding[None], full["sam_embedding"], LOOSE, "grounding embedding")
+        arrays.close(tokens.patches, full["clip_patch_features"], CLOSE, "features")
+        arrays.close(encoding.embedding[None], full["sam_embedding"], LOOSE, "grounding embedding")
         pe = backbone.model.grounding_encoder.get_image_wide_positional_embeddings()
-        close(pe, full["dense_pe"], CLOSE, "dense positions")
-        close(tokens.text_embeds, select["text_embeds"], CLOSE, "text")
-        close(tokens.projected_patches, select["projected_patches"], CLOSE, "projected patches")
-        close(tokens.text_embeds @ tokens.projected_patches.T, select["similarities"], CLOSE, "similarities")
-        close(tokens.cls_query(-1), select["cls_query"], CLOSE, "query")
-        close(tokens.keys(-1)[1:], select["patch_keys"], CLOSE, "keys")
-        close(tokens.values(-1)[1:], select["patch_values"], CLOSE, "values")
+        arrays.close(pe, full["dense_pe"], CLOSE, "dense positions")
+        arrays.close(tokens.text_embeds, select["text_embeds"], CLOSE, "text")
+        arrays.close(tokens.projected_patches, select["projected_patches"], CLOSE, "projected patches")
+        arrays.close(tokens.text_embeds @ tokens.projected_patches.T, select["similarities"], CLOSE, "similarities")
+        arrays.close(tokens.cls_query(-1), select["cls_query"], CLOSE, "query")
+        arrays.close(tokens.keys(-1)[1:], select["patch_keys"], CLOSE, "keys")
+        arrays.close(tokens.values(-1)[1:], select["patch_values"], CLOSE, "values")
         scores = method.context_scores(tokens)
-        close(scores, select["context_scores"], CLOSE, "context scores")
-        assert top(scores, len(tokens)).tolist() == select["context_rank"].tolist()
+        arrays.close(scores, select["context_scores"], CLOSE, "context scores")
+        arrays.equal(top(scores, len(tokens)), select["context_rank"], "context rank")
         with torch.inference_mode():
             vision = backbone.model.clip.vision_model
             last = vision.encoder.layers[-1](encoding.hidden_states[-1][None], attention_mask=None)[0]
-        close(last, full["clip_last_hidden"], CLOSE, "last layer")
+        arrays.close(last, full["clip_last_hidden"], CLOSE, "last layer")
 
 
-def check_run(backbone: GlammBackbone, row: Row, expected: dict[str, np.ndarray], name: str) -> None:
+def check_run(backbone: GlammBackbone, row: Row, expected: dict[str, np.ndarray], name: str, arrays: Arrays) -> None:
     """Projector, embeddings, hidden states, prompts, logits and masks of one row."""
     model = backbone.model
     ids = backbone.tokenizer.encode(build(row.turns))
@@ -147,47 +178,51 @@ def check_run(backbone: GlammBackbone, row: Row, expected: dict[str, np.ndarray]
     with torch.inference_mode():
         embeds = backbone.embed([row], [ids])
         count = embeds.shape[1] - len(ids) + 1
-        close(embeds[0, image : image + count], expected["projector_out"], CLOSE, f"{name} projector")
+        arrays.close(embeds[0, image : image + count], expected["projector_out"], CLOSE, f"{name} projector")
         if "inputs_embeds" in expected:
-            close(embeds[0], expected["inputs_embeds"], CLOSE, f"{name} embeddings")
+            arrays.close(embeds[0], expected["inputs_embeds"], CLOSE, f"{name} embeddings")
         hidden = run_layers(model.language_model, embeds).hidden[0]
-        close(hidden, expected["llm_hidden"], LOOSE, f"{name} hidden")
+        arrays.close(hidden, expected["llm_hidden"], LOOSE, f"{name} hidden")
         marks = [k - 2 + count for k, token in enumerate(ids) if token == backbone.tokenizer.seg_id]
-        assert marks == expected["seg_positions"].tolist(), name
-        close(model.lm_head(hidden[marks]), expected["seg_logits"], LOOSE, f"{name} [SEG] logits")
+        arrays.equal(marks, expected["seg_positions"], f"{name} [SEG] positions")
+        arrays.close(model.lm_head(hidden[marks]), expected["seg_logits"], LOOSE, f"{name} [SEG] logits")
         prompts = model.text_hidden_fcs(hidden[marks])
-        close(prompts, expected["seg_embeddings"], LOOSE, f"{name} prompts")
+        arrays.close(prompts, expected["seg_embeddings"], LOOSE, f"{name} prompts")
+        qualities: list[torch.Tensor] = []
+        hook = model.grounding_encoder.mask_decoder.register_forward_hook(lambda *call: qualities.append(call[2][1]))
         low = backbone.decode(row.encoding.embedding.expand(len(marks), -1, -1, -1), prompts)
-        close(low[:, None], expected["low_res_logits"], LOOSE, f"{name} low-resolution logits")
+        hook.remove()
+        arrays.close(qualities[0].flatten(1), expected["iou_pred"], LOOSE, f"{name} mask quality")
+        arrays.close(low[:, None], expected["low_res_logits"], LOOSE, f"{name} low-resolution logits")
     result = backbone.ground([row])[0]
-    close(result.logits, expected["pred_masks"], LOOSE, f"{name} masks")
+    arrays.close(result.logits, expected["pred_masks"], LOOSE, f"{name} masks")
     assert result.tokens_final == count and result.tokens_mean == count
 
 
-def test_unpruned(golden_glamm_dir: Path, backbone: GlammBackbone) -> None:
+def test_unpruned(golden_glamm_dir: Path, backbone: GlammBackbone, arrays: Arrays) -> None:
     for name in images(golden_glamm_dir):
         given, full = load(golden_glamm_dir, name, "inputs"), load(golden_glamm_dir, name, "full")
         encoding = backbone.encode([given["image_rgb"]])[0]
         pruner: Pruner = NoPruning()
-        selection = pruner.select(backbone.tokens(encoding, turns_of(given), name), 576)
-        check_run(backbone, Row(encoding, turns_of(given), pruner, 576, selection), full, f"{name} full")
+        tokens = backbone.tokens(encoding, turns_of(given), name)
+        row = Row(encoding, turns_of(given), pruner, len(tokens), pruner.select(tokens, len(tokens)))
+        check_run(backbone, row, full, f"{name} full", arrays)
 
 
-@pytest.mark.parametrize("budget", BUDGETS)
-def test_litelvlm(golden_glamm_dir: Path, backbone: GlammBackbone, budget: int) -> None:
+def test_litelvlm(golden_glamm_dir: Path, backbone: GlammBackbone, arrays: Arrays) -> None:
     method = LiteLVLM()
-    for name in images(golden_glamm_dir):
+    for name, budget in runs(golden_glamm_dir):
         given, pruned = load(golden_glamm_dir, name, "inputs"), load(golden_glamm_dir, name, f"prune{budget}")
         turns = turns_of(given)
         encoding = backbone.encode([given["image_rgb"]])[0]
         tokens = backbone.tokens(encoding, turns, name).only(method.needs)
         selection = method.select(tokens, budget)
-        assert selection.indices.tolist() == pruned["retained"].tolist()
-        assert method.low_similarity(tokens, budget).tolist() == pruned["lowsim_union"].tolist()
+        arrays.equal(selection.indices, pruned["retained"], f"{name} {budget} retained")
+        arrays.equal(method.low_similarity(tokens, budget), pruned["lowsim_union"], f"{name} {budget} union")
         each = (tokens.text_embeds @ tokens.projected_patches.T).argsort(dim=1, stable=True)
-        assert each[:, : budget // len(turns)].tolist() == pruned["lowsim_per_question"].tolist()
-        close(selection.gather(tokens), pruned["vision_tower_out"], CLOSE, "tower output")
-        check_run(backbone, Row(encoding, turns, method, budget, selection), pruned, f"{name} {budget}")
+        arrays.equal(each[:, : budget // len(turns)], pruned["lowsim_per_question"], f"{name} {budget} per question")
+        arrays.close(selection.gather(tokens), pruned["vision_tower_out"], CLOSE, "tower output")
+        check_run(backbone, Row(encoding, turns, method, budget, selection), pruned, f"{name} {budget}", arrays)
 
 
 def test_images_together_equal_images_alone(golden_glamm_dir: Path, backbone: GlammBackbone) -> None:
@@ -202,7 +237,38 @@ def test_images_together_equal_images_alone(golden_glamm_dir: Path, backbone: Gl
             alone.append(backbone.ground(rows[-1:])[0])
     for one, other in zip(backbone.ground(rows), alone, strict=True):
         assert one.tokens_final == other.tokens_final
-        close(one.logits, other.logits.numpy(), CLOSE, "masks")
+        torch.testing.assert_close(one.logits, other.logits, rtol=0, atol=CLOSE)
+
+
+def test_metric(golden_glamm_dir: Path, arrays: Arrays) -> None:
+    """Counts add up to the official scores, image by image and over all."""
+    with np.load(golden_glamm_dir / "metric.npz") as data:
+        given = {key: data[key] for key in data.files}
+    pairs = [
+        [metrics.counts(logits > 0, truth) for logits, truth in zip(given[f"logits_{k}"], given[f"gt_{k}"], strict=True)]
+        for k in range(sum(key.startswith("gt_") for key in given))
+    ]
+    each = [(metrics.giou(*zip(*rows, strict=True)), metrics.ciou(*zip(*rows, strict=True))) for rows in pairs]
+    arrays.close(np.array(each), given["per_image_giou_ciou"], 1e-6, "per image")
+    inner, outer = zip(*(row for rows in pairs for row in rows), strict=True)
+    arrays.close(np.asarray(metrics.giou(inner, outer)), given["giou"], 1e-6, "giou")
+    arrays.close(np.asarray(metrics.ciou(inner, outer)), given["ciou"], 1e-6, "ciou")
+
+
+def test_tree(golden_glamm_dir: Path, arrays: Arrays) -> None:
+    """Images, sentences and truth masks of the official data set class come out of the official files."""
+    samples = load_refer(golden_glamm_dir / "refer", "refcoco", "val")
+    assert sorted(f"img{sample.image_id}" for sample in samples) == images(golden_glamm_dir)
+    for sample in samples:
+        given = load(golden_glamm_dir, f"img{sample.image_id}", "inputs")
+        arrays.equal(sample.image(), given["image_rgb"], "image")
+        masks = list(zip((expression.text for expression in sample.expressions), sample.masks(), strict=True))
+        found = []
+        for sentence, truth in zip(given["sentences"], given["gt_masks"], strict=True):
+            meant = [mask for text, mask in masks if text == sentence]  # one sentence may stand for two objects
+            assert meant, sentence
+            found.append(next((mask for mask in meant if (mask == truth).all()), meant[0]))
+        arrays.equal(np.stack(found), given["gt_masks"], "truth")
 
 
 def pattern(key: str) -> str:
