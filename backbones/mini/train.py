@@ -30,7 +30,7 @@ STAGES = ("scenes", "sam", "patches", "match", "point", "mask", "export")
 STEPS = {"sam": 4500, "patches": 3600, "match": 900, "point": 4500, "mask": 900}
 # scenes whose frozen features are kept on disk for the language stages
 CACHED = {"point": 12000, "mask": 6000}
-RATES = {"sam": 1.5e-3, "patches": 1.5e-3, "match": 8e-4, "point": 1.5e-3, "mask": 4e-4}
+RATES = {"sam": 1.5e-3, "patches": 1.5e-3, "match": 8e-4, "point": 1.5e-3, "mask": 6e-4}
 
 
 def build_model(work: Path, seed: int) -> tuple[GlammModel, Path, Path]:
@@ -98,7 +98,7 @@ def train(
         pointing.features = see.cache_features(clip, talked, work / "features.npy")
     run("point", pointing, pointing.loss)
     masking = ground.Pointing(model, masked, pointing.features, None, tokenizer, masks=3).to(device)
-    masking.center.load_state_dict(pointing.center.state_dict())
+    masking.load_state_dict(pointing.state_dict())
     if "mask" in stages:
         masking.embeddings = segment.cache_embeddings(sam, masked, work / "embeddings.npy")
     run("mask", masking, masking.loss)
