@@ -42,14 +42,14 @@ def test_shape(mini: GlammBackbone) -> None:
 
 
 def scores(mini: GlammBackbone, *, blind: bool = False) -> float:
-    """cIoU over all objects of a few held-out scenes, named by their looks."""
+    """cIoU over all objects of a few held-out scenes, two of every family."""
     inner = outer = 0
     rows, truths = [], []
     none = parse("none")[0]
     for index in range(40, 52):
         scene = train_scene(10**6 + index)
         encoding = mini.encode([scene.image])[0]
-        for target, text in scene.expressions["refshapes+"][:3]:
+        for target, text in (pair for pairs in scene.expressions.values() for pair in pairs[:2]):
             turn = Turn(f"Can you segment the {text} in this image?", "It is [SEG].")
             count = 0 if blind else 576
             rows.append(Row(encoding, (turn,), none, count, Selection(torch.arange(count))))
@@ -63,7 +63,7 @@ def scores(mini: GlammBackbone, *, blind: bool = False) -> float:
 def test_it_sees(mini: GlammBackbone) -> None:
     """A floor far below the card's figures; and without visual tokens it falls."""
     seeing, blind = scores(mini), scores(mini, blind=True)
-    assert seeing > 0.4 and blind < seeing / 2
+    assert seeing > 0.35 and blind < seeing / 2
 
 
 def test_patch_targets() -> None:

@@ -27,10 +27,10 @@ from backbones.mini import config, data, ground, see, segment, text
 from backbones.mini.loop import rank_and_world, run_stage
 
 STAGES = ("scenes", "sam", "patches", "match", "point", "mask", "export")
-STEPS = {"sam": 4500, "patches": 3600, "match": 900, "point": 4500, "mask": 900}
+STEPS = {"sam": 3200, "patches": 2800, "match": 400, "point": 3700, "mask": 900}
 # scenes whose frozen features are kept on disk for the language stages
 CACHED = {"point": 12000, "mask": 6000}
-RATES = {"sam": 1.5e-3, "patches": 1.5e-3, "match": 8e-4, "point": 1.5e-3, "mask": 6e-4}
+RATES = {"sam": 1.5e-3, "patches": 1.2e-3, "match": 8e-4, "point": 1.5e-3, "mask": 6e-4}
 
 
 def build_model(work: Path, seed: int) -> tuple[GlammModel, Path, Path]:
