@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import CLIPConfig, LlamaConfig, SamConfig
+from transformers import CLIPConfig, LlamaConfig
 
 IMAGE = 192
 CLIP_PATCH = 8
@@ -70,36 +70,4 @@ def llm_config(vocab: int) -> LlamaConfig:
         bos_token_id=1,
         eos_token_id=2,
         tie_word_embeddings=False,
-    )
-
-
-def sam_config() -> SamConfig:
-    """SAM with a 16 x 16 embedding grid; frequencies of the point code drawn with scale 1 as in the official code."""
-    dims = SAM_DIMS
-    return SamConfig(
-        vision_config={
-            "hidden_size": dims["embed_dim"],
-            "output_channels": PROMPT_WIDTH,
-            "num_hidden_layers": dims["depth"],
-            "num_attention_heads": dims["num_heads"],
-            "image_size": IMAGE,
-            "patch_size": SAM_PATCH,
-            "window_size": dims["window_size"],
-            "global_attn_indexes": dims["global_attn_indexes"],
-            "num_pos_feats": PROMPT_WIDTH // 2,
-            "mlp_dim": 4 * 96,
-            "scale": 1.0,
-        },
-        prompt_encoder_config={
-            "hidden_size": PROMPT_WIDTH,
-            "image_size": IMAGE,
-            "patch_size": SAM_PATCH,
-            "mask_input_channels": dims["mask_in_chans"],
-        },
-        mask_decoder_config={
-            "hidden_size": PROMPT_WIDTH,
-            "mlp_dim": dims["decoder_mlp_dim"],
-            "num_attention_heads": dims["decoder_num_heads"],
-            "iou_head_hidden_dim": dims["iou_head_hidden_dim"],
-        },
     )

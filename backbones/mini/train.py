@@ -22,6 +22,7 @@ from torch import nn
 
 from backbones.glamm.checkpoint import load_checkpoint, save_checkpoint
 from backbones.glamm.model import GlammModel
+from backbones.glamm.sizes import sam_config
 from backbones.glamm.tokenizer import LlamaTokenizer
 from backbones.mini import config, data, ground, see, segment, text
 from backbones.mini.loop import rank_and_world, run_stage
@@ -40,7 +41,7 @@ def build_model(work: Path, seed: int) -> tuple[GlammModel, Path, Path]:
     vocab = text.build_llama_tokenizer(llama)
     clip_vocab, bos, eos = text.build_clip_tokenizer(clip)
     torch.manual_seed(seed)
-    model = GlammModel(config.clip_config(clip_vocab, bos, eos), config.llm_config(vocab), config.sam_config())
+    model = GlammModel(config.clip_config(clip_vocab, bos, eos), config.llm_config(vocab), sam_config(config.SAM_DIMS))
     segment.initialise(model.grounding_encoder)
     see.initialise(model.clip)
     ground.initialise(model)
