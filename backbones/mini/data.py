@@ -1,15 +1,13 @@
 """RefShapes' train split as memory-mapped arrays, so that training never waits for the painter.
 
-The scenes of the train split are `generate(train_seed(i))`; evaluation splits draw their seeds from other names.
+Evaluation splits draw their seeds from other names.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,21 +18,17 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from harness.data.refshapes.language import describe_scene
-from harness.data.refshapes.scenes import COLORS, CROWDS, SHAPES, SIZE, SIZES, TEXTURES, Scene, generate
+from harness.data.refshapes.scenes import COLORS, SHAPES, SIZE, SIZES, TEXTURES, Scene
+from harness.data.refshapes.writer import scene
 
 MOST_OBJECTS = 9
 ATTRIBUTES = ("shape", "color", "texture", "size")
 VALUES = (SHAPES, tuple(COLORS), TEXTURES, tuple(SIZES))
 
 
-def train_seed(index: int) -> int:
-    """Seed of the index-th training scene."""
-    return int.from_bytes(hashlib.sha256(f"refshapes:train:{index}".encode()).digest()[:8], "big")
-
-
 def train_scene(index: int) -> Scene:
     """The index-th training scene; crowds take turns."""
-    return generate(train_seed(index), tuple(CROWDS)[index % len(CROWDS)])
+    return scene("train", index)
 
 
 @dataclass(frozen=True)
@@ -78,15 +72,15 @@ class Scenes:
 
 
 def _pack(index: int) -> tuple[Any, ...]:
-    scene = train_scene(index)
+    painted = train_scene(index)
     owner = np.zeros((SIZE, SIZE), dtype=np.uint8)
     looks = np.full((MOST_OBJECTS, 4), -1, dtype=np.int8)
     centers = np.zeros((MOST_OBJECTS, 2), dtype=np.float32)
-    for k, thing in enumerate(scene.objects):
+    for k, thing in enumerate(painted.objects):
         owner[thing.mask] = k + 1
         looks[k] = [values.index(getattr(thing, name)) for values, name in zip(VALUES, ATTRIBUTES, strict=True)]
         centers[k] = thing.center
-    return scene.image, owner, looks, centers
+    return painted.image, owner, looks, centers
 
 
 def build(folder: Path, scenes: int, workers: int = 2) -> Scenes:
@@ -105,7 +99,7 @@ def build(folder: Path, scenes: int, workers: int = 2) -> Scenes:
             for name, (shape, kind) in shapes.items()
         ]
         with get_context("spawn").Pool(workers) as pool:
-            packed: Iterator[tuple[Any, ...]] = pool.imap(partial(_pack), range(scenes), chunksize=64)
+            packed: Iterator[tuple[Any, ...]] = pool.imap(_pack, range(scenes), chunksize=64)
             for index, parts in enumerate(tqdm(packed, total=scenes, desc="painting RefShapes train")):
                 for array, part in zip(arrays, parts, strict=True):
                     array[index] = part

@@ -22,7 +22,7 @@ from backbones.base import Encoding, Row, Turn
 from backbones.glamm.backbone import GlammBackbone
 from harness import data, metrics
 from harness.protocol import conversations
-from pruners import Pruner, Selection, parse
+from pruners import Pruner, Selection, UserError, parse
 
 Chooser = Callable[[GlammBackbone, Encoding, Encoding, tuple[Turn, ...], str, NDArray[np.bool_]], Row]
 
@@ -64,6 +64,7 @@ def measure(backbone: GlammBackbone, limit: int, columns: list[tuple[str, str]])
         samples = data.load(dataset, split)
         samples = samples[:limit] if limit else samples
         sums = {name: np.zeros(2, dtype=np.int64) for name in CONDITIONS}
+        before: Encoding | None = None
         for start in tqdm(range(0, len(samples), 8), desc=f"{dataset} {split}"):
             part = samples[start : start + 8]
             encodings = backbone.encode([sample.image() for sample in part])
@@ -73,9 +74,12 @@ def measure(backbone: GlammBackbone, limit: int, columns: list[tuple[str, str]])
                 for talk in conversations(sample, "each", 0):
                     truth = masks[list(talk.expressions)]
                     for name, choose in CONDITIONS.items():
-                        other = encodings[k - 1] if len(part) > 1 else encodings[k]
+                        other = encodings[k - 1] if len(part) > 1 else before
+                        if other is None:
+                            raise UserError("Another scene's tokens need two images: give --limit 2 or more.")
                         rows.append(choose(backbone, encodings[k], other, talk.turns, sample.id, truth == 1))
                         homes.append((name, truth[0]))
+            before = encodings[-1]
             for (name, truth), result in zip(homes, backbone.ground(rows), strict=True):
                 sums[name] += metrics.counts((result.logits[0] > 0).numpy(), truth)
         for name, (inner, outer) in sums.items():

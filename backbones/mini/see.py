@@ -15,13 +15,12 @@ from torch.nn import functional as F
 from transformers import CLIPModel
 
 from backbones.glamm.conversation import QUESTION_TEMPLATES
+from backbones.glamm.preprocess import CLIP_MEAN, CLIP_STD
 from backbones.mini.config import CLIP_PATCH, IMAGE
 from backbones.mini.data import VALUES, Scenes
 from backbones.mini.loop import cache
 
 GRID = IMAGE // CLIP_PATCH
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 OFFSET_UNIT = 32.0  # pixels
 CELLS, CELL = 12, 5  # the silhouette helper draws the patch's object in 12 x 12 cells of 5 px around its centre
 

@@ -13,20 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbones.glamm.preprocess import SAM_MEAN, SAM_STD
 from backbones.mini.config import IMAGE
 from backbones.mini.data import Scenes
 from backbones.mini.loop import cache
-
-# SAM's pixel statistics, on the 0..255 scale (official preprocessing)
-SAM_MEAN = (123.675, 116.28, 103.53)
-SAM_STD = (58.395, 57.12, 57.375)
 
 
 def sam_pixels(images: np.ndarray, device: torch.device) -> Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 as the grounding branch gets them (no resize at 192 px)."""
     pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float()
-    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (SAM_MEAN, SAM_STD))
-    return (pixels - mean) / std
+    return (pixels - SAM_MEAN.to(device)) / SAM_STD.to(device)
 
 
 def initialise(sam: nn.Module) -> None:
