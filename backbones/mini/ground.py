@@ -213,7 +213,7 @@ class Pointing(nn.Module):
         tokenizer: LlamaTokenizer,
         *,
         batch: int = 4,
-        count: int = 8,
+        count: int = 12,
         masks: int = 0,
         steps: int = 1,
     ) -> None:
