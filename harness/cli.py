@@ -1,4 +1,4 @@
-"""The command line: `python -m harness`, `python -m harness list`, `python -m harness gate`."""
+"""The command line: `python -m harness`, and its commands `list`, `cost` and `gate`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ app = typer.Typer(
     help="Which visual-token pruner, at which budget, keeps the masks right? Without a command: run a sweep.",
 )
 INTERRUPTED = 130  # typer's exit code after Ctrl-C
+COSTS = ("off", "projected", "measured")
+COSTS_OF = {"glamm-mini": "measured", "glamm": "projected"}
 DEFAULT_LIMIT = 6  # images per split on the embedded backbone, so that a first run ends within three minutes on two cores
 
 Pruners = Annotated[str, typer.Option("--pruners", help="'all', names, globs, parameters: 'litelvlm,fastv(layer=3),vis*'")]
@@ -60,17 +62,20 @@ def sweep(
     clip: Annotated[str | None, typer.Option(help="CLIP folder or hub name")] = None,
     sam_dims: Annotated[Path | None, typer.Option(help="json with the grounding encoder's numbers, if not ViT-H")] = None,
     data: Annotated[Path | None, typer.Option(help="folder that holds Refer_Segm/")] = None,
-    costs: Annotated[str, typer.Option(help="off (cost columns are not built yet)")] = "off",
+    costs: Annotated[
+        str | None,
+        typer.Option(help="off, projected (from shapes) or measured; by default measured on glamm-mini, projected on glamm"),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Run a sweep and print its leaderboard."""
     if context.invoked_subcommand is not None:
         return
     from pruners import load_plugin, parse
-    from pruners.base import UserError
+    from pruners.base import UserError, nearest
 
-    if costs != "off":
-        raise UserError(f"--costs {costs!r} is not available; the only value is 'off'.")
+    if costs is not None and costs not in COSTS:
+        raise UserError(f"There are no costs {costs!r}; there are {', '.join(COSTS)}.{nearest(costs, COSTS)}")
     for path in plugin:
         load_plugin(path)
     chosen, sizes = tuple(parse(pruners)), _numbers(budgets)
@@ -78,7 +83,6 @@ def sweep(
     import backbones
     from harness import data as sets
     from harness import runner
-    from pruners.base import nearest
 
     wanted = list(dict.fromkeys(name.strip() for name in backbone_names.split(",") if name.strip()))
     if not wanted:
@@ -110,11 +114,79 @@ def sweep(
         if out is not None and len(wanted) > 1:
             folder = out / name
         runner.run(plan, backbone, splits, folder)
+        kind = costs or COSTS_OF.get(name, "off")
+        if kind != "off":
+            _costs(kind, plan, splits, backbone, folder)
 
         from reports.leaderboard import MARKDOWN, render
 
         print(render(folder))
+        if kind != "off":
+            from harness.cost import EXPLAIN, table
+
+            print(table(folder), *(f"- {column}: {text}." for column, text in EXPLAIN.items()), "", sep="\n")
         print(f"records and tables: {folder} ({MARKDOWN}, leaderboard.csv, records.jsonl, run.json)")
+
+
+def _costs(kind: str, plan: Any, splits: Any, backbone: Any, folder: Path) -> None:
+    """Write the costs of a run into its folder.
+
+    Raises:
+        UserError: the backbone is none whose forward pass is known in stages.
+    """
+    from backbones.glamm.backbone import GlammBackbone
+    from harness.cost import measure
+    from pruners.base import UserError
+
+    if not isinstance(backbone, GlammBackbone):
+        raise UserError(f"The costs of {backbone.name} are not known; give --costs off.")
+    (measure.measure if kind == "measured" else measure.project)(plan, splits, backbone, folder)
+
+
+@app.command()
+def cost(
+    backbone: Annotated[str, typer.Option(help="glamm-7b or glamm-mini; no weights are read")] = "glamm-7b",
+    pruners: Pruners = "all",
+    budgets: Annotated[str, typer.Option(help="visual tokens, comma separated")] = "64,128,192",
+    text_tokens: Annotated[
+        int | None, typer.Option(help="tokens beside the visual ones; by default those of a conversation of three expressions")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="folder whose tokenizer counts that conversation")] = None,
+    gpu: Annotated[str, typer.Option(help="data sheet for the roofline: h100, h200, a100")] = "h100",
+    attn: Annotated[str, typer.Option(help="eager, sdpa, flash_attention_2")] = "sdpa",
+    explain: Annotated[bool, typer.Option("--explain", help="say what every column is")] = False,
+    plugin: Plugins = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Project what every pruner costs at full size, beside the published numbers; needs no weights and no GPU."""
+    import backbones
+    from pruners import load_plugin, parse
+
+    for path in plugin:
+        load_plugin(path)
+    chosen, sizes = tuple(parse(pruners)), _numbers(budgets)
+    backbones.check_attention(attn)
+
+    from backbones.glamm.released import on_meta
+    from backbones.glamm.tokenizer import LlamaTokenizer
+    from harness.cost import EXPLAIN, projection
+    from harness.cost.roofline import gpu as sheet
+    from harness.cost.rows import lines_of
+    from reports import efficiency
+
+    on, model = sheet(gpu), on_meta(backbone)
+    folder = checkpoint or (backbones.MINI / "checkpoint" if backbone == "glamm-mini" else None)
+    if text_tokens is not None or folder is None:
+        prompt = projection.Prompt(projection.TEXT_TOKENS if text_tokens is None else text_tokens)
+    else:
+        prompt = projection.Prompt.counted(LlamaTokenizer(folder))
+    vision, layers = model.clip.config.vision_config, model.language_model.config.num_hidden_layers
+    side = vision.image_size // vision.patch_size
+    projected = projection.project(model, lines_of(chosen, sizes, 0, (side, side), layers), prompt, attn=attn)
+    print(f"# {backbone}, projected\n")
+    print(efficiency.render(projected, backbone.removesuffix("-7b"), prompt, attn, on))
+    if explain:
+        print(*(f"- {column}: {text}." for column, text in EXPLAIN.items()), sep="\n")
 
 
 def _new_folder(run: str) -> Path:

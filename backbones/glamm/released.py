@@ -1,11 +1,15 @@
-"""The released GLaMM-RefSeg (7B) by its numbers, for what can be said of it without its weights."""
+"""Models by their numbers alone, for what can be said of them without weights: the released GLaMM-RefSeg (7B), the mini."""
 
 from __future__ import annotations
 
 from transformers import CLIPConfig
 
+from backbones import MINI
 from backbones.glamm.checkpoint import build_meta
 from backbones.glamm.model import GlammModel
+from backbones.glamm.reading import read_json
+from backbones.glamm.sizes import clip_config
+from pruners.base import UserError, nearest
 
 LLM = {
     "vocab_size": 32007,
@@ -32,7 +36,19 @@ CLIP_TEXT = {
 }
 
 
-def meta_7b(attn: str = "sdpa") -> GlammModel:
-    """GLaMM-7B with CLIP ViT-L/14-336 and SAM ViT-H on the meta device."""
-    clip = CLIPConfig(vision_config=CLIP_VISION, text_config=CLIP_TEXT, projection_dim=CLIP_VISION["projection_dim"])
-    return build_meta(LLM, clip, attn=attn).eval().requires_grad_(False)
+NAMES = ("glamm-7b", "glamm-mini")
+
+
+def on_meta(name: str, attn: str = "sdpa") -> GlammModel:
+    """A model on the meta device: glamm-7b has CLIP ViT-L/14-336 and SAM ViT-H.
+
+    Raises:
+        UserError: there are no numbers under that name.
+    """
+    if name == "glamm-7b":
+        clip = CLIPConfig(vision_config=CLIP_VISION, text_config=CLIP_TEXT, projection_dim=CLIP_VISION["projection_dim"])
+        return build_meta(LLM, clip, attn=attn).eval().requires_grad_(False)
+    if name == "glamm-mini":
+        settings, sam = (read_json(MINI / "checkpoint" / file, "get it again") for file in ("config.json", "sam_dims.json"))
+        return build_meta(settings, clip_config(MINI / "clip"), sam, attn).eval().requires_grad_(False)
+    raise UserError(f"There is no model {name!r} to project; there are {', '.join(NAMES)}.{nearest(name, NAMES)}")

@@ -15,16 +15,17 @@ from tqdm import tqdm
 
 from backbones.glamm.backbone import GlammBackbone
 from backbones.glamm.conversation import build
+from backbones.glamm.model import GlammModel
 from backbones.glamm.stages import Inputs, forward, prefill, prepare
 from harness import metrics
-from harness.cost import meters
+from harness.cost import meters, projection
 from harness.cost.formulas import Shape
+from harness.cost.rows import lines_of
 from harness.cost.store import BASELINE, SCHEMA, Ledgers, key
 from harness.protocol import conversations
 from harness.runner import Plan, Split
-from harness.sweep import Line, expand
+from harness.sweep import Line
 from pruners.base import LayerPruner, UserError
-from pruners.registry import parse
 
 ROUNDS = 12
 BASELINE_RUNS = 3  # of `none` in a round, so that one lucky pass of it does not decide every row's comparison
@@ -38,12 +39,6 @@ class Measured:
     inputs: Inputs
     sample: str
     expressions: tuple[int, ...]
-
-
-def lines_of(plan: Plan, backbone: GlammBackbone) -> list[Line]:
-    """One line per pruner and budget (of the first seed), the unpruned baseline first even where it was not asked for."""
-    found = expand([*parse(BASELINE), *plan.pruners], plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
-    return list({(line.name, line.budget): line for line in reversed(found)}.values())[::-1]
 
 
 def typical(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone) -> Measured:
@@ -143,7 +138,8 @@ def measure(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone, folder
     Every round runs each row once, in an order of its own, so that drift hits `none` and pruned rows alike; comparisons are
     made within a round. A round that was interrupted is measured again as a whole.
     """
-    chosen, lines = typical(plan, splits, backbone), lines_of(plan, backbone)
+    chosen = typical(plan, splits, backbone)
+    lines = lines_of(plan.pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
     head = json.loads(json.dumps(header(backbone, chosen)))
     ledgers = Ledgers(folder, head)
     try:
@@ -169,5 +165,28 @@ def measure(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone, folder
                 ledgers.append({"kind": "round", "number": number, "ms": found})
     except torch.OutOfMemoryError as error:
         raise UserError(f"{backbone.device} is out of memory while measuring costs; give --costs off or projected.") from error
+    finally:
+        ledgers.close()
+
+
+def project(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone, folder: Path) -> None:
+    """Write the costs of a run from shapes alone, for the same conversation; multiply-adds and bytes, no times."""
+    chosen, model = typical(plan, splits, backbone), backbone.model
+    inputs = chosen.inputs
+    prompt = projection.Prompt(inputs.text, inputs.before.shape[1], *inputs.words["input_ids"].shape)
+    with torch.device("meta"):
+        shapes = GlammModel(model.clip.config, model.language_model.config, model.grounding_encoder.config)
+    lines = lines_of(plan.pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
+    ledgers = Ledgers(folder, json.loads(json.dumps(header(backbone, chosen) | {"costs": "projected"})))
+    try:
+        if len(ledgers.lines) == 1 + len(lines):
+            return
+        there = {key(line["pruner"], line["budget"]) for line in ledgers.lines[1:]}
+        projected = projection.project(
+            shapes.eval().requires_grad_(False), lines, prompt, attn=backbone.attn, dtype=inputs.small.dtype
+        )
+        for line in projection.counts_lines(projected):
+            if key(line["pruner"], line["budget"]) not in there:
+                ledgers.append(line)
     finally:
         ledgers.close()

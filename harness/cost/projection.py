@@ -17,16 +17,21 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPConfig, CLIPModel, LlamaConfig, LlamaModel
 
+from backbones.base import Turn
+from backbones.glamm.conversation import ANSWER_TEMPLATES, QUESTION_TEMPLATES, build
 from backbones.glamm.decoder import run_layers
 from backbones.glamm.model import GlammModel
 from backbones.glamm.signals import decode_masks, embed_text, hidden_states
 from backbones.glamm.stages import Inputs, prefill, visual_tokens
+from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer
 from harness.cost import meters
 from harness.cost.formulas import PRESETS, Shape
 from harness.sweep import Line
-from pruners.base import TEXT_EMBEDS, LayerPruner
+from pruners.base import TEXT_EMBEDS, LayerPruner, UserError
 
 SEED = 0
+TEXT_TOKENS = 129  # LLaMA tokens of a usual conversation of three expressions; the official draws give 125 to 140
+LIKE = ("man in the red shirt", "left dog", "the second cup from the right")  # expressions to count a prompt with
 
 
 @dataclass(frozen=True)
@@ -40,15 +45,28 @@ class Prompt:
         words: CLIP tokens of a question, for pruners that read text.
     """
 
-    text: int
+    text: int = TEXT_TOKENS
     before: int = 37
     turns: int = 3
     words: int = 24
+
+    def __post_init__(self) -> None:
+        if self.text <= self.before:
+            raise UserError(
+                f"--text-tokens {self.text} is too few: {self.before} stand before the image, so give {self.before + 1} or more."
+            )
 
     @property
     def after(self) -> int:
         """Text tokens behind the image."""
         return self.text - self.before
+
+    @classmethod
+    def counted(cls, tokenizer: LlamaTokenizer) -> Prompt:
+        """A conversation of three expressions, as long as this tokenizer makes it."""
+        turns = zip(QUESTION_TEMPLATES, LIKE, ANSWER_TEMPLATES, strict=False)
+        ids = tokenizer.encode(build([Turn(question.format(said), answer) for question, said, answer in turns]))
+        return cls(len(ids) - 1, ids.index(IMAGE_TOKEN), len(LIKE))
 
 
 @dataclass(frozen=True)
