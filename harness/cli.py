@@ -122,9 +122,9 @@ def sweep(
 
         print(render(folder))
         if kind != "off":
-            from harness.cost import EXPLAIN, table
+            from harness.cost import footer, table
 
-            print(table(folder), *(f"- {column}: {text}." for column, text in EXPLAIN.items()), "", sep="\n")
+            print(table(folder), "", *(f"- {line}" for line in footer(folder)), "", sep="\n")
         print(f"records and tables: {folder} ({MARKDOWN}, leaderboard.csv, records.jsonl, run.json)")
 
 

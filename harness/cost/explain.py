@@ -7,12 +7,13 @@ EXPLAIN: dict[str, str] = {
     "tokens_mean": "visual tokens averaged over the language model's layers, read from the run",
     "macs_measured": "multiply-adds of matmuls, convolutions and attention (whole map, no causal half) that one image and one "
     "conversation really execute, all modules together; counted by torch's flop counter with formulas for the fused CPU kernel",
+    "macs_projected": "the same without running: the modules' operators on tensors that have shapes and no values",
     "macs_fvcore": "fvcore's independent count of the language model's layers, with what a pruner reads inside them",
     "flops_paper": "LiteLVLM's counter: 4nd^2 + 2n^2d + 3ndm summed over decoder layers, one per multiply-add, without lm_head, "
     "CLIP and SAM; n is each layer's measured length",
     "activation_paper": "LiteLVLM's storing activation: n(2d + m) elements summed over decoder layers (GiB); a sum, not a peak",
     "activation_peak": "most bytes alive at once while the language model runs from embeddings to its last norm, beyond what was "
-    "alive before and without weights; live storages on CPU, the allocator on CUDA",
+    "alive before and without weights; live storages on CPU and in a projection, the allocator on CUDA",
     "activation_peak_run": "the same over the whole pass, both encoders and the mask decoder included",
     "prefill_ms": "decoder layers over the whole sequence, with what a pruner computes between them; median, p5 and p95",
     "compute_ms": "wall time of the whole pass on this CPU (no CUDA here), image preparation left out; median, p5 and p95",

@@ -132,12 +132,13 @@ def header(backbone: GlammBackbone, chosen: Measured) -> dict[str, Any]:
     }
 
 
-def measure(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone, folder: Path, rounds: int = ROUNDS) -> None:
+def measure(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone, folder: Path, rounds: int | None = None) -> None:
     """Write the costs of a run into its folder; what is there already is not measured again.
 
     Every round runs each row once, in an order of its own, so that drift hits `none` and pruned rows alike; comparisons are
     made within a round. A round that was interrupted is measured again as a whole.
     """
+    rounds = ROUNDS if rounds is None else rounds
     chosen = typical(plan, splits, backbone)
     lines = lines_of(plan.pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
     head = json.loads(json.dumps(header(backbone, chosen)))

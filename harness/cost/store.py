@@ -7,6 +7,7 @@ one forward pass of every cell in turn. A line is whole or not there: a torn las
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -116,7 +117,7 @@ def load(folder: str | Path) -> pd.DataFrame:
     if not counts:
         return pd.DataFrame()
     header, raw = lines[0], samples(folder)
-    rows = [_counted(header, line) for line in counts]
+    rows = [{"macs_measured": math.nan} | _counted(header, line) for line in counts]
     if len(raw):
         wide = _wide(raw)
         rows = [row | _timed(wide, row["pruner"], row["budget"], header["device"]) for row in rows]
@@ -163,11 +164,12 @@ def _counted(header: Mapping[str, Any], line: Mapping[str, Any]) -> dict[str, An
     macs["pruner"] = macs.get("pruner", 0) + macs.pop(INSIDE, 0)
     return {
         "backbone": header["backbone"],
+        "costs": header["costs"],
         "pruner": line["pruner"],
         "budget": line["budget"],
         "tokens_final": seen[-1],
         "tokens_mean": sum(seen) / len(seen),
-        "macs_measured": sum(macs.values()),
+        f"macs_{header['costs']}": sum(macs.values()),
         "flops_paper": paper_flops(line["lengths"], shape),
         "activation_paper": paper_activation(line["lengths"], shape, header["element"]),
         "activation_peak": line["peak"]["prefill"],

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.cost.explain import EXPLAIN
 from harness.cost.formulas import GIB
 from harness.cost.store import load
 
@@ -20,6 +21,7 @@ def readable(costs: pd.DataFrame) -> pd.DataFrame:
     total = "cuda_ms" if "cuda_ms" in costs else "compute_ms"
     columns = {
         "macs_measured (G)": ("macs_measured", 1e9, 2),
+        "macs_projected (G)": ("macs_projected", 1e9, 2),
         "flops_paper (G)": ("flops_paper", 1e9, 2),
         "activation_paper (MiB)": ("activation_paper", GIB / 1024, 1),
         "activation_peak (MiB)": ("activation_peak", GIB / 1024, 1),
@@ -31,7 +33,7 @@ def readable(costs: pd.DataFrame) -> pd.DataFrame:
     }
     found = costs[["pruner", "budget"]].copy()
     for title, (column, unit, digits) in columns.items():
-        if column in costs:
+        if column in costs and costs[column].notna().any():
             found[title] = [_scaled(value, unit, digits) for value in costs[column]]
     found["note"] = costs["note"]
     return found
@@ -44,3 +46,10 @@ def table(folder: str | Path) -> str:
         return ""
     shown = readable(costs).sort_values(["budget", "pruner"], ascending=[False, True], kind="stable")
     return shown.to_markdown(index=False, disable_numparse=True, colalign=("left", *["right"] * (shown.shape[1] - 2), "left"))
+
+
+def footer(folder: str | Path) -> list[str]:
+    """What the cost columns that a run has are."""
+    costs = load(folder)
+    there = {column.partition(".")[0] for column in costs.columns if costs[column].notna().any()}
+    return [f"{column}: {text}." for column, text in EXPLAIN.items() if column in there]
