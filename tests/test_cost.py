@@ -17,7 +17,7 @@ from backbones.base import Row, Turn
 from backbones.glamm import stages
 from backbones.glamm.backbone import GlammBackbone
 from backbones.glamm.released import on_meta
-from harness import cli, cost, data, runner
+from harness import cli, cost, runner
 from harness.cost import formulas, measure, meters, projection, roofline
 from harness.cost.rows import lines_of
 from harness.cost.store import COSTS, INSIDE, MODULES
@@ -33,6 +33,27 @@ COUNTED = ["pruner", "budget", "tokens_final", "tokens_mean", "macs_measured", "
 @pytest.fixture(scope="module")
 def mini() -> GlammBackbone:
     return load("sdpa")
+
+
+@pytest.fixture(scope="module")
+def folder(golden_glamm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny official checkpoint as a user has it."""
+    target = tmp_path_factory.mktemp("glamm")
+    for part in ("checkpoint", "clip"):
+        shutil.copytree(golden_glamm_dir / part, target / part)
+    shutil.copy(golden_glamm_dir / "sam_dims.json", target / "checkpoint")
+    return target
+
+
+def tiny_of(folder: Path, attn: str) -> GlammBackbone:
+    found = backbones.load("glamm", checkpoint=folder / "checkpoint", clip=str(folder / "clip"), attn=attn)
+    assert isinstance(found, GlammBackbone)
+    return found
+
+
+@pytest.fixture(scope="module")
+def tiny(folder: Path) -> GlammBackbone:
+    return tiny_of(folder, "sdpa")
 
 
 def load(attn: str, dtype: str = "float32") -> GlammBackbone:
@@ -55,12 +76,16 @@ def rows(text: str, budgets: tuple[int, ...] = BUDGETS, layers: int = 5) -> list
 # -- counts
 
 
-def test_cost_of_every_cell_is_measured_as_closed_form_and_fvcore_say(mini: GlammBackbone) -> None:
-    inputs, llm = inputs_of(mini), mini.model.language_model
-    shape, lines = formulas.Shape.of(llm.config), rows("all")
-    assert len(lines) == 1 + 10 * len(BUDGETS)
+def check_counts(backbone: GlammBackbone, lines: list[measure.Line]) -> None:
+    """Torch's counter, the closed forms and fvcore agree on every line, to the last multiply-add."""
+    inputs, model = inputs_of(backbone), backbone.model
+    llm, vision = model.language_model.config, model.clip.config.vision_config
+    shape, patches = formulas.Shape.of(llm), (vision.image_size // vision.patch_size) ** 2
+    width, inner, n = vision.hidden_size, vision.intermediate_size, patches + 1
+    tower = vision.num_hidden_layers * (n * (4 * width * width + 2 * width * inner) + 2 * n * n * width)
+    tower += patches * 3 * vision.patch_size**2 * width
     for line in lines:
-        found = measure.count(mini, inputs, line)
+        found = measure.count(backbone, inputs, line)
         lengths, macs = found["lengths"], found["macs"]
         expected = formulas.language_model_macs(lengths, shape)
         inside = formulas.row_macs(lengths[0], shape) if isinstance(line.pruner, LayerPruner) else 0
@@ -68,26 +93,27 @@ def test_cost_of_every_cell_is_measured_as_closed_form_and_fvcore_say(mini: Glam
         assert macs.get(INSIDE, 0) == inside
         assert found["fvcore"] == expected + inside
         assert macs["lm_head"] == formulas.head_macs(lengths[-1], shape)
-        assert macs["projector"] == (lengths[0] - inputs.text) * (128 * 128 + 128 * 128)
+        assert macs["projector"] == (lengths[0] - inputs.text) * (width + llm.hidden_size) * llm.hidden_size
         assert macs["grounding_encoder"] > 0 and macs["mask_decoder"] > 0
-        assert macs["vision"] == tower_macs(577, 128, 512, layers=5) + 576 * 3 * 8 * 8 * 128
+        assert macs["vision"] == tower
         assert ("text" in macs) == (line.name in ("litelvlm", "trim"))
         assert lengths[-1] - inputs.text == line.budget
         assert lengths[0] - inputs.text == (576 if line.name in ("none", "fastv") else line.budget)
 
 
-def tower_macs(tokens: int, width: int, inner: int, layers: int) -> int:
-    return layers * (tokens * (4 * width * width + 2 * width * inner) + 2 * tokens * tokens * width)
+def test_cost_of_every_cell_is_measured_as_closed_form_and_fvcore_say(tiny: GlammBackbone) -> None:
+    lines = rows("all", layers=tiny.num_layers)
+    assert len(lines) == 1 + 10 * len(BUDGETS)
+    check_counts(tiny, lines)
 
 
-def test_cost_of_eager_attention_is_the_same_count() -> None:
+def test_cost_counts_agree_on_the_embedded_model(mini: GlammBackbone) -> None:
+    check_counts(mini, rows("none,fastv,prumerge", (64,)))
+
+
+def test_cost_of_eager_attention_is_the_same_count(folder: Path) -> None:
     """Torch's counter sees the fused CPU kernel only through the registered formula; eager needs none."""
-    backbone = load("eager")
-    shape = formulas.Shape.of(backbone.model.language_model.config)
-    for line in rows("fastv,litelvlm", (64,)):
-        found = measure.count(backbone, inputs_of(backbone), line)
-        assert found["macs"]["prefill"] == formulas.language_model_macs(found["lengths"], shape)
-        assert found["fvcore"] == found["macs"]["prefill"] + found["macs"].get(INSIDE, 0)
+    check_counts(tiny_of(folder, "eager"), rows("fastv,litelvlm", (64,), layers=3))
 
 
 def test_cost_counter_has_no_silent_zeros() -> None:
@@ -168,9 +194,8 @@ def test_cost_peaks_belong_to_stages() -> None:
 def test_cost_of_an_inner_stage_is_not_the_outer_ones() -> None:
     readings = iter([0, 1, 11, 111, 200, 201])
     ledger = meters.Ledger(lambda: next(readings), lambda after, before: after - before)
-    with ledger("prefill"):
-        with ledger("pruner"):
-            pass
+    with ledger("prefill"), ledger("pruner"):
+        pass
     with ledger("lm_head"):
         pass
     assert ledger.spent() == {"prefill": 1 + 100, INSIDE: 10, "lm_head": 1} and ledger.whole() == 201
@@ -228,13 +253,13 @@ def test_cost_projection_says_what_it_shows(seven: projection.Projection) -> Non
 
 
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])
-def test_cost_projection_is_what_a_run_measures(attn: str) -> None:
-    """On the embedded model both can be had: same lengths, multiply-adds by module, and bytes alive."""
-    backbone = load(attn)
+def test_cost_projection_is_what_a_run_measures(folder: Path, attn: str) -> None:
+    """On a model that is here both can be had: same lengths, multiply-adds by module, and bytes alive."""
+    backbone = tiny_of(folder, attn)
     inputs = inputs_of(backbone)
     prompt = projection.Prompt(inputs.text, inputs.before.shape[1], *inputs.words["input_ids"].shape)
-    lines = rows("none,fastv,litelvlm,prumerge,visionzip,vispruner", (64,))
-    projected = projection.project(on_meta("glamm-mini", attn), lines, prompt, attn=attn, dtype=torch.float32)
+    lines = rows("none,fastv,litelvlm,prumerge,visionzip,vispruner", (64,), layers=3)
+    projected = projection.project(projection.shapes_of(backbone.model), lines, prompt, attn=attn, dtype=torch.float32)
     for line, expected in zip(lines, projection.counts_lines(projected), strict=True):
         found = measure.count(backbone, inputs, line)
         assert list(found["lengths"]) == expected["lengths"]
@@ -252,17 +277,14 @@ def test_cost_prompt_is_counted_by_a_tokenizer(mini: GlammBackbone) -> None:
 # -- rows of a run
 
 
-def plan_of(text: str) -> runner.Plan:
-    return runner.Plan(tuple(parse(text)), (64,), tuple(data.parse_datasets("refshapes:val", None)), "each", 1)
-
-
-def test_cost_rows_survive_a_stop(mini: GlammBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = plan_of("uniform,fastv")
-    splits = runner.prepare(plan, mini)
+def test_cost_rows_survive_a_stop(tiny: GlammBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_data(tmp_path / "data")
+    plan = runner.Plan(tuple(parse("uniform,fastv")), (64,), (("refcoco", "val"),), "each", 1, 0, str(root))
+    splits = runner.prepare(plan, tiny)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     whole.mkdir()
     stopped.mkdir()
-    measure.measure(plan, splits, mini, whole, rounds=3)
+    measure.measure(plan, splits, tiny, whole, rounds=3)
     calls, clock = iter(range(100)), measure.clock
 
     def until_eighth(*words: object) -> dict[str, float]:
@@ -272,17 +294,17 @@ def test_cost_rows_survive_a_stop(mini: GlammBackbone, tmp_path: Path, monkeypat
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(measure, "clock", until_eighth)
-        measure.measure(plan, splits, mini, stopped, rounds=3)
+        measure.measure(plan, splits, tiny, stopped, rounds=3)
     before = (stopped / COSTS).read_bytes()
     with (stopped / COSTS).open("ab") as file:
         file.write(b'{"kind": "round", "numb')  # torn while it was written
-    measure.measure(plan, splits, mini, stopped, rounds=3)
+    measure.measure(plan, splits, tiny, stopped, rounds=3)
     assert (stopped / COSTS).read_bytes().startswith(before), "what was measured stays"
     one, other = cost.load(whole), cost.load(stopped)
     pd.testing.assert_frame_equal(one[COUNTED], other[COUNTED])
     assert list(one.columns) == list(other.columns) and (other["rounds"] == 3).all()
     finished = (stopped / COSTS).read_bytes()
-    measure.measure(plan, splits, mini, stopped, rounds=3)
+    measure.measure(plan, splits, tiny, stopped, rounds=3)
     assert (stopped / COSTS).read_bytes() == finished
 
     raw = cost.samples(stopped)  # every median leads back to samples
@@ -296,7 +318,7 @@ def test_cost_rows_survive_a_stop(mini: GlammBackbone, tmp_path: Path, monkeypat
     with pytest.raises(UserError, match="another threads"):
         head, rest = finished.split(b"\n", 1)
         (stopped / COSTS).write_bytes(json.dumps(json.loads(head) | {"threads": 99}).encode() + b"\n" + rest)
-        measure.measure(plan, splits, mini, stopped, rounds=3)
+        measure.measure(plan, splits, tiny, stopped, rounds=3)
 
 
 def written(folder: Path, *rounds: dict[str, float]) -> Path:

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from backbones.glamm.backbone import GlammBackbone
 from backbones.glamm.conversation import build
-from backbones.glamm.model import GlammModel
 from backbones.glamm.stages import Inputs, forward, prefill, prepare
 from harness import metrics
 from harness.cost import meters, projection
@@ -175,17 +174,14 @@ def project(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone, folder
     chosen, model = typical(plan, splits, backbone), backbone.model
     inputs = chosen.inputs
     prompt = projection.Prompt(inputs.text, inputs.before.shape[1], *inputs.words["input_ids"].shape)
-    with torch.device("meta"):
-        shapes = GlammModel(model.clip.config, model.language_model.config, model.grounding_encoder.config)
     lines = lines_of(plan.pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
     ledgers = Ledgers(folder, json.loads(json.dumps(header(backbone, chosen) | {"costs": "projected"})))
     try:
         if len(ledgers.lines) == 1 + len(lines):
             return
         there = {key(line["pruner"], line["budget"]) for line in ledgers.lines[1:]}
-        projected = projection.project(
-            shapes.eval().requires_grad_(False), lines, prompt, attn=backbone.attn, dtype=inputs.small.dtype
-        )
+        shapes = projection.shapes_of(model)
+        projected = projection.project(shapes, lines, prompt, attn=backbone.attn, dtype=inputs.small.dtype)
         for line in projection.counts_lines(projected):
             if key(line["pruner"], line["budget"]) not in there:
                 ledgers.append(line)

@@ -8,7 +8,8 @@ which its budget fixes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -272,6 +273,10 @@ def counts_lines(projected: Projection) -> list[dict[str, Any]]:
     return lines
 
 
-def shape_of(projected: Projection) -> dict[str, int]:
-    """The language model's numbers for the header of `costs.jsonl`."""
-    return asdict(projected.shape)
+def shapes_of(model: GlammModel) -> GlammModel:
+    """The same model on the meta device."""
+    parts = (model.clip, model.language_model, model.grounding_encoder)
+    configs = [deepcopy(part.config) for part in parts]  # building a model writes its attention into its configuration
+    with torch.device("meta"):
+        twin = GlammModel(*configs)
+    return twin.eval().requires_grad_(False)
