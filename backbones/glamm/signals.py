@@ -44,12 +44,15 @@ def vision_signal(vision: Any, projection: nn.Module, states: tuple[Tensor, ...]
         case "values":
             return attention.v_proj(normed)
         case "cls_attention":
-            heads = attention.num_heads
-            query = attention.q_proj(normed[0]).unflatten(-1, (heads, -1))
-            keys = attention.k_proj(normed).unflatten(-1, (heads, -1))
-            logits = torch.einsum("hd,nhd->hn", query, keys) * query.shape[-1] ** -0.5
-            return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
+            return class_row(attention.q_proj(normed[0]), attention.k_proj(normed), attention.num_heads)
     raise ValueError(f"there is no signal {need}")
+
+
+def class_row(query: Tensor, keys: Tensor, heads: int) -> Tensor:
+    """(H, N+1) softmax of one query (C,) over keys (N+1, C), head by head, in at least float32."""
+    query, keys = query.unflatten(-1, (heads, -1)), keys.unflatten(-1, (heads, -1))
+    logits = torch.einsum("hd,nhd->hn", query, keys) * query.shape[-1] ** -0.5
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
 
 
 def embed_text(clip: Any, words: dict[str, Tensor]) -> Tensor:

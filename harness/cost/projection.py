@@ -134,7 +134,7 @@ class _Layers:
         return lengths + lengths[-1:] * rest, int(ledger.spent().get("prefill/pruner", 0)), peaks.rise["prefill"]
 
 
-class _Chooser:
+class Chooser:
     """Runs a tower pruner's signals and choice on random hidden states of full size."""
 
     def __init__(self, config: CLIPConfig, prompt: Prompt) -> None:
@@ -209,7 +209,7 @@ def project(
         dtype: of the language model, for bytes.
     """
     config = model.language_model.config
-    shape, layers, chooser = Shape.of(config), _Layers(config, prompt, attn, dtype), _Chooser(model.clip.config, prompt)
+    shape, layers, chooser = Shape.of(config), _Layers(config, prompt, attn, dtype), Chooser(model.clip.config, prompt)
     shared = shared_macs(model, prompt)
     vision = model.clip.config.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2
