@@ -23,6 +23,7 @@ from harness.cost.rows import lines_of
 from harness.cost.store import COSTS, INSIDE, MODULES
 from pruners import LayerPruner, UserError, parse
 from reports import efficiency
+from tests.bench import attention, gpu, literal
 from tests.fake_backbone import known, write_data
 
 TURN = Turn("Can you segment the small red star left of the ring in this image?", "It is [SEG].")
@@ -372,6 +373,39 @@ def test_cost_file_that_is_damaged_is_one_sentence(tmp_path: Path) -> None:
     path.write_text(good.replace('"schema": 1', '"schema": 7'))
     with pytest.raises(UserError, match="schema 7"):
         cost.load(tmp_path)
+
+
+# -- benches
+
+
+@pytest.mark.parametrize("texts", [1, 3])
+@torch.no_grad()
+def test_cost_bench_compares_equal_selections(texts: int) -> None:
+    given = attention.tower(torch.float64, texts, channels=64, shared=16, heads=4)
+    for name, official in literal.OFFICIAL.items():
+        for budget in (192, 64):
+            assert attention.same(attention.ours(parse(name)[0], given, budget), official(given, budget)), (name, budget)
+    assert not attention.same(literal.trim(given, 64), literal.vispruner(given, 64))
+    (row,) = attention.fastv(1, torch.float32, width=64, heads=4, inner=128)
+    assert row["same_in_float64"] and row["ratio"] > 1
+
+
+def test_cost_bench_of_the_gpu_runs_small_without_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same path as on a GPU, at the embedded model's size; the script itself says what it needs."""
+    monkeypatch.setattr(gpu, "METHODS", "litelvlm,fastv")
+    prompt = projection.Prompt(80, turns=2, words=8)
+    model = gpu.random_weights(on_meta("glamm-mini", "eager"), "cpu", torch.float32)
+    found = list(gpu.bench(model, prompt, "cpu", (1, 2), (64,), 1, roofline.gpu("h100")))
+    assert [(row["pruner"], row["batch"]) for row in found] == [(p, b) for b in (1, 2) for p in ("none", "litelvlm", "fastv")]
+    assert all(row["prefill_ms"] > 0 and row["kernel_ms"] > 0 and row["times_roofline"] > 1 for row in found)
+    peaks = {(row["pruner"], row["batch"]): row["peak_prefill"] for row in found}
+    assert peaks["none", 2] == pytest.approx(2 * peaks["none", 1], rel=0.1) and peaks["litelvlm", 1] < peaks["none", 1] / 4
+    assert json.loads(json.dumps(found)) == found
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 2
+    assert capsys.readouterr().out.startswith("This bench needs a CUDA GPU")
 
 
 # -- command line
