@@ -15,12 +15,14 @@ EXPLAIN: dict[str, str] = {
     "activation_peak": "most bytes alive at once while the language model runs from embeddings to its last norm, beyond what was "
     "alive before and without weights; live storages on CPU and in a projection, the allocator on CUDA",
     "activation_peak_run": "the same over the whole pass, both encoders and the mask decoder included",
-    "prefill_ms": "decoder layers over the whole sequence, with what a pruner computes between them; median, p5 and p95",
-    "compute_ms": "wall time of the whole pass on this CPU (no CUDA here), image preparation left out; median, p5 and p95",
+    "prefill_ms": "decoder layers over the whole sequence, with what a pruner computes between them; wall time on CPU, CUDA "
+    "events on a GPU; median, p5 and p95",
+    "compute_ms": "processor time of the whole pass, all threads together (no CUDA here), to which neighbours on the machine add "
+    "nothing; image preparation left out; median, p5 and p95",
     "cuda_ms": "CUDA events around the whole pass, image preparation left out; median, p5 and p95",
     "speedup_prefill": "prefill of `none` over this row's, median of the ratios within rounds that ran both",
-    "speedup_total": "the same for the whole pass, the pruner's own time included",
-    "note": "no speed-up: the whole pass was faster than that of `none` in fewer than three quarters of the rounds",
+    "speedup_total": "the same for the whole pass (compute_ms or cuda_ms), the pruner's own time included",
+    "note": "no speed-up: whole passes were not faster than those of `none` (one-sided Mann-Whitney test on samples, p >= 0.05)",
     "stage": "milliseconds of vision tower, text tower (if the pruner reads text), pruner (its signals and its choice), "
-    "projector, prefill without the pruner, lm_head, [SEG] head, grounding encoder, mask decoder",
+    "projector, prefill without the pruner, lm_head, [SEG] head, grounding encoder, mask decoder, and in all; wall time on CPU",
 }
