@@ -114,7 +114,7 @@ def sweep(
         from reports.leaderboard import MARKDOWN, render
 
         print(render(folder))
-        print(f"records and tables: {folder} ({MARKDOWN}, leaderboard.csv, records.jsonl, run.json)")
+        print(f"records and tables: {folder} ({MARKDOWN}, leaderboard.csv, run.json, records/)")
 
 
 def _new_folder(run: str) -> Path:

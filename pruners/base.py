@@ -224,6 +224,11 @@ class Pruner(ABC):
             if hint is float:  # 1 and 1.0 are one method, so they have one text
                 object.__setattr__(self, field.name, float(value))
 
+    @property
+    def budget_kind(self) -> str:
+        """What the budget counts: "final" tokens, or their "mean" over the language model's layers."""
+        return "final"
+
     def spec(self) -> str:
         """The method as one writes it on the command line, defaults left out: `litelvlm(context_share=0.25)`."""
         values = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))

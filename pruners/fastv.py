@@ -32,6 +32,11 @@ class FastV(LayerPruner):
         if self.layer < 1:
             raise UserError(f"fastv: layer is a whole number from 1 on, not {self.layer!r}.")
 
+    @property
+    def budget_kind(self) -> str:
+        """As the parameter `budget` says."""
+        return self.budget
+
     def check(self, budget: int, patches: int, num_layers: int) -> None:
         """Also refuse a cut behind the last layer and a mean below what the uncut layers alone cost."""
         super().check(budget, patches, num_layers)

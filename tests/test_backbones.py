@@ -212,7 +212,7 @@ def test_any_image_size(glamm: GlammBackbone, size: tuple[int, int]) -> None:
     encoding = glamm.encode([picture(*size)])[0]
     pruner = parse("uniform")[0]
     row = Row(encoding, (TURN,), pruner, 64, pruner.select(glamm.tokens(encoding, (TURN,), ""), 64))
-    result = glamm.ground([row])[0]
+    result = glamm.ground_rows([row])[0]
     assert result.logits.shape == (1, *size) and bool(result.logits.isfinite().all())
 
 
@@ -224,7 +224,7 @@ def test_precisions(folder: Path, dtype: str) -> None:
         pruner = parse(text)[0]
         tokens = backbone.tokens(encoding, (TURN,), "")
         selection = None if isinstance(pruner, LayerPruner) else pruner.select(tokens, 64)
-        result = backbone.ground([Row(encoding, (TURN,), pruner, 64, selection)])[0]
+        result = backbone.ground_rows([Row(encoding, (TURN,), pruner, 64, selection)])[0]
         assert result.logits.dtype == torch.float32 and bool(result.logits.isfinite().all())
         assert result.tokens_final == 64
 
@@ -232,7 +232,7 @@ def test_precisions(folder: Path, dtype: str) -> None:
 def test_fastv_counts_and_choice(glamm: GlammBackbone) -> None:
     """Two of three layers see all tokens; the mean is measured from the lengths that layers saw."""
     encoding = glamm.encode([picture(50, 50)])[0]
-    result = glamm.ground([Row(encoding, (TURN,), parse("fastv(layer=2)")[0], 100, None)])[0]
+    result = glamm.ground_rows([Row(encoding, (TURN,), parse("fastv(layer=2)")[0], 100, None)])[0]
     assert result.tokens_final == 100 and result.tokens_mean == pytest.approx((576 + 576 + 100) / 3)
     assert len(result.retained) == 100 and result.retained.tolist() == sorted(result.retained.tolist())
 
@@ -240,8 +240,8 @@ def test_fastv_counts_and_choice(glamm: GlammBackbone) -> None:
 def test_layer_pruner_that_keeps_all_changes_nothing(glamm: GlammBackbone) -> None:
     encoding = glamm.encode([picture(50, 50)])[0]
     none = parse("none")[0]
-    plain = glamm.ground([Row(encoding, (TURN,), none, 576, none.select(glamm.tokens(encoding, (TURN,), ""), 576))])[0]
-    kept = glamm.ground([Row(encoding, (TURN,), parse("fastv")[0], 576, None)])[0]
+    plain = glamm.ground_rows([Row(encoding, (TURN,), none, 576, none.select(glamm.tokens(encoding, (TURN,), ""), 576))])[0]
+    kept = glamm.ground_rows([Row(encoding, (TURN,), parse("fastv")[0], 576, None)])[0]
     assert plain.logits.allclose(kept.logits, atol=1e-4)
 
 
@@ -256,9 +256,9 @@ def test_rows_do_not_depend_on_their_company(glamm: GlammBackbone) -> None:
             budget = 576 if text == "none" else 64
             selection = None if isinstance(pruner, LayerPruner) else pruner.select(tokens, budget)
             rows.append(Row(encoding, (TURN,), pruner, budget, selection))
-    together = glamm.ground(rows)
+    together = glamm.ground_rows(rows)
     for row, result in zip(rows, together, strict=True):
-        assert glamm.ground([row])[0].logits.equal(result.logits)
+        assert glamm.ground_rows([row])[0].logits.equal(result.logits)
     alone = glamm.encode([picture(60, 60, 1)])[0]
     assert alone.embedding.equal(encodings[1].embedding) and alone.hidden_states[-1].equal(encodings[1].hidden_states[-1])
     assert glamm.batch_size % FULL_ROWS == 0
@@ -284,7 +284,7 @@ def test_fill_behind_a_row_changes_nothing(folder: Path, attn: str) -> None:
 def test_conversation_without_seg(glamm: GlammBackbone) -> None:
     encoding = glamm.encode([picture(40, 60)])[0]
     row = Row(encoding, (Turn("Hello?", "Sure."),), parse("uniform")[0], 4, Selection(torch.arange(4)))
-    assert glamm.ground([row])[0].logits.shape == (0, 40, 60)
+    assert glamm.ground_rows([row])[0].logits.shape == (0, 40, 60)
 
 
 def test_signals_are_computed_once(glamm: GlammBackbone) -> None:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backbones.base import Encoding, Grounded, Row, Turn
+from backbones.base import Encoding, Grounded, Pixels, Row, Turn
 from backbones.glamm.conversation import build
 from backbones.glamm.decoder import run_layers
 from backbones.glamm.model import GlammModel
@@ -73,19 +73,29 @@ class GlammBackbone:
 
     # -- once per image
 
-    @torch.inference_mode()
+    def preprocess(self, image: NDArray[np.uint8]) -> Pixels:
+        """Both branches' resize and normalisation."""
+        grounding, resized = self._sam_pixels(image, self.sam_size)
+        return Pixels(clip_pixels(image, self.image_size), grounding, resized, image.shape[:2])
+
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Encoding]:
+        """Encode raw (H, W, 3) images."""
+        return self.encode_pixels([self.preprocess(image) for image in images])
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: Sequence[Pixels]) -> list[Encoding]:
         """Both image branches; the vision tower's last layer is not run, since nothing reads its output."""
-        small = torch.stack([clip_pixels(image, self.image_size) for image in images]).to(self.device, self._kind)
-        large, resized = zip(*(self._sam_pixels(image, self.sam_size) for image in images), strict=True)
-        pad = len(images) % 2 if self._multiple > 1 else 0  # images round alike in any even number
-        small = torch.cat([small, small[-1:].expand(pad, -1, -1, -1)])
-        states = hidden_states(self.model.clip.vision_model, small)
-        pixels = torch.stack([*large, *large[-1:] * pad]).to(self.device, self._kind)
-        embeddings = self.model.grounding_encoder.vision_encoder(pixels)[0]
+        pad = len(pixels) % 2 if self._multiple > 1 else 0  # images round alike in any even number
+        filled = [*pixels, *[pixels[-1]] * pad]
+        vision, grounding = (
+            torch.stack(parts).to(self.device, self._kind, non_blocking=True)
+            for parts in zip(*((one.vision, one.grounding) for one in filled), strict=True)
+        )
+        states = hidden_states(self.model.clip.vision_model, vision)
+        embeddings = self.model.grounding_encoder.vision_encoder(grounding)[0]
         return [
-            Encoding(tuple(state[k] for state in states), embeddings[k], resized[k], image.shape[:2])
-            for k, image in enumerate(images)
+            Encoding(tuple(state[k] for state in states), embeddings[k], one.resized, one.original)
+            for k, one in enumerate(pixels)
         ]
 
     # -- what pruners read
@@ -129,7 +139,7 @@ class GlammBackbone:
     # -- from tokens to masks
 
     @torch.inference_mode()
-    def ground(self, rows: Sequence[Row]) -> list[Grounded]:
+    def ground_rows(self, rows: Sequence[Row], share: bool = True) -> list[Grounded]:
         """Segment every row; rows of equal length (and, inside the model, equal cuts) run together."""
         ids: list[list[int]] = []
         groups: dict[tuple[object, ...], list[int]] = defaultdict(list)

@@ -161,10 +161,8 @@ def _from_rles(parts: list[Any], height: int, width: int) -> list[dict[str, Any]
 def fingerprint(samples: Iterable[Sample]) -> str:
     """Identity of what a run reads: 16 hex digits over expressions, targets and image bytes, in order.
 
-    Folder names do not enter, so the same data give the same fingerprint on every machine.
-
-    Raises:
-        DataError: an image cannot be read.
+    Folder names do not enter, so the same data give the same fingerprint on every machine. An image that cannot be read
+    enters as missing; the run records it as failed.
     """
     digest = hashlib.sha256()
     for sample in samples:
@@ -174,6 +172,6 @@ def fingerprint(samples: Iterable[Sample]) -> str:
         digest.update(json.dumps(head, sort_keys=True).encode())
         try:
             digest.update(hashlib.sha256(sample.path.read_bytes()).digest())
-        except OSError as error:
-            raise DataError(f"Image '{sample.path}' of {sample.id} cannot be read ({error.strerror}).") from None
+        except OSError:
+            digest.update(b"missing")
     return digest.hexdigest()[:16]
