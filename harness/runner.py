@@ -274,7 +274,7 @@ class _Crew:
         if failed > max(1, math.ceil(self.way.max_failures * self.total)):
             raise UserError(
                 f"{failed} of {self.total} samples failed, more than --max-failures {self.way.max_failures:g}"
-                f"{f' ({latest})' if latest else ''}; mend the data, or go on with --out {self.folder} and a larger --max-failures."
+                f"{f' ({latest})' if latest else ''}; mend the data, or go on with --out {self.folder} and a larger share."
             )
 
     def _finish(self) -> bool:

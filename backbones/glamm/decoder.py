@@ -36,29 +36,33 @@ class LayerRun:
     scores: Tensor | None = None
 
 
-def last_row_attention(
-    llm: LlamaModel, index: int, hidden: Tensor, rotary: tuple[Tensor, Tensor], visual: slice, last: Tensor
-) -> Tensor:
-    """(B, H, n): probabilities of the last token over all keys up to itself in layer `index`, cut to the visual span.
+def attention_row(llm: LlamaModel, index: int, hidden: Tensor, last: Tensor, positions: Tensor, keys: Tensor) -> Tensor:
+    """(B, H, K): probabilities of one token per row over the keys up to itself in layer `index`.
 
     Args:
-        hidden: (B, L, width) input of that layer.
-        last: (B,) position of each row's last token; what stands behind it is fill.
+        hidden: (B, L, width) input of that layer; its tokens are the last L of the keys.
+        last: (B,) the token, a position in `hidden`; what stands behind it is fill.
+        positions: (B, L) position ids.
+        keys: (B, H', K, d) rotated keys of all tokens.
     """
     attention = llm.layers[index].self_attn
-    normed = llm.layers[index].input_layernorm(hidden)
-    width = attention.head_dim
     rows = torch.arange(len(hidden), device=hidden.device)
-    query = attention.q_proj(normed[rows, last][:, None]).unflatten(-1, (-1, width)).transpose(1, 2)
-    key = attention.k_proj(normed).unflatten(-1, (-1, width)).transpose(1, 2)
-    cos, sin = (part.expand(len(hidden), -1, -1) for part in rotary)
-    query, _ = apply_rotary_pos_emb(query, query, cos[rows, last][:, None], sin[rows, last][:, None])
-    key, _ = apply_rotary_pos_emb(key, key, cos, sin)
-    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    fill = torch.arange(hidden.shape[1], device=hidden.device) > last[:, None]
-    logits = (query @ key.transpose(-1, -2))[:, :, 0] * attention.scaling
-    logits = logits.masked_fill(fill[:, None], -torch.inf)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)[..., visual].to(hidden.dtype)
+    normed = llm.layers[index].input_layernorm(hidden[rows, last][:, None])
+    query = attention.q_proj(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+    query, _ = apply_rotary_pos_emb(query, query, *llm.rotary_emb(normed, positions[rows, last][:, None]))
+    keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
+    behind = torch.arange(keys.shape[2], device=hidden.device) > (last + keys.shape[2] - hidden.shape[1])[:, None]
+    logits = (query @ keys.transpose(-1, -2))[:, :, 0] * attention.scaling
+    logits = logits.masked_fill(behind[:, None], -torch.inf)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).to(hidden.dtype)
+
+
+def rotated_keys(llm: LlamaModel, index: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """(B, H', L, d) keys of layer `index` with their positions in them; `hidden` is the layer's input."""
+    attention = llm.layers[index].self_attn
+    normed = llm.layers[index].input_layernorm(hidden)
+    key = attention.k_proj(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+    return apply_rotary_pos_emb(key, key, *(part.expand(len(hidden), -1, -1) for part in rotary))[1]
 
 
 def causal_mask(llm: LlamaModel, hidden: Tensor, past: int) -> Tensor | None:
@@ -104,7 +108,8 @@ def run_layers(
         if pruner is not None and index == pruner.layer - 1:
             visual = slice(visual_start, visual_start + visual_count)
             ends = last if last is not None else torch.full((batch,), length - 1, device=hidden.device)
-            scores = last_row_attention(llm, index, hidden, rotary, visual, ends)
+            keys = rotated_keys(llm, index, hidden, rotary)
+            scores = attention_row(llm, index, hidden, ends, positions, keys)[..., visual]
         hidden = layer(
             hidden,
             attention_mask=causal_mask(llm, hidden, past),
