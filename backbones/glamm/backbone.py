@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 FULL_ROWS = 8
 # Sequences are filled up on the right to a multiple of this, so that questions of about one length share a batch. Nothing
 # looks to the right, so the fill changes no state that is read; it depends on the row alone.
-FULL_LENGTH = 16
+FULL_LENGTH = 8
 
 
 class GlammBackbone:
@@ -177,29 +177,35 @@ class GlammBackbone:
                 if self.device.startswith("cuda"):
                     torch.cuda.empty_cache()
 
-    def _words(self, row: Row) -> tuple[list[int], list[int], list[int]]:
-        """Ids before the image, ids behind it (filled up), and for every [SEG] the place before it, from their end."""
+    def _words(self, row: Row, whole: bool = True) -> tuple[list[int], list[int], list[int]]:
+        """Ids before the image, ids behind it (filled up), and for every [SEG] the place before it, from their end.
+
+        Args:
+            whole: False leaves out what stands behind the last state that is read.
+        """
         ids = self.tokenizer.encode(build(row.turns))
         image = ids.index(IMAGE_TOKEN)
         behind = ids[image + 1 :]
+        marks = [k - 1 for k, token in enumerate(behind) if token == self.tokenizer.seg_id]
+        if not whole and marks:
+            behind = behind[: marks[-1] + 1]
         behind += [self.tokenizer.pad_id] * (-len(behind) % FULL_LENGTH)
-        return ids[:image], behind, [k - 1 - len(behind) for k, token in enumerate(behind) if token == self.tokenizer.seg_id]
+        return ids[:image], behind, [mark - len(behind) for mark in marks]
 
     def _shared(self, rows: Sequence[Row]) -> list[Grounded]:
         """All rows at once; what they have in common is computed once."""
         model = self.model
-        numbers: dict[tuple[int, int | None], int] = {}
+        numbers: dict[tuple[int, object], int] = {}
         contexts: list[Row] = []
         asks, marks = [], []
         for row in rows:
-            whole = row.selection is None or _keeps_all(row)
-            where = numbers.setdefault((id(row.encoding), None if whole else id(row.selection)), len(numbers))
+            where = numbers.setdefault((id(row.encoding), self._content(row)), len(numbers))
             if where == len(contexts):
                 contexts.append(row)
-            before, behind, at = self._words(row)
+            layered = row.pruner if row.selection is None and isinstance(row.pruner, LayerPruner) else None
+            before, behind, at = self._words(row, whole=layered is not None)
             marks.append(at)
             last = self._last(behind)
-            layered = row.pruner if row.selection is None and isinstance(row.pruner, LayerPruner) else None
             keep = layered.tokens_after(row.budget, self._patches(row), self.num_layers) if layered else 0
             asks.append(Ask(where, tuple(before), tuple(behind), last, layered, keep))
         answers = Shared(model.language_model, self.batch_size, self._multiple, self._beginnings).run(
@@ -216,6 +222,11 @@ class GlammBackbone:
             retained = kept if kept is not None else (row.selection or _all(count)).indices
             found.append(Grounded(logits, count, mean, retained))
         return found
+
+    def _content(self, row: Row) -> object:
+        """Equal for selections of one image that send the same tokens."""
+        chosen = row.selection or _all(self._patches(row))
+        return id(chosen) if chosen.features is not None else chosen.indices.cpu().numpy().tobytes()
 
     def _tokens(self, row: Row) -> int:
         """Visual tokens that enter the language model."""
@@ -342,15 +353,3 @@ def _nothing(need: Need) -> Tensor:
 
 def _all(count: int) -> Selection:
     return Selection(torch.arange(count))
-
-
-def _keeps_all(row: Row) -> bool:
-    """Whether a selection is every patch in raster order."""
-    chosen = row.selection
-    count = len(row.encoding.hidden_states[-1]) - 1
-    return (
-        chosen is not None
-        and chosen.features is None
-        and chosen.tokens == count
-        and bool((chosen.indices.cpu() == torch.arange(count)).all())
-    )
