@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -123,11 +125,21 @@ def _new_folder(run: str) -> Path:
     return Path("results") / "runs" / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{run[:8]}"
 
 
+class _Later(ModuleType):
+    """Stands in for a module until something of it is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(import_module(self.__name__), name)
+
+
 @app.command("list")
 def show(plugin: Plugins = [], debug: Debug = False) -> None:  # noqa: B006
     """Pruners with their parameters and needs, backbones, data sets."""
     import dataclasses
 
+    sys.modules.setdefault("torch", _Later("torch"))  # nothing is computed here, and torch takes longer than all the rest
     import backbones
     from pruners import get, load_plugin, names
 

@@ -13,10 +13,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CLS, POOLED = -1, -2  # marks in Selection.indices of tokens that are no single patch
 

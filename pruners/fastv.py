@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pruners.base import ImpossibleBudget, LayerPruner, UserError, precise, top
 from pruners.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register
