@@ -19,7 +19,9 @@ def main() -> None:
             start = time.perf_counter()
             subprocess.run([sys.executable, "-m", "harness", *words], check=True, stdout=subprocess.DEVNULL)
             taken.append(time.perf_counter() - start)
-        print(f"python -m harness {' '.join(words):8} median {statistics.median(taken):.2f} s, worst {max(taken):.2f} s of {TIMES}")
+        print(
+            f"python -m harness {' '.join(words):8} median {statistics.median(taken):.2f} s, worst {max(taken):.2f} s of {TIMES}"
+        )
 
 
 if __name__ == "__main__":
