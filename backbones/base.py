@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,22 @@ class Turn:
 
     question: str
     answer: str
+
+
+class Pixels(NamedTuple):
+    """An image as the two vision towers want it.
+
+    Attributes:
+        vision: (3, h, h) float32 for the vision tower.
+        grounding: (3, H', H') float32 for the grounding encoder.
+        resized: height and width after the longest-side resize, before padding.
+        original: height and width of the raw image.
+    """
+
+    vision: Tensor
+    grounding: Tensor
+    resized: tuple[int, int]
+    original: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -84,6 +100,14 @@ class Backbone(Protocol):
     dtype: str
     attn: str
 
+    def preprocess(self, image: NDArray[np.uint8]) -> Pixels:
+        """Resize and normalise a raw (H, W, 3) image; no device is touched, so any process can do it ahead."""
+        ...
+
+    def encode_pixels(self, pixels: Sequence[Pixels]) -> list[Encoding]:
+        """Encode preprocessed images."""
+        ...
+
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Encoding]:
         """Encode raw (H, W, 3) images."""
         ...
@@ -94,6 +118,10 @@ class Backbone(Protocol):
         """The image as a pruner sees it; `masks` (M, H, W) is the truth, for controls that may see it."""
         ...
 
-    def ground(self, rows: Sequence[Row]) -> list[Grounded]:
-        """Segment; results in the order of the rows, independent of what else is in the batch."""
+    def ground_rows(self, rows: Sequence[Row], share: bool = True) -> list[Grounded]:
+        """Segment; results in the order of the rows, independent of what else is in the batch.
+
+        Args:
+            share: compute once what rows have in common; without, every row runs whole.
+        """
         ...

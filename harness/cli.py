@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
+
+from harness.stops import Terminated, terminate
 
 app = typer.Typer(
     add_completion=False,
@@ -14,9 +19,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Which visual-token pruner, at which budget, keeps the masks right? Without a command: run a sweep.",
 )
-INTERRUPTED = 130  # typer's exit code after Ctrl-C
 COSTS = ("off", "projected", "measured")
 COSTS_OF = {"glamm-mini": "measured", "glamm": "projected"}
+INTERRUPTED, TERMINATED = 130, 143  # exit codes after Ctrl-C (typer's own) and SIGTERM
 DEFAULT_LIMIT = 6  # images per split on the embedded backbone, so that a first run ends within three minutes on two cores
 
 Pruners = Annotated[str, typer.Option("--pruners", help="'all', names, globs, parameters: 'litelvlm,fastv(layer=3),vis*'")]
@@ -53,9 +58,15 @@ def sweep(
     attn: Annotated[str, typer.Option(help="eager, sdpa, flash_attention_2")] = "sdpa",
     image_backend: Annotated[str, typer.Option(help="pil, or mmcv: faster grounding branch, same pixels")] = "pil",
     batch_size: Annotated[int, typer.Option(help="rows per forward pass; results do not depend on it")] = 16,
+    workers: Annotated[int | None, typer.Option(help="processes that read images ahead; by default 2 with a GPU, else 0")] = None,
+    share: Annotated[bool, typer.Option(help="compute once what cells have in common; --no-share to compare")] = True,
+    max_failures: Annotated[float, typer.Option(help="share of the samples that may fail before the run stops")] = 0.01,
+    force: Annotated[bool, typer.Option("--force", help="start anew beside a run that is there already")] = False,
+    tensor_parallel: Annotated[int, typer.Option(help="processes that share one language model, under a launcher")] = 1,
+    local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,  # what deepspeed's launcher adds
     out: Annotated[
         Path | None,
-        typer.Option(help="run folder; an unfinished run in it goes on; by default results/runs/<time>-<id>"),
+        typer.Option(help="run folder; an unfinished run in it goes on; by default results/runs/<identity of the run>"),
     ] = None,
     plugin: Plugins = [],  # noqa: B006
     checkpoint: Annotated[Path | None, typer.Option(help="official GLaMM checkpoint folder")] = None,
@@ -82,7 +93,8 @@ def sweep(
 
     import backbones
     from harness import data as sets
-    from harness import runner
+    from harness import folders, runner
+    from harness.place import here
 
     wanted = list(dict.fromkeys(name.strip() for name in backbone_names.split(",") if name.strip()))
     if not wanted:
@@ -97,26 +109,32 @@ def sweep(
     for name in wanted:
         images = limit if limit is not None else DEFAULT_LIMIT if name == "glamm-mini" else 0
         plans[name] = runner.Plan(chosen, sizes, pairs, protocol, images, seed, str(data) if data else None)
+    place = here(tensor_parallel)
+    if workers is None:
+        workers = 2 if device.startswith("cuda") else 0
+    way = runner.Way(share, workers, max_failures, place)
     for name, plan in plans.items():
         backbone = backbones.load(
             name,
             checkpoint=checkpoint,
             clip=clip,
             sam_dims=sam_dims,
-            device=device,
+            device=place.device(device),
             dtype=dtype,
             attn=attn,
             batch_size=batch_size,
             image_backend=image_backend,
+            tensor_parallel=tensor_parallel,
         )
         splits = runner.prepare(plan, backbone)
-        folder = out or _new_folder(runner.identity(splits))
-        if out is not None and len(wanted) > 1:
-            folder = out / name
-        runner.run(plan, backbone, splits, folder)
-        kind = costs or COSTS_OF.get(name, "off")
+        base = out / name if out is not None and len(wanted) > 1 else out
+        folder = folders.choose(base, runner.identity(splits), force=force, world=place.world)
+        finished = runner.run(plan, backbone, splits, folder, way)
+        if not finished or place.rank > 0:
+            continue
+        kind = costs or ("off" if tensor_parallel > 1 else COSTS_OF.get(name, "off"))
         if kind != "off":
-            _costs(kind, plan, splits, backbone, folder)
+            _costs(kind, plan, splits, backbone, folder, tensor_parallel)
 
         from reports.leaderboard import MARKDOWN, render
 
@@ -125,10 +143,10 @@ def sweep(
             from harness.cost import footer, table
 
             print(table(folder), "", *(f"- {line}" for line in footer(folder)), "", sep="\n")
-        print(f"records and tables: {folder} ({MARKDOWN}, leaderboard.csv, records.jsonl, run.json)")
+        print(f"records and tables: {folder} ({MARKDOWN}, leaderboard.csv, run.json, records/)")
 
 
-def _costs(kind: str, plan: Any, splits: Any, backbone: Any, folder: Path) -> None:
+def _costs(kind: str, plan: Any, splits: Any, backbone: Any, folder: Path, tensor_parallel: int) -> None:
     """Write the costs of a run into its folder.
 
     Raises:
@@ -140,6 +158,8 @@ def _costs(kind: str, plan: Any, splits: Any, backbone: Any, folder: Path) -> No
 
     if not isinstance(backbone, GlammBackbone):
         raise UserError(f"The costs of {backbone.name} are not known; give --costs off.")
+    if tensor_parallel > 1:
+        raise UserError("Costs are those of one process; give --costs off, or --tensor-parallel 1.")
     (measure.measure if kind == "measured" else measure.project)(plan, splits, backbone, folder)
 
 
@@ -189,10 +209,13 @@ def cost(
         print(*(f"- {column}: {text}." for column, text in EXPLAIN.items()), sep="\n")
 
 
-def _new_folder(run: str) -> Path:
-    from datetime import UTC, datetime
+class _Later(ModuleType):
+    """Stands in for a module until something of it is used."""
 
-    return Path("results") / "runs" / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{run[:8]}"
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(import_module(self.__name__), name)
 
 
 @app.command("list")
@@ -200,6 +223,7 @@ def show(plugin: Plugins = [], debug: Debug = False) -> None:  # noqa: B006
     """Pruners with their parameters and needs, backbones, data sets."""
     import dataclasses
 
+    sys.modules.setdefault("torch", _Later("torch"))  # nothing is computed here, and torch takes longer than all the rest
     import backbones
     from pruners import get, load_plugin, names
 
@@ -248,17 +272,20 @@ def gate(
 
 def main() -> int:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
+    signal.signal(signal.SIGTERM, terminate)
     try:
         code = int(app(standalone_mode=False) or 0)
-        if code == INTERRUPTED:
-            print("stopped; give the same command with --out and this run's folder to go on", file=sys.stderr)
-        return code
+    except Terminated:
+        code = TERMINATED
     except Exception as error:
         message = _sentence(error)
         if message is None or "--debug" in sys.argv:
             raise
         print(f"error: {message}", file=sys.stderr)
         return 2
+    if code in (INTERRUPTED, TERMINATED):
+        print("stopped, nothing recorded is lost; give the same command again to go on", file=sys.stderr)
+    return code
 
 
 def _sentence(error: Exception) -> str | None:

@@ -96,7 +96,8 @@ def measure(subset: dict[str, Any], plugins: tuple[str, ...] = ()) -> tuple[pd.D
     splits = runner.prepare(plan, backbone)
     prints = {f"{job.cell.dataset}:{job.cell.split}": job.cell.data for split in splits for job in split.jobs}
     with tempfile.TemporaryDirectory() as folder:
-        return records.load(runner.run(plan, backbone, splits, Path(folder))), {"weights": backbone.fingerprint, **prints}
+        runner.run(plan, backbone, splits, Path(folder))
+        return records.load(folder), {"weights": backbone.fingerprint, **prints}
 
 
 def _percent(part: pd.DataFrame) -> tuple[float, float]:

@@ -1,30 +1,52 @@
-"""Runs a sweep: every image is encoded once, and all cells are filled from that one encoding."""
+"""Runs a sweep: any number of processes claim parts of the data, fill all cells of each, and write what they found."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import resource
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from PIL import Image
 from tqdm import tqdm
 
-from backbones.base import Backbone, Encoding, Grounded, Row
-from harness import data, metrics
-from harness.protocol import Conversation, check_protocol, conversations
+from backbones.base import Backbone
+from harness import data
+from harness.claims import Claims
+from harness.fill import described, fill
+from harness.loading import Key, Loaded, Parts, read_ahead
+from harness.place import Place
+from harness.protocol import check_protocol
 from harness.provenance import collect, differences
-from harness.records import DONE, NO_EXPRESSION, RECORDS, RUN, Writer, run_info, write_atomically
+from harness.records import (
+    DONE,
+    FOLDER,
+    RUN,
+    Writer,
+    compact,
+    compacted,
+    incomplete,
+    key,
+    rows_of,
+    run_info,
+    split_folder,
+    write_atomically,
+)
+from harness.stops import Stops
 from harness.sweep import Job, Setting, expand, jobs
-from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner, Pruner, Selection, UserError, VisualTokens
+from pruners.base import Pruner, UserError
 
-IMAGES_AT_ONCE = 8  # encoded, grounded and written together; a run that goes on repeats such a part or skips it
-PIXELS_AT_ONCE = 2**26  # of mask logits held in memory, 256 MiB
+IMAGES_AT_ONCE = 8  # encoded, grounded and written together; at most nine, so that a digit counts a part's failures
+CLAIMS = "claims"
+PATIENCE = 0.5  # seconds between looks at what others work on
+PICTURES, PICTURE_SIDE, PICTURE_FOLDER = 24, 384, "images"  # per split, pixels of the longest side
 
 
 @dataclass(frozen=True)
@@ -58,11 +80,23 @@ class Split:
     samples: list[data.Sample]
     jobs: list[Job]
 
+    @property
+    def name(self) -> tuple[str, str]:
+        """Data set and split."""
+        return self.jobs[0].cell.dataset, self.jobs[0].cell.split
+
+    @property
+    def parts(self) -> list[list[data.Sample]]:
+        """What is encoded, grounded, claimed and written together; the same however many processes work."""
+        return [self.samples[start : start + IMAGES_AT_ONCE] for start in range(0, len(self.samples), IMAGES_AT_ONCE)]
+
 
 def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
     """Load all splits and expand all cells; whatever the user got wrong shows here, before anything runs."""
     lines = expand(plan.pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
-    setting = Setting(backbone.name, backbone.fingerprint, plan.protocol, backbone.dtype, backbone.attn, backbone.device)
+    setting = Setting(
+        backbone.name, backbone.fingerprint, plan.protocol, backbone.dtype, backbone.attn, backbone.device.split(":")[0]
+    )
     splits = []
     for dataset, split in plan.datasets:
         samples = data.load(dataset, split, plan.root)
@@ -76,49 +110,54 @@ def identity(splits: Sequence[Split]) -> str:
     return hashlib.sha256(json.dumps([job.cell.id for split in splits for job in split.jobs]).encode()).hexdigest()[:16]
 
 
-def run(plan: Plan, backbone: Backbone, splits: Sequence[Split], folder: Path) -> Path:
-    """Fill all cells into `folder`, continuing what is there.
+@dataclass(frozen=True)
+class Way:
+    """How a run is done; nothing here changes a record.
+
+    Attributes:
+        share: False does everything anew for every cell, to compare with.
+        workers: processes that read images ahead.
+        max_failures: share of the samples that may fail before the run stops; one may always.
+    """
+
+    share: bool = True
+    workers: int = 0
+    max_failures: float = 0.01
+    place: Place = field(default_factory=Place)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_failures <= 1:
+            raise UserError(f"--max-failures {self.max_failures} is no share; give 0.01 for one sample in a hundred.")
+        if self.workers < 0:
+            raise UserError(f"--workers {self.workers} is negative; give a number of processes, or 0.")
+
+
+def run(plan: Plan, backbone: Backbone, splits: Sequence[Split], folder: Path, way: Way | None = None) -> bool:
+    """Fill all cells into `folder`, continuing what is there, together with whoever else works on it.
+
+    Returns:
+        Whether all is there; a process that is not the launcher's first goes when nothing is left to claim.
 
     Raises:
-        UserError: the folder holds another run or cannot be written.
+        UserError: the folder holds another run or cannot be written, memory does not suffice, or too many samples failed.
     """
-    name = identity(splits)
+    way = way or Way()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        known = run_info(folder)
-        if known and known.get("run") != name:
-            raise UserError(
-                f"{str(folder)!r} holds another run ({known.get('run')}, this one is {name}); give a new --out folder."
-            )
-        if not known and (folder / RECORDS).exists():
-            raise UserError(f"{str(folder)!r} holds records without run.json; give a new --out folder.")
+        _open(plan, backbone, splits, folder)
         if (folder / DONE).exists():
-            return folder
-        facts = collect(backbone.device)
-        if not known:
-            asked = asdict(plan) | {"pruners": [pruner.spec() for pruner in plan.pruners]}
-            cells = {job.cell.id: asdict(job.cell) for split in splits for job in split.jobs}
-            write_atomically(folder / RUN, {"run": name, "asked": asked, "provenance": facts, "cells": cells})
-        elif changed := differences(known.get("provenance", {}), facts):
-            known.setdefault("continued", []).append({"changed": changed, "provenance": facts})
-            write_atomically(folder / RUN, known)
-        writer = Writer(folder)
+            return True
+        places = [split_folder(folder, *split.name) for split in splits]
+        for place in places:
+            place.mkdir(parents=True, exist_ok=True)
+        crew = _Crew(plan, backbone, splits, folder, way, places)
     except OSError as error:
         raise UserError(f"Cannot write to {str(folder)!r} ({error.strerror}); give --out a folder that you may write.") from error
     try:
-        total = sum(len(split.samples) for split in splits)
-        with tqdm(total=total, unit="image", disable=not sys.stderr.isatty()) as bar:
-            for split in splits:
-                for start in range(0, len(split.samples), IMAGES_AT_ONCE):
-                    part = split.samples[start : start + IMAGES_AT_ONCE]
-                    bar.set_description(f"{part[0].dataset} {part[0].split}")
-                    if not writer.has([job.cell.id for job in split.jobs], [sample.id for sample in part]):
-                        writer.append(_run_part(part, split.jobs, backbone, plan))
-                    bar.update(len(part))
-        write_atomically(folder / DONE, {"run": name})
+        return crew.work()
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"{backbone.device} is out of memory; give the same command with --out {folder} and a smaller --batch-size to go on."
+            f"{backbone.device} is out of memory even with the smallest batch; nothing recorded is lost, "
+            f"give the same command with --out {folder} where there is more."
         ) from error
     except OSError as error:
         raise UserError(
@@ -126,161 +165,144 @@ def run(plan: Plan, backbone: Backbone, splits: Sequence[Split], folder: Path) -
             "make room and give the same command with this --out again."
         ) from error
     finally:
-        writer.close()
-    return folder
+        crew.close()
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A row for the backbone and where its answer belongs; `of` counts the expressions of its (cell, sample)."""
-
-    row: Row
-    sample: data.Sample
-    job: Job
-    talk: Conversation
-    truth: NDArray[np.uint8]
-    of: int
-
-    @property
-    def pixels(self) -> int:
-        return len(self.talk.turns) * self.truth[0].size
-
-
-def _run_part(
-    samples: Sequence[data.Sample], jobs_of_split: Sequence[Job], backbone: Backbone, plan: Plan
-) -> Iterator[dict[str, Any]]:
-    """Records of a few images under all cells."""
-    readable: list[tuple[data.Sample, NDArray[np.uint8], NDArray[np.uint8]]] = []
-    for sample in samples:
-        try:
-            readable.append((sample, sample.image(), sample.masks()))
-        except UserError as error:
-            yield from _failed(sample, jobs_of_split, error)
-    asked: list[_Asked] = []
-    encodings = _encode(backbone, [image for _, image, _ in readable])
-    for (sample, _, truth), encoding in zip(readable, encodings, strict=True):
-        if isinstance(encoding, Exception):
-            yield from _failed(sample, jobs_of_split, encoding)
-            continue
-        talks = conversations(sample, plan.protocol, plan.seed)
-        of = sum(len(talk.expressions) for talk in talks)
-        for job in jobs_of_split:
-            for talk, selection in _select(backbone, sample, encoding, talks, truth, job):
-                row = Row(encoding, talk.turns, job.pruner, job.cell.budget, selection)
-                asked.append(_Asked(row, sample, job, talk, truth, of))
-    for portion in _portions(asked):
-        for one, result in zip(portion, backbone.ground([one.row for one in portion]), strict=True):
-            yield from _score(one, result)
+def _open(plan: Plan, backbone: Backbone, splits: Sequence[Split], folder: Path) -> None:
+    """Make the run folder, or see that it holds this run; a change of code or machine is written down."""
+    name, facts = identity(splits), collect(backbone.device)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / RUN).exists():
+        if (folder / FOLDER).exists():
+            raise UserError(f"{str(folder)!r} holds records without run.json; give a new --out folder.")
+        asked = asdict(plan) | {"pruners": [pruner.spec() for pruner in plan.pruners]}
+        cells = {
+            job.cell.id: asdict(job.cell) | {"stage": job.pruner.stage, "budget_kind": job.pruner.budget_kind}
+            for split in splits
+            for job in split.jobs
+        }
+        write_atomically(folder / RUN, {"run": name, "asked": asked, "provenance": facts, "cells": cells}, only_new=True)
+    known = run_info(folder)
+    if known.get("run") != name:
+        raise UserError(f"{str(folder)!r} holds another run ({known.get('run')}, this one is {name}); give a new --out folder.")
+    if (folder / DONE).exists():
+        return
+    if changed := differences(known.get("provenance", {}), facts):
+        known.setdefault("continued", []).append({"changed": changed, "provenance": facts})
+        write_atomically(folder / RUN, known)
 
 
-def _encode(backbone: Backbone, images: list[NDArray[np.uint8]]) -> list[Encoding | Exception]:
-    """All images together; where that fails one by one, so that a bad image costs only itself."""
-    if not images:
-        return []
-    try:
-        return list(backbone.encode(images))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        if len(images) == 1:
-            return [error]
-        return [encoding for image in images for encoding in _encode(backbone, [image])]
+class _Crew:
+    """One process's part in a run: it claims parts, fills them, and closes what is complete."""
 
+    def __init__(
+        self, plan: Plan, backbone: Backbone, splits: Sequence[Split], folder: Path, way: Way, places: list[Path]
+    ) -> None:
+        self.plan, self.backbone, self.splits, self.folder, self.way, self.places = plan, backbone, splits, folder, way, places
+        self.parts = [split.parts for split in splits]
+        self.claims = [Claims(place / CLAIMS, len(parts)) for place, parts in zip(places, self.parts, strict=True)]
+        self.writers = [Writer(place) for place in places]
+        self.abandoned: set[Key] = set()
+        self.total = sum(len(split.samples) for split in splits)
 
-def _portions(asked: Sequence[_Asked]) -> Iterator[list[_Asked]]:
-    """Cut the rows so that the masks of a portion stay within PIXELS_AT_ONCE."""
-    portion: list[_Asked] = []
-    pixels = 0
-    for one in asked:
-        if portion and pixels + one.pixels > PIXELS_AT_ONCE:
-            yield portion
-            portion, pixels = [], 0
-        portion.append(one)
-        pixels += one.pixels
-    if portion:
-        yield portion
+    def close(self) -> None:
+        for writer, claims in zip(self.writers, self.claims, strict=True):
+            writer.close()
+            claims.close()
 
+    def work(self) -> bool:
+        """Until everything is recorded, or until nothing is left for a process that is not the first."""
+        bar = tqdm(total=self.total, unit="image", disable=self.way.place.rank > 0 or not sys.stderr.isatty())
+        dataset = Parts(self.parts, self.backbone.preprocess)
+        pin = self.backbone.device.startswith("cuda")
+        with bar, Stops() as stops:
+            self._check_failures("")
+            while True:
+                for (number, part), loaded in read_ahead(dataset, self._claim(), self.way.workers, pin):
+                    bar.set_description(" ".join(self.splits[number].name))
+                    self._fill(number, part, loaded)
+                    bar.update(self._finished_samples() - bar.n)
+                    stops.check()
+                complete = self.way.place.leads and all(claims.done for claims in self.claims) and self._finish()
+                if self.way.place.agree(complete):
+                    return True
+                if self.way.place.rank >= self.way.place.team:
+                    return False
+                stops.check()
+                time.sleep(PATIENCE)
 
-def _select(
-    backbone: Backbone,
-    sample: data.Sample,
-    encoding: Encoding,
-    talks: Sequence[Conversation],
-    truth: NDArray[np.uint8],
-    job: Job,
-) -> Iterator[tuple[Conversation, Selection | None]]:
-    """What the pruner keeps for every conversation; once per image if it reads neither text nor truth."""
-    chosen: Selection | None = None
-    for talk in talks:
-        if not isinstance(job.pruner, LayerPruner) and (chosen is None or job.pruner.needs & {TEXT_EMBEDS, REFERENT}):
-            referent = truth[list(talk.expressions)] == metrics.FOREGROUND
-            chosen = _chosen(job, backbone.tokens(encoding, talk.turns, sample.id, referent))
-        yield talk, chosen
+    def _claim(self) -> Iterator[Key]:
+        """Parts that this process may work on, as its team's leader claims them when they are asked for."""
+        mine = self._claims() if self.way.place.leads else iter(())
+        while (claimed := self.way.place.agree(next(mine, None))) is not None:
+            yield claimed
 
+    def _claims(self) -> Iterator[Key]:
+        everything = [(number, part) for number, parts in enumerate(self.parts) for part in range(len(parts))]
+        for place in self.way.place.order(len(everything)):
+            number, part = everything[place]
+            state = self.claims[number].take(part)
+            if state == "abandoned":
+                self.abandoned.add((number, part))
+            if state is not None:
+                yield number, part
 
-def _chosen(job: Job, tokens: VisualTokens) -> Selection:
-    """The pruner's choice, checked.
+    def _fill(self, number: int, part: int, loaded: list[Loaded]) -> None:
+        split = self.splits[number]
+        there: set[tuple[Any, ...]] = set()
+        if (number, part) in self.abandoned:  # whoever began it may have written some of it
+            ours = {one.sample.id for one in loaded}
+            there = {key(row) for row in rows_of(self.places[number]) if row["sample"] in ours}
+        rows = [row for k, one in enumerate(loaded) for row in described(one, self._picture(part * IMAGES_AT_ONCE + k, one))]
+        rows += fill(loaded, split.jobs, self.backbone, self.plan.protocol, self.plan.seed, share=self.way.share)
+        if not self.way.place.leads:
+            return
+        self.writers[number].append(row for row in rows if key(row) not in there)
+        reasons = {row["sample"]: row["reason"] for row in rows if row["status"] == "failed"}
+        self.claims[number].finish(part, len(reasons))
+        if reasons:
+            self._check_failures("; ".join(f"{sample}: {reason}" for sample, reason in list(reasons.items())[:1]))
 
-    Raises:
-        UserError: the pruner failed, or missed its budget: no fault of the image, so the run stops.
-    """
-    try:
-        chosen = job.pruner.select(tokens.only(job.pruner.needs), job.cell.budget)
-        count = chosen.tokens
-    except (UserError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise UserError(
-            f"The pruner {job.cell.pruner} failed on {tokens.sample} at {job.cell.budget} tokens ({error!r}); "
-            "see where with --debug."
-        ) from error
-    if count != job.cell.budget:
-        raise UserError(
-            f"The pruner {job.cell.pruner} kept {count} tokens where {job.cell.budget} were asked; "
-            "a pruner has to end at exactly the budget."
+    def _picture(self, number: int, one: Loaded) -> str:
+        """Keep a small picture of the first samples of a split for reports; its path below the run folder."""
+        if one.image is None or number >= PICTURES:
+            return ""
+        path = Path(PICTURE_FOLDER) / f"{one.sample.dataset}-{one.sample.split}-{one.sample.image_id}.jpg"
+        (self.folder / PICTURE_FOLDER).mkdir(exist_ok=True)
+        picture = Image.fromarray(one.image)
+        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+        picture.save(self.folder / path, quality=85)
+        return str(path)
+
+    def _finished_samples(self) -> int:
+        return sum(
+            len(parts[k])
+            for parts, claims in zip(self.parts, self.claims, strict=True)
+            for k, state in enumerate(claims.states())
+            if chr(state).isdigit()
         )
-    return chosen
 
+    def _check_failures(self, latest: str) -> None:
+        failed = sum(claims.failed for claims in self.claims)
+        if failed > max(1, math.ceil(self.way.max_failures * self.total)):
+            raise UserError(
+                f"{failed} of {self.total} samples failed, more than --max-failures {self.way.max_failures:g}"
+                f"{f' ({latest})' if latest else ''}; mend the data, or go on with --out {self.folder} and a larger share."
+            )
 
-def _common(job: Job, sample: data.Sample) -> dict[str, Any]:
-    cell = job.cell
-    return {
-        "backbone": cell.setting.backbone,
-        "dataset": cell.dataset,
-        "split": cell.split,
-        "protocol": cell.setting.protocol,
-        "pruner": cell.pruner,
-        "budget": cell.budget,
-        "seed": cell.seed,
-        "cell": cell.id,
-        "sample": sample.id,
-    }
-
-
-def _failed(sample: data.Sample, jobs_of_split: Sequence[Job], error: Exception) -> Iterator[dict[str, Any]]:
-    reason = str(error) if isinstance(error, UserError) else repr(error)
-    for job in jobs_of_split:
-        yield _common(job, sample) | {
-            "status": "failed",
-            "reason": reason,
-            "expression": NO_EXPRESSION,
-            "place": NO_EXPRESSION,
-            "of": 1,
-        }
-
-
-def _score(one: _Asked, result: Grounded) -> Iterator[dict[str, Any]]:
-    predictions = (result.logits > 0).numpy(force=True)
-    for position, prediction in zip(one.talk.expressions, predictions, strict=True):
-        inner, outer = metrics.counts(prediction, one.truth[position])
-        yield _common(one.job, one.sample) | {
-            "status": "ok",
-            "expression": one.sample.expressions[position].id,
-            "place": position,
-            "of": one.of,
-            "tokens_final": result.tokens_final,
-            "tokens_mean": result.tokens_mean,
-            "intersection": inner,
-            "union": outer,
-            "iou": float(metrics.iou([inner], [outer])[0]),
-        }
+    def _finish(self) -> bool:
+        """Compact every split; False if a record is missing after all, whose part is then open again."""
+        for split, parts, claims, place in zip(self.splits, self.parts, self.claims, self.places, strict=True):
+            if compacted(place):
+                continue
+            wanted = ((job.cell.id, sample.id) for job in split.jobs for sample in split.samples)
+            if lost := incomplete(place, wanted):
+                for number, part in enumerate(parts):
+                    if lost & {sample.id for sample in part}:
+                        claims.reopen(number)
+                return False
+            compact(place)
+        if not (self.folder / DONE).exists():
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            write_atomically(self.folder / DONE, {"run": identity(self.splits), "peak_memory_bytes": peak})
+        return True

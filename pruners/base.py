@@ -13,10 +13,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CLS, POOLED = -1, -2  # marks in Selection.indices of tokens that are no single patch
 
@@ -223,6 +225,11 @@ class Pruner(ABC):
                 raise UserError(f"{self.name}: {field.name} is {_wanted(hint)}, not {value!r}.{nearest(str(value), options)}")
             if hint is float:  # 1 and 1.0 are one method, so they have one text
                 object.__setattr__(self, field.name, float(value))
+
+    @property
+    def budget_kind(self) -> str:
+        """What the budget counts: "final" tokens, or their "mean" over the language model's layers."""
+        return "final"
 
     def spec(self) -> str:
         """The method as one writes it on the command line, defaults left out: `litelvlm(context_share=0.25)`."""

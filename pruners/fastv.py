@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pruners.base import ImpossibleBudget, LayerPruner, UserError, precise, top
 from pruners.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register
@@ -31,6 +32,11 @@ class FastV(LayerPruner):
         super().__post_init__()
         if self.layer < 1:
             raise UserError(f"fastv: layer is a whole number from 1 on, not {self.layer!r}.")
+
+    @property
+    def budget_kind(self) -> str:
+        """As the parameter `budget` says."""
+        return self.budget
 
     def check(self, budget: int, patches: int, num_layers: int) -> None:
         """Also refuse a cut behind the last layer and a mean below what the uncut layers alone cost."""

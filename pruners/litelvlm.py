@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from pruners.base import PROJECTED_PATCHES, TEXT_EMBEDS, Need, Pruner, Selection, UserError, VisualTokens, precise, top
 from pruners.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register
@@ -39,7 +40,7 @@ class LiteLVLM(Pruner):
     def context_scores(self, tokens: VisualTokens) -> Tensor:
         """(N,) w_j ||v_j||: softmax over patches of cos(q, k_j) / sqrt(C), times the norm of the value."""
         query, keys = precise(tokens.cls_query(-1)), precise(tokens.keys(-1)[1:])
-        logits = F.cosine_similarity(query[None], keys) / keys.shape[1] ** 0.5
+        logits = torch.nn.functional.cosine_similarity(query[None], keys) / keys.shape[1] ** 0.5
         return logits.softmax(0) * precise(tokens.values(-1)[1:]).norm(dim=1)
 
     def low_similarity(self, tokens: VisualTokens, budget: int) -> Tensor:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from pruners.base import REFERENT, ScorePruner, VisualTokens
 from pruners.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register

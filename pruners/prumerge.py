@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from pruners.base import POOLED, Need, Pruner, Selection, UserError, VisualTokens, others, outliers, precise, top
 from pruners.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NEIGHBOURS = 32
 
@@ -56,7 +57,7 @@ def merge(tokens: VisualTokens, scores: Tensor, kept: Tensor) -> Tensor:
 
     The official complement drops one of the lowest unselected patches for every duplicate in `kept`; so does this.
     """
-    features, unit = precise(tokens.patches), F.normalize(precise(tokens.keys(-1)[1:]), dim=1)
+    features, unit = precise(tokens.patches), torch.nn.functional.normalize(precise(tokens.keys(-1)[1:]), dim=1)
     free = others(kept, len(tokens))
     rest = free[len(kept) - (len(tokens) - len(free)) :]
     pool = torch.cat([kept, rest])

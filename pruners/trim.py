@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from pruners.base import (
     POOLED,
@@ -21,6 +19,9 @@ from pruners.base import (
     top,
 )
 from pruners.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register
@@ -47,7 +48,7 @@ class Trim(Pruner):
         """(N,) softmax over patches of the (negated) similarity, mean over questions."""
         patches, text = precise(tokens.projected_patches), precise(tokens.text_embeds)
         if self.similarity == "cosine":
-            patches, text = F.normalize(patches, dim=1), F.normalize(text, dim=1)
+            patches, text = torch.nn.functional.normalize(patches, dim=1), torch.nn.functional.normalize(text, dim=1)
         sign = -1 if self.keep == "lowest" else 1
         return (sign * text @ patches.T).softmax(1).mean(0)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from pruners.base import CLS, ImpossibleBudget, Need, Pruner, Selection, VisualTokens, others, precise, top
 from pruners.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register
@@ -45,7 +46,7 @@ class VisionZip(Pruner):
     def merge(self, tokens: VisualTokens, rest: Tensor, contextual: int) -> tuple[Tensor, Tensor, Tensor]:
         """Contextual features (c, C), target positions in `rest` (c,), and the target number of every other (r - c,)."""
         metric = precise(tokens.keys(-2)[1:]).unflatten(1, (tokens.num_heads, -1)).mean(1)[rest]
-        unit = F.normalize(metric, dim=1)
+        unit = torch.nn.functional.normalize(metric, dim=1)
         targets = torch.arange(contextual, device=rest.device) * max(1, len(rest) // contextual)
         members = others(targets, len(rest))
         assign = (unit[members] @ unit[targets].T).argmax(1)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from pruners.base import Need, Pruner, Selection, UserError, VisualTokens, precise, top
 from pruners.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PER_ROUND = 8
 
@@ -49,7 +50,7 @@ class VisPruner(Pruner):
         left = rank[important:]
         if diverse == 0:
             left = left[:0]
-        unit = F.normalize(tokens.patches.double(), dim=1)
+        unit = torch.nn.functional.normalize(tokens.patches.double(), dim=1)
         similarity = unit @ unit.T
         while len(left) > diverse:
             a, b = left[0::2], left[1::2]

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbones.base import Encoding, Grounded, Row, Turn
+from backbones.base import Encoding, Grounded, Pixels, Row, Turn
 from pruners.base import LayerPruner, Need, VisualTokens
 from tests.refer_tree import HEIGHT, SHIFTED, SQUARE, ref, write_tree
 from tests.refer_tree import WIDTH as WIDTH_OF_IMAGES
@@ -46,21 +46,27 @@ class FakeBackbone:
         self.grounded: list[int] = []  # rows per call
         self.asked: list[tuple[str, str]] = []  # (sample, pruner signals) read
 
-    def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Encoding]:
-        if self.broken is not None and any(round(float(image.mean())) == self.broken for image in images):
-            raise RuntimeError("the image has no usable pixels")
-        self.encoded.append(len(images))
-        return [self._encode(image) for image in images]
+    def preprocess(self, image: NDArray[np.uint8]) -> Pixels:
+        pixels = torch.from_numpy(image).permute(2, 0, 1).float() / 255
+        return Pixels(F.adaptive_avg_pool2d(pixels, (SIDE, SIDE)), pixels, image.shape[:2], image.shape[:2])
 
-    def _encode(self, image: NDArray[np.uint8]) -> Encoding:
-        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
-        patches = F.adaptive_avg_pool2d(pixels, (SIDE, SIDE))[0].flatten(1).T  # (N, 3)
+    def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Encoding]:
+        return self.encode_pixels([self.preprocess(image) for image in images])
+
+    def encode_pixels(self, pixels: Sequence[Pixels]) -> list[Encoding]:
+        if self.broken is not None and any(round(255 * float(one.grounding.mean())) == self.broken for one in pixels):
+            raise RuntimeError("the image has no usable pixels")
+        self.encoded.append(len(pixels))
+        return [self._encode(one) for one in pixels]
+
+    def _encode(self, pixels: Pixels) -> Encoding:
+        patches = pixels.vision.flatten(1).T  # (N, 3)
         place = torch.arange(SIDE * SIDE, dtype=torch.float32)
         described = torch.cat([patches, (place % SIDE)[:, None] / SIDE, (place // SIDE)[:, None] / SIDE], dim=1)
         weights = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(0))
         features = torch.tanh(3 * described @ weights)
         states = torch.cat([features.mean(0, keepdim=True), features])
-        return Encoding((states,), features[:1, :1, None], image.shape[:2], image.shape[:2])
+        return Encoding((states,), features[:1, :1, None], pixels.resized, pixels.original)
 
     def tokens(
         self, encoding: Encoding, turns: Sequence[Turn], sample: str, masks: NDArray[np.bool_] | None = None
@@ -87,7 +93,7 @@ class FakeBackbone:
 
         return VisualTokens(states[1:], states[0], self.grid, HEADS, answer, sample)
 
-    def ground(self, rows: Sequence[Row]) -> list[Grounded]:
+    def ground_rows(self, rows: Sequence[Row], share: bool = True) -> list[Grounded]:
         found: list[Grounded] = []
         for start in range(0, len(rows), self.batch_size):
             part = rows[start : start + self.batch_size]

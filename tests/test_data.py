@@ -242,5 +242,4 @@ def test_fingerprint_sees_all_that_a_run_reads(tmp_path: Path) -> None:
     Image.fromarray(np.full((HEIGHT, WIDTH, 3), 99, dtype=np.uint8)).save(copied[0].path)
     assert fingerprint(copied) != fingerprint(samples)
     copied[0].path.unlink()
-    with pytest.raises(DataError, match="cannot be read"):
-        fingerprint(copied)
+    assert fingerprint(copied) != fingerprint(samples)  # missing, which the run records as failed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness import records, runner
+from harness import fill, records, runner
 from harness.provenance import collect
 from harness.runner import IMAGES_AT_ONCE, Plan, identity, prepare, run
 from harness.sweep import SEEDS_PER_STOCHASTIC_PRUNER, Cell, Setting, expand
@@ -43,8 +44,20 @@ def start(plan: Plan, folder: Path, **settings: Any) -> FakeBackbone:
     return backbone
 
 
+def files(folder: Path) -> list[Path]:
+    return sorted((folder / records.FOLDER).glob("*/*.jsonl"))
+
+
 def lines(folder: Path) -> list[str]:
-    return sorted((folder / records.RECORDS).read_text().splitlines())
+    """Every row that any process wrote; one that was written twice is there twice."""
+    return sorted(json.dumps(row, sort_keys=True) for file in files(folder) for row in records.read_lines(file))
+
+
+def unfinish(folder: Path) -> None:
+    """As if the process had been killed before it closed the run."""
+    (folder / records.DONE).unlink()
+    for table in (folder / records.FOLDER).glob("*/*.parquet"):
+        table.unlink()
 
 
 # --- cells --------------------------------------------------------------------------------------------------------
@@ -180,7 +193,7 @@ def test_batch_size_changes_nothing(root: Path, tmp_path: Path, size: int) -> No
 
 def test_portions_bound_the_masks_in_memory(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start(plan_of(root), tmp_path / "a")
-    monkeypatch.setattr(runner, "PIXELS_AT_ONCE", 2 * 40 * 64)
+    monkeypatch.setattr(fill, "PIXELS_AT_ONCE", 2 * 40 * 64)
     backbone = start(plan_of(root), tmp_path / "b", batch_size=1000)
     assert max(backbone.grounded) == 2
     assert lines(tmp_path / "a") == lines(tmp_path / "b")
@@ -198,18 +211,17 @@ def test_a_finished_run_returns_at_once(root: Path, tmp_path: Path) -> None:
 def test_killed_at_any_byte_a_run_goes_on_to_the_same_records(root: Path, tmp_path: Path) -> None:
     plan = plan_of(root, "none,random")
     start(plan, tmp_path / "whole")
-    content = (tmp_path / "whole" / records.RECORDS).read_bytes()
-    info = (tmp_path / "whole" / records.RUN).read_text()
     wanted = records.load(tmp_path / "whole")
+    content = files(tmp_path / "whole")[0].read_bytes()
     draw = random.Random(0)
     header = content.index(b"\n") + 1
     for number, size in enumerate(
         [0, 5, header, header + 1, len(content) - 1, *(draw.randrange(len(content)) for _ in range(15))]
     ):
         folder = tmp_path / str(number)
-        folder.mkdir()
-        (folder / records.RUN).write_text(info)
-        (folder / records.RECORDS).write_bytes(content[:size])
+        shutil.copytree(tmp_path / "whole", folder)
+        unfinish(folder)
+        files(folder)[0].write_bytes(content[:size])
         start(plan, folder)
         assert lines(folder) == lines(tmp_path / "whole"), f"killed after {size} bytes"
         pd.testing.assert_frame_equal(records.load(folder), wanted)
@@ -220,9 +232,9 @@ def test_finished_images_are_not_done_again(tmp_path: Path) -> None:
     root = write_data(tmp_path / "data", images=4 * IMAGES_AT_ONCE)
     plan = replace(plan_of(root, "none"), datasets=(("refcoco", "val"),))  # two parts
     assert start(plan, tmp_path / "run").encoded == [IMAGES_AT_ONCE, IMAGES_AT_ONCE]
-    file = tmp_path / "run" / records.RECORDS
+    (file,) = files(tmp_path / "run")
     file.write_bytes(file.read_bytes()[:-30])  # the last row is torn
-    (tmp_path / "run" / records.DONE).unlink()
+    unfinish(tmp_path / "run")
     assert start(plan, tmp_path / "run").encoded == [IMAGES_AT_ONCE]
 
 
@@ -236,18 +248,25 @@ def test_another_run_in_the_folder_is_refused(root: Path, tmp_path: Path) -> Non
 
 def test_a_damaged_middle_is_named_and_not_skipped(root: Path, tmp_path: Path) -> None:
     start(plan_of(root, "none"), tmp_path)
-    file = tmp_path / records.RECORDS
+    unfinish(tmp_path)
+    file = files(tmp_path)[0]
     rows = file.read_bytes().split(b"\n")
     for broken in (b"\x00\x00\x00", b"[1]", b'{"cell": "half a record"}'):
         file.write_bytes(b"\n".join([*rows[:3], broken, *rows[4:]]))
-        with pytest.raises(UserError, match=r"records\.jsonl:4 is damaged"):
+        with pytest.raises(UserError, match=rf"{file.name}:4 is damaged"):
             records.load(tmp_path)
+        with pytest.raises(UserError, match=rf"{file.name}:4 is damaged"):
+            start(plan_of(root, "none"), tmp_path)
+    file.write_bytes(b"\n".join([*rows[:3], *rows[4:]]))  # what the message says
+    start(plan_of(root, "none"), tmp_path)
+    assert len(records.load(tmp_path)) == 15
 
 
 def test_another_schema_is_refused(root: Path, tmp_path: Path) -> None:
     start(plan_of(root, "none"), tmp_path)
-    file = tmp_path / records.RECORDS
-    file.write_text(file.read_text().replace('"schema": 1', '"schema": 99', 1))
+    unfinish(tmp_path)
+    file = files(tmp_path)[0]
+    file.write_text(file.read_text().replace('"schema": 2', '"schema": 99', 1))
     with pytest.raises(UserError, match="schema 99"):
         records.load(tmp_path)
 
@@ -278,12 +297,12 @@ def test_an_unreadable_image_is_recorded_and_the_run_goes_on(tmp_path: Path) -> 
 def test_an_image_that_cannot_be_encoded_costs_only_itself(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = FakeBackbone()
     original = backbone._encode
-    first = prepare(plan_of(root), backbone)[0].samples[0].image()
+    first = backbone.preprocess(prepare(plan_of(root), backbone)[0].samples[0].image())
 
-    def encode(image: Any) -> Any:
-        if image.shape == first.shape and (image == first).all():
+    def encode(pixels: Any) -> Any:
+        if pixels.grounding.equal(first.grounding):
             raise RuntimeError("no usable pixels")
-        return original(image)
+        return original(pixels)
 
     monkeypatch.setattr(backbone, "_encode", encode)
     plan = plan_of(root)
@@ -344,10 +363,10 @@ def test_provenance_says_where_the_numbers_come_from(root: Path, tmp_path: Path)
 def test_going_on_with_other_code_is_written_down(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of(root, "none")
     start(plan, tmp_path)
-    (tmp_path / records.DONE).unlink()
+    unfinish(tmp_path)
     start(plan, tmp_path)
     assert "continued" not in records.run_info(tmp_path)
-    (tmp_path / records.DONE).unlink()
+    unfinish(tmp_path)
     monkeypatch.setattr(runner, "collect", lambda device: collect(device) | {"commit": "another"})
     start(plan, tmp_path)
     (part,) = records.run_info(tmp_path)["continued"]

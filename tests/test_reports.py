@@ -48,13 +48,17 @@ def a_row(column: tuple[str, str], pruner: str, budget: int, seed: int, place: i
         "intersection": 90 - 10 * rank + seed + place,
         "union": 100 + place,
         "iou": (90 - 10 * rank + seed + place) / (100 + place),
+        "coverage": 0.5,
+        "kept": "",
+        "mask": "",
     }
 
 
 def store(folder: Path, rows: list[dict[str, Any]], finished: bool = True) -> Path:
-    folder.mkdir(exist_ok=True)
+    place = records.split_folder(folder, "any", "split")
+    place.mkdir(exist_ok=True, parents=True)
     content = [{"schema": records.SCHEMA}, *rows]
-    (folder / records.RECORDS).write_text("".join(json.dumps(row) + "\n" for row in content))
+    (place / "0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
     setting = {"fingerprint": "a1b2", "dtype": "float32", "attn": "sdpa", "device": "cpu"}
     info = {
         "run": "c3d4",

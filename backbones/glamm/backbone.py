@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backbones.base import Encoding, Grounded, Row, Turn
+from backbones.base import Encoding, Grounded, Pixels, Row, Turn
 from backbones.glamm.conversation import build
 from backbones.glamm.decoder import run_layers
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels, sam_pixels_mmcv
+from backbones.glamm.sharing import Ask, Past, Shared
 from backbones.glamm.signals import decode_masks, embed_text, hidden_states, vision_signal
 from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer
 from pruners.base import LayerPruner, Need, Selection, UserError, VisualTokens
+
+Result = TypeVar("Result")
 
 # CPU kernels round alike for all batches of a multiple of eight, and differently for others. Batches are filled up to one,
 # so that a pixel on the edge of a mask does not depend on what else was in the batch.
 FULL_ROWS = 8
 # Sequences are filled up on the right to a multiple of this, so that questions of about one length share a batch. Nothing
 # looks to the right, so the fill changes no state that is read; it depends on the row alone.
-FULL_LENGTH = 32
+FULL_LENGTH = 8
 
 
 class GlammBackbone:
@@ -66,6 +71,7 @@ class GlammBackbone:
         self.num_layers = model.language_model.config.num_hidden_layers
         self._kind = next(model.parameters()).dtype
         self._text_embeds: dict[tuple[str, ...], Tensor] = {}
+        self._beginnings: dict[tuple[int, ...], Past] = {}
 
     def _filled(self, count: int) -> int:
         """`count` rounded up to the multiple that rounds alike."""
@@ -73,19 +79,37 @@ class GlammBackbone:
 
     # -- once per image
 
-    @torch.inference_mode()
+    def preprocess(self, image: NDArray[np.uint8]) -> Pixels:
+        """Both branches' resize and normalisation."""
+        grounding, resized = self._sam_pixels(image, self.sam_size)
+        return Pixels(clip_pixels(image, self.image_size), grounding, resized, image.shape[:2])
+
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Encoding]:
+        """Encode raw (H, W, 3) images."""
+        return self.encode_pixels([self.preprocess(image) for image in images])
+
+    def encode_pixels(self, pixels: Sequence[Pixels]) -> list[Encoding]:
         """Both image branches; the vision tower's last layer is not run, since nothing reads its output."""
-        small = torch.stack([clip_pixels(image, self.image_size) for image in images]).to(self.device, self._kind)
-        large, resized = zip(*(self._sam_pixels(image, self.sam_size) for image in images), strict=True)
-        pad = len(images) % 2 if self._multiple > 1 else 0  # images round alike in any even number
-        small = torch.cat([small, small[-1:].expand(pad, -1, -1, -1)])
-        states = hidden_states(self.model.clip.vision_model, small)
-        pixels = torch.stack([*large, *large[-1:] * pad]).to(self.device, self._kind)
-        embeddings = self.model.grounding_encoder.vision_encoder(pixels)[0]
+        return self._within_memory(
+            lambda: [
+                encoding
+                for start in range(0, len(pixels), self.batch_size)
+                for encoding in self._encode(pixels[start : start + self.batch_size])
+            ]
+        )
+
+    def _encode(self, pixels: Sequence[Pixels]) -> list[Encoding]:
+        pad = len(pixels) % 2 if self._multiple > 1 else 0  # images round alike in any even number
+        filled = [*pixels, *[pixels[-1]] * pad]
+        vision, grounding = (
+            torch.stack(parts).to(self.device, self._kind, non_blocking=True)
+            for parts in zip(*((one.vision, one.grounding) for one in filled), strict=True)
+        )
+        states = hidden_states(self.model.clip.vision_model, vision)
+        embeddings = self.model.grounding_encoder.vision_encoder(grounding)[0]
         return [
-            Encoding(tuple(state[k] for state in states), embeddings[k], resized[k], image.shape[:2])
-            for k, image in enumerate(images)
+            Encoding(tuple(state[k] for state in states), embeddings[k], one.resized, one.original)
+            for k, one in enumerate(pixels)
         ]
 
     # -- what pruners read
@@ -127,25 +151,128 @@ class GlammBackbone:
 
     # -- from tokens to masks
 
-    @torch.inference_mode()
-    def ground(self, rows: Sequence[Row]) -> list[Grounded]:
-        """Segment every row; rows of equal length (and, inside the model, equal cuts) run together."""
-        ids: list[list[int]] = []
-        groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
-        for k, row in enumerate(rows):
-            count = row.selection.tokens if row.selection is not None else len(row.encoding.hidden_states[-1]) - 1
-            cut = (row.pruner, row.budget) if row.selection is None else None
-            words = self.tokenizer.encode(build(row.turns))
-            ids.append(words + [self.tokenizer.pad_id] * (-(len(words) - 1 + count) % FULL_LENGTH))
-            groups[(len(ids[k]), ids[k].index(IMAGE_TOKEN), count, cut)].append(k)
-        found: dict[int, Grounded] = {}
+    def ground_rows(self, rows: Sequence[Row], share: bool = True) -> list[Grounded]:
+        """Segment every row; when memory does not suffice, in smaller batches."""
+        return self._within_memory(lambda: self._shared(rows) if share else self._apart(rows))
+
+    def _within_memory(self, work: Callable[[], Result]) -> Result:
+        """Halve the batch until `work` fits.
+
+        Raises:
+            torch.OutOfMemoryError: it does not fit even in the smallest batch.
+        """
+        while True:
+            try:
+                with torch.inference_mode():
+                    return work()
+            except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU allocator raises a plain one
+                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                    raise
+                if self.batch_size <= self._multiple:
+                    raise torch.OutOfMemoryError(str(error)) from error
+                smaller = self._filled(self.batch_size // 2)
+                print(f"out of memory with {self.batch_size} rows at once, going on with {smaller}", file=sys.stderr)
+                self.batch_size = smaller
+                if self.device.startswith("cuda"):
+                    torch.cuda.empty_cache()
+
+    def _words(self, row: Row, whole: bool = True) -> tuple[list[int], list[int], list[int]]:
+        """Ids before the image, ids behind it (filled up), and for every [SEG] the place before it, from their end.
+
+        Args:
+            whole: False leaves out what stands behind the last state that is read.
+        """
+        ids = self.tokenizer.encode(build(row.turns))
+        image = ids.index(IMAGE_TOKEN)
+        behind = ids[image + 1 :]
+        marks = [k - 1 for k, token in enumerate(behind) if token == self.tokenizer.seg_id]
+        if not whole and marks:
+            behind = behind[: marks[-1] + 1]
+        behind += [self.tokenizer.pad_id] * (-len(behind) % FULL_LENGTH)
+        return ids[:image], behind, [mark - len(behind) for mark in marks]
+
+    def _shared(self, rows: Sequence[Row]) -> list[Grounded]:
+        """All rows at once; what they have in common is computed once."""
+        model = self.model
+        numbers: dict[tuple[int, object], int] = {}
+        contexts: list[Row] = []
+        asks, marks = [], []
+        for row in rows:
+            where = numbers.setdefault((id(row.encoding), self._content(row)), len(numbers))
+            if where == len(contexts):
+                contexts.append(row)
+            layered = row.pruner if row.selection is None and isinstance(row.pruner, LayerPruner) else None
+            before, behind, at = self._words(row, whole=layered is not None)
+            marks.append(at)
+            last = self._last(behind)
+            keep = layered.tokens_after(row.budget, self._patches(row), self.num_layers) if layered else 0
+            asks.append(Ask(where, tuple(before), tuple(behind), last, layered, keep))
+        answers = Shared(model.language_model, self.batch_size, self._multiple, self._beginnings).run(
+            self._project(contexts), asks
+        )
+        prompts = self._prompts([answers[k].hidden[at] for k, at in enumerate(marks)])
+        found: list[Grounded] = []
+        for (row, ask), logits in zip(zip(rows, asks, strict=True), self._masks(rows, prompts), strict=True):
+            kept = answers[len(found)].kept
+            count = len(kept) if kept is not None else self._tokens(row)
+            mean = float(count)
+            if ask.pruner is not None:
+                mean = (ask.pruner.layer * self._patches(row) + (self.num_layers - ask.pruner.layer) * count) / self.num_layers
+            retained = kept if kept is not None else (row.selection or _all(count)).indices
+            found.append(Grounded(logits, count, mean, retained))
+        return found
+
+    def _content(self, row: Row) -> object:
+        """Equal for selections of one image that send the same tokens."""
+        chosen = row.selection or _all(self._patches(row))
+        return id(chosen) if chosen.features is not None else chosen.indices.cpu().numpy().tobytes()
+
+    def _tokens(self, row: Row) -> int:
+        """Visual tokens that enter the language model."""
+        return row.selection.tokens if row.selection is not None else self._patches(row)
+
+    def _patches(self, row: Row) -> int:
+        return len(row.encoding.hidden_states[-1]) - 1
+
+    def _project(self, contexts: Sequence[Row]) -> list[Tensor]:
+        """Projected visual tokens of every context, those of equal number together."""
+        groups: dict[int, list[int]] = defaultdict(list)
+        visual = [self.visual(row) for row in contexts]
+        for k, tokens in enumerate(visual):
+            groups[len(tokens)].append(k)
+        found: dict[int, Tensor] = {}
         for members in groups.values():
             for start in range(0, len(members), self.batch_size):
                 part = members[start : start + self.batch_size]
                 filled = part + part[-1:] * (self._filled(len(part)) - len(part))
-                results = self._ground([rows[k] for k in filled], [ids[k] for k in filled])
-                found.update(zip(part, results, strict=False))
-        return [found[k] for k in range(len(rows))]
+                found.update(
+                    zip(part, self.model.projector(torch.stack([visual[k] for k in filled]).to(self._kind)), strict=False)
+                )
+        return [found[k] for k in range(len(contexts))]
+
+    def _prompts(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """[SEG] states (M, width) of every row -> mask prompts (M, P)."""
+        counts = [len(part) for part in states]
+        together = torch.cat(list(states))
+        filled = torch.cat([together, together[-1:].expand(self._filled(len(together)) - len(together), -1)])
+        return list(self.model.text_hidden_fcs(filled)[: len(together)].split(counts)) if len(together) else list(states)
+
+    def _masks(self, rows: Sequence[Row], prompts: Sequence[Tensor]) -> list[Tensor]:
+        """(M, H, W) float32 logits of every row at its raw image's size."""
+        owner = [k for k, part in enumerate(prompts) for _ in part]
+        flat = [prompt for part in prompts for prompt in part]
+        large: list[list[Tensor]] = [[] for _ in rows]
+        for start in range(0, len(flat), self.batch_size):
+            part = list(range(start, min(start + self.batch_size, len(flat))))
+            filled = part + part[-1:] * (self._filled(len(part)) - len(part))
+            images = torch.stack([rows[owner[k]].encoding.embedding for k in filled])
+            low = self.decode(images, torch.stack([flat[k] for k in filled]))
+            for place, k in enumerate(part):  # one by one: resizing rounds differently in company
+                encoding = rows[owner[k]].encoding
+                large[owner[k]].append(masks_to_image(low[[place]], self.sam_size, encoding.resized, encoding.original)[0])
+        return [
+            torch.stack(part) if part else torch.zeros(0, *row.encoding.original) for part, row in zip(large, rows, strict=True)
+        ]
 
     def visual(self, row: Row) -> Tensor:
         """(T, C) features that a row sends to the projector."""
@@ -164,10 +291,28 @@ class GlammBackbone:
         embed = model.language_model.embed_tokens
         return torch.cat([embed(words[:, :image]), visual, embed(words[:, image + 1 :])], dim=1)
 
-    def _ground(self, rows: list[Row], ids: list[list[int]]) -> Iterator[Grounded]:
+    def _apart(self, rows: Sequence[Row]) -> list[Grounded]:
+        """Every row whole, with the language model's head, as the official forward runs; rows of equal length together."""
+        words = [self._words(row) for row in rows]
+        groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+        for k, row in enumerate(rows):
+            count = self._tokens(row)
+            cut = (row.pruner, row.budget) if row.selection is None else None
+            groups[len(words[k][0]), len(words[k][1]), count, cut].append(k)
+        found: dict[int, Grounded] = {}
+        for members in groups.values():
+            for start in range(0, len(members), self.batch_size):
+                part = members[start : start + self.batch_size]
+                filled = part + part[-1:] * (self._filled(len(part)) - len(part))
+                results = self._together([rows[k] for k in filled], [words[k] for k in filled])
+                found.update(zip(part, results, strict=False))
+        return [found[k] for k in range(len(rows))]
+
+    def _together(self, rows: list[Row], words: list[tuple[list[int], list[int], list[int]]]) -> Iterator[Grounded]:
         model, first = self.model, rows[0]
+        ids = [[*before, IMAGE_TOKEN, *behind] for before, behind, _ in words]
         embeds = self.embed(rows, ids)
-        image, text = ids[0].index(IMAGE_TOKEN), len(ids[0]) - 1
+        image, text = len(words[0][0]), len(ids[0]) - 1
         count = embeds.shape[1] - text
         layered = first.pruner if first.selection is None and isinstance(first.pruner, LayerPruner) else None
         run = run_layers(
@@ -179,26 +324,14 @@ class GlammBackbone:
             keep=layered.tokens_after(first.budget, count, self.num_layers) if layered else 0,
             last=torch.tensor([self._last(row) + count - 1 for row in ids], device=self.device),
         )
-        # the state that predicts [SEG]: counted from the end, where nothing was pruned
-        before_seg = [[k - 1 - len(row) for k, token in enumerate(row) if token == self.tokenizer.seg_id] for row in ids]
-        states = torch.cat([run.hidden[k, marks] for k, marks in enumerate(before_seg)])
-        prompts = model.text_hidden_fcs(states)
-        owner = [k for k, marks in enumerate(before_seg) for _ in marks]
-        low = self.decode(torch.stack([rows[k].encoding.embedding for k in owner]), prompts) if owner else prompts
-        start = 0
-        for k, row in enumerate(rows):
-            stop = start + len(before_seg[k])
-            encoding = row.encoding
-            if stop > start:
-                logits = masks_to_image(low[start:stop], self.sam_size, encoding.resized, encoding.original)
-            else:
-                logits = torch.zeros(0, *encoding.original)
-            start = stop
-            retained = run.kept[k] if run.kept is not None else (row.selection or _all(count)).indices
-            seen = [length - text for length in run.lengths]
+        model.lm_head(run.hidden)
+        prompts = self._prompts([run.hidden[k, marks] for k, (_, _, marks) in enumerate(words)])
+        seen = [length - text for length in run.lengths]
+        for k, logits in enumerate(self._masks(rows, prompts)):
+            retained = run.kept[k] if run.kept is not None else (rows[k].selection or _all(count)).indices
             yield Grounded(logits, seen[-1], sum(seen) / len(seen), retained)
 
-    def _last(self, words: list[int]) -> int:
+    def _last(self, words: Sequence[int]) -> int:
         """Position of the last token that is not fill."""
         pad = self.tokenizer.pad_id
         return max(k for k, word in enumerate(words) if word != pad)

@@ -54,26 +54,27 @@ class _Keys:
         return self.cache.update(keys, values, index) if self.cache is not None else (keys, values)
 
 
-def last_row_attention(
-    llm: LlamaModel, index: int, final: Tensor, keys: Tensor, rotary: tuple[Tensor, Tensor], visual: slice, last: Tensor
-) -> Tensor:
-    """(B, H, n): probabilities of the last token over all keys up to itself in layer `index`, cut to the visual span.
+def attention_row(llm: LlamaModel, index: int, hidden: Tensor, last: Tensor, positions: Tensor, keys: Tensor) -> Tensor:
+    """(B, H, K): probabilities of one token per row over the keys up to itself in layer `index`.
 
     Args:
-        final: (B, width) input of that layer at the last token.
-        keys: (B, H_kv, L, head width) rotated keys of that layer.
-        last: (B,) position of each row's last token; what stands behind it is fill.
+        hidden: (B, L, width) input of that layer; its tokens are the last L of the keys.
+        last: (B,) the token, a position in `hidden`; what stands behind it is fill.
+        positions: (B, L) position ids.
+        keys: (B, H', K, d) rotated keys of all tokens.
     """
-    layer = llm.layers[index]
-    attention, rows = layer.self_attn, torch.arange(len(final), device=final.device)
-    query = attention.q_proj(layer.input_layernorm(final)[:, None]).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-    cos, sin = (part.expand(len(final), -1, -1)[rows, last][:, None] for part in rotary)
-    query, _ = apply_rotary_pos_emb(query, query, cos, sin)
-    grouped = query.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)  # query heads that share keys stand together
-    logits = (grouped @ keys.transpose(-1, -2)).flatten(1, 2) * attention.scaling
-    fill = torch.arange(keys.shape[2], device=keys.device) > last[:, None]
-    logits = logits.masked_fill(fill[:, None], -torch.inf)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)[..., visual].to(final.dtype)
+    attention = llm.layers[index].self_attn
+    rows = torch.arange(len(hidden), device=hidden.device)
+    normed = llm.layers[index].input_layernorm(hidden[rows, last][:, None])
+    query = attention.q_proj(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+    query, _ = apply_rotary_pos_emb(query, query, *llm.rotary_emb(normed, positions[rows, last][:, None]))
+    keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
+    behind = torch.arange(keys.shape[2], device=hidden.device) > (last + keys.shape[2] - hidden.shape[1])[:, None]
+    logits = (query @ keys.transpose(-1, -2))[:, :, 0] * attention.scaling
+    logits = logits.masked_fill(behind[:, None], -torch.inf)
+    scores = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).to(hidden.dtype)
+    gather = getattr(llm, "gather_heads", None)  # where every process of a team has some of the heads
+    return gather(scores) if gather else scores
 
 
 def causal_mask(llm: LlamaModel, hidden: Tensor, past: int) -> Tensor | None:
@@ -131,8 +132,7 @@ def run_layers(
             with stage("pruner"):
                 visual = slice(visual_start, visual_start + visual_count)
                 ends = last if last is not None else torch.full((batch,), length - 1, device=hidden.device)
-                final = before_layer[torch.arange(batch, device=hidden.device), ends]
-                scores = last_row_attention(llm, index, final, read.seen, rotary, visual, ends)
+                scores = attention_row(llm, index, before_layer, ends, positions, read.seen)[..., visual]
                 kept = torch.stack([pruner.keep(row, keep) for row in scores])
                 before = torch.arange(visual_start, device=hidden.device).expand(batch, -1)
                 after = torch.arange(visual_start + visual_count, length, device=hidden.device).expand(batch, -1)

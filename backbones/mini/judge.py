@@ -80,7 +80,7 @@ def measure(backbone: GlammBackbone, limit: int, columns: list[tuple[str, str]])
                         rows.append(choose(backbone, encodings[k], other, talk.turns, sample.id, truth == 1))
                         homes.append((name, truth[0]))
             before = encodings[-1]
-            for (name, truth), result in zip(homes, backbone.ground(rows), strict=True):
+            for (name, truth), result in zip(homes, backbone.ground_rows(rows), strict=True):
                 sums[name] += metrics.counts((result.logits[0] > 0).numpy(), truth)
         for name, (inner, outer) in sums.items():
             table[name][f"{dataset} {split}"] = round(100 * float(inner / outer), 1)

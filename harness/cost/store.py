@@ -6,6 +6,7 @@ one forward pass of every cell in turn. A line is whole or not there: a torn las
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -48,12 +49,10 @@ class Ledgers:
     def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
         self.path = folder / COSTS
         lines, good = _read(self.path)
-        if lines and lines[0] != dict(header):
-            changed = sorted(name for name in {*lines[0], *header} if lines[0].get(name) != header.get(name))
-            raise UserError(
-                f"{str(self.path)!r} was measured under another {', '.join(changed)}; timings do not mix, so delete that file "
-                "to measure again, or give --costs off."
-            )
+        if lines and lines[0] != dict(header):  # timings of two settings do not mix; the older ones stay beside the new
+            digest = hashlib.sha256(json.dumps(lines[0], sort_keys=True).encode()).hexdigest()[:8]
+            self.path.replace(self.path.with_suffix(f".{digest}.jsonl"))
+            lines, good = [], 0
         self._file = self.path.open("r+b" if self.path.exists() else "w+b")
         self._file.truncate(good)
         self._file.seek(good)

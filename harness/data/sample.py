@@ -70,14 +70,16 @@ class Sample:
     targets: tuple[tuple[Annotation, ...], ...] = field(default=(), repr=False, compare=False)
 
     def image(self) -> NDArray[np.uint8]:
-        """Read the pixels, (H, W, 3) uint8 RGB.
+        """Read the pixels as they are stored, (H, W, 3) uint8 RGB; annotations know nothing of EXIF's turns.
 
         Raises:
             DataError: the file is gone, unreadable, or of another size than its annotations.
         """
         try:
             with Image.open(self.path) as opened:
-                pixels = np.array(opened.convert("RGB"), dtype=np.uint8)
+                deep = opened.mode.startswith("I")  # 16 bits, which PIL would cut off at 255
+                shown = Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8)) if deep else opened
+                pixels = np.array(shown.convert("RGB"), dtype=np.uint8)
         except FileNotFoundError:
             raise DataError(f"Image '{self.path}' of {self.id} is gone; put it back or load the data again.") from None
         except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
@@ -161,10 +163,8 @@ def _from_rles(parts: list[Any], height: int, width: int) -> list[dict[str, Any]
 def fingerprint(samples: Iterable[Sample]) -> str:
     """Identity of what a run reads: 16 hex digits over expressions, targets and image bytes, in order.
 
-    Folder names do not enter, so the same data give the same fingerprint on every machine.
-
-    Raises:
-        DataError: an image cannot be read.
+    Folder names do not enter, so the same data give the same fingerprint on every machine. An image that cannot be read
+    enters as missing; the run records it as failed.
     """
     digest = hashlib.sha256()
     for sample in samples:
@@ -174,6 +174,6 @@ def fingerprint(samples: Iterable[Sample]) -> str:
         digest.update(json.dumps(head, sort_keys=True).encode())
         try:
             digest.update(hashlib.sha256(sample.path.read_bytes()).digest())
-        except OSError as error:
-            raise DataError(f"Image '{sample.path}' of {sample.id} cannot be read ({error.strerror}).") from None
+        except OSError:
+            digest.update(b"missing")
     return digest.hexdigest()[:16]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 
-from backbones.glamm.decoder import last_row_attention
+from backbones.glamm.decoder import attention_row
 from backbones.glamm.released import LLM
 from backbones.glamm.signals import class_row
 from pruners import Need, Pruner, VisualTokens, parse
@@ -129,6 +129,12 @@ def layer_of(dtype: torch.dtype, width: int, heads: int, inner: int) -> LlamaMod
     return LlamaModel._from_config(config, attn_implementation="sdpa").to(dtype).eval().requires_grad_(False)
 
 
+def ours_row(llm: LlamaModel, hidden: Tensor, keys: Tensor, visual: slice) -> Tensor:
+    """(1, H, n): the one row that FastV reads."""
+    length = hidden.shape[1]
+    return attention_row(llm, 0, hidden, torch.tensor([length - 1]), torch.arange(length)[None], keys)[..., visual]
+
+
 def fastv(repeat: int, dtype: torch.dtype, width: int, heads: int, inner: int) -> list[dict[str, Any]]:
     """FastV's score in one layer: the last token's row against the row of the whole eager map."""
     torch.manual_seed(0)
@@ -138,8 +144,8 @@ def fastv(repeat: int, dtype: torch.dtype, width: int, heads: int, inner: int) -
         hidden = torch.randn(1, length, width, dtype=torch.float64).to(kind)
         rotary = llm.rotary_emb(hidden, torch.arange(length)[None])
         keys = torch.randn(1, heads, length, width // heads, dtype=torch.float64).to(kind)
-        visual, last = slice(BEFORE, BEFORE + PATCHES), torch.tensor([length - 1])
-        row = partial(last_row_attention, llm, 0, hidden[:, -1], keys, rotary, visual, last)
+        visual = slice(BEFORE, BEFORE + PATCHES)
+        row = partial(ours_row, llm, hidden, keys, visual)
         whole = partial(literal.fastv_row, llm.layers[0], hidden, keys, rotary, visual)
         rows[kind] = row, whole
     row, whole = rows[torch.float64]

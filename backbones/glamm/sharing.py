@@ -1,0 +1,236 @@
+"""The language model over many rows, with everything computed once that rows have in common.
+
+A row is a constant beginning, the visual tokens that a pruner left of an image, and a question with its answer. Attention looks
+back only, so the beginning's keys and values serve all rows, and those of an image's tokens serve all its expressions. A
+pruner inside the model shares the layers before its cut with the rows that keep every token.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import LlamaModel
+
+from backbones.glamm.decoder import attention_row, causal_mask
+from pruners.base import LayerPruner
+
+
+class Past:
+    """Keys and values of earlier tokens, in the place of a transformers cache.
+
+    Args:
+        before: what stands before these tokens.
+        owner: (B,) for every row of the batch, the row of `before` that it stands on.
+        keep: layers whose keys and values are needed afterwards; None for all.
+    """
+
+    def __init__(self, before: Past | None = None, owner: Tensor | None = None, keep: Container[int] | None = None) -> None:
+        self.before, self.owner, self.keep = before, owner, keep
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, L, d) of all tokens up to these."""
+        if self.before is not None and self.owner is not None:
+            earlier = self.before.layers[layer]
+            key = torch.cat([earlier[0][self.owner], key], dim=2)
+            value = torch.cat([earlier[1][self.owner], value], dim=2)
+        if self.keep is None or layer in self.keep:
+            self.layers[layer] = key, value
+        return key, value
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """Tokens before these."""
+        return self.before.layers[layer][0].shape[2] if self.before is not None else 0
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One row.
+
+    Attributes:
+        context: number of its context: an image's visual tokens as one selection left them.
+        beginning: ids before the image.
+        words: ids behind the image, fill included.
+        last: position in `words` of the last one that is no fill.
+        pruner, keep: what cuts the context while the model runs, and to how many tokens.
+    """
+
+    context: int
+    beginning: tuple[int, ...]
+    words: tuple[int, ...]
+    last: int
+    pruner: LayerPruner | None = None
+    keep: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Final hidden states (S, width) of a row's words, and the sorted visual tokens that a cut left."""
+
+    hidden: Tensor
+    kept: Tensor | None = None
+
+
+def through(
+    llm: LlamaModel, hidden: Tensor, positions: Tensor, past: Past, layers: range, saved: dict[int, Tensor] | None = None
+) -> Tensor:
+    """Run `layers`; what `saved` has a key for, it gets: the input of that layer (of layer `layers.stop`: the output)."""
+    rotary = llm.rotary_emb(hidden, positions)
+    saved = saved if saved is not None else {}
+    for index in layers:
+        if index in saved:
+            saved[index] = hidden
+        mask = causal_mask(llm, hidden, past.get_seq_length(index))
+        hidden = llm.layers[index](hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=past, use_cache=True)
+    if layers.stop in saved:
+        saved[layers.stop] = hidden
+    return hidden
+
+
+class Shared:
+    """Runs rows of one model.
+
+    Args:
+        batch_size: most rows in a forward pass.
+        multiple: batches are filled up to a multiple of it.
+        beginnings: what is known of constant beginnings; grows.
+    """
+
+    def __init__(self, llm: LlamaModel, batch_size: int, multiple: int, beginnings: dict[tuple[int, ...], Past]) -> None:
+        self.llm, self.batch_size, self.multiple, self._beginnings = llm, batch_size, multiple, beginnings
+        self.depth = llm.config.num_hidden_layers
+        self.device = llm.embed_tokens.weight.device
+
+    def _beginning(self, ids: tuple[int, ...]) -> Past:
+        """Keys and values of the constant beginning, computed once for all images and runs."""
+        if ids not in self._beginnings:
+            past = Past()
+            words = torch.tensor([ids], device=self.device)
+            through(self.llm, self.llm.embed_tokens(words), _places(0, len(ids), 1, words.device), past, range(self.depth))
+            self._beginnings[ids] = past
+        return self._beginnings[ids]
+
+    def _batches(self, members: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+        """Portions of at most `batch_size`, and the same filled up with the last one."""
+        for start in range(0, len(members), self.batch_size):
+            part = list(members[start : start + self.batch_size])
+            yield part, part + part[-1:] * (-len(part) % self.multiple)
+
+    def run(self, contexts: Sequence[Tensor], asks: Sequence[Ask]) -> dict[int, Answer]:
+        """Answers of all rows by their number.
+
+        Args:
+            contexts: projected visual tokens, each (T, width).
+        """
+        of: dict[int, list[int]] = defaultdict(list)
+        for number, ask in enumerate(asks):
+            of[ask.context].append(number)
+        groups: dict[tuple[tuple[int, ...], int], list[int]] = defaultdict(list)
+        for context, members in of.items():
+            groups[asks[members[0]].beginning, len(contexts[context])].append(context)
+        answers: dict[int, Answer] = {}
+        for (beginning, _), group in groups.items():
+            for part, filled in self._batches(group):
+                numbers = [number for context in part for number in of[context]]
+                answers |= self._with_contexts(beginning, part, torch.stack([contexts[k] for k in filled]), asks, numbers)
+        return answers
+
+    def _with_contexts(
+        self, beginning: tuple[int, ...], part: list[int], visual: Tensor, asks: Sequence[Ask], numbers: list[int]
+    ) -> dict[int, Answer]:
+        start = self._beginning(beginning)
+        cuts = {pruner.layer for k in numbers if (pruner := asks[k].pruner) is not None}
+        deep = self.depth if any(asks[k].pruner is None for k in numbers) else max(cuts)
+        past = Past(start, torch.zeros(len(visual), dtype=torch.long, device=self.device))
+        saved = dict.fromkeys(cuts, visual)
+        through(self.llm, visual, _places(len(beginning), visual.shape[1], len(visual), self.device), past, range(deep), saved)
+        # rows of one context and the same words are one branch until a cut parts them
+        branches: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(list)
+        for number in numbers:
+            branches[part.index(asks[number].context), asks[number].words].append(number)
+        lengths: dict[int, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
+        for branch in branches:
+            lengths[len(branch[1])].append(branch)
+        answers: dict[int, Answer] = {}
+        for group in lengths.values():
+            for portion, filled in self._batches(range(len(group))):
+                owner = torch.tensor([group[k][0] for k in filled], device=self.device)
+                words = torch.tensor([group[k][1] for k in filled], device=self.device)
+                answers |= self._branches(start, past, saved, owner, words, asks, [branches[group[k]] for k in portion])
+        return answers
+
+    def _branches(
+        self,
+        start: Past,
+        past: Past,
+        saved: dict[int, Tensor],
+        owner: Tensor,
+        words: Tensor,
+        asks: Sequence[Ask],
+        branches: list[list[int]],
+    ) -> dict[int, Answer]:
+        llm, numbers = self.llm, [number for branch in branches for number in branch]
+        cuts = {pruner.layer for k in numbers if (pruner := asks[k].pruner) is not None}
+        deep = self.depth if any(asks[k].pruner is None for k in numbers) else max(cuts)
+        first = past.get_seq_length() + (visual := past.layers[0][0].shape[2] - past.get_seq_length())
+        own = llm.embed_tokens(words)
+        wanted = dict.fromkeys(cuts | {cut - 1 for cut in cuts}, own)
+        here = Past(past, owner, keep={cut - 1 for cut in cuts})
+        places = _places(first, words.shape[1], len(words), self.device)
+        hidden = through(llm, own, places, here, range(deep), wanted)
+        answers: dict[int, Answer] = {}
+        final = llm.norm(hidden) if deep == self.depth else hidden
+        for row, branch in enumerate(branches):
+            answers |= {number: Answer(final[row]) for number in branch if asks[number].pruner is None}
+        for cut in cuts:
+            lasts = torch.zeros(len(words), dtype=torch.long, device=self.device)
+            for row, branch in enumerate(branches):
+                lasts[row] = asks[branch[0]].last
+            scores = attention_row(llm, cut - 1, wanted[cut - 1], lasts, places, here.layers[cut - 1][0])
+            span = slice(past.get_seq_length(), first)
+            answers |= self._cut(start, saved[cut], wanted[cut], owner, scores[..., span], visual, places, asks, branches, cut)
+        return answers
+
+    def _cut(
+        self,
+        start: Past,
+        context: Tensor,
+        own: Tensor,
+        owner: Tensor,
+        scores: Tensor,
+        visual: int,
+        places: Tensor,
+        asks: Sequence[Ask],
+        branches: list[list[int]],
+        cut: int,
+    ) -> dict[int, Answer]:
+        """The layers behind a cut: only the beginning is still common."""
+        budgets: dict[int, list[tuple[int, int, Tensor]]] = defaultdict(list)
+        for row, branch in enumerate(branches):
+            for number in branch:
+                pruner = asks[number].pruner
+                if pruner is not None and pruner.layer == cut:
+                    budgets[asks[number].keep].append((number, row, pruner.keep(scores[row], asks[number].keep)))
+        before = int(places[0, 0]) - visual
+        answers: dict[int, Answer] = {}
+        for found in budgets.values():
+            for portion, filled in self._batches(range(len(found))):
+                rows = torch.tensor([found[k][1] for k in filled], device=self.device)
+                kept = torch.stack([found[k][2] for k in filled])
+                tokens = context[owner[rows]].gather(1, kept[..., None].expand(-1, -1, context.shape[-1]))
+                hidden = torch.cat([tokens, own[rows]], dim=1)
+                positions = torch.cat([kept + before, places[rows]], dim=1)
+                past = Past(start, torch.zeros(len(rows), dtype=torch.long, device=self.device), keep=())
+                final = self.llm.norm(through(self.llm, hidden, positions, past, range(cut, self.depth)))
+                for place, k in enumerate(portion):
+                    answers[found[k][0]] = Answer(final[place, kept.shape[1] :], found[k][2])
+        return answers
+
+
+def _places(first: int, count: int, rows: int, device: torch.device) -> Tensor:
+    """(rows, count) position ids from `first` on."""
+    return torch.arange(first, first + count, device=device).expand(rows, -1)

@@ -1,0 +1,85 @@
+"""Who works on what: one byte and one lock per part of a split, so that any number of processes share a run.
+
+A part is a few images under all cells. Its byte says how far it is; whoever works on it holds a lock on that byte. The
+kernel takes a lock away with its process, however that ended, so what a killed worker left is free for the others.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Literal
+
+PENDING, STARTED = b".", b"+"  # a finished part's byte is the digit of its failed samples
+State = Literal["fresh", "abandoned"]
+
+
+class Claims:
+    """Claims of one split. Locks are per process: one object per file and process.
+
+    Args:
+        path: the file, made if it is not there.
+        parts: how many parts the split has; at most nine samples in each, so that a digit counts its failures.
+    """
+
+    def __init__(self, path: Path, parts: int) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        self.parts = parts
+        self._lock(parts, wait=True)
+        if os.fstat(self._file).st_size < parts:
+            os.pwrite(self._file, PENDING * parts, 0)
+            os.fsync(self._file)
+        self._unlock(parts)
+
+    def _lock(self, part: int, wait: bool = False) -> bool:
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, part)
+        except (BlockingIOError, PermissionError):  # both mean that another process holds it
+            return False
+        return True
+
+    def _unlock(self, part: int) -> None:
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, part)
+
+    def _set(self, part: int, state: bytes) -> None:
+        os.pwrite(self._file, state, part)
+        os.fsync(self._file)
+
+    def take(self, part: int) -> State | None:
+        """Claim a part: "fresh" if nobody has begun it, "abandoned" if somebody has and is gone, None if it is taken or done."""
+        if not self._lock(part):
+            return None
+        state = os.pread(self._file, 1, part)
+        if state not in (PENDING, STARTED):
+            self._unlock(part)
+            return None
+        self._set(part, STARTED)
+        return "fresh" if state == PENDING else "abandoned"
+
+    def finish(self, part: int, failed: int) -> None:
+        """Mark a claimed part as recorded, with so many failed samples, and let it go."""
+        self._set(part, str(failed).encode())
+        self._unlock(part)
+
+    def reopen(self, part: int) -> None:
+        """Take back that a part is done, because its records are not there."""
+        self._set(part, STARTED)
+
+    def states(self) -> bytes:
+        """One byte per part."""
+        return os.pread(self._file, self.parts, 0)
+
+    @property
+    def done(self) -> bool:
+        """Whether all parts are recorded."""
+        return self.states().isdigit() or not self.parts
+
+    @property
+    def failed(self) -> int:
+        """Failed samples of all finished parts."""
+        return sum(int(chr(state)) for state in self.states() if chr(state).isdigit())
+
+    def close(self) -> None:
+        """Let go of every claim."""
+        os.close(self._file)

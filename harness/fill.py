@@ -1,0 +1,243 @@
+"""Fills cells: the rows of a few images under all pruners and budgets, from one encoding of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from backbones.base import Backbone, Encoding, Grounded, Pixels, Row
+from harness import data, metrics
+from harness.loading import Loaded
+from harness.protocol import Conversation, conversations
+from harness.records import NO_CELL, NO_EXPRESSION, pack_tokens
+from harness.sweep import Job
+from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner, Selection, UserError, VisualTokens
+
+PIXELS_AT_ONCE = 2**26  # of mask logits held in memory, 256 MiB
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A row for the backbone and where its answer belongs; `of` counts the expressions of its (cell, sample)."""
+
+    row: Row
+    seen: _Seen
+    job: Job
+    talk: Conversation
+    of: int
+
+    @property
+    def pixels(self) -> int:
+        return len(self.talk.turns) * self.seen.truth[0].size
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """An image with its truth; `shares` (E, N) is the part of every patch that an expression's referent covers."""
+
+    sample: data.Sample
+    truth: NDArray[np.uint8]
+    shares: NDArray[np.float64]
+
+
+def fill(
+    loaded: Sequence[Loaded], jobs: Sequence[Job], backbone: Backbone, protocol: str, seed: int, *, share: bool = True
+) -> Iterator[dict[str, Any]]:
+    """Records of a few images under all cells of their split.
+
+    Args:
+        share: encode every image once and let rows share the layers and tokens that they have in common; without, every
+            cell does everything anew.
+    """
+    for part in [jobs] if share else [[job] for job in jobs]:
+        yield from _fill(loaded, part, backbone, protocol, seed, share)
+
+
+def _fill(
+    loaded: Sequence[Loaded], jobs: Sequence[Job], backbone: Backbone, protocol: str, seed: int, share: bool
+) -> Iterator[dict[str, Any]]:
+    readable = []
+    for image in loaded:
+        if image.pixels is None or image.truth is None:
+            yield from failed(image.sample, jobs, image.error)
+        else:
+            readable.append((image.sample, image.pixels, image.truth))
+    asked: list[_Asked] = []
+    encodings = _encode(backbone, [pixels for _, pixels, _ in readable])
+    for (sample, _, truth), encoding in zip(readable, encodings, strict=True):
+        if isinstance(encoding, Exception):
+            yield from failed(sample, jobs, repr(encoding))
+            continue
+        talks = conversations(sample, protocol, seed)
+        of = sum(len(talk.expressions) for talk in talks)
+        seen = _Seen(sample, truth, _shares(backbone, sample, encoding, talks, truth))
+        for job in jobs:
+            for talk, selection in _select(backbone, seen, encoding, talks, job):
+                asked.append(_Asked(Row(encoding, talk.turns, job.pruner, job.cell.budget, selection), seen, job, talk, of))
+    for portion in _portions(asked):
+        for one, result in zip(portion, backbone.ground_rows([one.row for one in portion], share=share), strict=True):
+            yield from _score(one, result)
+
+
+def _encode(backbone: Backbone, pixels: list[Pixels]) -> list[Encoding | Exception]:
+    """All images together; where that fails one by one, so that a bad image costs only itself."""
+    if not pixels:
+        return []
+    try:
+        return list(backbone.encode_pixels(pixels))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if len(pixels) == 1:
+            return [error]
+        return [encoding for one in pixels for encoding in _encode(backbone, [one])]
+
+
+def _shares(
+    backbone: Backbone, sample: data.Sample, encoding: Encoding, talks: Sequence[Conversation], truth: NDArray[np.uint8]
+) -> NDArray[np.float64]:
+    """(E, N) part of every patch that the referent of an expression covers."""
+    shares = np.zeros((len(truth), backbone.grid[0] * backbone.grid[1]))
+    for talk in talks:
+        for position in talk.expressions:
+            tokens = backbone.tokens(encoding, talk.turns, sample.id, truth[[position]] == metrics.FOREGROUND)
+            shares[position] = tokens.referent.double().numpy(force=True)
+    return shares
+
+
+def _portions(asked: Sequence[_Asked]) -> Iterator[list[_Asked]]:
+    """Cut the rows so that the masks of a portion stay within PIXELS_AT_ONCE."""
+    portion: list[_Asked] = []
+    pixels = 0
+    for one in asked:
+        if portion and pixels + one.pixels > PIXELS_AT_ONCE:
+            yield portion
+            portion, pixels = [], 0
+        portion.append(one)
+        pixels += one.pixels
+    if portion:
+        yield portion
+
+
+def _select(
+    backbone: Backbone, seen: _Seen, encoding: Encoding, talks: Sequence[Conversation], job: Job
+) -> Iterator[tuple[Conversation, Selection | None]]:
+    """What the pruner keeps for every conversation; once per image if it reads neither text nor truth."""
+    chosen: Selection | None = None
+    for talk in talks:
+        if not isinstance(job.pruner, LayerPruner) and (chosen is None or job.pruner.needs & {TEXT_EMBEDS, REFERENT}):
+            referent = seen.truth[list(talk.expressions)] == metrics.FOREGROUND
+            chosen = _chosen(job, backbone.tokens(encoding, talk.turns, seen.sample.id, referent))
+        yield talk, chosen
+
+
+def _chosen(job: Job, tokens: VisualTokens) -> Selection:
+    """The pruner's choice, checked.
+
+    Raises:
+        UserError: the pruner failed, or missed its budget: no fault of the image, so the run stops.
+    """
+    try:
+        chosen = job.pruner.select(tokens.only(job.pruner.needs), job.cell.budget)
+        count = chosen.tokens
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"The pruner {job.cell.pruner} failed on {tokens.sample} at {job.cell.budget} tokens ({error!r}); "
+            "see where with --debug."
+        ) from error
+    if count != job.cell.budget:
+        raise UserError(
+            f"The pruner {job.cell.pruner} kept {count} tokens where {job.cell.budget} were asked; "
+            "a pruner has to end at exactly the budget."
+        )
+    return chosen
+
+
+def _common(job: Job, sample: data.Sample) -> dict[str, Any]:
+    cell = job.cell
+    return {
+        "backbone": cell.setting.backbone,
+        "dataset": cell.dataset,
+        "split": cell.split,
+        "protocol": cell.setting.protocol,
+        "pruner": cell.pruner,
+        "budget": cell.budget,
+        "seed": cell.seed,
+        "cell": cell.id,
+        "sample": sample.id,
+    }
+
+
+def failed(sample: data.Sample, jobs: Sequence[Job], reason: str) -> Iterator[dict[str, Any]]:
+    """The rows of an image that cannot be evaluated: one per cell."""
+    for job in jobs:
+        yield _common(job, sample) | {
+            "status": "failed",
+            "reason": reason,
+            "expression": NO_EXPRESSION,
+            "place": NO_EXPRESSION,
+            "of": 1,
+        }
+
+
+def described(one: Loaded, image: str) -> Iterator[dict[str, Any]]:
+    """What was asked of an image: one row per expression, of no cell.
+
+    Args:
+        image: path of a picture of it below the run folder, or empty.
+    """
+    if one.truth is None:
+        return
+    for place, (expression, truth) in enumerate(zip(one.sample.expressions, one.truth, strict=True)):
+        yield {
+            "status": "sample",
+            "cell": NO_CELL,
+            "sample": one.sample.id,
+            "place": place,
+            "of": len(one.truth),
+            "dataset": one.sample.dataset,
+            "split": one.sample.split,
+            "expression": expression.id,
+            "text": expression.text,
+            "height": one.sample.height,
+            "width": one.sample.width,
+            "truth": _run_lengths(truth == metrics.FOREGROUND),
+            "image": image,
+        }
+
+
+def _run_lengths(mask: NDArray[np.bool_]) -> str:
+    counts: bytes = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
+    return counts.decode()
+
+
+def _score(one: _Asked, result: Grounded) -> Iterator[dict[str, Any]]:
+    predictions = (result.logits > 0).numpy(force=True)
+    retained = result.retained.numpy(force=True)
+    kept = pack_tokens(retained, one.seen.shares.shape[1])
+    patches = np.unique(retained[retained >= 0])
+    for position, prediction in zip(one.talk.expressions, predictions, strict=True):
+        inner, outer = metrics.counts(prediction, one.seen.truth[position])
+        share = one.seen.shares[position]
+        yield _common(one.job, one.seen.sample) | {
+            "status": "ok",
+            "expression": one.seen.sample.expressions[position].id,
+            "place": position,
+            "of": one.of,
+            "tokens_final": result.tokens_final,
+            "tokens_mean": result.tokens_mean,
+            "intersection": inner,
+            "union": outer,
+            "iou": float(metrics.iou([inner], [outer])[0]),
+            "coverage": float(share[patches].sum() / share.sum()) if share.any() else None,
+            "kept": kept,
+            "mask": _run_lengths(prediction),
+        }
