@@ -1,4 +1,4 @@
-"""The command line: `python -m harness`, `python -m harness list`, `python -m harness gate`."""
+"""The command line: `python -m harness` and its commands."""
 
 from __future__ import annotations
 
@@ -183,6 +183,26 @@ def gate(
         f"or {known['split_tolerance']} in one split"
     )
     if drops:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    data: Annotated[Path | None, typer.Option(help="folder that holds Refer_Segm/")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="official GLaMM checkpoint folder")] = None,
+    clip: Annotated[Path | None, typer.Option(help="CLIP folder")] = None,
+    sam_dims: Annotated[Path | None, typer.Option(help="json with the grounding encoder's numbers, if not ViT-H")] = None,
+    debug: Debug = False,
+) -> None:
+    """Look at this machine, data and weights, one line per finding; exit code 1 if something is wrong."""
+    from harness.doctor import examine
+
+    wrong = 0
+    for finding in examine(data, checkpoint, clip, sam_dims):
+        print(finding, flush=True)
+        wrong += finding.level == "wrong"
+    print(f"doctor: {wrong or 'nothing'} wrong")
+    if wrong:
         raise typer.Exit(1)
 
 
