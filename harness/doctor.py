@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from packaging.requirements import Requirement
 from tqdm import tqdm
@@ -167,7 +167,8 @@ def _clip(folder: Path) -> Iterator[Finding]:
         config = clip_config(reading.clip_folder(str(folder)))
         with torch.device("meta"):
             count = checkpoint.clip_part(CLIPModel(config), folder).check()
-        side = config.vision_config.image_size // config.vision_config.patch_size
+        vision: Any = config.vision_config
+        side = vision.image_size // vision.patch_size
         yield Finding("ok", f"CLIP '{folder}': {count} tensors, {side} x {side} visual tokens")
     except UserError as error:
         yield Finding("wrong", str(error))
