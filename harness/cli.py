@@ -10,6 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from harness import commands
+from harness.options import Checkpoint, Clip, Data, Debug, Device, Dtype, Plugins, Pruners, SamDims
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=False,
@@ -18,10 +21,6 @@ app = typer.Typer(
 )
 INTERRUPTED = 130  # typer's exit code after Ctrl-C
 DEFAULT_LIMIT = 6  # images per split on the embedded backbone, so that a first run ends within three minutes on two cores
-
-Pruners = Annotated[str, typer.Option("--pruners", help="'all', names, globs, parameters: 'litelvlm,fastv(layer=3),vis*'")]
-Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
-Plugins = Annotated[list[str], typer.Option("--plugin", help="Python file that registers a pruner (can be repeated)")]
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -48,8 +47,8 @@ def sweep(
         int | None, typer.Option(help=f"images per split, 0 = all; by default {DEFAULT_LIMIT} on glamm-mini, else 0")
     ] = None,
     seed: Annotated[int, typer.Option(help="source of all draws")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, float64")] = "float32",
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
     attn: Annotated[str, typer.Option(help="eager, sdpa, flash_attention_2")] = "sdpa",
     image_backend: Annotated[str, typer.Option(help="pil, or mmcv: faster grounding branch, same pixels")] = "pil",
     batch_size: Annotated[int, typer.Option(help="rows per forward pass; results do not depend on it")] = 16,
@@ -58,10 +57,10 @@ def sweep(
         typer.Option(help="run folder; an unfinished run in it goes on; by default results/runs/<time>-<id>"),
     ] = None,
     plugin: Plugins = [],  # noqa: B006
-    checkpoint: Annotated[Path | None, typer.Option(help="official GLaMM checkpoint folder")] = None,
-    clip: Annotated[str | None, typer.Option(help="CLIP folder or hub name")] = None,
-    sam_dims: Annotated[Path | None, typer.Option(help="json with the grounding encoder's numbers, if not ViT-H")] = None,
-    data: Annotated[Path | None, typer.Option(help="folder that holds Refer_Segm/")] = None,
+    checkpoint: Checkpoint = None,
+    clip: Clip = None,
+    sam_dims: SamDims = None,
+    data: Data = None,
     costs: Annotated[str, typer.Option(help="off (cost columns are not built yet)")] = "off",
     debug: Debug = False,
 ) -> None:
@@ -186,24 +185,8 @@ def gate(
         raise typer.Exit(1)
 
 
-@app.command()
-def doctor(
-    data: Annotated[Path | None, typer.Option(help="folder that holds Refer_Segm/")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="official GLaMM checkpoint folder")] = None,
-    clip: Annotated[Path | None, typer.Option(help="CLIP folder")] = None,
-    sam_dims: Annotated[Path | None, typer.Option(help="json with the grounding encoder's numbers, if not ViT-H")] = None,
-    debug: Debug = False,
-) -> None:
-    """Look at this machine, data and weights, one line per finding; exit code 1 if something is wrong."""
-    from harness.doctor import examine
-
-    wrong = 0
-    for finding in examine(data, checkpoint, clip, sam_dims):
-        print(finding, flush=True)
-        wrong += finding.level == "wrong"
-    print(f"doctor: {wrong or 'nothing'} wrong")
-    if wrong:
-        raise typer.Exit(1)
+app.command("try")(commands.attempt)
+app.command()(commands.doctor)
 
 
 def main() -> int:
