@@ -186,6 +186,7 @@ def gate(
 
 
 app.command("try")(commands.attempt)
+app.command()(commands.diagnose)
 app.command()(commands.doctor)
 
 

@@ -66,3 +66,36 @@ def doctor(
     print(f"doctor: {wrong or 'nothing'} wrong")
     if wrong:
         raise typer.Exit(1)
+
+
+def diagnose(
+    backbone: Annotated[str, typer.Option(help="glamm-mini, glamm")] = "glamm-mini",
+    datasets: Annotated[str, typer.Option(help="'all' (the table's eight columns) or e.g. refshapes:val,refcoco:testA")] = "all",
+    data: Data = None,
+    limit: Annotated[int, typer.Option(min=0, help="images per split, 0 = all")] = 24,
+    run: Annotated[Path | None, typer.Option(help="run folder of this backbone: what its pruners kept of the referents")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder; by default results/diagnosis/<backbone>")] = None,
+    checkpoint: Checkpoint = None,
+    clip: Clip = None,
+    sam_dims: SamDims = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    debug: Debug = False,
+) -> None:
+    """Measure whether the referent's tokens look less like the text than others do, and what pruners keep of them."""
+    import dataclasses
+
+    import backbones
+    from harness import diagnose as diagnosing
+    from harness.data import parse_datasets
+    from reports.diagnosis import verdict, write
+
+    pairs = parse_datasets(datasets, data)
+    model = backbones.load(backbone, checkpoint=checkpoint, clip=clip, sam_dims=sam_dims, device=device, dtype=dtype)
+    kept = diagnosing.kept(run, model) if run is not None else None
+    found = dataclasses.replace(diagnosing.examine(model, pairs, limit, str(data) if data else None), kept=kept)
+    page = write(found, out or Path("results") / "diagnosis" / backbone)
+    print(verdict(found))
+    if run is None:
+        print("What pruners keep of the referents was not looked at; add --run and the folder of a run of this backbone.")
+    print(f"diagnosis: {page}")
