@@ -118,7 +118,7 @@ def _markdown(found: Diagnosis) -> str:
         parts += _kept_text(found.kept)
     parts += [
         "## How",
-        f"A visual token is the referent's if the truth covers at least {INSIDE:g} of its patch, and outside if it covers nothing; "
+        f"A visual token is the referent's if the truth covers at least {INSIDE:g} of its patch, outside if it covers nothing; "
         "borders in between enter ranks and not AUROC. Visual tokens and [CLS] are those that the projector gets, through CLIP's "
         "last norm and visual projection. Means are over images of means over an image's expressions; brackets are 95 % "
         f"intervals from {DRAWS} draws of images with replacement.",
