@@ -173,15 +173,18 @@ def gate(
         gating.accept(baseline, accept, tuple(plugin))
         print(f"new baseline: {baseline}")
         return
-    drops, known = gating.check(baseline, tuple(plugin))
-    for drop in drops:
-        print(f"worse: {drop}")
-    cells = len({(row[0], row[1], row[2]) for row in known["rows"]})
+    found, known = gating.check(baseline, tuple(plugin))
+    for change in found.changes:
+        print(f"{'worse' if change.reasons else 'changed within the tolerances'}: {change}")
+        for moved in change.moved:
+            print(f"    {moved}")
+    if found.unguarded:
+        print(f"not in the baseline: {', '.join(found.unguarded)}; let them in with --accept REASON")
     print(
-        f"gate: {len(drops)} of {cells} pruners at a budget fell by more than {known['tolerance']} points of cIoU, "
-        f"or {known['split_tolerance']} in one split"
+        f"gate: {len(found.worse)} of {found.cells} pruners at a budget got worse: by more than {known['tolerance']:g} points of "
+        f"cIoU, {known['split_tolerance']:g} in one split, or {known['paired_tolerance']:g} in nearly all images together"
     )
-    if drops:
+    if found.worse:
         raise typer.Exit(1)
 
 
