@@ -238,7 +238,8 @@ def _dataset(root: Path, dataset: str) -> Iterator[Finding]:
         yield Finding("wrong", f"{dataset} lacks the published splits {', '.join(absent)}; take the refs file of the release")
     for split in own:
         try:
-            yield _split(data.load_refer(root, dataset, split), official.get(split), _prints(root).get(f"{dataset}:{split}"))
+            samples = data.load_refer(root, dataset, split)
+            yield from _split(samples, official.get(split), _prints(root).get(f"{dataset}:{split}"))
         except DataError as error:
             yield Finding("wrong", str(error))
 
@@ -253,15 +254,17 @@ def _prints(root: Path) -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
-def _split(samples: list[Sample], official: tuple[int, int, int] | None, known: str | None) -> Finding:
+def _split(samples: list[Sample], official: tuple[int, int, int] | None, known: str | None) -> Iterator[Finding]:
     """Counts against the published ones, and every image and mask read once."""
     name = f"{samples[0].dataset}:{samples[0].split}"
     spoken = [expression for sample in samples for expression in sample.expressions]
     counts = (len(samples), len({expression.ref_id for expression in spoken}), len(spoken))
     told = "{} images, {} refs, {} expressions".format(*counts)
+    fine = True
     if official is not None and counts != official:
         whole = "{} images, {} refs, {} expressions".format(*official)
-        return Finding("wrong", f"{name} has {told}, and the published split {whole}; take the refs file of the release")
+        fine = False
+        yield Finding("wrong", f"{name} has {told}, and the published split {whole}; take the refs file of the release")
     broken = []
     for sample in tqdm(samples, desc=name, unit="image", disable=not sys.stderr.isatty(), leave=False):
         try:
@@ -269,13 +272,14 @@ def _split(samples: list[Sample], official: tuple[int, int, int] | None, known: 
             sample.masks()
         except DataError as error:
             broken.append(str(error))
+    mark = data.fingerprint(samples)
     if broken:
-        return Finding(
+        yield Finding(
             "wrong", f"{name}: {len(broken)} of {len(samples)} images or their masks cannot be used, first: {broken[0]}"
         )
-    mark = data.fingerprint(samples)
-    if known is not None and mark != known:
-        return Finding(
+    elif known is not None and mark != known:
+        yield Finding(
             "wrong", f"{name} has fingerprint {mark}, and was written with {known}; delete the folder to generate it again"
         )
-    return Finding("ok", f"{name}: {told}{' as published' if official else ''}, fingerprint {mark}")
+    elif fine:
+        yield Finding("ok", f"{name}: {told}{' as published' if official else ''}, fingerprint {mark}")
