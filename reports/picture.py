@@ -71,7 +71,8 @@ def draw(found: Attempts, grid: tuple[int, int], budget: int, path: Path) -> Non
     """
     pairs = -(-(len(found.answers) + 1) // COLUMNS)
     columns = min(COLUMNS, len(found.answers) + 1)
-    figure = Figure(figsize=(max(columns, 3) * CELL, 2 * pairs * (CELL + 0.25) + 1.1), layout="constrained")
+    height = CELL * found.image.shape[0] / found.image.shape[1]
+    figure = Figure(figsize=(max(columns, 3) * CELL, pairs * (2 * height + 0.65) + 1.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = np.atleast_2d(figure.subplots(2 * pairs, columns)).reshape(2 * pairs, columns)
     for one in axes.ravel():
