@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -12,11 +12,8 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from harness.diagnose import BINS, DRAWS, INSIDE, MAIN, SIMILARITIES
+from harness.diagnosis import BINS, DRAWS, INSIDE, MAIN, SIMILARITIES, Diagnosis, Estimate, Kept
 from pruners.base import UserError
-
-if TYPE_CHECKING:
-    from harness.diagnose import Diagnosis, Estimate, Kept
 
 FILE = "diagnosis.md"
 BAR, EDGE, LEVEL = "#4878a8", "#1c2f42", "#b03a2e"

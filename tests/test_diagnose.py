@@ -16,7 +16,7 @@ import torch
 import backbones
 from backbones.glamm.backbone import GlammBackbone
 from backbones.glamm.looking import end_attention, projected_class
-from harness import cli, diagnose, records
+from harness import cli, diagnose, diagnosis, records
 from pruners import UserError
 from reports.diagnosis import verdict, write
 from tests.fake_backbone import FakeBackbone
@@ -30,19 +30,19 @@ RNG = np.random.default_rng(0)
 def test_auroc_counts_pairs() -> None:
     scores, positive = RNG.integers(0, 5, 40).astype(float), RNG.random(40) < 0.3
     pairs = [(a > b) + 0.5 * (a == b) for a in scores[positive] for b in scores[~positive]]
-    assert diagnose.auroc(scores, positive) == pytest.approx(np.mean(pairs))
-    assert np.isnan(diagnose.auroc(scores, np.zeros(40, dtype=bool)))
+    assert diagnosis.auroc(scores, positive) == pytest.approx(np.mean(pairs))
+    assert np.isnan(diagnosis.auroc(scores, np.zeros(40, dtype=bool)))
 
 
 def test_ranks_start_with_the_least_similar() -> None:
     scores = np.arange(100.0)
-    low = diagnose.rank_histogram(scores, scores < 10)
+    low = diagnosis.rank_histogram(scores, scores < 10)
     assert low.tolist() == [1.0] + [0.0] * 9
-    assert diagnose.rank_histogram(scores, np.ones(100, dtype=bool)) == pytest.approx([0.1] * 10)
+    assert diagnosis.rank_histogram(scores, np.ones(100, dtype=bool)) == pytest.approx([0.1] * 10)
 
 
 def test_an_image_counts_once_however_many_expressions_it_has() -> None:
-    found = diagnose.clustered([0.0] * 9 + [1.0] + [float("nan")], ["a"] * 9 + ["b"] + ["c"])
+    found = diagnosis.clustered([0.0] * 9 + [1.0] + [float("nan")], ["a"] * 9 + ["b"] + ["c"])
     assert (found.value, found.images) == (0.5, 2)
 
 
@@ -52,15 +52,15 @@ def test_intervals_widen_with_clusters_and_cover_the_truth() -> None:
         rng = np.random.default_rng(seed)
         images = np.repeat(np.arange(40), 5)
         values = rng.normal(size=40)[images] + 0.1 * rng.normal(size=200)
-        found = diagnose.clustered(values, images.astype(str), seed)
+        found = diagnosis.clustered(values, images.astype(str), seed)
         inside += found.low <= 0 <= found.high
-        naive = diagnose.clustered(values, np.arange(200).astype(str), seed)
+        naive = diagnosis.clustered(values, np.arange(200).astype(str), seed)
         assert found.high - found.low > 1.5 * (naive.high - naive.low)
     assert inside >= 52  # 57 expected; below 52 by chance once in some hundred
 
 
 def test_one_image_has_no_interval() -> None:
-    found = diagnose.clustered([0.2, 0.4], ["a", "a"])
+    found = diagnosis.clustered([0.2, 0.4], ["a", "a"])
     assert found.value == pytest.approx(0.3)
     assert np.isnan(found.low)
 
@@ -69,32 +69,32 @@ def test_correlation_is_pearsons_and_its_interval_knows_the_images() -> None:
     x = pd.Series(RNG.normal(size=300))
     y = 0.6 * x + 0.8 * pd.Series(RNG.normal(size=300))
     images = pd.Series(np.arange(300).astype(str))
-    found = diagnose.correlation(x, y, images)
+    found = diagnosis.correlation(x, y, images)
     assert found.value == pytest.approx(np.corrcoef(x, y)[0, 1])
     assert found.low < found.value < found.high
     assert found.high - found.low == pytest.approx(2 * 1.96 * (1 - found.value**2) / np.sqrt(300), rel=0.25)
-    assert np.isnan(diagnose.correlation(x * 0 + 1, y, images).value)
+    assert np.isnan(diagnosis.correlation(x * 0 + 1, y, images).value)
 
 
 def test_jaccard() -> None:
     a = np.array([[1, 1, 0, 0], [0, 0, 0, 0]], dtype=bool)
     b = np.array([[1, 0, 1, 0], [0, 0, 0, 0]], dtype=bool)
-    assert diagnose.jaccard(a, b).tolist() == [1 / 3, 1.0]
+    assert diagnosis.jaccard(a, b).tolist() == [1 / 3, 1.0]
 
 
 # -- verdicts
 
 
-def fake(auroc: float, spread: float = 0.02) -> diagnose.Diagnosis:
+def fake(auroc: float, spread: float = 0.02) -> diagnosis.Diagnosis:
     """A diagnosis whose referents rank as asked."""
     count = 30
     rng = np.random.default_rng(1)
     columns: dict[str, Any] = {"image": [str(k) for k in range(count)], "expression": range(count)}
-    for name in diagnose.SIMILARITIES:
+    for name in diagnosis.SIMILARITIES:
         columns[f"auroc {name}"] = auroc + spread * rng.normal(size=count)
-        columns |= {f"rank {name} {k}": rng.random(count) for k in range(diagnose.BINS)}
+        columns |= {f"rank {name} {k}": rng.random(count) for k in range(diagnosis.BINS)}
     columns |= {name: rng.random(count) for name in ("pearson", "spearman", "start 0", "start 1")} | {"tokens": 12}
-    return diagnose.Diagnosis("glamm-mini", "f" * 16, ("refshapes:val",), 0, pd.DataFrame(columns), 0, 2)
+    return diagnosis.Diagnosis("glamm-mini", "f" * 16, ("refshapes:val",), 0, pd.DataFrame(columns), 0, 2)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_the_verdict_is_one_sentence_whichever_way(
     sentence = verdict(found)
     assert told in sentence
     assert sentence.count(". ") == 0
-    assert f"{found.mean(f'auroc {diagnose.MAIN}').value:.3f}" in sentence
+    assert f"{found.mean(f'auroc {diagnosis.MAIN}').value:.3f}" in sentence
     assert sentence in write(found, tmp_path).read_text()
 
 
@@ -142,7 +142,7 @@ def rows() -> pd.DataFrame:
 
 
 def test_kept_tokens_are_summarised() -> None:
-    found = diagnose.summarise(rows(), (2, 2), "run")
+    found = diagnosis.summarise(rows(), (2, 2), "run")
     table = found.table.set_index("pruner")
     assert table.loc["half", "coverage"] == pytest.approx(0.5)
     assert table.loc["half", "coverage low"] < 0.5 < table.loc["half", "coverage high"]
@@ -156,7 +156,7 @@ def test_kept_tokens_are_summarised() -> None:
 def test_data_sets_that_share_an_image_are_one_cluster() -> None:
     frame = rows()
     twice = pd.concat([frame, frame.assign(sample=frame["sample"].str.replace("refcoco:", "refcoco+:"))])
-    one, two = (diagnose.summarise(part, (2, 2), "run").table.set_index("pruner") for part in (frame, twice))
+    one, two = (diagnosis.summarise(part, (2, 2), "run").table.set_index("pruner") for part in (frame, twice))
     assert one.loc["half", "coverage low"] == two.loc["half", "coverage low"]
 
 
