@@ -126,6 +126,10 @@ BROKEN: dict[str, tuple[Damage, list[str]]] = {
     "no tokenizer": (remove("checkpoint/tokenizer.model"), ["no tokenizer.model", "copy it"]),
     "no weights": (remove("checkpoint/model.safetensors"), ["no weights", "expected"]),
     "half the weights": (write("checkpoint/model.safetensors", "half"), ["is damaged", "copy it again"]),
+    "a shard is gone": (
+        write("checkpoint/model.safetensors.index.json", '{"weight_map": {"a": "model.safetensors", "b": "second.safetensors"}}'),
+        ["lacks second.safetensors of the 2 files", "copy them there"],
+    ),
     "CLIP without words": (remove("clip/merges.txt"), ["lacks merges.txt", "copy"]),
     "CLIP of another size": (
         tensors(lambda held: held.update({"visual_projection.weight": torch.zeros(3, 3)}), "clip"),
