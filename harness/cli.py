@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 
 from harness import commands
 from harness.options import Checkpoint, Clip, Data, Debug, Device, Dtype, Plugins, Pruners, SamDims
+from harness.stops import Terminated, terminate
 
 app = typer.Typer(
     add_completion=False,
@@ -19,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Which visual-token pruner, at which budget, keeps the masks right? Without a command: run a sweep.",
 )
-INTERRUPTED = 130  # typer's exit code after Ctrl-C
+INTERRUPTED, TERMINATED = 130, 143  # exit codes after Ctrl-C (typer's own) and SIGTERM
 DEFAULT_LIMIT = 6  # images per split on the embedded backbone, so that a first run ends within three minutes on two cores
 
 
@@ -52,9 +54,14 @@ def sweep(
     attn: Annotated[str, typer.Option(help="eager, sdpa, flash_attention_2")] = "sdpa",
     image_backend: Annotated[str, typer.Option(help="pil, or mmcv: faster grounding branch, same pixels")] = "pil",
     batch_size: Annotated[int, typer.Option(help="rows per forward pass; results do not depend on it")] = 16,
+    workers: Annotated[int | None, typer.Option(help="processes that read images ahead; by default 2 with a GPU, else 0")] = None,
+    share: Annotated[bool, typer.Option(help="compute once what cells have in common; --no-share to compare")] = True,
+    max_failures: Annotated[float, typer.Option(help="share of the samples that may fail before the run stops")] = 0.01,
+    force: Annotated[bool, typer.Option("--force", help="start anew beside a run that is there already")] = False,
+    local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,  # what deepspeed's launcher adds
     out: Annotated[
         Path | None,
-        typer.Option(help="run folder; an unfinished run in it goes on; by default results/runs/<time>-<id>"),
+        typer.Option(help="run folder; an unfinished run in it goes on; by default results/runs/<identity of the run>"),
     ] = None,
     plugin: Plugins = [],  # noqa: B006
     checkpoint: Checkpoint = None,
@@ -78,7 +85,8 @@ def sweep(
 
     import backbones
     from harness import data as sets
-    from harness import runner
+    from harness import folders, runner
+    from harness.place import here
     from pruners.base import nearest
 
     wanted = list(dict.fromkeys(name.strip() for name in backbone_names.split(",") if name.strip()))
@@ -94,34 +102,33 @@ def sweep(
     for name in wanted:
         images = limit if limit is not None else DEFAULT_LIMIT if name == "glamm-mini" else 0
         plans[name] = runner.Plan(chosen, sizes, pairs, protocol, images, seed, str(data) if data else None)
+    place = here()
+    if workers is None:
+        workers = 2 if device.startswith("cuda") else 0
+    way = runner.Way(share, workers, max_failures, place)
     for name, plan in plans.items():
         backbone = backbones.load(
             name,
             checkpoint=checkpoint,
             clip=clip,
             sam_dims=sam_dims,
-            device=device,
+            device=place.device(device),
             dtype=dtype,
             attn=attn,
             batch_size=batch_size,
             image_backend=image_backend,
         )
         splits = runner.prepare(plan, backbone)
-        folder = out or _new_folder(runner.identity(splits))
-        if out is not None and len(wanted) > 1:
-            folder = out / name
-        runner.run(plan, backbone, splits, folder)
+        base = out / name if out is not None and len(wanted) > 1 else out
+        folder = folders.choose(base, runner.identity(splits), force=force, world=place.world)
+        finished = runner.run(plan, backbone, splits, folder, way)
+        if not finished or place.rank > 0:
+            continue
 
         from reports.leaderboard import MARKDOWN, render
 
         print(render(folder))
         print(f"records and tables: {folder} ({MARKDOWN}, leaderboard.csv, run.json, records/)")
-
-
-def _new_folder(run: str) -> Path:
-    from datetime import UTC, datetime
-
-    return Path("results") / "runs" / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{run[:8]}"
 
 
 class _Later(ModuleType):
@@ -195,17 +202,20 @@ app.command()(commands.doctor)
 
 def main() -> int:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
+    signal.signal(signal.SIGTERM, terminate)
     try:
         code = int(app(standalone_mode=False) or 0)
-        if code == INTERRUPTED:
-            print("stopped; give the same command with --out and this run's folder to go on", file=sys.stderr)
-        return code
+    except Terminated:
+        code = TERMINATED
     except Exception as error:
         message = _sentence(error)
         if message is None or "--debug" in sys.argv:
             raise
         print(f"error: {message}", file=sys.stderr)
         return 2
+    if code in (INTERRUPTED, TERMINATED):
+        print("stopped, nothing recorded is lost; give the same command again to go on", file=sys.stderr)
+    return code
 
 
 def _sentence(error: Exception) -> str | None:

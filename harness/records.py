@@ -146,14 +146,19 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def incomplete(place: Path, wanted: Iterable[tuple[str, str]]) -> set[str]:
-    """Samples of which a (cell, sample) pair of `wanted` does not have all the rows that it says it has."""
+    """Samples that lack rows: a (cell, sample) pair of `wanted`, the sample's description, or one of a pair's several rows."""
     seen: Counter[tuple[str, str]] = Counter()
     of: dict[tuple[str, str], int] = {}
+    scored: set[str] = set()
     for row in rows_of(place):
         pair = row["cell"], row["sample"]
         seen[pair] += 1
         of[pair] = row["of"]
-    return {pair[1] for pair in wanted if pair not in of or seen[pair] < of[pair]}
+        if row["status"] == "ok":
+            scored.add(row["sample"])
+    lost = {pair[1] for pair in wanted if pair not in of}
+    lost |= {pair[1] for pair, count in of.items() if seen[pair] < count}
+    return lost | {sample for sample in scored if (NO_CELL, sample) not in of}
 
 
 def compact(place: Path) -> None:

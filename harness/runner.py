@@ -39,6 +39,7 @@ from harness.records import (
     split_folder,
     write_atomically,
 )
+from harness.stops import Stops
 from harness.sweep import Job, Setting, expand, jobs
 from pruners.base import Pruner, UserError
 
@@ -93,7 +94,9 @@ class Split:
 def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
     """Load all splits and expand all cells; whatever the user got wrong shows here, before anything runs."""
     lines = expand(plan.pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
-    setting = Setting(backbone.name, backbone.fingerprint, plan.protocol, backbone.dtype, backbone.attn, backbone.device)
+    setting = Setting(
+        backbone.name, backbone.fingerprint, plan.protocol, backbone.dtype, backbone.attn, backbone.device.split(":")[0]
+    )
     splits = []
     for dataset, split in plan.datasets:
         samples = data.load(dataset, split, plan.root)
@@ -212,17 +215,19 @@ class _Crew:
         bar = tqdm(total=self.total, unit="image", disable=self.way.place.rank > 0 or not sys.stderr.isatty())
         dataset = Parts(self.parts, self.backbone.preprocess)
         pin = self.backbone.device.startswith("cuda")
-        with bar:
+        with bar, Stops() as stops:
             self._check_failures("")
             while True:
                 for (number, part), loaded in read_ahead(dataset, self._claim(), self.way.workers, pin):
                     bar.set_description(" ".join(self.splits[number].name))
                     self._fill(number, part, loaded)
                     bar.update(self._finished_samples() - bar.n)
+                    stops.check()
                 if all(claims.done for claims in self.claims) and self._finish():
                     return True
                 if self.way.place.rank > 0:
                     return False
+                stops.check()
                 time.sleep(PATIENCE)
 
     def _claim(self) -> Iterator[Key]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import pruners
-from harness import cli, records
+from harness import cli, folders, records
 from tests.fake_backbone import FakeBackbone, known, write_data
 
 PLUGIN = Path(__file__).parent / "sample_plugin" / "sample_pruner.py"
@@ -51,16 +51,27 @@ def test_a_run_prints_its_leaderboard_and_names_its_folder(
     assert (tmp_path / "run" / "leaderboard.csv").exists()
 
 
-def test_the_default_folder_is_new_and_named_after_time_and_run(
+def test_the_default_folder_is_named_after_the_run_and_found_again(
     root: Path, tmp_path: Path, loaded: list[FakeBackbone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     options = ("--backbones", "fake", "--data", root, "--datasets", "refcoco:val", "--budgets", "8", "--pruners", "none")
     assert command(monkeypatch, *options) == 0
+    assert command(monkeypatch, *options) == 0
     (folder,) = (tmp_path / "results" / "runs").iterdir()
-    time, short = folder.name.split("-")
-    assert time.endswith("Z")
-    assert records.run_info(folder)["run"].startswith(short)
+    assert records.run_info(folder)["run"].startswith(folder.name)
+    assert [backbone.encoded for backbone in loaded] == [[3], []]
+    assert command(monkeypatch, *options, "--force") == 0
+    assert command(monkeypatch, *options) == 0
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name, f"{folder.name}-2"}
+    assert [backbone.encoded for backbone in loaded[2:]] == [[3], []]
+    assert command(monkeypatch, *options, "--out", folder, "--force") == 0
+    assert len(list(folder.parent.iterdir())) == 3
+
+
+def test_force_under_a_launcher_needs_a_folder_that_all_agree_on() -> None:
+    with pytest.raises(pruners.UserError, match="--force cannot be agreed on"):
+        folders.choose(None, "a1b2c3d4e5", force=True, world=2)
 
 
 def test_a_plugin_file_joins_the_board(
@@ -179,7 +190,7 @@ def test_an_interrupt_says_how_to_go_on(
 
     monkeypatch.setattr(runner, "prepare", interrupted)
     assert command(monkeypatch, "--backbones", "fake", "--data", root, "--datasets", "refcoco", "--budgets", "8") == 130
-    assert "--out" in capsys.readouterr().err
+    assert "give the same command again" in capsys.readouterr().err
 
 
 def test_help_needs_no_heavy_import() -> None:

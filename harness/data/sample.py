@@ -70,14 +70,16 @@ class Sample:
     targets: tuple[tuple[Annotation, ...], ...] = field(default=(), repr=False, compare=False)
 
     def image(self) -> NDArray[np.uint8]:
-        """Read the pixels, (H, W, 3) uint8 RGB.
+        """Read the pixels as they are stored, (H, W, 3) uint8 RGB; annotations know nothing of EXIF's turns.
 
         Raises:
             DataError: the file is gone, unreadable, or of another size than its annotations.
         """
         try:
             with Image.open(self.path) as opened:
-                pixels = np.array(opened.convert("RGB"), dtype=np.uint8)
+                deep = opened.mode.startswith("I")  # 16 bits, which PIL would cut off at 255
+                shown = Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8)) if deep else opened
+                pixels = np.array(shown.convert("RGB"), dtype=np.uint8)
         except FileNotFoundError:
             raise DataError(f"Image '{self.path}' of {self.id} is gone; put it back or load the data again.") from None
         except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:

@@ -1,0 +1,86 @@
+"""Processes of a run that can be killed: forks of the test, so that no test waits for imports."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from collections import Counter
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from backbones.base import Grounded, Row
+from harness import records
+from harness.place import Place
+from harness.runner import Plan, Way, prepare, run
+from pruners import UserError, parse
+from tests.fake_backbone import FakeBackbone
+
+FORK = multiprocessing.get_context("fork")
+PAIRS = (("refcoco", "val"), ("refcoco", "testA"))
+
+
+class SlowBackbone(FakeBackbone):
+    """Takes its time, so that there is something to interrupt."""
+
+    def __init__(self, pause: float) -> None:
+        super().__init__()
+        self.pause = pause
+
+    def ground_rows(self, rows: list[Row], share: bool = True) -> list[Grounded]:  # type: ignore[override]
+        time.sleep(self.pause)
+        return super().ground_rows(rows, share)
+
+
+def plan_of(root: Path, pruners: str = "none,fastv,litelvlm,random") -> Plan:
+    return Plan(tuple(parse(pruners)), (8, 24), PAIRS, root=str(root))
+
+
+def work(root: Path, folder: Path, pause: float, way: Way, most_bytes: int | None) -> None:
+    torch.set_num_threads(1)
+    if most_bytes is not None:  # a file that would grow beyond it cannot be written: what a full disk does
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
+    backbone = SlowBackbone(pause)
+    plan = plan_of(root)
+    try:
+        run(plan, backbone, prepare(plan, backbone), folder, way)
+    except UserError as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        Path(f"{folder}.said").write_text(str(error)) if most_bytes is not None else print(error)
+        os._exit(2)
+    os._exit(0)
+
+
+def send(root: Path, folder: Path, pause: float = 0.0, way: Way | None = None, most_bytes: int | None = None) -> ForkProcess:
+    """A process that works on the run."""
+    process = FORK.Process(target=work, args=(root, folder, pause, way or Way(), most_bytes))
+    process.start()
+    return process
+
+
+def finish(root: Path, folder: Path, place: Place | None = None) -> None:
+    """Work on the run in this process until it is done."""
+    backbone = FakeBackbone()
+    plan = plan_of(root)
+    assert run(plan, backbone, prepare(plan, backbone), folder, Way(place=place or Place()))
+
+
+def written(folder: Path) -> Counter[tuple[object, ...]]:
+    """How often every row stands in the record files, all processes' together."""
+    files = (folder / records.FOLDER).glob("*/*.jsonl")
+    return Counter(records.key(row) for file in files for row in records.read_lines(file))
+
+
+def check(folder: Path, wanted: Path) -> None:
+    """No row lost, none doubled, and the same frame."""
+    there, expected = written(folder), written(wanted)
+    assert not expected - there, f"lost: {expected - there}"
+    assert not there - expected, f"doubled: {there - expected}"
+    pd.testing.assert_frame_equal(records.load(folder), records.load(wanted))
+    pd.testing.assert_frame_equal(records.samples(folder), records.samples(wanted))

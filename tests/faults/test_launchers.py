@@ -1,0 +1,120 @@
+"""Real processes: signals in the middle of a run, and the launchers that the harness leaves multi-processing to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness import records
+from harness.place import Place, here
+from pruners import UserError
+
+COMMAND = ["--pruners", "none,visionzip,random", "--budgets", "64", "--datasets", "refshapes:val", "--limit", "16"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    known = {name: value for name, value in os.environ.items() if not name.startswith(("RANK", "WORLD", "LOCAL_", "SLURM"))}
+    return known | {"OMP_NUM_THREADS": "1"} | more
+
+
+def harness(*words: str, launcher: tuple[str, ...] = (), **more: str) -> subprocess.CompletedProcess[str]:
+    before = list(launcher) if launcher else [sys.executable, "-m", "harness"]
+    return subprocess.run([*before, *COMMAND, *words], env=environment(**more), capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "alone"
+    done = harness("--out", str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_one_sentence_and_loses_nothing(alone: Path, tmp_path: Path, number: int, code: int) -> None:
+    folder = tmp_path / "run"
+    words = [sys.executable, "-m", "harness", *COMMAND, "--out", str(folder)]
+    process = subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True)
+    patience = time.time() + 120
+    while not list((folder / records.FOLDER).glob("*/*.jsonl")) and time.time() < patience:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert said.strip() == "stopped, nothing recorded is lost; give the same command again to go on"
+    assert not (folder / records.DONE).exists()
+    done = harness("--out", str(folder))
+    assert done.returncode == 0, done.stderr
+    pd.testing.assert_frame_equal(records.load(folder), records.load(alone))
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_two_ranks_of_a_launcher_give_the_same_rows(alone: Path, tmp_path: Path, launcher: str) -> None:
+    words = {
+        "torchrun": ("torchrun", "--nproc_per_node", "2", "--master_port", "29655", "-m", "harness"),
+        "deepspeed": ("deepspeed", "--num_accelerators", "2", "--master_port", "29656", "--module", "harness"),
+    }[launcher]
+    program = Path(sys.executable).parent / words[0]
+    if not program.exists() or (launcher == "deepspeed" and find_spec("deepspeed") is None):
+        pytest.skip(f"{launcher} is not installed: pip install 'groundprune[distributed]'")
+    folder = tmp_path / "run"
+    path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+    done = harness("--out", str(folder), launcher=(str(program), *words[1:]), DS_ACCELERATOR="cpu", PATH=path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Upper bound, all 576 tokens") == 1, "one rank prints the table"
+    (place,) = (folder / records.FOLDER).iterdir()
+    assert len(list(place.glob("*.jsonl"))) == 2, "one of the ranks had nothing to do"
+    pd.testing.assert_frame_equal(records.load(folder), records.load(alone))
+
+
+def test_a_finished_run_is_found_again_and_force_starts_beside_it(alone: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(alone, folder)
+    before = sorted(path.stat().st_mtime_ns for path in (folder / records.FOLDER).glob("*/*"))
+    done = harness("--out", str(folder))
+    assert done.returncode == 0 and str(folder) in done.stdout
+    assert before == sorted(path.stat().st_mtime_ns for path in (folder / records.FOLDER).glob("*/*"))
+
+
+@pytest.mark.parametrize(
+    ("variables", "place"),
+    [
+        ({}, Place()),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, Place(3, 4, 1)),
+        ({"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}, Place(5, 8, 1)),
+    ],
+)
+def test_every_launcher_is_understood(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], place: Place) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert here() == place
+
+
+@pytest.mark.parametrize("rank", ["2", "-1", "first"])
+def test_variables_that_make_no_sense(monkeypatch: pytest.MonkeyPatch, rank: str) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=f"RANK={rank}"):
+        here()
+
+
+def test_shares_are_disjoint_and_together_everything() -> None:
+    orders = [Place(rank, 3).order(10) for rank in range(3)]
+    assert [order[: len(range(rank, 10, 3))] for rank, order in enumerate(orders)] == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
+    assert all(sorted(order) == list(range(10)) for order in orders)
+
+
+def test_the_device_of_a_rank() -> None:
+    assert Place(5, 8, 1).device("cuda") == "cuda:1"
+    assert Place().device("cuda") == "cuda" and Place(5, 8, 1).device("cpu") == "cpu"
