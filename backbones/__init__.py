@@ -76,6 +76,7 @@ def load(
     attn: str = "sdpa",
     batch_size: int = 16,
     image_backend: str = "pil",
+    tensor_parallel: int = 1,
 ) -> Backbone:
     """Load a backbone.
 
@@ -86,6 +87,7 @@ def load(
         sam_dims: json file with the grounding encoder's numbers; by default the one beside config.json, else SAM ViT-H.
         image_backend: "pil", or "mmcv" for a faster grounding branch with the same pixels.
         batch_size: most rows in one forward pass; results do not depend on it.
+        tensor_parallel: processes that share one language model; a launcher has started them.
 
     Raises:
         UserError: unknown name or setting, missing or unfit files, or a device that is not there.
@@ -100,6 +102,8 @@ def load(
     _choose("image backend", image_backend, IMAGE_BACKENDS)
     if image_backend == "mmcv" and find_spec("mmcv") is None:
         raise UserError("--image-backend mmcv needs the package: pip install 'groundprune[mmcv]'; or give --image-backend pil.")
+    if tensor_parallel < 1:
+        raise UserError(f"--tensor-parallel {tensor_parallel} is too small; give 1 or more.")
     if name == "glamm-mini":
         checkpoint, clip = MINI / "checkpoint", str(MINI / "clip")
     elif checkpoint is None:
@@ -110,6 +114,7 @@ def load(
     from backbones.glamm import reading
     from backbones.glamm.backbone import GlammBackbone
     from backbones.glamm.checkpoint import load_checkpoint
+    from backbones.glamm.parallel import mesh, split
     from backbones.glamm.tokenizer import LlamaTokenizer
 
     folder = Path(checkpoint)
@@ -118,8 +123,14 @@ def load(
         raise UserError(f"There is no checkpoint folder {str(folder)!r}; give --checkpoint the folder with config.json.")
     tokenizer = LlamaTokenizer(folder)
     tower = reading.clip_folder(clip or reading.CLIP_HUB)
+    team = mesh(tensor_parallel, device) if tensor_parallel > 1 else None
     try:
-        model = load_checkpoint(folder, str(tower), dtype=getattr(torch, dtype), device=device, attn=attn, sam=sam)
+        # a model that is shared is read into main memory, and each device gets its part
+        first = "cpu" if team is not None else device
+        model = load_checkpoint(folder, str(tower), dtype=getattr(torch, dtype), device=first, attn=attn, sam=sam)
+        if team is not None:
+            split(model.language_model, team)
+            model.to(device)
     except torch.OutOfMemoryError as error:
         raise UserError(f"The model does not fit into {device} in {dtype}; give --dtype bfloat16 or another --device.") from error
     tokenizer.check(model.language_model.config.vocab_size)

@@ -58,6 +58,7 @@ def sweep(
     share: Annotated[bool, typer.Option(help="compute once what cells have in common; --no-share to compare")] = True,
     max_failures: Annotated[float, typer.Option(help="share of the samples that may fail before the run stops")] = 0.01,
     force: Annotated[bool, typer.Option("--force", help="start anew beside a run that is there already")] = False,
+    tensor_parallel: Annotated[int, typer.Option(help="processes that share one language model, under a launcher")] = 1,
     local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,  # what deepspeed's launcher adds
     out: Annotated[
         Path | None,
@@ -102,7 +103,7 @@ def sweep(
     for name in wanted:
         images = limit if limit is not None else DEFAULT_LIMIT if name == "glamm-mini" else 0
         plans[name] = runner.Plan(chosen, sizes, pairs, protocol, images, seed, str(data) if data else None)
-    place = here()
+    place = here(tensor_parallel)
     if workers is None:
         workers = 2 if device.startswith("cuda") else 0
     way = runner.Way(share, workers, max_failures, place)
@@ -117,6 +118,7 @@ def sweep(
             attn=attn,
             batch_size=batch_size,
             image_backend=image_backend,
+            tensor_parallel=tensor_parallel,
         )
         splits = runner.prepare(plan, backbone)
         base = out / name if out is not None and len(wanted) > 1 else out

@@ -223,15 +223,21 @@ class _Crew:
                     self._fill(number, part, loaded)
                     bar.update(self._finished_samples() - bar.n)
                     stops.check()
-                if all(claims.done for claims in self.claims) and self._finish():
+                complete = self.way.place.leads and all(claims.done for claims in self.claims) and self._finish()
+                if self.way.place.agree(complete):
                     return True
-                if self.way.place.rank > 0:
+                if self.way.place.rank >= self.way.place.team:
                     return False
                 stops.check()
                 time.sleep(PATIENCE)
 
     def _claim(self) -> Iterator[Key]:
-        """Parts that this process may work on; each is claimed when it is asked for."""
+        """Parts that this process may work on, as its team's leader claims them when they are asked for."""
+        mine = self._claims() if self.way.place.leads else iter(())
+        while (claimed := self.way.place.agree(next(mine, None))) is not None:
+            yield claimed
+
+    def _claims(self) -> Iterator[Key]:
         everything = [(number, part) for number, parts in enumerate(self.parts) for part in range(len(parts))]
         for place in self.way.place.order(len(everything)):
             number, part = everything[place]
@@ -249,6 +255,8 @@ class _Crew:
             there = {key(row) for row in rows_of(self.places[number]) if row["sample"] in ours}
         rows = [row for k, one in enumerate(loaded) for row in described(one, self._picture(part * IMAGES_AT_ONCE + k, one))]
         rows += fill(loaded, split.jobs, self.backbone, self.plan.protocol, self.plan.seed, share=self.way.share)
+        if not self.way.place.leads:
+            return
         self.writers[number].append(row for row in rows if key(row) not in there)
         reasons = {row["sample"]: row["reason"] for row in rows if row["status"] == "failed"}
         self.claims[number].finish(part, len(reasons))

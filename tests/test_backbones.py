@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -243,6 +244,57 @@ def test_layer_pruner_that_keeps_all_changes_nothing(glamm: GlammBackbone) -> No
     plain = glamm.ground_rows([Row(encoding, (TURN,), none, 576, none.select(glamm.tokens(encoding, (TURN,), ""), 576))])[0]
     kept = glamm.ground_rows([Row(encoding, (TURN,), parse("fastv")[0], 576, None)])[0]
     assert plain.logits.allclose(kept.logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_out_of_memory_halves_the_batch_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: RuntimeError
+) -> None:
+    backbone = backbones.load("glamm-mini", batch_size=32)
+    assert isinstance(backbone, GlammBackbone)
+    encoding = backbone.encode([picture(60, 60)])[0]
+    none = parse("none")[0]
+    row = Row(encoding, (TURN,), none, 576, none.select(backbone.tokens(encoding, (TURN,), ""), 576))
+    wanted = backbone.ground_rows([row])[0].logits
+    original = backbone.decode
+    room = [8]
+
+    def decode(embeddings: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+        if backbone.batch_size > room[0]:
+            raise error
+        return original(embeddings, prompts)
+
+    monkeypatch.setattr(backbone, "decode", decode)
+    assert backbone.ground_rows([row])[0].logits.equal(wanted)
+    assert backbone.batch_size == 8
+    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "out of memory with 32 rows at once",
+        "out of memory with 16 rows at once",
+    ]
+    room[0] = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        backbone.ground_rows([row])
+
+
+def test_sharing_changes_no_pixel(glamm: GlammBackbone) -> None:
+    """Rows of several images, expressions, cuts and budgets together, against every row whole."""
+    encodings = glamm.encode([picture(60, 60, seed) for seed in range(2)])
+    talks = [(TURN,), (Turn(TURN.question.replace("it", "them"), TURN.answer),), (TURN, TURN)]
+    rows = []
+    for encoding, turns, text in product(
+        encodings, talks, ("none", "uniform", "litelvlm", "fastv", "fastv(layer=1)", "prumerge")
+    ):
+        pruner = parse(text)[0]
+        for budget in (576,) if text == "none" else (40, 64):
+            chosen = None if isinstance(pruner, LayerPruner) else pruner.select(glamm.tokens(encoding, turns, "s"), budget)
+            rows.append(Row(encoding, turns, pruner, budget, chosen))
+    shared, apart = glamm.ground_rows(rows), glamm.ground_rows(rows, share=False)
+    for row, one, other in zip(rows, shared, apart, strict=True):
+        assert one.retained.equal(other.retained), row.pruner
+        assert (one.tokens_final, one.tokens_mean) == (other.tokens_final, pytest.approx(other.tokens_mean))
+        assert one.logits.shape == other.logits.shape
+        # fused kernels sum in another order: far below what decides a pixel, unless its logit is zero to five digits
+        torch.testing.assert_close(one.logits, other.logits, atol=2e-4, rtol=1e-4)
 
 
 def test_rows_do_not_depend_on_their_company(glamm: GlammBackbone) -> None:

@@ -54,7 +54,9 @@ def attention_row(llm: LlamaModel, index: int, hidden: Tensor, last: Tensor, pos
     behind = torch.arange(keys.shape[2], device=hidden.device) > (last + keys.shape[2] - hidden.shape[1])[:, None]
     logits = (query @ keys.transpose(-1, -2))[:, :, 0] * attention.scaling
     logits = logits.masked_fill(behind[:, None], -torch.inf)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).to(hidden.dtype)
+    scores = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).to(hidden.dtype)
+    gather = getattr(llm, "gather_heads", None)  # where every process of a team has some of the heads
+    return gather(scores) if gather else scores
 
 
 def rotated_keys(llm: LlamaModel, index: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:

@@ -76,6 +76,29 @@ def test_two_ranks_of_a_launcher_give_the_same_rows(alone: Path, tmp_path: Path,
     pd.testing.assert_frame_equal(records.load(folder), records.load(alone))
 
 
+def test_two_ranks_share_one_language_model(tmp_path: Path) -> None:
+    """Sums over two processes round differently, so a few pixels may differ; what is kept may not, but for FastV's last ones."""
+    words = ("--pruners", "none,visionzip,fastv", "--limit", "2")
+    program = str(Path(sys.executable).parent / "torchrun")
+    team = (program, "--nproc_per_node", "2", "--master_port", "29657", "-m", "harness")
+    done = harness(*words, "--out", str(tmp_path / "team"), "--tensor-parallel", "2", launcher=team)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Upper bound, all 576 tokens") == 1
+    assert harness(*words, "--out", str(tmp_path / "alone")).returncode == 0
+    together, alone = records.load(tmp_path / "team"), records.load(tmp_path / "alone")
+    tower = alone["pruner"] == "visionzip"
+    assert (together["kept"] == alone["kept"])[tower].all()
+    assert (together["kept"] == alone["kept"]).mean() > 0.9
+    assert (together["iou"] - alone["iou"]).abs().median() < 1e-3
+    assert (together["iou"] - alone["iou"]).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize(("size", "said"), [("0", "too small"), ("2", "needs a multiple of 2 processes and there are 1")])
+def test_teams_that_cannot_be(tmp_path: Path, size: str, said: str) -> None:
+    done = harness("--out", str(tmp_path / "run"), "--tensor-parallel", size)
+    assert done.returncode == 2 and said in done.stderr
+
+
 def test_a_finished_run_is_found_again_and_force_starts_beside_it(alone: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(alone, folder)
