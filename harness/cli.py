@@ -1,4 +1,4 @@
-"""The command line: `python -m harness`, and its commands `list`, `cost` and `gate`."""
+"""The command line: `python -m harness` and its commands."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from harness import commands
+from harness.options import Checkpoint, Clip, Data, Debug, Device, Dtype, Plugins, Pruners, SamDims, numbers
 from harness.stops import Terminated, terminate
 
 app = typer.Typer(
@@ -19,26 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Which visual-token pruner, at which budget, keeps the masks right? Without a command: run a sweep.",
 )
-COSTS = ("off", "projected", "measured")
-COSTS_OF = {"glamm-mini": "measured", "glamm": "projected"}
 INTERRUPTED, TERMINATED = 130, 143  # exit codes after Ctrl-C (typer's own) and SIGTERM
 DEFAULT_LIMIT = 6  # images per split on the embedded backbone, so that a first run ends within three minutes on two cores
-
-Pruners = Annotated[str, typer.Option("--pruners", help="'all', names, globs, parameters: 'litelvlm,fastv(layer=3),vis*'")]
-Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
-Plugins = Annotated[list[str], typer.Option("--plugin", help="Python file that registers a pruner (can be repeated)")]
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    from pruners.base import UserError
-
-    try:
-        found = tuple(dict.fromkeys(int(part) for part in text.split(",") if part.strip()))
-    except ValueError as error:
-        raise UserError(f"--budgets takes whole numbers, not {text!r}; write e.g. --budgets 64,128,192.") from error
-    if not found:
-        raise UserError("--budgets is empty; write e.g. --budgets 64,128,192.")
-    return found
 
 
 @app.callback(invoke_without_command=True)
@@ -53,8 +37,8 @@ def sweep(
         int | None, typer.Option(help=f"images per split, 0 = all; by default {DEFAULT_LIMIT} on glamm-mini, else 0")
     ] = None,
     seed: Annotated[int, typer.Option(help="source of all draws")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, float64")] = "float32",
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
     attn: Annotated[str, typer.Option(help="eager, sdpa, flash_attention_2")] = "sdpa",
     image_backend: Annotated[str, typer.Option(help="pil, or mmcv: faster grounding branch, same pixels")] = "pil",
     batch_size: Annotated[int, typer.Option(help="rows per forward pass; results do not depend on it")] = 16,
@@ -69,10 +53,10 @@ def sweep(
         typer.Option(help="run folder; an unfinished run in it goes on; by default results/runs/<identity of the run>"),
     ] = None,
     plugin: Plugins = [],  # noqa: B006
-    checkpoint: Annotated[Path | None, typer.Option(help="official GLaMM checkpoint folder")] = None,
-    clip: Annotated[str | None, typer.Option(help="CLIP folder or hub name")] = None,
-    sam_dims: Annotated[Path | None, typer.Option(help="json with the grounding encoder's numbers, if not ViT-H")] = None,
-    data: Annotated[Path | None, typer.Option(help="folder that holds Refer_Segm/")] = None,
+    checkpoint: Checkpoint = None,
+    clip: Clip = None,
+    sam_dims: SamDims = None,
+    data: Data = None,
     costs: Annotated[
         str | None,
         typer.Option(help="off, projected (from shapes) or measured; by default measured on glamm-mini, projected on glamm"),
@@ -85,15 +69,14 @@ def sweep(
     from pruners import load_plugin, parse
     from pruners.base import UserError, nearest
 
-    if costs is not None and costs not in COSTS:
-        raise UserError(f"There are no costs {costs!r}; there are {', '.join(COSTS)}.{nearest(costs, COSTS)}")
     for path in plugin:
         load_plugin(path)
-    chosen, sizes = tuple(parse(pruners)), _numbers(budgets)
+    chosen, sizes = tuple(parse(pruners)), numbers(budgets)
 
     import backbones
     from harness import data as sets
     from harness import folders, runner
+    from harness.cost import asked, footer, table
     from harness.place import here
 
     wanted = list(dict.fromkeys(name.strip() for name in backbone_names.split(",") if name.strip()))
@@ -109,6 +92,7 @@ def sweep(
     for name in wanted:
         images = limit if limit is not None else DEFAULT_LIMIT if name == "glamm-mini" else 0
         plans[name] = runner.Plan(chosen, sizes, pairs, protocol, images, seed, str(data) if data else None)
+    asked.check(costs, tensor_parallel)
     place = here(tensor_parallel)
     if workers is None:
         workers = 2 if device.startswith("cuda") else 0
@@ -126,87 +110,21 @@ def sweep(
             image_backend=image_backend,
             tensor_parallel=tensor_parallel,
         )
+        kind = asked.kind(costs, backbone, tensor_parallel)
         splits = runner.prepare(plan, backbone)
         base = out / name if out is not None and len(wanted) > 1 else out
         folder = folders.choose(base, runner.identity(splits), force=force, world=place.world)
         finished = runner.run(plan, backbone, splits, folder, way)
         if not finished or place.rank > 0:
             continue
-        kind = costs or ("off" if tensor_parallel > 1 else COSTS_OF.get(name, "off"))
-        if kind != "off":
-            _costs(kind, plan, splits, backbone, folder, tensor_parallel)
+        asked.write(kind, plan, splits, backbone, folder)
 
         from reports.leaderboard import MARKDOWN, render
 
         print(render(folder))
         if kind != "off":
-            from harness.cost import footer, table
-
             print(table(folder), "", *(f"- {line}" for line in footer(folder)), "", sep="\n")
         print(f"records and tables: {folder} ({MARKDOWN}, leaderboard.csv, run.json, records/)")
-
-
-def _costs(kind: str, plan: Any, splits: Any, backbone: Any, folder: Path, tensor_parallel: int) -> None:
-    """Write the costs of a run into its folder.
-
-    Raises:
-        UserError: the backbone is none whose forward pass is known in stages.
-    """
-    from backbones.glamm.backbone import GlammBackbone
-    from harness.cost import measure
-    from pruners.base import UserError
-
-    if not isinstance(backbone, GlammBackbone):
-        raise UserError(f"The costs of {backbone.name} are not known; give --costs off.")
-    if tensor_parallel > 1:
-        raise UserError("Costs are those of one process; give --costs off, or --tensor-parallel 1.")
-    (measure.measure if kind == "measured" else measure.project)(plan, splits, backbone, folder)
-
-
-@app.command()
-def cost(
-    backbone: Annotated[str, typer.Option(help="glamm-7b or glamm-mini; no weights are read")] = "glamm-7b",
-    pruners: Pruners = "all",
-    budgets: Annotated[str, typer.Option(help="visual tokens, comma separated")] = "64,128,192",
-    text_tokens: Annotated[
-        int | None, typer.Option(help="tokens beside the visual ones; by default those of a conversation of three expressions")
-    ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="folder whose tokenizer counts that conversation")] = None,
-    gpu: Annotated[str, typer.Option(help="data sheet for the roofline: h100, h200, a100")] = "h100",
-    attn: Annotated[str, typer.Option(help="eager, sdpa, flash_attention_2")] = "sdpa",
-    explain: Annotated[bool, typer.Option("--explain", help="say what every column is")] = False,
-    plugin: Plugins = [],  # noqa: B006
-    debug: Debug = False,
-) -> None:
-    """Project what every pruner costs at full size, beside the published numbers; needs no weights and no GPU."""
-    import backbones
-    from pruners import load_plugin, parse
-
-    for path in plugin:
-        load_plugin(path)
-    chosen, sizes = tuple(parse(pruners)), _numbers(budgets)
-    backbones.check_attention(attn)
-
-    from backbones.glamm.released import on_meta
-    from backbones.glamm.tokenizer import LlamaTokenizer
-    from harness.cost import EXPLAIN, projection
-    from harness.cost.roofline import gpu as sheet
-    from harness.cost.rows import lines_of
-    from reports import efficiency
-
-    on, model = sheet(gpu), on_meta(backbone)
-    folder = checkpoint or (backbones.MINI / "checkpoint" if backbone == "glamm-mini" else None)
-    if text_tokens is not None or folder is None:
-        prompt = projection.Prompt(projection.TEXT_TOKENS if text_tokens is None else text_tokens)
-    else:
-        prompt = projection.Prompt.counted(LlamaTokenizer(folder))
-    vision, layers = model.clip.config.vision_config, model.language_model.config.num_hidden_layers
-    side = vision.image_size // vision.patch_size
-    projected = projection.project(model, lines_of(chosen, sizes, 0, (side, side), layers), prompt, attn=attn)
-    print(f"# {backbone}, projected\n")
-    print(efficiency.render(projected, backbone.removesuffix("-7b"), prompt, attn, on))
-    if explain:
-        print(*(f"- {column}: {text}." for column, text in EXPLAIN.items()), sep="\n")
 
 
 class _Later(ModuleType):
@@ -258,16 +176,25 @@ def gate(
         gating.accept(baseline, accept, tuple(plugin))
         print(f"new baseline: {baseline}")
         return
-    drops, known = gating.check(baseline, tuple(plugin))
-    for drop in drops:
-        print(f"worse: {drop}")
-    cells = len({(row[0], row[1], row[2]) for row in known["rows"]})
+    found, known = gating.check(baseline, tuple(plugin))
+    for change in found.changes:
+        print(f"{'worse' if change.reasons else 'changed within the tolerances'}: {change}")
+        for moved in change.moved:
+            print(f"    {moved}")
+    if found.unguarded:
+        print(f"not in the baseline: {', '.join(found.unguarded)}; let them in with --accept REASON")
     print(
-        f"gate: {len(drops)} of {cells} pruners at a budget fell by more than {known['tolerance']} points of cIoU, "
-        f"or {known['split_tolerance']} in one split"
+        f"gate: {len(found.worse)} of {found.cells} pruners at a budget got worse: by more than {known['tolerance']:g} points of "
+        f"cIoU, {known['split_tolerance']:g} in one split, or {known['paired_tolerance']:g} in nearly all images together"
     )
-    if drops:
+    if found.worse:
         raise typer.Exit(1)
+
+
+app.command("try")(commands.attempt)
+app.command()(commands.cost)
+app.command()(commands.diagnose)
+app.command()(commands.doctor)
 
 
 def main() -> int:

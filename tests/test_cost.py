@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 import sys
 from pathlib import Path
@@ -316,12 +317,34 @@ def test_cost_rows_survive_a_stop(tiny: GlammBackbone, tmp_path: Path, monkeypat
         assert row.compute_ms == pytest.approx(totals.median())
         loop = mine[mine["stage"].isin(["prefill", INSIDE])].groupby(["round", "place"])["ms"].sum()
         assert row.prefill_ms == pytest.approx(loop.median())
-    head, rest = finished.split(b"\n", 1)  # another setting: its timings stay apart
-    other_setting = json.dumps(json.loads(head) | {"threads": 99}).encode() + b"\n" + rest
-    (stopped / COSTS).write_bytes(other_setting)
-    measure.measure(plan, splits, tiny, stopped, rounds=1)
+    head, rest = finished.split(b"\n", 1)
+    elsewhere = json.dumps(json.loads(head) | {"threads": 99}).encode() + b"\n" + rest
+    (stopped / COSTS).write_bytes(elsewhere)
+    measure.measure(plan, splits, tiny, stopped, rounds=3)
+    assert (stopped / COSTS).read_bytes() == elsewhere, "what is finished is not measured again, whoever asks"
+    measure.measure(plan, splits, tiny, stopped, rounds=4)  # an unfinished one goes on under its own setting only
     (aside,) = stopped.glob("costs.*.jsonl")
-    assert aside.read_bytes() == other_setting and (cost.load(stopped)["rounds"] == 1).all()
+    assert aside.read_bytes() == elsewhere and (cost.load(stopped)["rounds"] == 4).all()
+
+
+def test_cost_is_measured_once_by_two_processes(tiny: GlammBackbone, tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data")
+    plan = runner.Plan(tuple(parse("uniform,fastv")), (64,), (("refcoco", "val"),), "each", 1, 0, str(root))
+    splits = runner.prepare(plan, tiny)
+
+    def work() -> None:
+        torch.set_num_threads(1)
+        measure.measure(plan, splits, tiny, tmp_path, rounds=4)
+
+    both = [multiprocessing.get_context("fork").Process(target=work) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+        assert process.exitcode == 0
+    lines = [json.loads(line) for line in (tmp_path / COSTS).read_text().splitlines()]
+    assert [line.get("kind") for line in lines] == [None, *["counts"] * 3, *["round"] * 4]
+    assert [line["number"] for line in lines[4:]] == [0, 1, 2, 3]
 
 
 def written(folder: Path, *rounds: dict[str, float]) -> Path:
@@ -428,6 +451,9 @@ def test_cost_columns_of_the_main_command(
     assert command(monkeypatch, *words, "--out", tmp_path / "run") == 0
     told = capsys.readouterr().out
     assert "macs_measured (G)" in told and "x prefill" in told and "speedup_total:" in told
+    before = (tmp_path / "run" / COSTS).read_bytes()
+    assert command(monkeypatch, *words, "--out", tmp_path / "run") == 0
+    assert (tmp_path / "run" / COSTS).read_bytes() == before and "x prefill" in capsys.readouterr().out
     assert cost.load(tmp_path / "run")["pruner"].tolist() == ["none", "uniform"], "the baseline runs unasked"
     shutil.rmtree(tmp_path / "run")
     assert command(monkeypatch, *words, "--out", tmp_path / "run", "--costs", "projected") == 0
@@ -453,6 +479,7 @@ def test_cost_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         (["cost", "--text-tokens", "20"], "give 38 or more"),
         (["cost", "--budgets", "600"], "--budgets 1 to 576"),
         (["--costs", "measure"], "Did you mean 'measured'?"),
+        (["--costs", "measured", "--tensor-parallel", "2"], "--tensor-parallel 1"),
     ],
 )
 def test_cost_mistakes_are_one_sentence(
@@ -470,5 +497,5 @@ def test_cost_of_a_backbone_without_stages(
     root = write_data(tmp_path / "data")
     words = ("--backbones", "fake", "--data", root, "--datasets", "refcoco:val", "--budgets", "8", "--pruners", "none")
     assert command(monkeypatch, *words, "--out", tmp_path / "run") == 0, "off unless asked for"
-    assert command(monkeypatch, *words, "--out", tmp_path / "run", "--costs", "measured") == 2
-    assert "give --costs off" in capsys.readouterr().err
+    assert command(monkeypatch, *words, "--out", tmp_path / "other", "--costs", "measured") == 2
+    assert "give --costs off" in capsys.readouterr().err and not (tmp_path / "other").exists(), "said before anything runs"

@@ -21,7 +21,7 @@ from harness import metrics
 from harness.cost import meters, projection
 from harness.cost.formulas import Shape
 from harness.cost.rows import lines_of
-from harness.cost.store import BASELINE, SCHEMA, Ledgers, key
+from harness.cost.store import BASELINE, SCHEMA, Ledgers, alone, complete, counted, key, timed
 from harness.protocol import conversations
 from harness.runner import Plan, Split
 from harness.sweep import Line
@@ -142,13 +142,19 @@ def measure(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone, folder
     made within a round. A round that was interrupted is measured again as a whole.
     """
     rounds = ROUNDS if rounds is None else rounds
-    chosen = typical(plan, splits, backbone)
     lines = lines_of(plan.pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
-    head = json.loads(json.dumps(header(backbone, chosen)))
-    ledgers = Ledgers(folder, head)
+    wanted = [key(line.name, line.budget) for line in lines]
+    if complete(folder, "measured", wanted, rounds):
+        return
+    with alone(folder):
+        if not complete(folder, "measured", wanted, rounds):  # whoever was in here before may have done it
+            _measure(typical(plan, splits, backbone), lines, backbone, folder, rounds)
+
+
+def _measure(chosen: Measured, lines: Sequence[Line], backbone: GlammBackbone, folder: Path, rounds: int) -> None:
+    ledgers = Ledgers(folder, json.loads(json.dumps(header(backbone, chosen))))
     try:
-        there = {key(line["pruner"], line["budget"]) for line in ledgers.lines if line.get("kind") == "counts"}
-        done = {line["number"] for line in ledgers.lines if line.get("kind") == "round"}
+        there, done = counted(ledgers.lines), timed(ledgers.lines)
         left = [number for number in range(rounds) if number not in done]
         passes = len(lines) + BASELINE_RUNS - 1
         with tqdm(total=len(lines) + passes * rounds, unit="pass", desc="costs", disable=not sys.stderr.isatty()) as bar:
@@ -161,7 +167,7 @@ def measure(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone, folder
                 for line in lines:
                     forward(backbone.model, chosen.inputs, line.pruner, line.budget)
             for number in left:
-                turns = lines + [line for line in lines if line.name == BASELINE] * (BASELINE_RUNS - 1)
+                turns = [*lines, *[line for line in lines if line.name == BASELINE] * (BASELINE_RUNS - 1)]
                 found = []
                 for line in random.Random(number).sample(turns, len(turns)):
                     found.append([key(line.name, line.budget), clock(backbone, chosen.inputs, line)])
@@ -175,16 +181,21 @@ def measure(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone, folder
 
 def project(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone, folder: Path) -> None:
     """Write the costs of a run from shapes alone, for the same conversation; multiply-adds and bytes, no times."""
-    chosen, model = typical(plan, splits, backbone), backbone.model
+    lines = lines_of(plan.pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
+    wanted = [key(line.name, line.budget) for line in lines]
+    if complete(folder, "projected", wanted):
+        return
+    with alone(folder):
+        if not complete(folder, "projected", wanted):
+            _project(typical(plan, splits, backbone), lines, backbone, folder)
+
+
+def _project(chosen: Measured, lines: Sequence[Line], backbone: GlammBackbone, folder: Path) -> None:
     inputs = chosen.inputs
     prompt = projection.Prompt(inputs.text, inputs.before.shape[1], *inputs.words["input_ids"].shape)
-    lines = lines_of(plan.pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
     ledgers = Ledgers(folder, json.loads(json.dumps(header(backbone, chosen) | {"costs": "projected"})))
     try:
-        if len(ledgers.lines) == 1 + len(lines):
-            return
-        there = {key(line["pruner"], line["budget"]) for line in ledgers.lines[1:]}
-        shapes = projection.shapes_of(model)
+        there, shapes = counted(ledgers.lines), projection.shapes_of(backbone.model)
         projected = projection.project(shapes, lines, prompt, attn=backbone.attn, dtype=inputs.small.dtype)
         for line in projection.counts_lines(projected):
             if key(line["pruner"], line["budget"]) not in there:

@@ -6,11 +6,13 @@ one forward pass of every cell in turn. A line is whole or not there: a torn las
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from scipy.stats import mannwhitneyu
 from harness.cost.formulas import Shape, paper_activation, paper_flops
 from pruners.base import UserError
 
-COSTS, SCHEMA = "costs.jsonl", 1
+COSTS, LOCK, SCHEMA = "costs.jsonl", "costs.lock", 1
 NO_GAIN = "no speed-up"
 CHANCE = 0.05  # a row is called faster if its passes would look so much faster than those of `none` less often by chance
 BASELINE = "none"
@@ -43,8 +45,34 @@ def key(pruner: str, budget: int) -> str:
     return f"{pruner}@{budget}"
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Of all processes that work in a folder one is inside; the kernel lets the next one in when it leaves or is gone."""
+    with (folder / LOCK).open("ab") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
+
+
+def complete(folder: Path, costs: str, wanted: Iterable[str], rounds: int = 0) -> bool:
+    """Whether a folder has costs of this kind: counts of all `wanted` keys and that many rounds, on whatever machine."""
+    lines, _ = _read(folder / COSTS)
+    if not lines or lines[0]["costs"] != costs:
+        return False
+    return set(wanted) <= counted(lines) and set(range(rounds)) <= timed(lines)
+
+
+def counted(lines: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Keys of the rows that have counts."""
+    return {key(line["pruner"], line["budget"]) for line in lines if line.get("kind") == "counts"}
+
+
+def timed(lines: Iterable[Mapping[str, Any]]) -> set[int]:
+    """Numbers of the rounds that are there."""
+    return {line["number"] for line in lines if line.get("kind") == "round"}
+
+
 class Ledgers:
-    """Reads and appends the lines of one file; the only writer of it."""
+    """Reads and appends the lines of one file; the only writer of it, if made under `alone`."""
 
     def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
         self.path = folder / COSTS
