@@ -112,6 +112,7 @@ def cost(
     gpu: Annotated[str, typer.Option(help="data sheet for the roofline: h100, h200, a100")] = "h100",
     attn: Annotated[str, typer.Option(help="eager, sdpa, flash_attention_2")] = "sdpa",
     explain: Annotated[bool, typer.Option("--explain", help="say what every column is")] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="what cells save that share encodings, instead of the table")] = False,
     plugin: Plugins = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
@@ -126,9 +127,10 @@ def cost(
 
     from backbones.glamm.released import on_meta
     from backbones.glamm.tokenizer import LlamaTokenizer
-    from harness.cost import EXPLAIN, projection
+    from harness.cost import EXPLAIN, projection, sharing
     from harness.cost.roofline import gpu as sheet
     from harness.cost.rows import lines_of
+    from harness.cost.store import BASELINE
     from reports import efficiency
 
     on, model = sheet(gpu), on_meta(backbone)
@@ -139,7 +141,16 @@ def cost(
         prompt = projection.Prompt.counted(LlamaTokenizer(folder))
     vision, layers = model.clip.config.vision_config, model.language_model.config.num_hidden_layers
     side = vision.image_size // vision.patch_size
-    projected = projection.project(model, lines_of(chosen, sizes, 0, (side, side), layers), prompt, attn=attn)
+    lines = lines_of(chosen, sizes, 0, (side, side), layers)
+    if sweep:
+        lines = [line for line in lines if line.pruner.kind == "method" or line.name == BASELINE]
+        accounts = {}
+        for talks, one in ((1, prompt), (prompt.turns, prompt.alone())):
+            title = f"{talks} conversation{'s' * (talks > 1)} of {one.turns} ({one.text} text tokens)"
+            accounts[title] = sharing.account(projection.project(model, lines, one, attn=attn), lines, one, talks)
+        print(f"# {backbone}, a sweep, projected; controls but {BASELINE} left out\n\n{efficiency.sweep(accounts)}")
+        return
+    projected = projection.project(model, lines, prompt, attn=attn)
     print(f"# {backbone}, projected\n")
     print(efficiency.render(projected, backbone.removesuffix("-7b"), prompt, attn, on))
     if explain:

@@ -10,6 +10,7 @@ import pandas as pd
 from harness.cost.formulas import GIB
 from harness.cost.projection import Projection, Prompt
 from harness.cost.roofline import Gpu, compute_seconds, prefill_seconds
+from harness.cost.sharing import Account
 
 PUBLISHED = Path(__file__).parent / "published" / "efficiency.csv"
 FASTV = (
@@ -108,3 +109,17 @@ def render(projection: Projection, backbone: str, prompt: Prompt, attn: str, on:
     parts = [cells(projection, printed, on), shared(projection, prompt, on)]
     tables = [part.to_markdown(index=False, disable_numparse=True) for part in parts]
     return "\n\n".join([*tables, "\n".join(f"- {note}" for note in notes(projection, printed, prompt, attn, on))])
+
+
+def sweep(accounts: dict[str, Account]) -> str:
+    """Markdown of what sharing saves per image, a column per protocol."""
+    first = next(iter(accounts.values()))
+    lines: list[dict[str, str]] = [{"TMAC per image": f"{first.cells} cells, each alone"}]
+    lines += [{"TMAC per image": f"- {title}"} for title in first.savings]
+    lines += [{"TMAC per image": title} for title in ("shared", "ratio", "once per run")]
+    for title, found in accounts.items():
+        figures = [found.naive, *(-saved for saved in found.savings.values()), found.shared]
+        told = [*(f"{figure / 1e12:.2f}" for figure in figures), f"{found.ratio:.2f}x", f"{found.once / 1e12:.2f}"]
+        for line, text in zip(lines, told, strict=True):
+            line[title] = text
+    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True, colalign=["left", *["right"] * len(accounts)])

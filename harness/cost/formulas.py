@@ -79,9 +79,14 @@ def stored_activation(lengths: Sequence[int], shape: Shape, element: int = 2) ->
     return sum((n * per_token + 2 * n * n * shape.heads) * element for n in lengths)
 
 
+def layer_macs(new: int, keys: int, shape: Shape) -> int:
+    """What one decoder layer executes for `new` tokens that look at `keys` (the whole new x keys map, no causal half)."""
+    return new * shape.layer_weights + 2 * new * keys * shape.heads * shape.head_width
+
+
 def language_model_macs(lengths: Sequence[int], shape: Shape) -> int:
     """What the decoder layers execute: projections with shared keys as they are, the whole n x n map (no causal half)."""
-    return sum(n * shape.layer_weights + 2 * n * n * shape.heads * shape.head_width for n in lengths)
+    return sum(layer_macs(n, n, shape) for n in lengths)
 
 
 def row_macs(tokens: int, shape: Shape) -> int:

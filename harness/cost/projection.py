@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -61,6 +61,10 @@ class Prompt:
     def after(self) -> int:
         """Text tokens behind the image."""
         return self.text - self.before
+
+    def alone(self) -> Prompt:
+        """One of its expressions asked alone: an even share of the words behind the image."""
+        return replace(self, text=self.before + max(1, round(self.after / self.turns)), turns=1)
 
     @classmethod
     def counted(cls, tokenizer: LlamaTokenizer) -> Prompt:
