@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -388,6 +389,12 @@ def test_cost_table_says_what_is_no_speed_up(tmp_path: Path) -> None:
         *("backbone", "costs", "budget", "rounds"),
         *(c for c in costs if c.startswith(("stage.", "macs.")) or c.endswith(("_p5", "_p95"))),
     }, "every column is explained"
+
+
+def test_cost_page_explains_the_columns() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "costs.md").read_text()
+    told = {name for line in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)", line)}
+    assert told == set(cost.EXPLAIN)
 
 
 def test_cost_file_that_is_damaged_is_one_sentence(tmp_path: Path) -> None:
