@@ -129,10 +129,12 @@ def sweep(
         if not finished or place.rank > 0:
             continue
 
-        from reports.leaderboard import MARKDOWN, render
+        from reports import render
 
-        print(render(folder))
-        print(f"records and tables: {folder} ({MARKDOWN}, leaderboard.csv, run.json, records/)")
+        written = render(folder)
+        print(written[0].read_text(encoding="utf-8"))
+        print(f"records: {folder} (run.json, records/)")
+        print("report: " + "\n        ".join(map(str, written)))
 
 
 class _Later(ModuleType):

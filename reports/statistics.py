@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 from harness.metrics import SUM_EPSILON
 
@@ -110,10 +110,10 @@ def estimate(splits: Sequence[Resampled], weights: Sequence[ArrayLike]) -> Estim
     if variances.sum() < ROUNDING:  # every image says the same
         return Estimate(value, value, value, 1.0 if value == 0 else 1 / (len(replicates) + 1))
     freedom = variances.sum() ** 2 / (variances**2 / (sizes - 1)).sum()
-    tail = stats.norm.cdf(stats.t.ppf((1 - LEVEL) / 2, freedom))
+    tail = special.ndtr(special.stdtrit(freedom, (1 - LEVEL) / 2))
     low, high = np.quantile(replicates, [tail, 1 - tail])
     beyond = min((replicates <= 0).sum(), (replicates >= 0).sum()) + 1
-    p = 2 * stats.t.cdf(stats.norm.ppf(min(beyond / (len(replicates) + 1), 0.5)), freedom)
+    p = 2 * special.stdtr(freedom, special.ndtri(min(beyond / (len(replicates) + 1), 0.5)))
     return Estimate(value, float(low), float(high), float(p))
 
 

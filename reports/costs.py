@@ -1,0 +1,82 @@
+"""Measured costs as columns: units for reading, one row per pruner and budget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from reports.columns import costs as explained
+from reports.tables import Line, Table
+
+GIGA, TERA, MIB = 1e9, 1e12, 2**20
+# column of `harness.cost.load`: heading, divisor, digits; in the order in which they are shown
+SHOWN: dict[str, tuple[str, float, int]] = {
+    "macs_measured": ("MACs G", GIGA, 2),
+    "flops_paper": ("FLOPs (paper) G", GIGA, 2),
+    "activation_paper": ("activation (paper) MiB", MIB, 1),
+    "activation_peak": ("activation peak MiB", MIB, 1),
+    "prefill_ms": ("prefill ms", 1, 1),
+    "compute_ms": ("compute ms", 1, 1),
+    "cuda_ms": ("CUDA ms", 1, 1),
+    "speedup_prefill": ("speed-up prefill", 1, 2),
+    "speedup_total": ("speed-up total", 1, 2),
+    "note": ("note", 1, 0),
+}
+SPREAD = ("prefill_ms", "compute_ms", "cuda_ms")  # shown with their 5th and 95th percentile
+
+
+def of(costs: pd.DataFrame, table: Table) -> dict[tuple[str, int], dict[str, Any]]:
+    """The measured costs of a table's rows; runs of the table alone, the first that has a row counts."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    if costs.empty:
+        return found
+    mine = costs[(costs["backbone"] == table.group.facts["backbone"]) & costs["run"].isin(set(table.group.frame["run"]))]
+    for record in mine.to_dict("records"):
+        found.setdefault((str(record["pruner"]), int(record["budget"])), {str(k): v for k, v in record.items()})
+    return {(line.pruner, line.budget): found[key] for line in table.lines if (key := (line.pruner, line.budget)) in found}
+
+
+def row(line: Line, measured: dict[tuple[str, int], dict[str, Any]]) -> dict[str, str]:
+    """The cost cells of one row as text; empty where nothing was measured at all."""
+    if not measured:
+        return {}
+    here = measured.get((line.pruner, line.budget), {})
+    columns = [name for name in SHOWN if any(_known(record.get(name)) for record in measured.values())]
+    return {SHOWN[name][0]: _text(name, here) for name in columns}
+
+
+def _known(value: Any) -> bool:
+    return value is not None and value != "" and value == value
+
+
+def _text(name: str, record: dict[str, Any]) -> str:
+    value: Any = record.get(name)
+    if not _known(value):
+        return "" if name == "note" else "-"
+    if isinstance(value, str):
+        return value
+    _, unit, digits = SHOWN[name]
+    text = f"{value / unit:.{digits}f}"
+    if name in SPREAD and _known(record.get(f"{name}_p5")) and _known(record.get(f"{name}_p95")):
+        text += f" ({record[f'{name}_p5']:.{digits}f} to {record[f'{name}_p95']:.{digits}f})"
+    return text
+
+
+def stages(record: dict[str, Any]) -> dict[str, float]:
+    """Median milliseconds per stage."""
+    return {
+        name.removeprefix("stage.").removesuffix("_ms"): float(value)
+        for name, value in record.items()
+        if name.startswith("stage.") and name.endswith("_ms") and _known(value)
+    }
+
+
+def explain(costs: pd.DataFrame) -> list[str]:
+    """What the shown columns mean, one line each."""
+    if costs.empty:
+        return []
+    texts = explained()
+    return [
+        f"{SHOWN[name][0]}: {texts[name]}" for name in SHOWN if name in texts and name in costs and costs[name].map(_known).any()
+    ]

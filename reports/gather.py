@@ -1,0 +1,96 @@
+"""Several runs as one: their records, samples and costs, each row with the run it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness import records
+from harness.provenance import differences
+from pruners.base import UserError
+
+RESULT = ["cell", "sample", "expression"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+        info: what `run.json` says.
+        failed: sample to reason.
+        finished: whether every cell is complete.
+    """
+
+    folder: Path
+    info: dict[str, Any]
+    failed: dict[str, str]
+    finished: bool
+
+    @property
+    def name(self) -> str:
+        return str(self.info.get("run", self.folder.name))
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What a report is made of.
+
+    Attributes:
+        frame: as `harness.records.load`, and `run`, the place of the row's run in `runs`; no result twice.
+        samples: as `harness.records.samples`, and `run`.
+        costs: as `harness.cost.load`, and `run`; empty where nothing was measured.
+        notes: what a reader has to know of the merging.
+    """
+
+    runs: tuple[Run, ...]
+    frame: pd.DataFrame
+    samples: pd.DataFrame
+    costs: pd.DataFrame
+    notes: tuple[str, ...]
+
+
+def gather(folders: Sequence[str | Path]) -> Runs:
+    """Read run folders.
+
+    Raises:
+        UserError: one holds no evaluated sample.
+    """
+    runs, frames, samples, costs = [], [], [], []
+    for number, folder in enumerate(map(Path, folders)):
+        frame, failed = records.load(folder), records.failures(folder)
+        if frame.empty:
+            reason = next(iter(failed.values()), "none was recorded")
+            raise UserError(f"The run in {str(folder)!r} has no evaluated sample ({len(failed)} failed: {reason}).")
+        runs.append(Run(folder, records.run_info(folder), failed, (folder / records.DONE).exists()))
+        frames.append(frame.assign(run=number))
+        samples.append(records.samples(folder).assign(run=number))
+        costs.append(_costs(folder).assign(run=number))
+    frame = pd.concat(frames, ignore_index=True)
+    twice = frame.duplicated(RESULT)
+    notes = []
+    if twice.any():
+        again = frame.drop_duplicates([*RESULT, "intersection", "union"]).duplicated(RESULT).sum()
+        agree = "They agree" if not again else f"They disagree on {again} of them; the run named first is shown"
+        notes.append(f"{twice.sum()} results are in several of the runs. {agree}.")
+    notes += _changes(runs)
+    return Runs(tuple(runs), frame[~twice].reset_index(drop=True), pd.concat(samples), pd.concat(costs), tuple(notes))
+
+
+def _changes(runs: Sequence[Run]) -> list[str]:
+    """Runs of different code, packages or machines: no reason to part them, but one to know."""
+    first = runs[0].info.get("provenance", {})
+    changed = [(run, differences(first, run.info.get("provenance", {}))) for run in runs[1:]]
+    return [f"Run {run.name} was made with other {', '.join(facts)} than run {runs[0].name}." for run, facts in changed if facts]
+
+
+def _costs(folder: Path) -> pd.DataFrame:
+    try:
+        from harness.cost import load
+    except ImportError:
+        return pd.DataFrame()
+    return load(folder)
