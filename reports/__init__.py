@@ -47,8 +47,8 @@ def render(
     parts = [f"**{note}**\n" for note in (*comparable.why([table.group for table in found]), *runs.notes)]
     for table in found:
         notes = [f"**{warning}**\n" for warning in leaderboard.warnings(table, runs)]
-        shown = leaderboard.markdown(table, runs.costs)
-        parts.append("\n".join([f"# {table.title}\n", *notes, f"{shown}\n", publication.markdown(table, runs)]))
+        shown = [f"{leaderboard.markdown(table, runs.costs)}\n", *publication.markdown(table, runs)]
+        parts.append("\n".join([f"# {table.title}\n", *notes, *shown]))
     parts.append("\n".join(f"- {line}" for line in leaderboard.footer(runs, found)) + "\n")
     texts = {
         MARKDOWN: "\n".join(parts),

@@ -9,10 +9,11 @@ import pandas as pd
 from reports.columns import costs as explained
 from reports.tables import Line, Table
 
-GIGA, TERA, MIB = 1e9, 1e12, 2**20
+GIGA, MIB = 1e9, 2**20
 # column of `harness.cost.load`: heading, divisor, digits; in the order in which they are shown
 SHOWN: dict[str, tuple[str, float, int]] = {
     "macs_measured": ("MACs G", GIGA, 2),
+    "macs_projected": ("MACs projected G", GIGA, 2),
     "flops_paper": ("FLOPs (paper) G", GIGA, 2),
     "activation_paper": ("activation (paper) MiB", MIB, 1),
     "activation_peak": ("activation peak MiB", MIB, 1),

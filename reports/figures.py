@@ -28,7 +28,7 @@ STYLE: Any = {
     "grid.color": "#e4e4e4",
     "legend.frameon": False,
 }
-PRICES = {"macs_measured": ("measured multiply-adds, G", 1e9), "prefill_ms": ("prefill, ms", 1.0)}
+PRICES = {"macs_measured": ("measured multiply-adds, G", costs.GIGA), "prefill_ms": ("prefill, ms", 1.0)}
 
 
 def slug(title: str) -> str:

@@ -67,8 +67,11 @@ def gather(folders: Sequence[str | Path]) -> Runs:
             reason = next(iter(failed.values()), "none was recorded")
             raise UserError(f"The run in {str(folder)!r} has no evaluated sample ({len(failed)} failed: {reason}).")
         runs.append(Run(folder, records.run_info(folder), failed, (folder / records.DONE).exists()))
+        asked = records.samples(folder)
+        pictured = frame["sample"].isin(asked[asked["image"].astype(bool)]["sample"])
+        frame.loc[~pictured, ["kept", "mask"]] = ""  # nobody can see them, and of a whole data set they are gigabytes
         frames.append(frame.assign(run=number))
-        samples.append(records.samples(folder).assign(run=number))
+        samples.append(asked.assign(run=number))
         costs.append(_costs(folder).assign(run=number))
     frame = pd.concat(frames, ignore_index=True)
     twice = frame.duplicated(RESULT)

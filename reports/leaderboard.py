@@ -193,6 +193,11 @@ def warnings(table: Table, runs: Runs) -> list[str]:
     return found
 
 
+def warning(runs: Runs) -> list[str]:
+    """What the numbers do not tell, if they come from the embedded model."""
+    return [MINI_WARNING] if "glamm-mini" in set(runs.frame["backbone"]) else []
+
+
 def footer(runs: Runs, tables: list[Table]) -> list[str]:
     """What a reader needs to trust the numbers."""
     frame = runs.frame
@@ -202,8 +207,7 @@ def footer(runs: Runs, tables: list[Table]) -> list[str]:
     wanted = ["method", "data set and split", "Avg.", "Rel. %", "95 %", "not apart from", "gIoU", "tokens", "mean over layers"]
     if any(_baseline(table) for table in tables):
         wanted.insert(6, "vs baseline")
-    lines = [MINI_WARNING] if "glamm-mini" in set(frame["backbone"]) else []
-    lines += [*explain(wanted), *costs.explain(runs.costs)]
+    lines = [*warning(runs), *explain(wanted), *costs.explain(runs.costs)]
     lines.append(
         "Samples (images / expressions): "
         + ", ".join(f"{dataset} {split} {part.nunique()} / {len(part)}" for dataset, split, part in parts)

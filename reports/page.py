@@ -34,7 +34,7 @@ def html(runs: Runs, tables: list[Table]) -> str:
     }
     return environment.get_template("report.html").render(
         title=" · ".join(dict.fromkeys(table.title for table in tables)),
-        notes=[*comparable.why([table.group for table in tables]), *runs.notes],
+        notes=[*leaderboard.warning(runs), *comparable.why([table.group for table in tables]), *runs.notes],
         tables=[_view(table, runs, colours) for table in tables],
         footer=leaderboard.footer(runs, tables),
         data=data,  # jinja's tojson escapes <, >, & and '
@@ -108,7 +108,7 @@ def _line(line: Line, table: Table, price: dict[str, Any], twins: dict[tuple[str
         "against": {kind: _against(one, table) for kind, one in line.against.items()},
         "published": [list(twin.cells[column]) if column in twin.cells else None for column in table.columns] if twin else None,
         "costs": {key: value for key, value in costs.row(line, {(line.pruner, line.budget): price}).items()} if price else {},
-        "macs": _number(price.get("macs_measured"), 1e9),
+        "macs": _number(price.get("macs_measured"), costs.GIGA),
         "prefill": _number(price.get("prefill_ms")),
         "stages": {name: _number(value) for name, value in costs.stages(price).items()},
     }

@@ -105,8 +105,9 @@ def _item(facts: dict[Any, Any], images: dict[str, int]) -> dict[str, Any]:
 
 
 def _answers(part: pd.DataFrame, table: Table) -> list[dict[str, Any]]:
-    order = {line.pruner: place for place, line in enumerate(table.lines)}
-    rows = part[ANSWER].sort_values("pruner", key=lambda names: names.map(order), kind="stable").to_dict("records")
+    order = {(line.pruner, line.budget): place for place, line in enumerate(table.lines)}
+    places = [order[(str(pruner), int(budget))] for pruner, budget in zip(part["pruner"], part["budget"], strict=True)]
+    rows = part.assign(place=places).sort_values("place")[ANSWER].to_dict("records")
     found: list[dict[str, Any]] = []
     for row in rows:
         shown = {str(key): value for key, value in row.items()}

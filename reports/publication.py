@@ -55,11 +55,11 @@ def beside(table: Table) -> list[Beside]:
     return found
 
 
-def markdown(table: Table, runs: Runs) -> str:
-    """The differences as a table with what to know of them; empty without a published twin."""
+def markdown(table: Table, runs: Runs) -> list[str]:
+    """The differences as a table with what to know of them, as blocks of lines; none without a published twin."""
     twins = beside(table)
     if not twins:
-        return ""
+        return []
     rows = []
     for twin in twins:
         row = {"method": twin.line.pruner, "budget": str(twin.line.budget), "published as": twin.method}
@@ -68,8 +68,7 @@ def markdown(table: Table, runs: Runs) -> str:
             row[" ".join(column)] = "-" if ours is None or theirs is None else f"{ours:.1f} ({ours - theirs:+.1f})"
         rows.append(row)
     shown = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    lines = [f"- {note}" for note in notes(table, runs)]
-    return "\n".join(["## Published numbers beside ours", "", shown, "", *lines, ""])
+    return ["## Published numbers beside ours\n", f"{shown}\n", *(f"- {note}" for note in notes(table, runs)), ""]
 
 
 def notes(table: Table, runs: Runs) -> list[str]:

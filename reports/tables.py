@@ -175,6 +175,7 @@ class _Part:
             "union": int(rows["union"].sum()),
             "images": int(rows["sample"].nunique()),
             "expressions": int(len(rows) / len(scores)),
+            "data": str(rows["data"].iloc[0]),
             "cells": list(dict.fromkeys(rows["cell"])),
             "run": sorted(set(rows["run"])),
         }

@@ -13,8 +13,11 @@ def main(report: Path, folder: Path) -> None:
     """The leaderboard by day, masks by night, and a phone."""
     folder.mkdir(parents=True, exist_ok=True)
     with chromium() as browser:
-        _shot(opened(browser, report, 1280, 860).page, "#tables", folder / "leaderboard-light.png")
-        _shot(opened(browser, report, 1280, 620, "dark").page, "#masks", folder / "masks-dark.png")
+        _shot(opened(browser, report, 1280, 860).page, "header", folder / "leaderboard-light.png")
+        page = opened(browser, report, 1280, 780, "dark").page
+        for name, value in (("budget", "64"), ("kind", "median")):
+            page.locator(f"#picker select[name={name}]").select_option(value)
+        _shot(page, "#masks", folder / "masks-dark.png")
         _shot(opened(browser, report, 390, 844, phone=True).page, "#budget", folder / "budget-phone.png")
 
 

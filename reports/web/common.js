@@ -46,6 +46,8 @@ function openRecord(heading, below, big, parts) {
   if (big) body.append(make("p", { class: "big" }, big[0], make("small", {}, ` ${big[1]}`)));
   for (const [title, rows] of parts) if (rows.length) body.append(make("h4", {}, title), facts(rows));
   dialog.showModal();
+  dialog.focus();
+  dialog.scrollTop = 0; // the browser would show its button first
 }
 dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
 
@@ -78,7 +80,7 @@ function openNumber(table, line, column) {
   ];
   const origin = [
     ["backbone", setting.backbone], ["protocol", setting.protocol], ["device", setting.device], ["precision", setting.dtype],
-    ["attention", setting.attn], ["weights", setting.fingerprint], ["data", setting.data],
+    ["attention", setting.attn], ["weights", setting.fingerprint], ["data", [...new Set(counts.map((one) => one.data))].join(", ")],
     ["run", runs.map((run) => `${run.name} (${run.folder})`).join(", ")],
     ["cells", counts.flatMap((one) => one.cells).join(", ")],
   ];

@@ -73,8 +73,9 @@ function paint(canvas, image, item, answer, wish) {
 }
 
 // merged, pooled and class tokens stand for no patch
+const patchesOf = (answer) => keptOf(answer.kept, DATA.pictures.grid).reduce((sum, one) => sum + one, 0);
 function tokensOf(answer, budget) {
-  const patches = keptOf(answer.kept, DATA.pictures.grid).reduce((sum, one) => sum + one, 0);
+  const patches = patchesOf(answer);
   const other = Math.max(0, budget - patches);
   return answer.pruner === "none" ? `${patches} patches` : [patches ? `${patches} patches` : "", other ? `${other} merged or pooled` : ""].filter(Boolean).join(", ");
 }
@@ -136,7 +137,7 @@ function startMasks() {
     find("#said").replaceChildren("“", make("b", {}, item.text), "” ", make("small", {}, `${item.sample}, expression ${item.expression}`));
     const card = (answer) => {
       const canvas = make("canvas", { role: "img", "aria-label": answer ? `mask of ${answer.pruner}` : "image with truth" });
-      const words = answer ? [make("b", {}, answer.pruner), `IoU ${number(answer.iou)}`, make("small", {}, tokensOf(answer, pick[1])), known(answer.coverage) ? make("small", {}, `${number(answer.coverage, 0)} % of the referent's patches`) : ""] : [make("b", {}, "image"), "with the truth"];
+      const words = answer ? [make("b", {}, answer.pruner), `IoU ${number(answer.iou)}`, make("small", {}, tokensOf(answer, pick[1])), known(answer.coverage) && patchesOf(answer) ? make("small", {}, `${number(answer.coverage, 0)} % of the referent's patches`) : ""] : [make("b", {}, "image"), "with the truth"];
       const act = answer ? { click: () => openAnswer(table, pick[1], item, answer) } : {};
       const node = make(answer ? "button" : "div", { class: `card${answer && answer.pruner === pick[2] ? " chosen" : ""}`, type: answer ? "button" : null, on: act }, canvas, make("span", {}, ...words));
       const draw = () => paint(canvas, image, item, answer, wish);
