@@ -42,9 +42,11 @@ def explain(names: Iterable[str]) -> list[str]:
 
 def page() -> str:
     """The text of `docs/columns.md`."""
+    from reports.costs import heading
+
     lines = ["# What each column means", "", "## Accuracy", "", *(f"- **{name}**: {text}" for name, text in COLUMNS.items())]
     if measured := costs():
-        lines += ["", "## Costs", "", *(f"- **{name}**: {text}" for name, text in measured.items())]
+        lines += ["", "## Costs", "", *(f"- **{heading(name)}**: {text}" for name, text in measured.items())]
     return "\n".join(lines) + "\n"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.columns import costs as explained
+from reports import columns
 from reports.tables import Line, Table
 
 GIGA, MIB = 1e9, 2**20
@@ -73,11 +73,16 @@ def stages(record: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def heading(name: str) -> str:
+    """What stands above a column."""
+    return SHOWN[name][0] if name in SHOWN else name
+
+
 def explain(costs: pd.DataFrame) -> list[str]:
     """What the shown columns mean, one line each."""
     if costs.empty:
         return []
-    texts = explained()
+    texts = columns.costs()
     return [
         f"{SHOWN[name][0]}: {texts[name]}" for name in SHOWN if name in texts and name in costs and costs[name].map(_known).any()
     ]

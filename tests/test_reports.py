@@ -15,7 +15,7 @@ import pytest
 from harness import metrics
 from pruners import UserError
 from reports import __main__ as command
-from reports import columns, figures, publication
+from reports import columns, figures, gather, page, publication
 from reports import render as write
 from reports.leaderboard import MINI_WARNING
 from tests.a_run import COLUMNS, LINES, some_rows, store
@@ -27,9 +27,10 @@ def render(folder: Path, *more: Path, **options: Any) -> str:
 
 
 @pytest.fixture(autouse=True)
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take a second each, and have a test of their own in a process of its own."""
+def text_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page has its own tests; figures take a second each and are drawn where bytes are compared."""
     monkeypatch.setattr(figures, "draw", lambda runs, tables, folder: [])
+    monkeypatch.setattr(page, "html", lambda runs, tables: "")
 
 
 @pytest.fixture
@@ -318,14 +319,41 @@ def test_published_tables_are_whole_and_add_up() -> None:
 
 
 def test_the_page_of_columns_says_what_the_footer_says(rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "columns.md").read_text(encoding="utf-8")
-    assert page == columns.page(), "run `python -m reports.columns > docs/columns.md`"
+    written = (Path(__file__).parent.parent / "docs" / "columns.md").read_text(encoding="utf-8")
+    assert written == columns.page(), "run `python -m reports.columns > docs/columns.md`"
     text = render(store(tmp_path, rows), baseline="litelvlm")
     for name, meaning in columns.COLUMNS.items():
         assert f"- {name}: {meaning}" in text
     shown = {name for line in cells_of(text)[:1] for name in line}
     known = {*columns.COLUMNS, *(" ".join(column) for column in COLUMNS), "vs litelvlm"}
     assert shown <= known
+
+
+def test_costs_stand_behind_the_scores_in_units_for_reading(
+    rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {"backbone": "glamm-mini", "pruner": "litelvlm", "budget": 64, "macs_measured": 3.21e9, "activation_peak": 5 * 2**20}
+    timed = {"prefill_ms": 9.04, "prefill_ms_p5": 8.5, "prefill_ms_p95": 11.0, "speedup_prefill": 1.618, "note": "no speed-up"}
+    monkeypatch.setattr(gather, "_costs", lambda folder: pd.DataFrame([facts | timed]))
+    monkeypatch.setattr(columns, "costs", lambda: {"macs_measured": "what is multiplied", "stage": "parts of a pass"})
+    text = render(store(tmp_path, rows))
+    header, _, *body = cells_of(text)
+    table = {line[0]: dict(zip(header, line, strict=True)) for line in body}
+    lite, oracle = table["litelvlm"], table["oracle"]
+    assert header[-5:] == ["MACs G", "activation peak MiB", "prefill ms", "speed-up prefill", "note"]
+    assert [lite[name] for name in header[-5:]] == ["3.21", "5.0", "9.0 (8.5 to 11.0)", "1.62", "no speed-up"]
+    assert [oracle[name] for name in header[-5:]] == ["-", "-", "-", "-", ""]
+    assert "- MACs G: what is multiplied" in text
+    assert "- **MACs G**: what is multiplied" in columns.page()
+
+
+def test_one_image_in_a_split_has_no_interval_and_says_so(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    text = render(store(tmp_path, [row for row in rows if row["expression"] < 2]))
+    header, _, *body = cells_of(text)
+    table = {line[0]: dict(zip(header, line, strict=True)) for line in body}
+    assert table["litelvlm"]["95 %"] == "-"
+    assert table["fastv(layer=3)"]["not apart from"] == "random?, best?"
+    assert "no row can be told apart" in text
 
 
 def test_help_loads_nothing_heavy() -> None:
