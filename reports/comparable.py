@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,24 +71,20 @@ def _same_data(part: pd.DataFrame) -> list[tuple[dict[tuple[str, str], str], pd.
 def title(group: Group, others: Sequence[Group]) -> str:
     """Backbone, protocol, and what tells the group from others of the same backbone and protocol."""
     twins = [one for one in others if all(one.facts[name] == group.facts[name] for name in ("backbone", "protocol"))]
-    telling = [name for name in WORDS if len(_values(twins, name)) > 1]
-    words = [f"{WORDS[name][0]} {short(group.facts[name])}" for name in telling]
+    telling = {name: _values(twins, name) for name in WORDS}
+    place = [one is group for one in twins].index(True)
+    words = [f"{WORDS[name][0]} {values[place]}" for name, values in telling.items() if len(set(values)) > 1]
     return ", ".join([group.facts["backbone"], f"protocol {group.facts['protocol']}", *words])
 
 
 def _values(twins: Sequence[Group], name: str) -> list[str]:
-    """What the groups have of one fact; of the data only if a split that they share differs."""
-    if name == "data":
-        prints = pd.concat([group.frame for group in twins]).groupby(COLUMN)["data"].nunique()
-        if prints.max() < 2:
-            return []
-    return list(dict.fromkeys(short(group.facts[name]) for group in twins))
-
-
-def short(value: str) -> str:
-    """A list of fingerprints as its first one."""
-    first, *more = value.split(" ")
-    return f"{first} and {len(more)} more" if more else first
+    """What each group has of one fact; of the data a digest of the fingerprints of those splits that differ somewhere."""
+    if name != "data":
+        return [group.facts[name] for group in twins]
+    prints = [group.frame.drop_duplicates(COLUMN).set_index(COLUMN)["data"].astype(str) for group in twins]
+    differ = pd.concat(prints).groupby(level=COLUMN).nunique() > 1
+    mine = ["\n".join(one[one.index.isin(differ.index[differ])].sort_index()) for one in prints]
+    return [hashlib.sha256(text.encode()).hexdigest()[:8] if "\n" in text else text for text in mine]
 
 
 def why(parted: Sequence[Group]) -> list[str]:
@@ -96,6 +93,7 @@ def why(parted: Sequence[Group]) -> list[str]:
     for backbone in dict.fromkeys(group.facts["backbone"] for group in parted):
         twins = [group for group in parted if group.facts["backbone"] == backbone]
         for name, (word, reason) in WORDS.items():
-            if len(values := _values(twins, name)) > 1:
+            values = list(dict.fromkeys(_values(twins, name)))
+            if len(values) > 1:
                 found.append(f"{backbone}: tables differ in {word} ({' / '.join(values)}) and are not ranked together: {reason}.")
     return found

@@ -51,11 +51,13 @@ def draw(runs: Runs, tables: list[Table], folder: Path) -> list[Path]:
     written = []
     colours = palette(tables)
     with matplotlib.rc_context(STYLE):
-        for table in tables:
+        for number, table in enumerate(tables, 1):
+            facts = table.group.facts
+            stem = slug(f"{facts['backbone']} {facts['protocol']}") + (f"-{number}" if len(tables) > 1 else "")
             for name, figure in _figures(runs, table, colours):
                 FigureCanvasAgg(figure)
                 for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
-                    path = folder / f"{slug(table.title)}-{name}.{kind}"
+                    path = folder / f"{stem}-{name}.{kind}"
                     figure.savefig(path, metadata=metadata, dpi=150, bbox_inches="tight")
                     written.append(path)
     return written
