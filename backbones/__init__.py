@@ -133,12 +133,7 @@ def load(
             model.to(device)
     except torch.OutOfMemoryError as error:
         raise UserError(f"The model does not fit into {device} in {dtype}; give --dtype bfloat16 or another --device.") from error
-    rows = model.language_model.config.vocab_size
-    if tokenizer.largest_id >= rows:
-        raise UserError(
-            f"The tokenizer of {str(folder)!r} gives ids up to {tokenizer.largest_id} and the embedding has {rows} rows; "
-            "copy tokenizer.model and added_tokens.json from where the weights came."
-        )
+    tokenizer.check(model.language_model.config.vocab_size)
     return GlammBackbone(
         model,
         tokenizer,

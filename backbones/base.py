@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 from torch import Tensor
 
 from pruners.base import Pruner, Selection, VisualTokens
@@ -89,6 +91,29 @@ class Grounded:
     retained: Tensor
 
 
+Picture = NDArray[np.uint8] | Image | str | Path  # (H, W, 3) RGB, a picture of pillow's, or an image file
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one expression got.
+
+    Attributes:
+        mask: (H, W) bool at the image's size.
+        kept: (N,) bool in raster order, the patches that the language model's last layer still sees; a token that a method
+            merged stands for the patch at its centre, and class or mean tokens for none.
+        tokens_final: visual tokens in the language model's last layer.
+        tokens_mean: their mean over its layers.
+        seconds: to choose the tokens and to ground, the image being encoded.
+    """
+
+    mask: NDArray[np.bool_]
+    kept: NDArray[np.bool_]
+    tokens_final: int
+    tokens_mean: float
+    seconds: float
+
+
 class Backbone(Protocol):
     """A model that segments what an expression names."""
 
@@ -116,6 +141,17 @@ class Backbone(Protocol):
         self, encoding: Encoding, turns: Sequence[Turn], sample: str, masks: NDArray[np.bool_] | None = None
     ) -> VisualTokens:
         """The image as a pruner sees it; `masks` (M, H, W) is the truth, for controls that may see it."""
+        ...
+
+    def ground(
+        self,
+        image: Picture,
+        expression: str,
+        pruner: str | Pruner = "none",
+        budget: int = 64,
+        truth: NDArray[np.bool_] | None = None,
+    ) -> Answer:
+        """Segment what one expression names in one image; `truth` (H, W) is for controls that may see it."""
         ...
 
     def ground_rows(self, rows: Sequence[Row], share: bool = True) -> list[Grounded]:

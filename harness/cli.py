@@ -1,4 +1,4 @@
-"""The command line: `python -m harness`, `python -m harness list`, `python -m harness gate`."""
+"""The command line: `python -m harness` and its commands."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from harness import commands
+from harness.options import Checkpoint, Clip, Data, Debug, Device, Dtype, Plugins, Pruners, SamDims
 from harness.stops import Terminated, terminate
 
 app = typer.Typer(
@@ -21,10 +23,6 @@ app = typer.Typer(
 )
 INTERRUPTED, TERMINATED = 130, 143  # exit codes after Ctrl-C (typer's own) and SIGTERM
 DEFAULT_LIMIT = 6  # images per split on the embedded backbone, so that a first run ends within three minutes on two cores
-
-Pruners = Annotated[str, typer.Option("--pruners", help="'all', names, globs, parameters: 'litelvlm,fastv(layer=3),vis*'")]
-Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
-Plugins = Annotated[list[str], typer.Option("--plugin", help="Python file that registers a pruner (can be repeated)")]
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -51,8 +49,8 @@ def sweep(
         int | None, typer.Option(help=f"images per split, 0 = all; by default {DEFAULT_LIMIT} on glamm-mini, else 0")
     ] = None,
     seed: Annotated[int, typer.Option(help="source of all draws")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, float64")] = "float32",
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
     attn: Annotated[str, typer.Option(help="eager, sdpa, flash_attention_2")] = "sdpa",
     image_backend: Annotated[str, typer.Option(help="pil, or mmcv: faster grounding branch, same pixels")] = "pil",
     batch_size: Annotated[int, typer.Option(help="rows per forward pass; results do not depend on it")] = 16,
@@ -67,10 +65,10 @@ def sweep(
         typer.Option(help="run folder; an unfinished run in it goes on; by default results/runs/<identity of the run>"),
     ] = None,
     plugin: Plugins = [],  # noqa: B006
-    checkpoint: Annotated[Path | None, typer.Option(help="official GLaMM checkpoint folder")] = None,
-    clip: Annotated[str | None, typer.Option(help="CLIP folder or hub name")] = None,
-    sam_dims: Annotated[Path | None, typer.Option(help="json with the grounding encoder's numbers, if not ViT-H")] = None,
-    data: Annotated[Path | None, typer.Option(help="folder that holds Refer_Segm/")] = None,
+    checkpoint: Checkpoint = None,
+    clip: Clip = None,
+    sam_dims: SamDims = None,
+    data: Data = None,
     costs: Annotated[str, typer.Option(help="off (cost columns are not built yet)")] = "off",
     debug: Debug = False,
 ) -> None:
@@ -186,16 +184,24 @@ def gate(
         gating.accept(baseline, accept, tuple(plugin))
         print(f"new baseline: {baseline}")
         return
-    drops, known = gating.check(baseline, tuple(plugin))
-    for drop in drops:
-        print(f"worse: {drop}")
-    cells = len({(row[0], row[1], row[2]) for row in known["rows"]})
+    found, known = gating.check(baseline, tuple(plugin))
+    for change in found.changes:
+        print(f"{'worse' if change.reasons else 'changed within the tolerances'}: {change}")
+        for moved in change.moved:
+            print(f"    {moved}")
+    if found.unguarded:
+        print(f"not in the baseline: {', '.join(found.unguarded)}; let them in with --accept REASON")
     print(
-        f"gate: {len(drops)} of {cells} pruners at a budget fell by more than {known['tolerance']} points of cIoU, "
-        f"or {known['split_tolerance']} in one split"
+        f"gate: {len(found.worse)} of {found.cells} pruners at a budget got worse: by more than {known['tolerance']:g} points of "
+        f"cIoU, {known['split_tolerance']:g} in one split, or {known['paired_tolerance']:g} in nearly all images together"
     )
-    if drops:
+    if found.worse:
         raise typer.Exit(1)
+
+
+app.command("try")(commands.attempt)
+app.command()(commands.diagnose)
+app.command()(commands.doctor)
 
 
 def main() -> int:

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from scipy.stats import wilcoxon
 
 from harness import metrics
 from pruners.base import UserError
 
-# cIoU points by which a pruner at a budget may fall over all splits together, and in one of them. Another processor
-# rounds differently, and VisPruner's choice hangs on the last bit, so exact equality would fail on sound code.
-TOLERANCE, SPLIT_TOLERANCE = 3.0, 15.0
+# Points of cIoU by which a pruner at a budget may fall over all splits together, and in one of them. Another processor
+# rounds differently, and VisPruner's choice hangs on the last bit, so exact equality would fail on sound code. Such flips go
+# both ways; a fall that most images share is no flip, so a smaller one is enough if the paired test finds it.
+TOLERANCES = {"tolerance": 3.0, "split_tolerance": 15.0, "paired_tolerance": 1.0}
+CHANCE = 0.001  # p below which images fall together; thirteen cells make a false alarm in about one gate of eighty
+NAMED = 5  # expressions that a change names
 SUBSET: dict[str, Any] = {
     "backbone": "glamm-mini",
     "pruners": "all",
@@ -31,13 +35,28 @@ PAIR = [*KEY, "sample", "expression"]
 
 
 @dataclass(frozen=True)
-class Drop:
-    """A pruner at a budget whose score fell.
+class Moved:
+    """An expression whose mask changed; IoU in percent."""
+
+    sample: str
+    expression: int
+    before: float
+    after: float
+
+    def __str__(self) -> str:
+        return f"{self.sample} expression {self.expression}: IoU {self.before:.1f} -> {self.after:.1f}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A pruner at a budget whose masks changed.
 
     Attributes:
         before, after: cIoU in percent over all splits together.
-        splits: splits that fell by more than their tolerance.
-        worst: the expressions that lost most.
+        reasons: which tolerances it fell beyond, in words; none if it is within them all.
+        fell, rose: expressions whose IoU did.
+        of: expressions in all.
+        moved: those that lost most; of a pruner that rose, those that gained most.
     """
 
     pruner: str
@@ -45,15 +64,38 @@ class Drop:
     seed: int
     before: float
     after: float
-    splits: tuple[str, ...]
-    worst: tuple[str, ...]
+    reasons: tuple[str, ...]
+    fell: int
+    rose: int
+    of: int
+    moved: tuple[Moved, ...]
 
     def __str__(self) -> str:
-        splits = f" ({', '.join(self.splits)})" if self.splits else ""
+        reasons = f" ({'; '.join(self.reasons)})" if self.reasons else ""
         return (
-            f"{self.pruner} at {self.budget} tokens (seed {self.seed}): cIoU {self.before:.2f} -> {self.after:.2f}{splits}; "
-            f"lost most on {'; '.join(self.worst)}"
+            f"{self.pruner} at {self.budget} tokens (seed {self.seed}): cIoU {self.before:.2f} -> {self.after:.2f}{reasons}; "
+            f"{self.fell} of {self.of} expressions fell, {self.rose} rose"
         )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A baseline against a run.
+
+    Attributes:
+        cells: pruners at a budget that were compared.
+        changes: those whose masks changed, the largest fall first.
+        unguarded: those of the run that the baseline does not know.
+    """
+
+    cells: int
+    changes: tuple[Change, ...]
+    unguarded: tuple[str, ...]
+
+    @property
+    def worse(self) -> tuple[Change, ...]:
+        """Changes beyond a tolerance."""
+        return tuple(change for change in self.changes if change.reasons)
 
 
 def read_baseline(path: Path) -> dict[str, Any]:
@@ -69,9 +111,9 @@ def read_baseline(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
         pd.DataFrame(content["rows"], columns=[*PAIR, "intersection", "union"])
-        if missing := {"subset", "tolerance", "split_tolerance", "fingerprints", "history"} - content.keys():
+        if missing := {"subset", "fingerprints", "history"} - content.keys():
             raise KeyError(*sorted(missing))
-        return content  # type: ignore[no-any-return]
+        return TOLERANCES | content
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"The baseline {str(path)!r} is damaged ({error!r}); restore it from version control.") from error
 
@@ -106,8 +148,12 @@ def _percent(part: pd.DataFrame) -> tuple[float, float]:
     )
 
 
-def compare(before: pd.DataFrame, after: pd.DataFrame, tolerance: float, split_tolerance: float) -> list[Drop]:
-    """Pruners whose cIoU over the same expressions fell by more than a tolerance, in points.
+def compare(before: pd.DataFrame, after: pd.DataFrame, tolerances: dict[str, Any]) -> Comparison:
+    """The same expressions before and after, pruner by pruner.
+
+    Args:
+        before, after: columns PAIR, intersection, union.
+        tolerances: with the keys of TOLERANCES.
 
     Raises:
         UserError: the run lacks expressions that the baseline has.
@@ -120,23 +166,43 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, tolerance: float, split_t
             f"The baseline has {len(lost)} results that this run lacks, first {first['pruner']} on {first['sample']}; "
             "data or pruners changed, so accept a new baseline with --accept REASON."
         )
+    was, now = metrics.iou(both["intersection"], both["union"]), metrics.iou(both["intersection_now"], both["union_now"])
+    both = both.assign(was=100 * was, now=100 * now, change=100 * (now - was))
     both["column"] = both["sample"].str.rsplit(":", n=1).str[0]
-    drops = []
-    for _, part in both.groupby(KEY, sort=False):
-        old, new = _percent(part)
-        columns = {str(column): _percent(rows) for column, rows in part.groupby("column", sort=False)}
-        fell = tuple(f"{name} {a:.2f} -> {b:.2f}" for name, (a, b) in columns.items() if b < a - split_tolerance)
-        if new < old - tolerance or fell:
-            was = metrics.iou(part["intersection"], part["union"])
-            now = metrics.iou(part["intersection_now"], part["union_now"])
-            worst = part.assign(change=now - was).nsmallest(3, "change")
-            names = tuple(f"{row.sample} expression {row.expression}" for row in worst.itertuples())
-            first = part.iloc[0]
-            drops.append(Drop(first["pruner"], int(first["budget"]), int(first["seed"]), old, new, fell, names))
-    return drops
+    both["image"] = both["sample"].str.rsplit(":", n=1).str[-1]
+    parts = [part for _, part in both.groupby(KEY, sort=False)]
+    changes = [_change(part, tolerances) for part in parts if (part["change"] != 0).any()]
+    known, run = (set(frame[["pruner", "budget"]].itertuples(index=False, name=None)) for frame in (before, after))
+    unguarded = tuple(f"{pruner} at {budget}" for pruner, budget in sorted(run - known))
+    return Comparison(len(parts), tuple(sorted(changes, key=lambda change: change.after - change.before)), unguarded)
 
 
-def check(path: Path, plugins: tuple[str, ...] = ()) -> tuple[list[Drop], dict[str, Any]]:
+def _change(part: pd.DataFrame, tolerances: dict[str, Any]) -> Change:
+    """What happened to one pruner at a budget."""
+    old, new = _percent(part)
+    reasons = [f"more than {tolerances['tolerance']:g} points"] if new < old - tolerances["tolerance"] else []
+    for name, rows in part.groupby("column", sort=False):
+        a, b = _percent(rows)
+        if b < a - tolerances["split_tolerance"]:
+            reasons.append(f"{name} {a:.2f} -> {b:.2f}")
+    images = part.groupby("image")["change"].mean()
+    if images.mean() < -tolerances["paired_tolerance"]:
+        p = float(wilcoxon(images, alternative="less").pvalue)
+        if p < CHANCE:
+            reasons.append(f"images fell by {-images.mean():.2f} points on average and together, p = {p:.1g}")
+    fell, rose = int((part["change"] < 0).sum()), int((part["change"] > 0).sum())
+    first = part.iloc[0]
+    most = part.sort_values("change", ascending=new <= old or bool(reasons), kind="stable").head(NAMED)
+    moved = tuple(
+        Moved(sample, int(expression), float(a), float(b))
+        for sample, expression, a, b in zip(most["sample"], most["expression"], most["was"], most["now"], strict=True)
+        if a != b
+    )
+    pruner, budget, seed = first["pruner"], int(first["budget"]), int(first["seed"])
+    return Change(pruner, budget, seed, old, new, tuple(reasons), fell, rose, len(part), moved)
+
+
+def check(path: Path, plugins: tuple[str, ...] = ()) -> tuple[Comparison, dict[str, Any]]:
     """Measure the baseline's subset again and compare.
 
     Raises:
@@ -150,7 +216,7 @@ def check(path: Path, plugins: tuple[str, ...] = ()) -> tuple[list[Drop], dict[s
         raise UserError(
             f"The baseline {str(path)!r} was made with other {', '.join(changed)}; accept a new one with --accept REASON."
         )
-    return compare(before, after, baseline["tolerance"], baseline["split_tolerance"]), baseline
+    return compare(before, after, baseline), baseline
 
 
 def accept(path: Path, reason: str, plugins: tuple[str, ...] = (), subset: dict[str, Any] | None = None) -> None:
@@ -161,14 +227,13 @@ def accept(path: Path, reason: str, plugins: tuple[str, ...] = (), subset: dict[
     """
     if not reason.strip():
         raise UserError("A new baseline needs a reason; write --accept 'why the numbers may change'.")
-    fresh: dict[str, Any] = {"subset": SUBSET, "tolerance": TOLERANCE, "split_tolerance": SPLIT_TOLERANCE, "history": []}
+    fresh: dict[str, Any] = {"subset": SUBSET, **TOLERANCES, "history": []}
     old = read_baseline(path) if path.exists() else fresh
     chosen = subset or old["subset"]
     frame, prints = measure(chosen, plugins)
     content = {
         "subset": chosen,
-        "tolerance": old["tolerance"],
-        "split_tolerance": old["split_tolerance"],
+        **{name: old[name] for name in TOLERANCES},
         "fingerprints": prints,
         "history": [*old["history"], {"time": datetime.now(UTC).isoformat(timespec="seconds"), "reason": reason}],
     }

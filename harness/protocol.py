@@ -12,7 +12,7 @@ import hashlib
 from dataclasses import dataclass
 
 from backbones.base import Turn
-from backbones.glamm.conversation import ANSWER_TEMPLATES, QUESTION_TEMPLATES
+from backbones.glamm.conversation import ANSWER_TEMPLATES, QUESTION_TEMPLATES, plain_turn, said
 from harness.data import Sample
 from pruners.base import UserError, nearest
 
@@ -64,23 +64,14 @@ def conversations(sample: Sample, protocol: str, seed: int) -> list[Conversation
         UnknownProtocol: no such protocol.
     """
     if check_protocol(protocol) == "each":
-        question, answer = QUESTION_TEMPLATES[0], ANSWER_TEMPLATES[0]
-        return [
-            Conversation((Turn(question.format(_said(sample, position)), answer),), (position,))
-            for position in range(len(sample.expressions))
-        ]
+        return [Conversation((plain_turn(spoken.text),), (position,)) for position, spoken in enumerate(sample.expressions)]
     turns = []
     positions = _drawn(sample, seed)
     for place in range(len(positions)):
         question = QUESTION_TEMPLATES[_draw(seed, sample.id, "question", place) % len(QUESTION_TEMPLATES)]
         answer = ANSWER_TEMPLATES[_draw(seed, sample.id, "answer", place) % len(ANSWER_TEMPLATES)]
-        turns.append(Turn(question.format(_said(sample, positions[place])), answer))
+        turns.append(Turn(question.format(said(sample.expressions[positions[place]].text)), answer))
     return [Conversation(tuple(turns), positions)] if turns else []
-
-
-def _said(sample: Sample, position: int) -> str:
-    # the image's placeholder inside an expression would be taken for a second image
-    return sample.expressions[position].text.replace("<image>", " ").strip().lower()
 
 
 def _drawn(sample: Sample, seed: int) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from backbones.asking import Asking
 from backbones.base import Encoding, Grounded, Pixels, Row, Turn
 from pruners.base import LayerPruner, Need, VisualTokens
 from tests.refer_tree import HEIGHT, SHIFTED, SQUARE, ref, write_tree
@@ -29,7 +30,7 @@ def vector(text: str, width: int = WIDTH) -> Tensor:
     return torch.randn(width, generator=torch.Generator().manual_seed(seed))
 
 
-class FakeBackbone:
+class FakeBackbone(Asking):
     """Sees 8 x 8 patches; a mask is what the kept patches say about the question, everything else is background.
 
     Args:

@@ -201,5 +201,17 @@ def test_help_needs_no_heavy_import() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert done.returncode == 0, done.stderr
-    for option in ("--pruners", "--budgets", "--protocol", "--plugin", "--checkpoint", "--costs", "gate", "list"):
+    for option in (
+        "--pruners",
+        "--budgets",
+        "--protocol",
+        "--plugin",
+        "--checkpoint",
+        "--costs",
+        "gate",
+        "list",
+        "try",
+        "doctor",
+        "diagnose",
+    ):
         assert option in done.stdout

@@ -54,7 +54,7 @@ def scores(mini: GlammBackbone, *, blind: bool = False) -> float:
             count = 0 if blind else 576
             rows.append(Row(encoding, (turn,), none, count, Selection(torch.arange(count))))
             truths.append(scene.objects[target].mask)
-    for result, truth in zip(mini.ground(rows), truths, strict=True):
+    for result, truth in zip(mini.ground_rows(rows), truths, strict=True):
         a, b = metrics.counts((result.logits[0] > 0).numpy(), truth.astype(np.uint8))
         inner, outer = inner + a, outer + b
     return inner / outer

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from backbones.asking import Asking
 from backbones.base import Encoding, Grounded, Pixels, Row, Turn
 from backbones.glamm.conversation import build
 from backbones.glamm.decoder import run_layers
@@ -34,7 +35,7 @@ FULL_ROWS = 8
 FULL_LENGTH = 8
 
 
-class GlammBackbone:
+class GlammBackbone(Asking):
     """A loaded GLaMM.
 
     Args:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,69 +25,100 @@ TOKENIZER_FILES = ("tokenizer.model", "added_tokens.json", "special_tokens_map.j
 CLIP_TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
 
 
-def fill(
-    module: nn.Module,
-    folder: Path,
-    rename: Callable[[str], str | None],
-    named: Callable[[str], str | None],
-    prefixes: tuple[str, ...],
-    dtype: torch.dtype,
-    device: str,
-) -> None:
-    """Replace the module's meta tensors by the folder's, every one of them.
+@dataclass(frozen=True)
+class Part:
+    """A module and the folder that holds its tensors.
 
-    Args:
+    Attributes:
         rename: the folder's name of a tensor to the module's; None if it is not needed, KeyError if it is unknown.
         named: the module's name to the folder's.
         prefixes: which of the module's tensors the folder holds.
-
-    Raises:
-        UserError: names all tensors that are missing, unexpected, stored twice, wrongly shaped or not finite.
     """
-    wanted = {name: p for name, p in module.state_dict().items() if name.startswith(prefixes) and name != TIED}
-    given: dict[str, Tensor] = {}
-    seen: set[str] = set()
-    unexpected: list[str] = []
-    twice: list[str] = []
-    shapes: list[str] = []
-    broken: list[str] = []
-    large: list[str] = []
-    for name, tensor in tensors(folder):
-        try:
-            ours = rename(name)
-        except KeyError:
-            unexpected.append(name)
-            continue
-        if ours is None:
-            continue
-        if ours not in wanted:
-            unexpected.append(name)
-            continue
-        if ours in seen:
-            twice.append(name)
-            continue
-        seen.add(ours)
-        if tensor.shape != wanted[ours].shape:
-            shapes.append(f"{name} {list(tensor.shape)} instead of {list(wanted[ours].shape)}")
-            continue
-        given[ours] = tensor.to(device=device, dtype=dtype)
-        if not bool(torch.isfinite(given[ours]).all()):
-            (large if bool(torch.isfinite(tensor).all()) else broken).append(name)
-    problems = [
-        f"{label} {sample(names)}"
-        for label, names in (
-            ("missing:", [named(name) or name for name in wanted if name not in seen]),
-            ("unexpected:", unexpected),
-            ("stored twice:", twice),
-            ("wrong shape:", shapes),
-            ("NaN or infinite:", broken),
-            (f"too large for {str(dtype).removeprefix('torch.')}:", large),
-        )
-        if names
-    ]
-    if problems:
-        raise UserError(f"The checkpoint {str(folder)!r} does not fit its config ({'; '.join(problems)}).")
-    module.load_state_dict(given, strict=False, assign=True)
+
+    module: nn.Module
+    folder: Path
+    rename: Callable[[str], str | None]
+    named: Callable[[str], str | None]
+    prefixes: tuple[str, ...]
+
+    def matching(self, problems: dict[str, list[str]]) -> Iterator[tuple[str, str, Tensor]]:
+        """The folder's tensors that the module wants: (stored name, module's name, tensor).
+
+        Args:
+            problems: gets the names of all others, and of what is missing, by kind.
+        """
+        wanted = {name: p for name, p in self.module.state_dict().items() if name.startswith(self.prefixes) and name != TIED}
+        seen: set[str] = set()
+        for kind in ("missing:", "unexpected:", "stored twice:", "wrong shape:"):
+            problems[kind] = []
+        for name, tensor in tensors(self.folder):
+            try:
+                ours = self.rename(name)
+            except KeyError:
+                problems["unexpected:"].append(name)
+                continue
+            if ours is None:
+                continue
+            if ours not in wanted:
+                problems["unexpected:"].append(name)
+            elif ours in seen:
+                problems["stored twice:"].append(name)
+            elif tensor.shape != wanted[ours].shape:
+                seen.add(ours)
+                problems["wrong shape:"].append(f"{name} {list(tensor.shape)} instead of {list(wanted[ours].shape)}")
+            else:
+                seen.add(ours)
+                yield name, ours, tensor
+        problems["missing:"] = [self.named(name) or name for name in wanted if name not in seen]
+
+    def refuse(self, problems: dict[str, list[str]]) -> None:
+        """Raise UserError with all problems, if there are any."""
+        told = [f"{kind} {sample(names)}" for kind, names in problems.items() if names]
+        if told:
+            raise UserError(
+                f"The checkpoint {str(self.folder)!r} does not fit its config ({'; '.join(told)}); copy both from one release."
+            )
+
+    def check(self) -> int:
+        """How many tensors fit, by name and shape alone: values are not read.
+
+        Raises:
+            UserError: names all tensors that are missing, unexpected, stored twice or wrongly shaped.
+        """
+        problems: dict[str, list[str]] = {}
+        count = sum(1 for _ in self.matching(problems))
+        self.refuse(problems)
+        return count
+
+    def fill(self, dtype: torch.dtype, device: str) -> None:
+        """Replace the module's meta tensors by the folder's, every one of them.
+
+        Raises:
+            UserError: as `check`, and names tensors that are not finite.
+        """
+        given: dict[str, Tensor] = {}
+        problems: dict[str, list[str]] = {}
+        broken: list[str] = []
+        large: list[str] = []
+        for name, ours, tensor in self.matching(problems):
+            given[ours] = tensor.to(device=device, dtype=dtype)
+            if not bool(torch.isfinite(given[ours]).all()):
+                (large if bool(torch.isfinite(tensor).all()) else broken).append(name)
+        problems |= {"NaN or infinite:": broken, f"too large for {str(dtype).removeprefix('torch.')}:": large}
+        self.refuse(problems)
+        self.module.load_state_dict(given, strict=False, assign=True)
+
+
+def clip_part(module: nn.Module, folder: Path) -> Part:
+    """CLIP and its folder."""
+    # position_ids were saved by older transformers and follow from the config
+    return Part(module, folder, lambda name: None if name.endswith("position_ids") else name, str, ("",))
+
+
+def glamm_part(module: nn.Module, folder: Path) -> Part:
+    """GLaMM and its official folder, which holds no CLIP."""
+    ours = ("language_model.", "projector.", "text_hidden_fcs.", "lm_head.", "grounding_encoder.")
+    return Part(module, folder, to_ours, to_official, ours)
 
 
 def materialise(model: GlammModel, device: str) -> None:
@@ -147,10 +179,8 @@ def load_checkpoint(
         sam = read_json(folder / "sam_dims.json", "it gives the numbers of the grounding encoder")
     tower = clip_folder(clip)
     model = build_meta(settings, clip_config(tower), sam, attn)
-    # position_ids were saved by older transformers and follow from the config
-    fill(model.clip, tower, lambda name: None if name.endswith("position_ids") else name, str, ("",), dtype, device)
-    ours = ("language_model.", "projector.", "text_hidden_fcs.", "lm_head.", "grounding_encoder.")
-    fill(model, folder, to_ours, to_official, ours, dtype, device)
+    clip_part(model.clip, tower).fill(dtype, device)
+    glamm_part(model, folder).fill(dtype, device)
     materialise(model, device)
     return model.eval().requires_grad_(False)
 

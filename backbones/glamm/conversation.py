@@ -34,6 +34,17 @@ ANSWER_TEMPLATES = (
 )
 
 
+def plain_turn(expression: str) -> Turn:
+    """The expression in the first wording of question and answer, stripped and lower-cased as officially."""
+    return Turn(QUESTION_TEMPLATES[0].format(said(expression)), ANSWER_TEMPLATES[0])
+
+
+def said(expression: str) -> str:
+    """The expression as it goes into a question."""
+    # the image's placeholder inside an expression would be taken for a second image
+    return expression.replace("<image>", " ").strip().lower()
+
+
 def build(turns: Sequence[Turn]) -> str:
     """The teacher-forced conversation of all turns, answers included; the image stands before the first question."""
     text = SYSTEM + " "

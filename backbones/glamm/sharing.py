@@ -147,7 +147,11 @@ class Shared:
         deep = self.depth if any(asks[k].pruner is None for k in numbers) else max(cuts)
         past = Past(start, torch.zeros(len(visual), dtype=torch.long, device=self.device))
         saved = dict.fromkeys(cuts, visual)
-        through(self.llm, visual, _places(len(beginning), visual.shape[1], len(visual), self.device), past, range(deep), saved)
+        if visual.shape[1]:
+            places = _places(len(beginning), visual.shape[1], len(visual), self.device)
+            through(self.llm, visual, places, past, range(deep), saved)
+        else:  # an image of no token: questions follow the beginning at once
+            past.layers = {layer: (key[past.owner], value[past.owner]) for layer, (key, value) in start.layers.items()}
         # rows of one context and the same words are one branch until a cut parts them
         branches: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(list)
         for number in numbers:

@@ -31,6 +31,7 @@ class LlamaTokenizer:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         model = folder / "tokenizer.model"
         if not model.is_file():
             raise UserError(f"There is no tokenizer.model in {str(folder)!r}; copy it from the GLaMM-RefSeg release.")
@@ -63,6 +64,14 @@ class LlamaTokenizer:
     def largest_id(self) -> int:
         """The largest id that a text can get; the embedding has to have a row for it."""
         return max(self._pieces.get_piece_size() - 1, *self._added.values())
+
+    def check(self, rows: int) -> None:
+        """Raise UserError unless an embedding of so many rows has one for every id."""
+        if self.largest_id >= rows:
+            raise UserError(
+                f"The tokenizer of {str(self._folder)!r} gives ids up to {self.largest_id} and the embedding has {rows} rows; "
+                "copy tokenizer.model and added_tokens.json from where the weights came."
+            )
 
     def __len__(self) -> int:
         return self._pieces.get_piece_size() + len(self._added)

@@ -44,12 +44,12 @@ def test_killed_four_times_and_continued(root: Path, whole: Path, tmp_path: Path
     folder = tmp_path / "run"
     hit = 0
     for _ in range(4):
-        process = send(root, folder, PAUSE)
+        process = send(root, folder, 5 * PAUSE)  # sixteen parts: four seconds, more than four waits
         time.sleep(draw.uniform(0.05, 0.6))
         os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
         process.join()
         hit += process.exitcode == -signal.SIGKILL
-    assert hit >= 3, "the run was too short to be killed"
+    assert hit == 4, "the run was too short to be killed"
     finish(root, folder)
     check(folder, whole)
 

@@ -1,0 +1,101 @@
+"""Commands that look at one thing: an image, this machine, a backbone. Heavy imports happen when one runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.options import Checkpoint, Clip, Data, Debug, Device, Dtype, Plugins, Pruners, SamDims
+
+
+def attempt(
+    image: Annotated[str | None, typer.Argument(help="image file; without one, a built-in scene")] = None,
+    expression: Annotated[str | None, typer.Argument(help="what to segment")] = None,
+    pruners: Pruners = "all",
+    budget: Annotated[int, typer.Option(help="visual tokens that the language model gets")] = 64,
+    out: Annotated[Path, typer.Option(help="PNG, SVG or PDF file")] = Path("try.png"),
+    backbone: Annotated[str, typer.Option(help="glamm-mini, glamm")] = "glamm-mini",
+    plugin: Plugins = [],  # noqa: B006
+    checkpoint: Checkpoint = None,
+    clip: Clip = None,
+    sam_dims: SamDims = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    debug: Debug = False,
+) -> None:
+    """Draw what every pruner keeps of one image, and the mask that follows."""
+    from harness.attempt import attempt as ask
+    from harness.attempt import subject
+    from pruners import load_plugin, parse
+
+    for path in plugin:
+        load_plugin(path)
+    chosen = parse(pruners)
+    pixels, text, truth = subject(image, expression)
+
+    import backbones
+    from reports.picture import draw
+
+    model = backbones.load(backbone, checkpoint=checkpoint, clip=clip, sam_dims=sam_dims, device=device, dtype=dtype)
+    found = ask(model, pixels, text, chosen, budget, truth)
+    draw(found, model.grid, budget, out)
+    if found.left_out:
+        print(f"left out, because only the truth tells them what to keep: {', '.join(found.left_out)}")
+    for one in found.answers:
+        score = "" if one.iou is None else f"  IoU {100 * one.iou:5.1f} %"
+        print(f"{one.name:<24} {one.answer.tokens_final:>4} tokens  {one.answer.seconds:6.3f} s{score}")
+    print(f"picture: {out}")
+
+
+def doctor(
+    data: Data = None,
+    checkpoint: Checkpoint = None,
+    clip: Annotated[Path | None, typer.Option(help="CLIP folder")] = None,
+    sam_dims: SamDims = None,
+    debug: Debug = False,
+) -> None:
+    """Look at this machine, data and weights, one line per finding; exit code 1 if something is wrong."""
+    from harness.doctor import examine
+
+    wrong = 0
+    for finding in examine(data, checkpoint, clip, sam_dims):
+        print(finding, flush=True)
+        wrong += finding.level == "wrong"
+    print(f"doctor: {wrong or 'nothing'} wrong")
+    if wrong:
+        raise typer.Exit(1)
+
+
+def diagnose(
+    backbone: Annotated[str, typer.Option(help="glamm-mini, glamm")] = "glamm-mini",
+    datasets: Annotated[str, typer.Option(help="'all' (the table's eight columns) or e.g. refshapes:val,refcoco:testA")] = "all",
+    data: Data = None,
+    limit: Annotated[int, typer.Option(min=0, help="images per split, 0 = all")] = 24,
+    run: Annotated[Path | None, typer.Option(help="run folder of this backbone: what its pruners kept of the referents")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder; by default results/diagnosis/<backbone>")] = None,
+    checkpoint: Checkpoint = None,
+    clip: Clip = None,
+    sam_dims: SamDims = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    debug: Debug = False,
+) -> None:
+    """Measure whether the referent's tokens look less like the text than others do, and what pruners keep of them."""
+    import dataclasses
+
+    import backbones
+    from harness import diagnose as diagnosing
+    from harness.data import parse_datasets
+    from reports.diagnosis import verdict, write
+
+    pairs = parse_datasets(datasets, data)
+    model = backbones.load(backbone, checkpoint=checkpoint, clip=clip, sam_dims=sam_dims, device=device, dtype=dtype)
+    kept = diagnosing.kept(run, model) if run is not None else None
+    found = dataclasses.replace(diagnosing.examine(model, pairs, limit, str(data) if data else None), kept=kept)
+    page = write(found, out or Path("results") / "diagnosis" / backbone)
+    print(verdict(found))
+    if run is None:
+        print("What pruners keep of the referents was not looked at; add --run and the folder of a run of this backbone.")
+    print(f"diagnosis: {page}")

@@ -1,0 +1,200 @@
+"""What a diagnosis is, and its statistics: from numbers per expression, and from the records of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import bootstrap, rankdata
+
+from harness import records
+
+INSIDE = 0.5  # a patch is the referent's if the truth covers at least this share of it, and no border if it covers none
+BINS = 10
+DRAWS = 5000
+MAIN = "[EOS] of the question"
+SIMILARITIES = {
+    MAIN: "cosine of a projected patch and the text embedding of the whole question, as pruners read it",
+    "the same, dot product": "without normalisation, as litelvlm and trim rank",
+    "[EOS] of the expression": "cosine with the text embedding of the expression alone",
+    "[CLS]": "cosine with the projected class token of the image",
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over images with its 95 % interval, images drawn with replacement.
+
+    Attributes:
+        images: on which it rests; with fewer than two there is no interval (NaN).
+    """
+
+    value: float
+    low: float
+    high: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the pruners of a run kept.
+
+    Attributes:
+        run: the run folder.
+        table: one row per (pruner, budget): coverage and its correlation with IoU, both with limits, IoU, expressions.
+        overlap: per budget the mean Jaccard index of what two pruners keep.
+        places: per (pruner, budget) the share of expressions for which each patch is kept, (rows, columns);
+            those that keep all patches or none are left out.
+    """
+
+    run: str
+    table: pd.DataFrame
+    overlap: dict[int, pd.DataFrame]
+    places: dict[tuple[str, int], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All that was measured on one backbone.
+
+    Attributes:
+        rows: one row per expression; columns `image`, `expression`, `auroc <similarity>`, `rank <similarity> <bin>`, `pearson`,
+            `spearman`, `start <layer>`, `tokens`.
+        left_out: expressions whose referent fills no patch.
+        layers: of the text tower.
+    """
+
+    backbone: str
+    fingerprint: str
+    datasets: tuple[str, ...]
+    limit: int
+    rows: pd.DataFrame
+    left_out: int
+    layers: int
+    kept: Kept | None = None
+
+    def mean(self, column: str) -> Estimate:
+        """A column's mean over images."""
+        return clustered(self.rows[column], self.rows["image"])
+
+    @property
+    def reversal(self) -> bool | None:
+        """Whether the referent's tokens look less like the text than others; None if the interval holds both answers."""
+        auroc = self.mean(f"auroc {MAIN}")
+        if not auroc.low <= auroc.high or auroc.low <= 0.5 <= auroc.high:
+            return None
+        return auroc.high < 0.5
+
+
+def clustered(values: Sequence[float] | pd.Series[float], images: Sequence[str] | pd.Series[str], seed: int = 0) -> Estimate:
+    """Mean over images of the mean over an image's expressions; NaN are left out."""
+    frame = pd.DataFrame({"value": np.asarray(values, dtype=float), "image": np.asarray(images)}).dropna()
+    per_image = frame.groupby("image")["value"].mean().to_numpy()
+    if len(per_image) < 2 or np.ptp(per_image) == 0:
+        value = float(per_image.mean()) if len(per_image) else float("nan")
+        sure = value if len(per_image) > 1 else float("nan")
+        return Estimate(value, sure, sure, len(per_image))
+    found = bootstrap((per_image,), np.mean, n_resamples=DRAWS, batch=500, method="percentile", rng=seed).confidence_interval
+    return Estimate(float(per_image.mean()), float(found.low), float(found.high), len(per_image))
+
+
+def auroc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
+    """Chance that a positive scores above a negative, ties half; NaN if either is absent."""
+    many = int(positive.sum())
+    if many in (0, len(positive)):
+        return float("nan")
+    ranks = rankdata(scores)
+    return float((ranks[positive].sum() - many * (many + 1) / 2) / (many * (len(positive) - many)))
+
+
+def rank_histogram(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(BINS,) share of the positives in each tenth of all ranks, the lowest scores first."""
+    place = (rankdata(scores) - 0.5) / len(scores)
+    return np.histogram(place[positive], bins=BINS, range=(0, 1))[0] / positive.sum()
+
+
+def correlation(x: pd.Series[float], y: pd.Series[float], images: pd.Series[str], seed: int = 0) -> Estimate:
+    """Pearson correlation over expressions, images drawn with replacement."""
+    frame = pd.DataFrame({"x": x - x.mean(), "y": y - y.mean(), "image": images}).dropna()
+    moments = frame.assign(n=1.0, xx=frame.x**2, yy=frame.y**2, xy=frame.x * frame.y)
+    sums = moments.groupby("image")[["n", "x", "y", "xx", "yy", "xy"]].sum().to_numpy()
+
+    def pearson(*parts: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+        n, a, b, aa, bb, ab = (part.sum(axis) for part in parts)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (ab - a * b / n) / np.sqrt((aa - a**2 / n) * (bb - b**2 / n))
+
+    value = float(pearson(*sums.T))
+    if len(sums) < 3 or not np.isfinite(value):
+        return Estimate(value, float("nan"), float("nan"), len(sums))
+    rng = np.random.default_rng(seed)
+    drawn = pearson(*sums[rng.integers(len(sums), size=(DRAWS, len(sums)))].transpose(2, 0, 1))
+    low, high = np.nanquantile(drawn, (0.025, 0.975))
+    return Estimate(value, float(low), float(high), len(sums))
+
+
+def summarise(frame: pd.DataFrame, grid: tuple[int, int], run: str) -> Kept:
+    """Coverage, overlap and places from records."""
+    patches = grid[0] * grid[1]
+    frame = frame.assign(image=frame["sample"].str.rsplit(":", n=1).str[-1])  # data sets share their images
+    seeds = frame.groupby(["pruner", "budget"])["seed"].transform("min")
+    first = frame[frame["seed"] == seeds]  # of a pruner that draws, one seed stands for it where expressions are paired
+    bitmaps: dict[tuple[str, int], pd.Series[Any]] = {}
+    places, lines = {}, []
+    for _, part in frame.groupby(["pruner", "budget"], sort=True):
+        pruner, budget = _cell(part)
+        cover, corr = clustered(part["coverage"], part["image"]), correlation(part["coverage"], part["iou"], part["image"])
+        lines.append(
+            {
+                "pruner": pruner,
+                "budget": budget,
+                **{f"coverage{end}": value for end, value in zip(("", " low", " high"), _limits(cover), strict=True)},
+                **{f"correlation{end}": value for end, value in zip(("", " low", " high"), _limits(corr), strict=True)},
+                "gIoU": part["iou"].mean(),
+                "expressions": len(part[["sample", "expression"]].drop_duplicates()),
+            }
+        )
+        bits = np.stack([records.kept_tokens(text, patches) for text in part["kept"]])
+        if not bits.all() and bits.any():
+            places[pruner, budget] = bits.mean(0).reshape(grid)
+    for _, part in first.groupby(["pruner", "budget"], sort=True):
+        bits = np.stack([records.kept_tokens(text, patches) for text in part["kept"]])
+        if bits.any() and not bits.all():  # pooled tokens are no patches, and `none` keeps all
+            index = pd.MultiIndex.from_frame(part[["sample", "expression"]])
+            bitmaps[_cell(part)] = pd.Series(list(bits), index=index)
+    table = pd.DataFrame(lines).sort_values(["budget", "coverage"], ascending=[False, False], ignore_index=True)
+    budgets = sorted({budget for _, budget in bitmaps}, reverse=True)
+    overlap = {budget: _overlap({name: held for (name, size), held in bitmaps.items() if size == budget}) for budget in budgets}
+    return Kept(run, table, overlap, places)
+
+
+def _cell(part: pd.DataFrame) -> tuple[str, int]:
+    return str(part["pruner"].iloc[0]), int(part["budget"].iloc[0])
+
+
+def _limits(found: Estimate) -> tuple[float, float, float]:
+    return found.value, found.low, found.high
+
+
+def jaccard(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(n,) shared over joined elements of every pair of rows of two (n, N) bitmaps; 1 where both are empty."""
+    joined = (a | b).sum(1)
+    return np.where(joined == 0, 1.0, (a & b).sum(1) / np.maximum(joined, 1))
+
+
+def _overlap(held: dict[str, pd.Series[Any]]) -> pd.DataFrame:
+    """Mean Jaccard index over the expressions that two pruners share."""
+    table = pd.DataFrame(np.eye(len(held)), index=list(held), columns=list(held))
+    for one, other in combinations(held, 2):
+        both = held[one].index.intersection(held[other].index)
+        if len(both):
+            mean = jaccard(np.stack(held[one].loc[both].tolist()), np.stack(held[other].loc[both].tolist())).mean()
+            table.loc[one, other] = table.loc[other, one] = mean
+        else:
+            table.loc[one, other] = table.loc[other, one] = np.nan
+    return table

@@ -1,0 +1,285 @@
+"""The doctor: looks at this machine, a data folder and a checkpoint, one line per finding with what mends it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from packaging.requirements import Requirement
+from tqdm import tqdm
+
+from harness import data
+from harness.data.refer import FOLDER, expected, names, splits
+from harness.data.refshapes.writer import MANIFEST, cache_folder
+from harness.data.refshapes.writer import SPLITS as REFSHAPES
+from harness.data.sample import DataError, Sample
+from harness.provenance import HOME
+from pruners.base import UserError, nearest
+
+# images, refs and expressions of the published splits: RefCOCO and RefCOCO+ by unc, RefCOCOg by umd
+OFFICIAL: dict[str, dict[str, tuple[int, int, int]]] = {
+    "refcoco": {"val": (1500, 3811, 10834), "testA": (750, 1975, 5657), "testB": (750, 1810, 5095)},
+    "refcoco+": {"val": (1500, 3805, 10758), "testA": (750, 1975, 5726), "testB": (750, 1798, 4889)},
+    "refcocog": {"val": (1300, 2573, 4896), "test": (2600, 5023, 9602)},
+}
+OPTIONAL = {"mmcv": "mmcv", "flash_attn": "flash", "deepspeed": "distributed"}  # module -> extra of this project
+FREE_BYTES = 500 * 2**20  # RefShapes needs about 300 MiB
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line.
+
+    Attributes:
+        level: "note" is worth knowing and no fault.
+        what: what was found; a fault's sentence ends with what mends it.
+    """
+
+    level: Literal["ok", "note", "wrong"]
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.level:<5}  {self.what}"
+
+
+def examine(
+    folder: Path | None = None, checkpoint: Path | None = None, clip: Path | None = None, sam_dims: Path | None = None
+) -> Iterator[Finding]:
+    """Look at everything that a run would read.
+
+    Args:
+        folder: data folder that holds Refer_Segm.
+        checkpoint: official GLaMM folder.
+        clip: CLIP folder; by default the copy in the hub's cache, if there is one.
+        sam_dims: the grounding encoder's numbers; by default those beside config.json, else ViT-H.
+    """
+    from backbones import MINI
+
+    yield from _packages()
+    yield from _devices()
+    yield from _cache()
+    yield from _checkpoint(MINI / "checkpoint", MINI / "clip")
+    if checkpoint is not None:
+        tower = clip or _cached_clip()
+        if tower is None:
+            yield Finding("note", "CLIP is not on this machine: the first run fetches 1.7 GB, or give --clip DIR")
+        yield from _checkpoint(checkpoint, tower, sam_dims)
+    elif clip is not None:
+        yield from _clip(clip)
+    if folder is not None:
+        yield from _data(folder)
+
+
+# -- the machine
+
+
+def _requirements() -> list[Requirement]:
+    """What this project needs without extras, from its source folder or from the installed package."""
+    project = HOME / "pyproject.toml"
+    if project.is_file():
+        texts = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    else:
+        texts = [text for text in requires("groundprune") or [] if "extra ==" not in text]
+    return [Requirement(text) for text in texts]
+
+
+def _packages() -> Iterator[Finding]:
+    fine = [f"python {sys.version.split()[0]}"]
+    for wanted in _requirements():
+        try:
+            found = version(wanted.name)
+        except PackageNotFoundError:
+            yield Finding("wrong", f"package {wanted.name} is not installed; pip install '{wanted}'")
+            continue
+        if wanted.specifier.contains(found, prereleases=True):
+            fine.append(f"{wanted.name} {found}")
+        else:
+            yield Finding("wrong", f"package {wanted.name} is {found}, and {wanted.specifier} is needed; pip install '{wanted}'")
+    yield Finding("ok", ", ".join(fine))
+    absent = [f"pip install 'groundprune[{extra}]'" for module, extra in OPTIONAL.items() if find_spec(module) is None]
+    if absent:
+        yield Finding("note", f"not installed and not needed unless an option asks for it: {', '.join(absent)}")
+
+
+def _devices() -> Iterator[Finding]:
+    import torch
+
+    yield Finding("ok", f"cpu: {os.cpu_count()} processors, torch uses {torch.get_num_threads()} threads")
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        yield Finding("ok", f"cuda:{index}: {facts.name}, {facts.total_memory / 2**30:.0f} GiB")
+    if not torch.cuda.is_available():
+        if shutil.which("nvidia-smi"):
+            yield Finding(
+                "wrong", f"torch {torch.__version__} does not see this machine's GPU; install a CUDA build and its driver"
+            )
+        else:
+            yield Finding("note", "no CUDA GPU: run with --device cpu")
+
+
+def _cache() -> Iterator[Finding]:
+    folder = cache_folder()
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        yield Finding("wrong", f"RefShapes cannot be written to '{folder}'; set GROUNDPRUNE_CACHE to a writable folder")
+        return
+    free = shutil.disk_usage(there).free
+    if free < FREE_BYTES:
+        yield Finding("wrong", f"'{folder}' has {free >> 20} MiB left; free {FREE_BYTES >> 20} MiB or set GROUNDPRUNE_CACHE")
+    else:
+        yield Finding("ok", f"cache '{folder}': writable, {free >> 30} GiB left")
+
+
+# -- checkpoints
+
+
+def _cached_clip() -> Path | None:
+    """The hub cache's folder of GLaMM's CLIP, without asking the network."""
+    from huggingface_hub import snapshot_download
+
+    from backbones.glamm.reading import CLIP_HUB, CLIP_REVISION
+
+    try:
+        return Path(snapshot_download(CLIP_HUB, revision=CLIP_REVISION, local_files_only=True))
+    except (OSError, ValueError):
+        return None
+
+
+def _clip(folder: Path) -> Iterator[Finding]:
+    """Key list and shapes of a CLIP folder."""
+    import torch
+    from transformers import CLIPModel
+
+    from backbones.glamm import checkpoint, reading
+    from backbones.glamm.sizes import clip_config
+
+    try:
+        if not folder.is_dir():
+            raise UserError(f"There is no CLIP folder {str(folder)!r}; give --clip the files of {reading.CLIP_HUB}.")
+        config = clip_config(reading.clip_folder(str(folder)))
+        with torch.device("meta"):
+            count = checkpoint.clip_part(CLIPModel(config), folder).check()
+        vision: Any = config.vision_config
+        side = vision.image_size // vision.patch_size
+        yield Finding("ok", f"CLIP '{folder}': {count} tensors, {side} x {side} visual tokens")
+    except UserError as error:
+        yield Finding("wrong", str(error))
+
+
+def _checkpoint(folder: Path, clip: Path | None, sam_dims: Path | None = None) -> Iterator[Finding]:
+    """Config, tokenizer, key list and shapes of a GLaMM folder and its CLIP; values are not read, except for the fingerprint."""
+    from transformers import CLIPConfig
+
+    from backbones.glamm import checkpoint, reading
+    from backbones.glamm.sizes import clip_config
+    from backbones.glamm.tokenizer import LlamaTokenizer
+
+    if clip is not None:
+        yield from _clip(clip)
+    try:
+        if not folder.is_dir():
+            raise UserError(f"There is no checkpoint folder {str(folder)!r}; give --checkpoint the folder with config.json.")
+        settings = reading.read_json(folder / "config.json", "--checkpoint needs the files of a GLaMM-RefSeg release")
+        numbers = sam_dims or folder / "sam_dims.json"
+        sam = (
+            reading.read_json(numbers, "it gives the numbers of the grounding encoder") if sam_dims or numbers.is_file() else None
+        )
+        stub = CLIPConfig(vision_config={"hidden_size": settings.get("mm_hidden_size", 1024), "num_attention_heads": 1})
+        tower = clip_config(clip) if clip is not None and (clip / "config.json").is_file() else stub
+        model = checkpoint.build_meta(settings, tower, sam)
+        count = checkpoint.glamm_part(model, folder).check()
+        words, rows = LlamaTokenizer(folder), model.language_model.config.vocab_size
+        words.check(rows)
+        mark = reading.fingerprint(folder, clip) if clip is not None and clip.is_dir() else reading.fingerprint(folder)
+        yield Finding("ok", f"checkpoint '{folder}': {count} tensors, {rows} embedding rows, fingerprint {mark}")
+    except UserError as error:
+        yield Finding("wrong", str(error))
+
+
+# -- data
+
+
+def _data(root: Path) -> Iterator[Finding]:
+    """Every evaluation split of a data folder."""
+    try:
+        held = names(root)
+    except DataError as error:
+        yield Finding("wrong", str(error))
+        return
+    base = root / FOLDER if (root / FOLDER).is_dir() else root
+    folders = sorted(path.name for path in base.iterdir() if path.is_dir() and path.name not in OFFICIAL)
+    if not held:
+        yield Finding("wrong", f"'{base}' holds no data set; {expected(root, 'refcoco')}")
+    for dataset in [] if set(held) <= REFSHAPES.keys() else OFFICIAL:
+        if dataset not in held:
+            text = f"{dataset} is not in '{base}', and --datasets all needs it; {expected(root, dataset)}."
+            near = nearest(dataset, folders)
+            yield Finding("wrong" if near else "note", text + near)
+    for dataset in held:
+        yield from _dataset(root, dataset)
+
+
+def _dataset(root: Path, dataset: str) -> Iterator[Finding]:
+    try:
+        own, _ = splits(root, dataset)
+    except DataError as error:
+        yield Finding("wrong", str(error))
+        return
+    official = OFFICIAL.get(dataset, {})
+    if absent := [split for split in official if split not in own]:
+        yield Finding("wrong", f"{dataset} lacks the published splits {', '.join(absent)}; take the refs file of the release")
+    for split in own:
+        try:
+            samples = data.load_refer(root, dataset, split)
+            yield from _split(samples, official.get(split), _prints(root).get(f"{dataset}:{split}"))
+        except DataError as error:
+            yield Finding("wrong", str(error))
+
+
+def _prints(root: Path) -> dict[str, str]:
+    """Fingerprints that generated data were written with; none for downloaded data."""
+    from backbones.glamm.reading import read_json
+
+    if not (root / MANIFEST).is_file():
+        return {}
+    found = read_json(root / MANIFEST, "delete the folder, and the next run generates it again").get("fingerprints", {})
+    return found if isinstance(found, dict) else {}
+
+
+def _split(samples: list[Sample], official: tuple[int, int, int] | None, known: str | None) -> Iterator[Finding]:
+    """Counts against the published ones, and every image and mask read once."""
+    name = f"{samples[0].dataset}:{samples[0].split}"
+    spoken = [expression for sample in samples for expression in sample.expressions]
+    counts = (len(samples), len({expression.ref_id for expression in spoken}), len(spoken))
+    told = "{} images, {} refs, {} expressions".format(*counts)
+    fine = True
+    if official is not None and counts != official:
+        whole = "{} images, {} refs, {} expressions".format(*official)
+        fine = False
+        yield Finding("wrong", f"{name} has {told}, and the published split {whole}; take the refs file of the release")
+    broken = []
+    for sample in tqdm(samples, desc=name, unit="image", disable=not sys.stderr.isatty(), leave=False):
+        try:
+            sample.image()
+            sample.masks()
+        except DataError as error:
+            broken.append(str(error))
+    mark = data.fingerprint(samples)
+    if broken:
+        yield Finding(
+            "wrong", f"{name}: {len(broken)} of {len(samples)} images or their masks cannot be used, first: {broken[0]}"
+        )
+    elif known is not None and mark != known:
+        yield Finding(
+            "wrong", f"{name} has fingerprint {mark}, and was written with {known}; delete the folder to generate it again"
+        )
+    elif fine:
+        yield Finding("ok", f"{name}: {told}{' as published' if official else ''}, fingerprint {mark}")

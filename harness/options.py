@@ -1,0 +1,18 @@
+"""Command-line options that several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Pruners = Annotated[str, typer.Option("--pruners", help="'all', names, globs, parameters: 'litelvlm,fastv(layer=3),vis*'")]
+Checkpoint = Annotated[Path | None, typer.Option("--checkpoint", help="official GLaMM checkpoint folder")]
+Clip = Annotated[str | None, typer.Option("--clip", help="CLIP folder or hub name")]
+SamDims = Annotated[Path | None, typer.Option("--sam-dims", help="json with the grounding encoder's numbers, if not ViT-H")]
+Data = Annotated[Path | None, typer.Option("--data", help="folder that holds Refer_Segm/")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1")]
+Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16, float64")]
+Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
+Plugins = Annotated[list[str], typer.Option("--plugin", help="Python file that registers a pruner (can be repeated)")]

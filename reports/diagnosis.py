@@ -1,0 +1,238 @@
+"""A diagnosis as markdown and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from harness.diagnosis import BINS, DRAWS, INSIDE, MAIN, SIMILARITIES, Diagnosis, Estimate, Kept
+from pruners.base import UserError
+
+FILE = "diagnosis.md"
+BAR, EDGE, LEVEL = "#4878a8", "#1c2f42", "#b03a2e"
+RELATION = {True: "less", False: "more"}
+
+
+def verdict(found: Diagnosis) -> str:
+    """Whether the reversal holds, in one sentence."""
+    auroc = found.mean(f"auroc {MAIN}")
+    figures = f"AUROC {auroc.value:.3f}, 95 % interval {auroc.low:.3f} to {auroc.high:.3f}"
+    if found.reversal is None:
+        return (
+            f"It is undecided whether the visual-text similarity reversal holds on {found.backbone}: {auroc.images} images do "
+            "not tell whether the referent's visual tokens look less or more like the question than other tokens do "
+            f"({figures}, which includes 0.5)."
+        )
+    holds, side = ("holds", "below") if found.reversal else ("does not hold", "above")
+    return (
+        f"The visual-text similarity reversal {holds} on {found.backbone}: the referent's visual tokens look "
+        f"{RELATION[found.reversal]} like the question than other tokens do ({figures}, {side} 0.5, {auroc.images} images)."
+    )
+
+
+def write(found: Diagnosis, out: Path) -> Path:
+    """Write `diagnosis.md`, `diagnosis.csv` (one row per expression) and the figures; the markdown's path.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        found.rows.to_csv(out / "diagnosis.csv", index=False)
+        figures: dict[str, Callable[[], Figure]] = {"ranks": lambda: _ranks(found), "sink": lambda: _sink(found)}
+        if (kept := found.kept) is not None:
+            figures |= {"coverage": lambda: _coverage(kept), "overlap": lambda: _overlap(kept), "places": lambda: _places(kept)}
+        for name, draw in figures.items():
+            _save(draw(), out / name)
+        (out / FILE).write_text(_markdown(found), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"Cannot write to {str(out)!r} ({error.strerror}); give --out a folder that you may write.") from error
+    return out / FILE
+
+
+def _save(figure: Figure, stem: Path) -> None:
+    """SVG and PNG, the same bytes for the same input."""
+    FigureCanvasAgg(figure)
+    with matplotlib.rc_context({"svg.hashsalt": stem.name}):
+        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
+        figure.savefig(stem.with_suffix(".png"), dpi=110, metadata={"Software": None})
+
+
+# -- text
+
+
+def _limits(found: Estimate, digits: int = 3) -> str:
+    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def _markdown(found: Diagnosis) -> str:
+    rows, images = len(found.rows), found.rows["image"].nunique()
+    sets = ", ".join(found.datasets)
+    similarity = pd.DataFrame(
+        [
+            {
+                "similarity": name,
+                "AUROC of the referent": _limits(found.mean(f"auroc {name}")),
+                "lowest tenth": f"{100 * found.mean(f'rank {name} 0').value:.1f} %",
+                "highest tenth": f"{100 * found.mean(f'rank {name} {BINS - 1}').value:.1f} %",
+                "what it is": text,
+            }
+            for name, text in SIMILARITIES.items()
+        ]
+    ).to_markdown(index=False, disable_numparse=True)
+    layers = pd.DataFrame(
+        [{"layer": k, "share on the start token": _limits(found.mean(f"start {k}"))} for k in range(found.layers)]
+    ).to_markdown(index=False, disable_numparse=True)
+    tokens = found.mean("tokens")
+    which = f"first {found.limit} images each" if found.limit else "all images"
+    parts = [
+        f"# Diagnosis of {found.backbone}",
+        f"**{verdict(found)}**",
+        f"{rows} expressions of {images} images ({sets}, {which}); "
+        f"{found.left_out} expressions left out because their referent fills no visual token; weights {found.fingerprint}.",
+        "## Where the referent's tokens rank",
+        similarity,
+        "AUROC: the chance that a token of the referent is more similar than a token outside it; 0.5 is no relation, below it "
+        "the referent looks *less* similar. Lowest and highest tenth: the share of the referent's tokens there; "
+        "10 % is no relation.",
+        "![ranks](ranks.svg)",
+        f"Correlation over an image's tokens between similarity to [EOS] (of the question) and to [CLS]: Pearson "
+        f"{_limits(found.mean('pearson'))}, Spearman {_limits(found.mean('spearman'))}.",
+        "## Where [EOS] looks in the text",
+        layers,
+        f"Share of the [EOS] token's attention on the start token, mean over heads. A question has {tokens.value:.1f} tokens on "
+        f"average, so even attention would give {1 / tokens.value:.3f}; far more than that is a text attention sink.",
+        "![sink](sink.svg)",
+    ]
+    if found.kept is not None:
+        parts += _kept_text(found.kept)
+    parts += [
+        "## How",
+        f"A visual token is the referent's if the truth covers at least {INSIDE:g} of its patch, outside if it covers nothing; "
+        "borders in between enter ranks and not AUROC. Visual tokens and [CLS] are those that the projector gets, through CLIP's "
+        "last norm and visual projection. Means are over images of means over an image's expressions; brackets are 95 % "
+        f"intervals from {DRAWS} draws of images with replacement.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _kept_text(kept: Kept) -> list[str]:
+    table = pd.DataFrame(
+        [
+            {
+                "pruner": row["pruner"],
+                "budget": row["budget"],
+                "referent coverage": f"{row['coverage']:.3f} [{row['coverage low']:.3f}, {row['coverage high']:.3f}]",
+                "its correlation with IoU": "-"
+                if np.isnan(row["correlation"])
+                else f"{row['correlation']:.2f} [{row['correlation low']:.2f}, {row['correlation high']:.2f}]",
+                "gIoU": f"{100 * row['gIoU']:.1f}",
+                "expressions": row["expressions"],
+            }
+            for row in kept.table.to_dict("records")
+        ]
+    ).to_markdown(index=False, disable_numparse=True)
+    return [
+        "## What the pruners keep",
+        f"From the run `{kept.run}`.",
+        table,
+        "Coverage: the share of the referent's area whose visual tokens are kept as patches; class, mean and pooled tokens are "
+        "none, so `downsample` has 0. Correlation: Pearson, over expressions; - where nothing varies.",
+        "![coverage](coverage.svg)",
+        "Overlap: mean Jaccard index of the patches that two pruners keep for the same expression; of a pruner that draws, the "
+        "first seed.",
+        "![overlap](overlap.svg)",
+        "Position bias: for how many of the expressions a patch is kept, as a share; those that keep all or none are left out.",
+        "![places](places.svg)",
+    ]
+
+
+# -- figures
+
+
+def _bars(axes: Any, places: Any, found: list[Estimate]) -> None:
+    values = [one.value for one in found]
+    reach = np.array([[one.value - one.low, one.high - one.value] for one in found]).T
+    axes.bar(places, values, color=BAR, width=0.85)
+    axes.errorbar(places, values, yerr=np.nan_to_num(reach).clip(min=0), fmt="none", ecolor=EDGE, capsize=2, linewidth=1)
+
+
+def _ranks(found: Diagnosis) -> Figure:
+    figure = Figure(figsize=(11, 3), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(SIMILARITIES), sharey=True), SIMILARITIES, strict=True):
+        _bars(axes, np.arange(BINS), [found.mean(f"rank {name} {k}") for k in range(BINS)])
+        axes.axhline(1 / BINS, color=LEVEL, linewidth=1, linestyle="--")
+        axes.set_title(f"{name}\nAUROC {found.mean(f'auroc {name}').value:.3f}", fontsize=9)
+        axes.set_xticks([0, BINS - 1], ["least\nsimilar", "most\nsimilar"], fontsize=8)
+    figure.supylabel("share of the referent's tokens", fontsize=9)
+    return figure
+
+
+def _sink(found: Diagnosis) -> Figure:
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.subplots()
+    _bars(axes, np.arange(found.layers), [found.mean(f"start {k}") for k in range(found.layers)])
+    axes.axhline(1 / found.mean("tokens").value, color=LEVEL, linewidth=1, linestyle="--", label="even attention")
+    axes.set_xticks(range(found.layers))
+    axes.set_xlabel("layer of the text tower", fontsize=9)
+    axes.set_ylabel("[EOS] attention on\nthe start token", fontsize=9)
+    axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _coverage(kept: Kept) -> Figure:
+    budgets = sorted(set(kept.table["budget"]), reverse=True)
+    figure = Figure(figsize=(6, 0.6 + 0.24 * len(kept.table) + 0.4 * len(budgets)), layout="constrained")
+    sizes = [int((kept.table["budget"] == budget).sum()) + 1 for budget in budgets]
+    grid = figure.subplots(len(budgets), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": sizes})
+    for axes, budget in zip(grid[:, 0], budgets, strict=True):
+        part = kept.table[kept.table["budget"] == budget].iloc[::-1]
+        reach = np.array([part["coverage"] - part["coverage low"], part["coverage high"] - part["coverage"]])
+        axes.barh(part["pruner"], part["coverage"], color=BAR)
+        axes.errorbar(
+            part["coverage"], np.arange(len(part)), xerr=np.nan_to_num(reach).clip(min=0), fmt="none", ecolor=EDGE, capsize=2
+        )
+        axes.set_title(f"{budget} tokens", fontsize=9, loc="left")
+        axes.tick_params(labelsize=8)
+    grid[-1, 0].set_xlabel("referent coverage", fontsize=9)
+    return figure
+
+
+def _overlap(kept: Kept) -> Figure:
+    count = max(len(kept.overlap), 1)
+    figure = Figure(figsize=(4.6 * count, 4.2), layout="constrained")
+    grid = figure.subplots(1, count, squeeze=False)[0]
+    for axes in grid[len(kept.overlap) :]:
+        axes.set_axis_off()
+    for axes, (budget, table) in zip(grid, kept.overlap.items(), strict=False):
+        axes.imshow(table, vmin=0, vmax=1, cmap="viridis")
+        axes.set_xticks(range(len(table)), table.columns, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(table)), table.index, fontsize=7)
+        for (i, j), value in np.ndenumerate(table.to_numpy()):
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=5.5, color="black" if value > 0.6 else "white")
+        axes.set_title(f"{budget} tokens", fontsize=9)
+    return figure
+
+
+def _places(kept: Kept) -> Figure:
+    pruners = sorted({pruner for pruner, _ in kept.places})
+    budgets = sorted({budget for _, budget in kept.places}, reverse=True)
+    figure = Figure(figsize=(1.35 * len(pruners) + 0.8, 1.6 * len(budgets) + 0.3), layout="constrained")
+    grid = figure.subplots(len(budgets), len(pruners), squeeze=False)
+    image = None
+    for (i, budget), (j, pruner) in ((a, b) for a in enumerate(budgets) for b in enumerate(pruners)):
+        axes = grid[i, j]
+        if (pruner, budget) in kept.places:
+            image = axes.imshow(kept.places[pruner, budget], vmin=0, vmax=1, cmap="magma")
+            axes.set_title(f"{pruner}\n{budget}", fontsize=7)
+        axes.set_axis_off()
+    if image is not None:
+        figure.colorbar(image, ax=grid, shrink=0.8).ax.tick_params(labelsize=7)
+    return figure

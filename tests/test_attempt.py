@@ -1,0 +1,179 @@
+"""Asking about one image: from Python, and drawn by the command line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from backbones.asking import answer
+from harness import attempt, cli
+from pruners import UserError, parse
+from reports.picture import draw, seen
+from tests.fake_backbone import SIDE, FakeBackbone, known
+
+TEXT = "the red star"
+
+
+def picture(height: int = 40, width: int = 64, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["python -m harness", "try", *map(str, words)])
+    return cli.main()
+
+
+# -- in Python
+
+
+def test_an_answer_has_mask_kept_tokens_and_time() -> None:
+    found = FakeBackbone().ground(picture(), TEXT, pruner="uniform", budget=16)
+    assert found.mask.shape == (40, 64)
+    assert found.mask.dtype == np.bool_
+    assert found.kept.shape == (SIDE * SIDE,)
+    assert found.kept.sum() == found.tokens_final == found.tokens_mean == 16
+    assert found.seconds > 0
+
+
+def test_the_mask_follows_from_the_kept_tokens() -> None:
+    few = FakeBackbone().ground(picture(), TEXT, pruner="uniform", budget=4)
+    assert few.mask.sum() <= 4 * 40 * 64 / SIDE**2
+    assert (few.mask <= np.kron(few.kept.reshape(SIDE, SIDE), np.ones((5, 8), dtype=bool))).all()
+
+
+def test_none_keeps_all_tokens_whatever_the_budget() -> None:
+    found = FakeBackbone().ground(picture(), TEXT, budget=4)
+    assert found.kept.all()
+    assert found.tokens_final == SIDE * SIDE
+
+
+def test_a_layer_pruner_reports_its_mean_over_layers() -> None:
+    found = FakeBackbone().ground(picture(), TEXT, pruner="fastv(layer=2)", budget=16)
+    assert (found.tokens_final, found.tokens_mean) == (16, 40)
+
+
+def test_images_come_as_file_picture_or_array(tmp_path: Path) -> None:
+    array = picture()
+    Image.fromarray(array).save(tmp_path / "image.png")
+    model = FakeBackbone()
+    first = model.ground(array, TEXT, pruner="litelvlm", budget=16)
+    for image in (tmp_path / "image.png", str(tmp_path / "image.png"), Image.fromarray(array)):
+        other = model.ground(image, TEXT, pruner="litelvlm", budget=16)
+        assert (other.mask == first.mask).all()
+        assert (other.kept == first.kept).all()
+
+
+@pytest.mark.parametrize("image", ["no/such.png", __file__, np.zeros((4, 4)), np.zeros((4, 4, 4), dtype=np.uint8), None])
+def test_what_is_no_image_is_refused(image: object) -> None:
+    with pytest.raises(UserError, match=r"cannot be read|An image is"):
+        FakeBackbone().ground(image, TEXT)
+
+
+def test_several_pruners_and_impossible_budgets_are_refused() -> None:
+    with pytest.raises(UserError, match="names 2 pruners"):
+        FakeBackbone().ground(picture(), TEXT, pruner="uniform,random")
+    with pytest.raises(UserError, match="cannot keep 65"):
+        FakeBackbone().ground(picture(), TEXT, pruner="uniform", budget=65)
+
+
+def test_no_pruner_gains_from_the_signals_of_another() -> None:
+    model = FakeBackbone()
+    encoding = model.encode([picture()])[0]
+    answer(model, encoding, TEXT, parse("visionzip")[0], 16)
+    assert encoding.signals == {}
+
+
+def test_one_encoding_serves_all_pruners() -> None:
+    model = FakeBackbone()
+    found = attempt.attempt(model, picture(), TEXT, parse("none,uniform,fastv,oracle"), 16)
+    assert model.encoded == [1]
+    assert [one.name for one in found.answers] == ["none", "uniform", "fastv"]
+    assert found.left_out == ("oracle",)
+    assert {one.iou for one in found.answers} == {None}
+
+
+def test_the_truth_gives_scores_and_lets_the_oracle_in() -> None:
+    truth = np.zeros((40, 64), dtype=bool)
+    truth[10:30, 16:40] = True
+    found = attempt.attempt(FakeBackbone(), picture(), TEXT, parse("uniform,oracle"), 16, truth)
+    for one in found.answers:
+        both, any_of = (one.answer.mask & truth).sum(), (one.answer.mask | truth).sum()
+        assert one.iou == pytest.approx(both / any_of)
+    with pytest.raises(UserError, match="sees the truth"):
+        attempt.attempt(FakeBackbone(), picture(), TEXT, parse("oracle"), 16)
+
+
+# -- drawn
+
+
+def test_kept_patches_cover_the_central_square() -> None:
+    kept = np.zeros(4, dtype=bool)
+    kept[1] = True  # top right of 2 x 2
+    wide = seen((4, 10), kept, (2, 2))
+    assert wide.sum() == 4
+    assert wide[0:2, 5:7].all()
+    tall = seen((10, 4), kept, (2, 2))
+    assert tall[3:5, 2:4].all()
+    assert tall.sum() == 4
+
+
+def test_the_command_writes_one_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known(monkeypatch)
+    Image.fromarray(picture(60, 90)).save(tmp_path / "photo.jpg")
+    out = tmp_path / "new" / "seen.png"
+    assert command(monkeypatch, tmp_path / "photo.jpg", TEXT, "--backbone", "fake", "--budget", 16, "--out", out) == 0
+    told = capsys.readouterr().out
+    assert "only the truth tells them what to keep: oracle" in told
+    assert "litelvlm                   16 tokens" in told
+    assert f"picture: {out}" in told
+    with Image.open(out) as opened:
+        assert min(opened.size) > 500
+
+
+def test_without_an_image_there_is_a_scene_with_its_truth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known(monkeypatch)
+    options = ("--backbone", "fake", "--pruners", "uniform,oracle", "--budget", 16, "--out", tmp_path / "a.png")
+    assert command(monkeypatch, *options) == 0
+    assert capsys.readouterr().out.count("IoU") == 2
+    assert command(monkeypatch, "the blue ring", *options) == 0  # another expression: its truth is not known
+    told = capsys.readouterr().out
+    assert "IoU" not in told
+    assert "oracle" in told.splitlines()[0]
+
+
+def test_the_same_input_gives_the_same_picture(tmp_path: Path) -> None:
+    found = attempt.attempt(FakeBackbone(), picture(), TEXT, parse("uniform"), 16)
+    for name in ("a.png", "b.png"):
+        draw(found, (SIDE, SIDE), 16, tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["no_such.png", "it"], "no_such.png"),
+        (["photo.jpg"], "Add an expression"),
+        (["photo.jpg", " "], "expression is empty"),
+        (["--pruners", "litelvm"], "Did you mean 'litelvlm'?"),
+        (["--budget", "99"], "cannot keep 99"),
+        (["--out", "picture.xyz"], "picture.xyz"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(picture()).save("photo.jpg")
+    assert command(monkeypatch, *words, "--backbone", "fake", *([] if "--budget" in words else ["--budget", "8"])) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
