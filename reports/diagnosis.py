@@ -12,7 +12,8 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from harness.diagnosis import BINS, DRAWS, INSIDE, MAIN, SIMILARITIES, Diagnosis, Estimate, Kept
+from harness.diagnosis import BINS, INSIDE, MAIN, SIMILARITIES, Diagnosis, Kept
+from harness.statistics import DRAWS, Estimate
 from pruners.base import UserError
 
 FILE = "diagnosis.md"
@@ -118,7 +119,7 @@ def _markdown(found: Diagnosis) -> str:
         f"A visual token is the referent's if the truth covers at least {INSIDE:g} of its patch, outside if it covers nothing; "
         "borders in between enter ranks and not AUROC. Visual tokens and [CLS] are those that the projector gets, through CLIP's "
         "last norm and visual projection. Means are over images of means over an image's expressions; brackets are 95 % "
-        f"intervals from {DRAWS} draws of images with replacement.",
+        f"intervals from {DRAWS} draws of images with replacement, corrected for few images.",
     ]
     return "\n\n".join(parts) + "\n"
 

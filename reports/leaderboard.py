@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from harness import metrics
+from harness.statistics import Estimate
 from reports import costs
 from reports.columns import explain
 from reports.comparable import COLUMN, SETTING
 from reports.gather import Run, Runs
-from reports.statistics import Estimate
 from reports.tables import Against, Line, Table, column_rank
 
 MINI_WARNING = (

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from harness.statistics import Estimate
 from reports import comparable, costs, figures, leaderboard, publication
 from reports.gather import Runs
 from reports.pictures import pictures
-from reports.statistics import Estimate
 from reports.tables import Against, Line, Table
 
 FOLDER = Path(__file__).parent / "web"

@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from harness import metrics
+from harness import metrics, records
+from harness.statistics import Estimate, Resampled, adjusted, estimate, resample
 from pruners.base import REFERENT, UserError, nearest
 from pruners.registry import get, names
 from reports.comparable import COLUMN, LINE, Group, groups, title
 from reports.gather import Runs
-from reports.statistics import Estimate, Resampled, adjusted, estimate, resample
 
 Column = tuple[str, str]
+Weights = NDArray[np.float64]
 ALPHA = 0.05
 RANDOM, BOUND = "random", "none"
 SPLITS = ("val", "testA", "testB", "test")
@@ -136,11 +138,10 @@ def tables(runs: Runs, baseline: str | None = None) -> list[Table]:
 def _table(group: Group, heading: str, baseline: str | None) -> Table:
     frame = group.frame
     columns = tuple(sorted(dict.fromkeys(frame[COLUMN].itertuples(index=False, name=None)), key=column_rank))
-    parts = {column: _Part(frame[(frame["dataset"] == column[0]) & (frame["split"] == column[1])], column) for column in columns}
-    rows = {key: part for key, part in frame.groupby(LINE, sort=False)}
-    lines = [_line(key, part, parts) for key, part in rows.items()]  # type: ignore[arg-type]
+    drawn = _Drawn(frame, columns)
+    lines = [_line(key, rows, drawn) for key, rows in frame.groupby(LINE, sort=False)]  # type: ignore[arg-type]
     lines.sort(key=lambda line: (line.pruner != BOUND, -line.budget, line.control, -_mean(line), line.pruner))
-    lines = _compared(lines, parts, baseline)
+    lines = _compared(lines, drawn, baseline)
     return Table(heading, group, columns, tuple(lines))
 
 
@@ -148,47 +149,77 @@ def _mean(line: Line) -> float:
     return line.average.value if line.average else float(np.mean([score.value for score in line.scores.values()]))
 
 
-class _Part:
-    """One column: sums per image of every (pruner, budget, seed), drawn again together."""
+class _Drawn:
+    """Every (column, pruner, budget, seed) of a table, drawn again: together with all that rest on the same images."""
 
-    def __init__(self, rows: pd.DataFrame, column: Column) -> None:
-        keys = [*LINE, "seed"]
-        sums = rows.groupby(["sample", *keys])[["intersection", "union"]].sum().unstack(keys, fill_value=0)
-        inner, outer = sums["intersection"], sums["union"][sums["intersection"].columns]
-        self.places = list(inner.columns)
-        self.resampled: Resampled = resample(
-            inner.to_numpy(dtype=np.float64), outer.to_numpy(dtype=np.float64), zlib.crc32(" ".join(column).encode())
+    def __init__(self, frame: pd.DataFrame, columns: Sequence[Column]) -> None:
+        self.columns = columns
+        self._places: list[list[tuple[Any, ...]]] = []
+        self._parts: list[Resampled] = []
+        frame = frame.assign(image=records.images(frame["sample"]))
+        keys = [*COLUMN, *LINE, "seed"]
+        for together in _sharing(frame, columns):
+            rows = frame[pd.MultiIndex.from_frame(frame[COLUMN]).isin(together)]
+            sums = rows.groupby(["image", *keys])[["intersection", "union"]].sum().unstack(keys, fill_value=0)
+            inner, outer = sums["intersection"], sums["union"][sums["intersection"].columns]
+            seed = zlib.crc32(" ".join(map(" ".join, together)).encode())
+            self._places.append(list(inner.columns))
+            self._parts.append(resample(inner.to_numpy(dtype=np.float64), outer.to_numpy(dtype=np.float64), seed))
+
+    def weights(self, pruner: str, budget: int, columns: Sequence[Column]) -> list[Weights] | None:
+        """Of the mean over columns of the mean over seeds, per part; None if the row lacks a column."""
+        found = [np.zeros(len(places)) for places in self._places]
+        for column in columns:
+            here = [np.array([place[:4] == (*column, pruner, budget) for place in places]) for places in self._places]
+            seeds = sum(int(mine.sum()) for mine in here)
+            if not seeds:
+                return None
+            found = [weight + mine / (seeds * len(columns)) for weight, mine in zip(found, here, strict=True)]
+        return found
+
+    def budget(self, pruner: str) -> int:
+        """The first at which it has a row."""
+        return next((int(place[3]) for places in self._places for place in places if place[2] == pruner), -1)
+
+    def estimate(self, weights: list[Weights]) -> Estimate:
+        return estimate(self._parts, weights)
+
+
+def _sharing(frame: pd.DataFrame, columns: Sequence[Column]) -> list[list[Column]]:
+    """Columns in sets that have no image in common."""
+    found: list[tuple[list[Column], set[str]]] = []
+    for column in columns:
+        here = set(frame["image"][(frame["dataset"] == column[0]) & (frame["split"] == column[1])])
+        joined = [one for one in found if one[1] & here]
+        found = [one for one in found if not one[1] & here]
+        found.append(
+            (sorted([*(name for names, _ in joined for name in names), column]), here.union(*(pool for _, pool in joined)))
         )
-        self.rows = {key: part for key, part in rows.groupby(LINE, sort=False)}
-
-    def weight(self, pruner: str, budget: int) -> np.ndarray[Any, np.dtype[np.float64]] | None:
-        """Mean over the seeds of a row; None if it is not here."""
-        mine = np.array([place[:2] == (pruner, budget) for place in self.places], dtype=np.float64)
-        return mine / mine.sum() if mine.any() else None
-
-    def counts(self, pruner: str, budget: int) -> dict[str, Any]:
-        rows = self.rows[(pruner, budget)]
-        scores = [metrics.scores(part["intersection"], part["union"]) for _, part in rows.groupby("seed")]
-        facts: dict[str, Any] = {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}
-        return facts | {
-            "intersection": int(rows["intersection"].sum()),
-            "union": int(rows["union"].sum()),
-            "images": int(rows["sample"].nunique()),
-            "expressions": int(len(rows) / len(scores)),
-            "data": str(rows["data"].iloc[0]),
-            "cells": list(dict.fromkeys(rows["cell"])),
-            "run": sorted(set(rows["run"])),
-        }
+    return [names for names, _ in found]
 
 
-def _line(key: tuple[str, int], rows: pd.DataFrame, parts: dict[Column, _Part]) -> Line:
+def _counts(rows: pd.DataFrame) -> dict[str, Any]:
+    """What the score of one row in one column rests on."""
+    scores = [metrics.scores(part["intersection"], part["union"]) for _, part in rows.groupby("seed")]
+    facts: dict[str, Any] = {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}
+    return facts | {
+        "intersection": int(rows["intersection"].sum()),
+        "union": int(rows["union"].sum()),
+        "images": int(rows["sample"].nunique()),
+        "expressions": int(len(rows) / len(scores)),
+        "data": str(rows["data"].iloc[0]),
+        "cells": list(dict.fromkeys(rows["cell"])),
+        "run": sorted(set(rows["run"])),
+    }
+
+
+def _line(key: tuple[str, int], rows: pd.DataFrame, drawn: _Drawn) -> Line:
     pruner, budget = key
-    weights = {column: weight for column, part in parts.items() if (weight := part.weight(*key)) is not None}
-    counts = {column: parts[column].counts(*key) for column in weights}
-    here = [parts[column].resampled for column in weights]
-    average = None
-    if len(weights) == len(parts):
-        average = estimate(here, [weight / len(parts) for weight in weights.values()])
+    counts = {column: _counts(part) for column, part in rows.groupby(COLUMN, sort=False)}
+    scores = {
+        column: drawn.estimate(weights) for column in drawn.columns if (weights := drawn.weights(*key, [column])) is not None
+    }
+    whole = drawn.weights(*key, drawn.columns)
     seeds = [
         float(np.mean([metrics.ciou(part["intersection"], part["union"]) for _, part in one.groupby(COLUMN)]))
         for _, one in rows.groupby("seed")
@@ -199,17 +230,17 @@ def _line(key: tuple[str, int], rows: pd.DataFrame, parts: dict[Column, _Part]) 
         budget=int(budget),
         control=name in names() and get(name).kind == "control",
         stage=str(rows["stage"].iloc[0]),
-        scores={column: estimate([parts[column].resampled], [weight]) for column, weight in weights.items()},
-        giou={column: counts[column]["giou"] for column in weights},
-        counts=counts,
-        average=average,
+        scores=scores,
+        giou={column: counts[column]["giou"] for column in scores},
+        counts={column: counts[column] for column in scores},
+        average=None if whole is None else drawn.estimate(whole),
         seeds=tuple(seeds),
         tokens_final=float(rows["tokens_final"].mean()),
         tokens_mean=float(rows["tokens_mean"].mean()),
     )
 
 
-def _compared(lines: Sequence[Line], parts: dict[Column, _Part], baseline: str | None) -> list[Line]:
+def _compared(lines: Sequence[Line], drawn: _Drawn, baseline: str | None) -> list[Line]:
     """Every row against the rows of its budget that matter, and what is left of it over the whole table."""
     best: dict[int, str] = {}
     for line in sorted(lines, key=_mean, reverse=True):
@@ -222,7 +253,7 @@ def _compared(lines: Sequence[Line], parts: dict[Column, _Part], baseline: str |
     }
     found = list(lines)
     for kind, other in others.items():
-        made = [_against(line, name, parts) if (name := other(line)) else None for line in lines]
+        made = [_against(line, name, drawn) if (name := other(line)) else None for line in lines]
         qs = adjusted([one.average.p if one else np.nan for one in made])
         for place, (one, q) in enumerate(zip(made, qs, strict=True)):
             if one:
@@ -230,25 +261,17 @@ def _compared(lines: Sequence[Line], parts: dict[Column, _Part], baseline: str |
     return found
 
 
-def _against(line: Line, other: str, parts: dict[Column, _Part]) -> Against | None:
+def _against(line: Line, other: str, drawn: _Drawn) -> Against | None:
     """None for the other row itself, the upper bound, and rows that do not share all columns."""
     if line.pruner in (other, BOUND) or line.average is None:
         return None
-    budget = line.budget if other != BOUND else None
-    weights = {}
-    for column, part in parts.items():
-        mine = part.weight(line.pruner, line.budget)
-        theirs = part.weight(other, budget if budget is not None else _only_budget(part, other))
-        if mine is None or theirs is None:
-            return None
-        weights[column] = mine - theirs
-    here = [part.resampled for part in parts.values()]
-    return Against(
-        other,
-        estimate(here, [weight / len(parts) for weight in weights.values()]),
-        {column: estimate([parts[column].resampled], [weight]) for column, weight in weights.items()},
-    )
 
+    def minus(columns: Sequence[Column]) -> Estimate | None:
+        mine = drawn.weights(line.pruner, line.budget, columns)
+        theirs = drawn.weights(other, drawn.budget(other) if other == BOUND else line.budget, columns)
+        return None if mine is None or theirs is None else drawn.estimate([a - b for a, b in zip(mine, theirs, strict=True)])
 
-def _only_budget(part: _Part, pruner: str) -> int:
-    return next((int(place[1]) for place in part.places if place[0] == pruner), -1)
+    average = minus(drawn.columns)
+    if average is None:
+        return None
+    return Against(other, average, {column: one for column in drawn.columns if (one := minus([column])) is not None})

@@ -19,7 +19,8 @@ from reports import __main__ as command
 from reports import columns, figures, gather, page, publication
 from reports import render as write
 from reports.leaderboard import MINI_WARNING
-from tests.a_run import COLUMNS, LINES, some_rows, store
+from reports.tables import tables
+from tests.a_run import COLUMNS, LINES, a_row, some_rows, store
 
 
 def render(folder: Path, *more: Path, **options: Any) -> str:
@@ -267,6 +268,27 @@ def test_marks_tell_what_cannot_be_told_apart(rows: list[dict[str, Any]], tmp_pa
     assert (one["low"] <= one["value"]).all()
     assert (one["value"] <= one["high"]).all()
     assert one.loc[("random", "Avg."), "q"] >= one.loc[("random", "Avg."), "p"]
+
+
+def test_an_average_over_splits_of_the_same_images_is_as_wide_as_one_of_them(tmp_path: Path) -> None:
+    """RefCOCO and RefCOCO+ ask about the same images; that is half as much to learn as from others."""
+    generator = np.random.default_rng(3)
+    easy = generator.integers(10, 95, 60)
+
+    def width(name: str, image_of: dict[str, int]) -> float:
+        rows = [
+            a_row((dataset, "val"), "none", 576, 0, 2 * k)
+            | {"sample": f"{dataset}:val:{first + k}", "intersection": int(value), "union": 100, "place": 0, "of": 1}
+            for dataset, first in image_of.items()
+            for k, value in enumerate(easy)
+        ]
+        (table,) = tables(gather.gather([store(tmp_path / name, rows)]))
+        average = table.lines[0].average
+        assert average is not None
+        return average.high - average.low
+
+    same, others = width("same", {"refcoco": 0, "refcoco+": 0}), width("others", {"refcoco": 0, "refcoco+": 1000})
+    assert same / others == pytest.approx(2**0.5, rel=0.1)
 
 
 def test_a_baseline_without_a_row_is_a_users_mistake(rows: list[dict[str, Any]], tmp_path: Path) -> None:

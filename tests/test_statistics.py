@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reports.statistics import adjusted, difference, estimate, interval, per_image, resample
+from harness.statistics import adjusted, correlation, difference, estimate, interval, mean, per_image, resample
 from tests.simulated import coverage, images
 
 REPETITIONS = 1000  # Monte-Carlo error of a coverage near 95 %: 0.69 points; 93 to 97 % is 2.9 of them on either side
 
 
-@pytest.mark.parametrize(("count", "splits"), [(200, 1), (50, 4)])
-def test_95_percent_intervals_hold_the_truth_in_93_to_97_percent_of_studies(count: int, splits: int) -> None:
-    found = coverage(count, REPETITIONS, splits, draws=400)
+@pytest.mark.parametrize(("count", "splits", "shared"), [(200, 1, False), (50, 4, False), (100, 3, True)])
+def test_95_percent_intervals_hold_the_truth_in_93_to_97_percent_of_studies(count: int, splits: int, shared: bool) -> None:
+    found = coverage(count, REPETITIONS, splits, draws=400, shared=shared)
     assert 0.93 <= found["score"] <= 0.97
     assert 0.93 <= found["difference"] <= 0.97
     assert 0.03 <= found["false alarm"] <= 0.07
@@ -101,6 +101,43 @@ def test_few_images_give_wider_intervals_than_bare_percentiles() -> None:
 def test_sums_per_image() -> None:
     assert per_image([1, 2, 4], ["b", "a", "b"]).tolist() == [2, 5]
     assert per_image([[1, 1], [2, 0], [4, 1]], ["b", "a", "b"]).tolist() == [[2, 0], [5, 2]]
+
+
+def test_in_a_mean_an_image_counts_once_however_many_expressions_it_has() -> None:
+    found = mean([0.0] * 9 + [1.0] + [float("nan")], ["a"] * 9 + ["b"] + ["c"])
+    assert found.value == pytest.approx(0.5)
+    assert found.images == 2
+
+
+def test_the_interval_of_a_mean_widens_with_clusters_and_holds_the_truth() -> None:
+    inside = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        images = np.repeat(np.arange(40), 5)
+        values = rng.normal(size=40)[images] + 0.1 * rng.normal(size=200)
+        found = mean(values, images.astype(str), seed)
+        inside += found.low <= 0 <= found.high
+        naive = mean(values, np.arange(200).astype(str), seed)
+        assert found.high - found.low > 1.5 * (naive.high - naive.low)
+    assert inside >= 52  # 57 expected; below 52 by chance once in some hundred
+
+
+def test_a_mean_of_one_image_has_no_interval() -> None:
+    found = mean([0.2, 0.4], ["a", "a"])
+    assert found.value == pytest.approx(0.3)
+    assert np.isnan(found.low)
+
+
+def test_correlation_is_pearsons_and_its_interval_knows_the_images() -> None:
+    generator = np.random.default_rng(9)
+    x = generator.normal(size=300)
+    y = 0.6 * x + 0.8 * generator.normal(size=300)
+    images = np.arange(300)
+    found = correlation(x, y, images)
+    assert found.value == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert found.low < found.value < found.high
+    assert found.high - found.low == pytest.approx(2 * 1.96 * (1 - found.value**2) / np.sqrt(300), rel=0.25)
+    assert np.isnan(correlation(x * 0 + 1, y, images).value)
 
 
 def test_false_discoveries_over_a_table() -> None:

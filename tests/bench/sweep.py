@@ -1,8 +1,8 @@
 """What does sharing save? `python -m tests.bench.sweep [--limit 2] [--datasets all] [--times 3]`.
 
-One sweep of all pruners at 64, 128 and 192 tokens on the embedded backbone, twice in one process: with everything computed once that
-cells have in common, and cell by cell as with --no-share. Both fill run folders through the runner; the folders are compared row
-for row. Wall time tells what a user waits, processor time what neighbours on the machine cannot change.
+One sweep of all pruners at 64, 128 and 192 tokens on the embedded backbone, twice in one process: with everything computed once
+that cells have in common, and cell by cell as with --no-share. Both fill run folders through the runner; the folders are compared
+row for row. Wall time tells what a user waits, processor time what neighbours on the machine cannot change.
 """
 
 from __future__ import annotations
