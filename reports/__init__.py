@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 MARKDOWN, CSV, COMPARED, LATEX, PAGE, FIGURES = (
     "leaderboard.md",
@@ -49,6 +51,7 @@ def render(
         notes = [f"**{warning}**\n" for warning in leaderboard.warnings(table, runs)]
         shown = [f"{leaderboard.markdown(table, runs.costs)}\n", *publication.markdown(table, runs)]
         parts.append("\n".join([f"# {table.title}\n", *notes, *shown]))
+    parts += [f"{heading}\n" for run in runs.runs for heading in _diagnosed(run.folder, run.diagnosis, target)]
     parts.append("\n".join(f"- {line}" for line in leaderboard.footer(runs, found)) + "\n")
     texts = {
         MARKDOWN: "\n".join(parts),
@@ -66,3 +69,13 @@ def render(
     except OSError as error:
         raise UserError(f"Cannot write to {str(target)!r} ({error.strerror}); give --out a folder that you may write.") from error
     return [target / name for name in texts] + drawn
+
+
+def _diagnosed(folder: Path, told: dict[str, Any] | None, target: Path) -> list[str]:
+    """A run's diagnosis: its verdict, and where the rest is."""
+    if told is None:
+        return []
+    from reports import diagnosis
+
+    page = Path(os.path.relpath(folder / diagnosis.FOLDER / diagnosis.FILE, target)).as_posix()
+    return [f"# Diagnosis of {told['backbone']}", f"{told['verdict']} Numbers and figures: [{diagnosis.FILE}]({page})."]

@@ -24,6 +24,7 @@ SHOWN: dict[str, tuple[str, float, int]] = {
     "speedup_total": ("speed-up total", 1, 2),
     "note": ("note", 1, 0),
 }
+TOTAL = "stage.total_ms"
 SPREAD = ("prefill_ms", "compute_ms", "cuda_ms")  # shown with their 5th and 95th percentile
 
 
@@ -65,11 +66,11 @@ def _text(name: str, record: dict[str, Any]) -> str:
 
 
 def stages(record: dict[str, Any]) -> dict[str, float]:
-    """Median milliseconds per stage."""
+    """Median milliseconds per stage; their total is not one."""
     return {
         name.removeprefix("stage.").removesuffix("_ms"): float(value)
         for name, value in record.items()
-        if name.startswith("stage.") and name.endswith("_ms") and _known(value)
+        if name.startswith("stage.") and name.endswith("_ms") and name != TOTAL and _known(value)
     }
 
 

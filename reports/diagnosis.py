@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,22 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from harness.diagnosis import BINS, INSIDE, MAIN, SIMILARITIES, Diagnosis, Kept
 from harness.statistics import DRAWS, Estimate
 from pruners.base import UserError
+from reports.style import COLOURS, STYLE, save
 
-FILE = "diagnosis.md"
-BAR, EDGE, LEVEL = "#4878a8", "#1c2f42", "#b03a2e"
+FOLDER, FILE, SUMMARY = "diagnosis", "diagnosis.md", "diagnosis.json"
+BAR, LEVEL, EDGE = *COLOURS[:2], "#1c2f42"
+CAPTIONS = {
+    "ranks": "Where the referent's tokens rank among all tokens of the image by each similarity; dashed: no relation.",
+    "sink": "Share of the [EOS] token's attention on the start token, mean over heads.",
+    "coverage": "Referent coverage: the share of the referent's area whose visual tokens are kept.",
+    "overlap": "Overlap: mean Jaccard index of the patches that two pruners keep for the same expression.",
+    "places": "Position bias: for how many of the expressions a patch is kept, as a share.",
+}
 RELATION = {True: "less", False: "more"}
 
 
@@ -39,7 +47,7 @@ def verdict(found: Diagnosis) -> str:
 
 
 def write(found: Diagnosis, out: Path) -> Path:
-    """Write `diagnosis.md`, `diagnosis.csv` (one row per expression) and the figures; the markdown's path.
+    """Write `diagnosis.md`, `diagnosis.csv` (one row per expression), the figures, and what a report tells; the markdown's path.
 
     Raises:
         UserError: the folder cannot be written.
@@ -50,20 +58,22 @@ def write(found: Diagnosis, out: Path) -> Path:
         figures: dict[str, Callable[[], Figure]] = {"ranks": lambda: _ranks(found), "sink": lambda: _sink(found)}
         if (kept := found.kept) is not None:
             figures |= {"coverage": lambda: _coverage(kept), "overlap": lambda: _overlap(kept), "places": lambda: _places(kept)}
-        for name, draw in figures.items():
-            _save(draw(), out / name)
+        with matplotlib.rc_context(STYLE):
+            for name, draw in figures.items():
+                save(draw(), out / name)
         (out / FILE).write_text(_markdown(found), encoding="utf-8")
+        told: dict[str, Any] = {"backbone": found.backbone, "fingerprint": found.fingerprint, "verdict": verdict(found)}
+        told["figures"] = {name: CAPTIONS[name] for name in figures}
+        (out / SUMMARY).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"Cannot write to {str(out)!r} ({error.strerror}); give --out a folder that you may write.") from error
     return out / FILE
 
 
-def _save(figure: Figure, stem: Path) -> None:
-    """SVG and PNG, the same bytes for the same input."""
-    FigureCanvasAgg(figure)
-    with matplotlib.rc_context({"svg.hashsalt": stem.name}):
-        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
-        figure.savefig(stem.with_suffix(".png"), dpi=110, metadata={"Software": None})
+def read(folder: Path) -> dict[str, Any] | None:
+    """What `write` left in a folder: backbone, fingerprint, verdict, and per figure its caption; None if it did not."""
+    path = folder / SUMMARY
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 # -- text
@@ -214,6 +224,7 @@ def _overlap(kept: Kept) -> Figure:
         axes.set_axis_off()
     for axes, (budget, table) in zip(grid, kept.overlap.items(), strict=False):
         axes.imshow(table, vmin=0, vmax=1, cmap="viridis")
+        axes.grid(visible=False)
         axes.set_xticks(range(len(table)), table.columns, rotation=90, fontsize=7)
         axes.set_yticks(range(len(table)), table.index, fontsize=7)
         for (i, j), value in np.ndenumerate(table.to_numpy()):

@@ -11,23 +11,10 @@ import numpy as np
 
 from reports import costs
 from reports.gather import Runs
+from reports.style import COLOURS, GREY, STYLE, save
 from reports.tables import BOUND, Line, Table
 
-# Okabe and Ito's colours, told apart by colour-blind readers; then Tol's for what is beyond eight
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#999933", "#117733")
-GREY = "#767676"
 MARKERS = "osD^vPX*hp"
-STYLE: Any = {
-    "svg.hashsalt": "groundprune",
-    "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "legend.frameon": False,
-}
 PRICES = {"macs_measured": ("measured multiply-adds, G", costs.GIGA), "prefill_ms": ("prefill, ms", 1.0)}
 
 
@@ -45,7 +32,6 @@ def palette(tables: list[Table]) -> dict[str, str]:
 def draw(runs: Runs, tables: list[Table], folder: Path) -> list[Path]:
     """Write all figures of all tables; the same numbers give the same bytes."""
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -55,11 +41,7 @@ def draw(runs: Runs, tables: list[Table], folder: Path) -> list[Path]:
             facts = table.group.facts
             stem = slug(f"{facts['backbone']} {facts['protocol']}") + (f"-{number}" if len(tables) > 1 else "")
             for name, figure in _figures(runs, table, colours):
-                FigureCanvasAgg(figure)
-                for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
-                    path = folder / f"{stem}-{name}.{kind}"
-                    figure.savefig(path, metadata=metadata, dpi=150, bbox_inches="tight")
-                    written.append(path)
+                written += save(figure, folder / f"{stem}-{name}")
     return written
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from harness import records
 from harness.provenance import differences
 from pruners.base import UserError
+from reports import diagnosis
 
 RESULT = ["cell", "sample", "expression"]
 
@@ -24,12 +25,14 @@ class Run:
         info: what `run.json` says.
         failed: sample to reason.
         finished: whether every cell is complete.
+        diagnosis: of the run's weights, as `reports.diagnosis.read`.
     """
 
     folder: Path
     info: dict[str, Any]
     failed: dict[str, str]
     finished: bool
+    diagnosis: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -61,12 +64,17 @@ def gather(folders: Sequence[str | Path]) -> Runs:
         UserError: one holds no evaluated sample.
     """
     runs, frames, samples, costs = [], [], [], []
+    notes: list[str] = []
     for number, folder in enumerate(map(Path, folders)):
         frame, failed = records.load(folder), records.failures(folder)
         if frame.empty:
             reason = next(iter(failed.values()), "none was recorded")
             raise UserError(f"The run in {str(folder)!r} has no evaluated sample ({len(failed)} failed: {reason}).")
-        runs.append(Run(folder, records.run_info(folder), failed, (folder / records.DONE).exists()))
+        told = diagnosis.read(folder / diagnosis.FOLDER)
+        if told and told["fingerprint"] not in set(frame["fingerprint"]):
+            notes.append(f"The diagnosis in {str(folder)!r} is of other weights ({told['fingerprint']}) and left out.")
+            told = None
+        runs.append(Run(folder, records.run_info(folder), failed, (folder / records.DONE).exists(), told))
         asked = records.samples(folder)
         pictured = frame["sample"].isin(asked[asked["image"].astype(bool)]["sample"])
         frame.loc[~pictured, ["kept", "mask"]] = ""  # nobody can see them, and of a whole data set they are gigabytes
@@ -75,7 +83,6 @@ def gather(folders: Sequence[str | Path]) -> Runs:
         costs.append(_costs(folder).assign(run=number))
     frame = pd.concat(frames, ignore_index=True)
     twice = frame.duplicated(RESULT)
-    notes = []
     if twice.any():
         again = frame.drop_duplicates([*RESULT, "intersection", "union"]).duplicated(RESULT).sum()
         agree = "They agree" if not again else f"They disagree on {again} of them; the run named first is shown"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from harness.statistics import Estimate
-from reports import comparable, costs, figures, leaderboard, publication
+from reports import comparable, costs, diagnosis, figures, leaderboard, publication, style
 from reports.gather import Runs
 from reports.pictures import pictures
 from reports.tables import Against, Line, Table
@@ -30,17 +31,29 @@ def html(runs: Runs, tables: list[Table]) -> str:
         "tables": [_table(table, runs) for table in tables],
         "runs": [{"name": run.name, "folder": run.folder.name} for run in runs.runs],
         "colours": colours,
+        "palette": style.COLOURS,
+        "paint": {"mask": style.MASK, "truth": style.TRUTH, "edge": style.EDGE, "dim": style.DIM, "cover": style.COVER},
         "pictures": pictures(runs, tables),
     }
     return environment.get_template("report.html").render(
         title=" · ".join(dict.fromkeys(table.title for table in tables)),
         notes=[*leaderboard.warning(runs), *comparable.why([table.group for table in tables]), *runs.notes],
         tables=[_view(table, runs, colours) for table in tables],
+        diagnoses=[_diagnosis(run.folder, run.diagnosis) for run in runs.runs if run.diagnosis],
         footer=leaderboard.footer(runs, tables),
         data=data,  # jinja's tojson escapes <, >, & and '
         style=_source("style.css"),
         scripts=[_source(name) for name in SCRIPTS],
     )
+
+
+def _diagnosis(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
+    """The verdict, and every figure with its caption, as an address that holds it."""
+    drawn = []
+    for name, caption in told["figures"].items():
+        content = base64.b64encode((folder / diagnosis.FOLDER / f"{name}.svg").read_bytes()).decode()
+        drawn.append({"address": f"data:image/svg+xml;base64,{content}", "caption": caption})
+    return {"backbone": told["backbone"], "verdict": told["verdict"], "figures": drawn}
 
 
 def _source(name: str) -> str:

@@ -152,7 +152,6 @@ function costChart(table, price, label) {
   return make("figure", {}, make("figcaption", {}, `${table.title}: ${label}`), svg, legend(groups));
 }
 
-const STAGE_COLOURS = ["#0072B2", "#E69F00", "#D55E00", "#CC79A7", "#009E73", "#56B4E9", "#332288", "#999933", "#882255"];
 
 function stageChart(table) {
   const lines = table.lines.filter((line) => Object.keys(line.stages).length);
@@ -171,7 +170,7 @@ function stageChart(table) {
     let start = 0;
     for (const name of names) {
       const part = line.stages[name] || 0;
-      const node = make("rect", { class: "bar", x: x(start), y: place * row + 6, width: Math.max(0, x(start + part) - x(start)), height: row - 7, colour: STAGE_COLOURS[names.indexOf(name) % STAGE_COLOURS.length] });
+      const node = make("rect", { class: "bar", x: x(start), y: place * row + 6, width: Math.max(0, x(start + part) - x(start)), height: row - 7, colour: DATA.palette[names.indexOf(name) % DATA.palette.length] });
       if (part) { group.append(node); marks.push({ node, what: { line, name, part } }); }
       start += part;
     }
@@ -179,7 +178,7 @@ function stageChart(table) {
   svg.append(group);
   const tell = ({ line, name, part }) => `${lineName(line)}\n${name.replaceAll("_", " ")} ${number(part, 2)} ms of ${number(total(line), 2)} ms`;
   reachable(svg, marks, tell, ({ line }) => openNumber(table, line, null));
-  const key = make("div", { class: "legend" }, ...names.map((name, place) => make("small", {}, make("span", { class: "key", colour: STAGE_COLOURS[place % STAGE_COLOURS.length] }), name.replaceAll("_", " "))));
+  const key = make("div", { class: "legend" }, ...names.map((name, place) => make("small", {}, make("span", { class: "key", colour: DATA.palette[place % DATA.palette.length] }), name.replaceAll("_", " "))));
   return make("figure", {}, make("figcaption", {}, table.title), svg, key);
 }
 

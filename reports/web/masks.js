@@ -1,4 +1,4 @@
-const PAINT = { truth: "#ffffff", mask: [255, 0, 214], outline: "#101010" };
+const PAINT = DATA.paint, MASK = [1, 3, 5].map((at) => parseInt(PAINT.mask.slice(at, at + 2), 16));
 
 // COCO's run lengths: five bits a character, differences to the run before the last, column by column
 function runLengths(text) {
@@ -47,20 +47,20 @@ function paint(canvas, image, item, answer, wish) {
     kept.forEach((one, place) => {
       if (one) dim.rect(left + (place % grid) * step, top + Math.floor(place / grid) * step, step, step);
     });
-    pen.fillStyle = "rgba(16, 20, 26, 0.66)";
+    pen.fillStyle = `rgb(0 0 0 / ${1 - PAINT.dim})`;
     pen.fill(dim, "evenodd");
   }
   if (answer && wish.mask) {
     const layer = pen.getImageData(0, 0, width, height), mask = maskOf(answer.mask, height, width);
     for (let place = 0; place < mask.length; place++) {
-      if (mask[place]) for (let band = 0; band < 3; band++) layer.data[4 * place + band] = 0.45 * layer.data[4 * place + band] + 0.55 * PAINT.mask[band];
+      if (mask[place]) for (let band = 0; band < 3; band++) layer.data[4 * place + band] = (1 - PAINT.cover) * layer.data[4 * place + band] + PAINT.cover * MASK[band];
     }
     pen.putImageData(layer, 0, 0);
   }
   if (!answer || wish.truth) {
     const truth = maskOf(item.truth, height, width), thick = Math.max(1, Math.round(Math.min(height, width) / 130));
     const at = (row, column) => row >= 0 && column >= 0 && row < height && column < width && truth[row * width + column];
-    for (const [colour, wide] of [[PAINT.outline, 2 * thick], [PAINT.truth, thick]]) {
+    for (const [colour, wide] of [[PAINT.edge, 2 * thick], [PAINT.truth, thick]]) {
       pen.fillStyle = colour;
       for (let row = 0; row < height; row++) {
         for (let column = 0; column < width; column++) {
@@ -100,8 +100,8 @@ function startMasks() {
     return;
   }
   find("#pool").append(`Chosen among the ${whole(DATA.pictures.of)} images whose pictures the run kept; of a pruner that draws, its first seed. `,
-    make("span", { class: "key", style: `background:rgb(${PAINT.mask.join(",")})` }), "prediction  ",
-    make("span", { class: "key", style: "background:#fff;border:2px solid #101010" }), "truth  ",
+    make("span", { class: "key", style: `background:${PAINT.mask}` }), "prediction  ",
+    make("span", { class: "key", style: `background:${PAINT.truth};border:2px solid ${PAINT.edge}` }), "truth  ",
     make("span", { class: "key", style: "background:#3b4046;border:1px solid #777" }), "dropped tokens");
   const loaded = images.map((address) => {
     const image = new Image();
