@@ -33,6 +33,15 @@ def _choose(what: str, value: str, valid: tuple[str, ...]) -> str:
     return value
 
 
+def check_attention(attn: str) -> str:
+    """The name of an attention implementation, if it is one.
+
+    Raises:
+        UserError: it is none.
+    """
+    return _choose("attention implementation", attn, ATTENTION)
+
+
 def _check_device(device: str, attn: str, dtype: str) -> str:
     """The device, "cpu" for all ways to write it.
 
@@ -95,7 +104,7 @@ def load(
     if name not in _NAMES:
         raise UserError(f"There is no backbone {name!r}; there are {', '.join(_NAMES)}.{nearest(name, _NAMES)}")
     _choose("dtype", dtype, DTYPES)
-    _choose("attention implementation", attn, ATTENTION)
+    check_attention(attn)
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size} is too small; give 1 or more.")
     device = _check_device(device, attn, dtype)

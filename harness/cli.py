@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from harness import commands
-from harness.options import Checkpoint, Clip, Data, Debug, Device, Dtype, Plugins, Pruners, SamDims
+from harness.options import Checkpoint, Clip, Data, Debug, Device, Dtype, Plugins, Pruners, SamDims, numbers
 from harness.stops import Terminated, terminate
 
 app = typer.Typer(
@@ -23,18 +23,6 @@ app = typer.Typer(
 )
 INTERRUPTED, TERMINATED = 130, 143  # exit codes after Ctrl-C (typer's own) and SIGTERM
 DEFAULT_LIMIT = 6  # images per split on the embedded backbone, so that a first run ends within three minutes on two cores
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    from pruners.base import UserError
-
-    try:
-        found = tuple(dict.fromkeys(int(part) for part in text.split(",") if part.strip()))
-    except ValueError as error:
-        raise UserError(f"--budgets takes whole numbers, not {text!r}; write e.g. --budgets 64,128,192.") from error
-    if not found:
-        raise UserError("--budgets is empty; write e.g. --budgets 64,128,192.")
-    return found
 
 
 @app.callback(invoke_without_command=True)
@@ -69,26 +57,27 @@ def sweep(
     clip: Clip = None,
     sam_dims: SamDims = None,
     data: Data = None,
-    costs: Annotated[str, typer.Option(help="off (cost columns are not built yet)")] = "off",
+    costs: Annotated[
+        str | None,
+        typer.Option(help="off, projected (from shapes) or measured; by default measured on glamm-mini, projected on glamm"),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Run a sweep and print its leaderboard."""
     if context.invoked_subcommand is not None:
         return
     from pruners import load_plugin, parse
-    from pruners.base import UserError
+    from pruners.base import UserError, nearest
 
-    if costs != "off":
-        raise UserError(f"--costs {costs!r} is not available; the only value is 'off'.")
     for path in plugin:
         load_plugin(path)
-    chosen, sizes = tuple(parse(pruners)), _numbers(budgets)
+    chosen, sizes = tuple(parse(pruners)), numbers(budgets)
 
     import backbones
     from harness import data as sets
     from harness import folders, runner
+    from harness.cost import asked
     from harness.place import here
-    from pruners.base import nearest
 
     wanted = list(dict.fromkeys(name.strip() for name in backbone_names.split(",") if name.strip()))
     if not wanted:
@@ -103,6 +92,7 @@ def sweep(
     for name in wanted:
         images = limit if limit is not None else DEFAULT_LIMIT if name == "glamm-mini" else 0
         plans[name] = runner.Plan(chosen, sizes, pairs, protocol, images, seed, str(data) if data else None)
+    asked.check(costs, tensor_parallel)
     place = here(tensor_parallel)
     if workers is None:
         workers = 2 if device.startswith("cuda") else 0
@@ -120,12 +110,14 @@ def sweep(
             image_backend=image_backend,
             tensor_parallel=tensor_parallel,
         )
+        kind = asked.kind(costs, backbone, tensor_parallel)
         splits = runner.prepare(plan, backbone)
         base = out / name if out is not None and len(wanted) > 1 else out
         folder = folders.choose(base, runner.identity(splits), force=force, world=place.world)
         finished = runner.run(plan, backbone, splits, folder, way)
         if not finished or place.rank > 0:
             continue
+        asked.write(kind, plan, splits, backbone, folder)
 
         from reports import render
 
@@ -200,6 +192,7 @@ def gate(
 
 
 app.command("try")(commands.attempt)
+app.command()(commands.cost)
 app.command()(commands.diagnose)
 app.command()(commands.doctor)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from harness.options import Checkpoint, Clip, Data, Debug, Device, Dtype, Plugins, Pruners, SamDims
+from harness.options import Checkpoint, Clip, Data, Debug, Device, Dtype, Plugins, Pruners, SamDims, numbers
 
 
 def attempt(
@@ -104,3 +104,59 @@ def diagnose(
     if run is None:
         print("What pruners keep of the referents was not looked at; add --run and the folder of a run of this backbone.")
     print(f"diagnosis: {page}")
+
+
+def cost(
+    backbone: Annotated[str, typer.Option(help="glamm-7b or glamm-mini; no weights are read")] = "glamm-7b",
+    pruners: Pruners = "all",
+    budgets: Annotated[str, typer.Option(help="visual tokens, comma separated")] = "64,128,192",
+    text_tokens: Annotated[
+        int | None, typer.Option(help="tokens beside the visual ones; by default those of a conversation of three expressions")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="folder whose tokenizer counts that conversation")] = None,
+    gpu: Annotated[str, typer.Option(help="data sheet for the roofline: h100, h200, a100")] = "h100",
+    attn: Annotated[str, typer.Option(help="eager, sdpa, flash_attention_2")] = "sdpa",
+    explain: Annotated[bool, typer.Option("--explain", help="say what every column is")] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="what cells save that share encodings, instead of the table")] = False,
+    plugin: Plugins = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Project what every pruner costs at full size, beside the published numbers; needs no weights and no GPU."""
+    import backbones
+    from pruners import load_plugin, parse
+
+    for path in plugin:
+        load_plugin(path)
+    chosen, sizes = tuple(parse(pruners)), numbers(budgets)
+    backbones.check_attention(attn)
+
+    from backbones.glamm.released import on_meta
+    from backbones.glamm.tokenizer import LlamaTokenizer
+    from harness.cost import EXPLAIN, projection, sharing
+    from harness.cost.roofline import gpu as sheet
+    from harness.cost.rows import lines_of
+    from harness.cost.store import BASELINE
+    from reports import efficiency
+
+    on, model = sheet(gpu), on_meta(backbone)
+    folder = checkpoint or (backbones.MINI / "checkpoint" if backbone == "glamm-mini" else None)
+    if text_tokens is not None or folder is None:
+        prompt = projection.Prompt(projection.TEXT_TOKENS if text_tokens is None else text_tokens)
+    else:
+        prompt = projection.Prompt.counted(LlamaTokenizer(folder))
+    vision, layers = model.clip.config.vision_config, model.language_model.config.num_hidden_layers
+    side = vision.image_size // vision.patch_size
+    lines = lines_of(chosen, sizes, 0, (side, side), layers)
+    if sweep:
+        lines = [line for line in lines if line.pruner.kind == "method" or line.name == BASELINE]
+        accounts = {}
+        for talks, one in ((1, prompt), (prompt.turns, prompt.alone())):
+            title = f"{talks} conversation{'s' * (talks > 1)} of {one.turns} ({one.text} text tokens)"
+            accounts[title] = sharing.account(projection.project(model, lines, one, attn=attn), lines, one, talks)
+        print(f"# {backbone}, a sweep, projected; controls but {BASELINE} left out\n\n{efficiency.sweep(accounts)}")
+        return
+    projected = projection.project(model, lines, prompt, attn=attn)
+    print(f"# {backbone}, projected\n")
+    print(efficiency.render(projected, backbone.removesuffix("-7b"), prompt, attn, on))
+    if explain:
+        print(*(f"- {column}: {text}." for column, text in EXPLAIN.items()), sep="\n")

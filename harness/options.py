@@ -16,3 +16,20 @@ Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16, float64")]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 Plugins = Annotated[list[str], typer.Option("--plugin", help="Python file that registers a pruner (can be repeated)")]
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """The whole numbers of `--budgets`.
+
+    Raises:
+        UserError: there are none, or something else.
+    """
+    from pruners.base import UserError
+
+    try:
+        found = tuple(dict.fromkeys(int(part) for part in text.split(",") if part.strip()))
+    except ValueError as error:
+        raise UserError(f"--budgets takes whole numbers, not {text!r}; write e.g. --budgets 64,128,192.") from error
+    if not found:
+        raise UserError("--budgets is empty; write e.g. --budgets 64,128,192.")
+    return found

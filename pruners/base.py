@@ -154,7 +154,7 @@ class Selection:
         """(T, C) features for the projector."""
         if self.features is not None:
             return self.features
-        picked = tokens.patches[self.indices.clamp(min=0)]
+        picked = tokens.patches.index_select(0, self.indices.clamp(min=0))
         return torch.where((self.indices == CLS)[:, None], tokens.cls, picked)
 
 

@@ -62,12 +62,12 @@ def merge(tokens: VisualTokens, scores: Tensor, kept: Tensor) -> Tensor:
     rest = free[len(kept) - (len(tokens) - len(free)) :]
     pool = torch.cat([kept, rest])
     weighted = scores[:, None] * features
-    similarity = unit[kept] @ unit[pool].T
+    similarity = unit.index_select(0, kept) @ unit.index_select(0, pool).T
     similarity.fill_diagonal_(-torch.inf)
     near = top(similarity, min(NEIGHBOURS, len(pool) - 1))
     weights = torch.zeros_like(similarity).scatter_(1, near, 1.0)
-    grown = features[kept] + weights @ weighted[pool]
-    return torch.cat([grown, weighted[rest].sum(0, keepdim=True)]).to(tokens.patches.dtype)
+    grown = features.index_select(0, kept) + weights @ weighted.index_select(0, pool)
+    return torch.cat([grown, weighted.index_select(0, rest).sum(0, keepdim=True)]).to(tokens.patches.dtype)
 
 
 @register

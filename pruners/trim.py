@@ -55,6 +55,7 @@ class Trim(Pruner):
     def select(self, tokens: VisualTokens, budget: int) -> Selection:
         """budget - 1 patches in raster order, then the mean of all others."""
         kept = top(self.shares(tokens), budget - 1).sort().values
-        rest = precise(tokens.patches[others(kept, len(tokens))])
+        rest = precise(tokens.patches.index_select(0, others(kept, len(tokens))))
         mean = rest.mean(0, keepdim=True).to(tokens.patches.dtype)
-        return Selection(torch.cat([kept, kept.new_tensor([POOLED])]), torch.cat([tokens.patches[kept], mean]))
+        features = torch.cat([tokens.patches.index_select(0, kept), mean])
+        return Selection(torch.cat([kept, kept.new_tensor([POOLED])]), features)

@@ -55,6 +55,6 @@ class VisPruner(Pruner):
         while len(left) > diverse:
             a, b = left[0::2], left[1::2]
             drop = min(PER_ROUND, len(left) - diverse, len(a))
-            closest = similarity[a][:, b].amax(1)
+            closest = similarity.take(a[:, None] * len(unit) + b).amax(1)
             left = torch.cat([a[closest.argsort(descending=True, stable=True)[drop:]], b])
         return Selection(torch.cat([rank[:important], left]).sort().values)

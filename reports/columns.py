@@ -26,15 +26,6 @@ COLUMNS = {
 }
 
 
-def costs() -> dict[str, str]:
-    """The same for the measured costs, in their own words."""
-    try:
-        from harness.cost import EXPLAIN
-    except ImportError:
-        return {}
-    return dict(EXPLAIN)
-
-
 def explain(names: Iterable[str]) -> list[str]:
     """One line per column of a table."""
     return [f"{name}: {COLUMNS[name]}" for name in names]
@@ -42,12 +33,8 @@ def explain(names: Iterable[str]) -> list[str]:
 
 def page() -> str:
     """The text of `docs/columns.md`."""
-    from reports.costs import heading
-
-    lines = ["# What each column means", "", "## Accuracy", "", *(f"- **{name}**: {text}" for name, text in COLUMNS.items())]
-    if measured := costs():
-        lines += ["", "## Costs", "", *(f"- **{heading(name)}**: {text}" for name, text in measured.items())]
-    return "\n".join(lines) + "\n"
+    lines = [f"- **{name}**: {text}" for name, text in COLUMNS.items()]
+    return "\n".join(["# What each column means", "", *lines, "", "Costs have a page of their own: [costs](costs.md).", ""])
 
 
 if __name__ == "__main__":

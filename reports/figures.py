@@ -15,7 +15,7 @@ from reports.style import COLOURS, GREY, STYLE, save
 from reports.tables import BOUND, Line, Table
 
 MARKERS = "osD^vPX*hp"
-PRICES = {"macs_measured": ("measured multiply-adds, G", costs.GIGA), "prefill_ms": ("prefill, ms", 1.0)}
+PRICES = {costs.MACS: ("multiply-adds, G", costs.GIGA), "prefill_ms": ("prefill, ms", 1.0)}
 
 
 def slug(title: str) -> str:
@@ -50,9 +50,7 @@ def _figures(runs: Runs, table: Table, colours: dict[str, str]) -> Iterator[tupl
         yield "budget", _budget(table, colours)
     measured = costs.of(runs.costs, table)
     for price, (label, unit) in PRICES.items():
-        points = {
-            key: record[price] / unit for key, record in measured.items() if price in record and record[price] == record[price]
-        }
+        points = {key: record[price] / unit for key, record in measured.items() if costs.known(record.get(price))}
         if points:
             yield price.partition("_")[0], _pareto(table, points, label, colours)
     if any(costs.stages(record) for record in measured.values()):

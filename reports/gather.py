@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness import records
+from harness import cost, records
 from harness.provenance import differences
 from pruners.base import UserError
 from reports import diagnosis
@@ -80,7 +80,7 @@ def gather(folders: Sequence[str | Path]) -> Runs:
         frame.loc[~pictured, ["kept", "mask"]] = ""  # nobody can see them, and of a whole data set they are gigabytes
         frames.append(frame.assign(run=number))
         samples.append(asked.assign(run=number))
-        costs.append(_costs(folder).assign(run=number))
+        costs.append(cost.load(folder).assign(run=number))
     frame = pd.concat(frames, ignore_index=True)
     twice = frame.duplicated(RESULT)
     if twice.any():
@@ -96,11 +96,3 @@ def _changes(runs: Sequence[Run]) -> list[str]:
     first = runs[0].info.get("provenance", {})
     changed = [(run, differences(first, run.info.get("provenance", {}))) for run in runs[1:]]
     return [f"Run {run.name} was made with other {', '.join(facts)} than run {runs[0].name}." for run, facts in changed if facts]
-
-
-def _costs(folder: Path) -> pd.DataFrame:
-    try:
-        from harness.cost import load
-    except ImportError:
-        return pd.DataFrame()
-    return load(folder)

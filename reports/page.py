@@ -121,7 +121,7 @@ def _line(line: Line, table: Table, price: dict[str, Any], twins: dict[tuple[str
         "against": {kind: _against(one, table) for kind, one in line.against.items()},
         "published": [list(twin.cells[column]) if column in twin.cells else None for column in table.columns] if twin else None,
         "costs": {key: value for key, value in costs.row(line, {(line.pruner, line.budget): price}).items()} if price else {},
-        "macs": _number(price.get("macs_measured"), costs.GIGA),
+        "macs": _number(price.get(costs.MACS), costs.GIGA),
         "prefill": _number(price.get("prefill_ms")),
         "stages": {name: _number(value) for name, value in costs.stages(price).items()},
     }

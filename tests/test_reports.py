@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -13,10 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness import metrics
+from harness import cost, metrics
 from pruners import UserError
 from reports import __main__ as command
-from reports import columns, figures, gather, page, publication
+from reports import columns, costs, diagnosis, figures, gather, page, publication
 from reports import render as write
 from reports.leaderboard import MINI_WARNING
 from reports.tables import tables
@@ -370,8 +371,9 @@ def test_costs_stand_behind_the_scores_in_units_for_reading(
 ) -> None:
     facts = {"backbone": "glamm-mini", "pruner": "litelvlm", "budget": 64, "macs_measured": 3.21e9, "activation_peak": 5 * 2**20}
     timed = {"prefill_ms": 9.04, "prefill_ms_p5": 8.5, "prefill_ms_p95": 11.0, "speedup_prefill": 1.618, "note": "no speed-up"}
-    monkeypatch.setattr(gather, "_costs", lambda folder: pd.DataFrame([facts | timed]))
-    monkeypatch.setattr(columns, "costs", lambda: {"macs_measured": "what is multiplied", "stage": "parts of a pass"})
+    monkeypatch.setattr(
+        cost, "load", lambda folder: pd.DataFrame([facts | timed | {"stage.total_ms": 30.0, "stage.text_ms": 2.0}])
+    )
     text = render(store(tmp_path, rows))
     header, _, *body = cells_of(text)
     table = {line[0]: dict(zip(header, line, strict=True)) for line in body}
@@ -379,8 +381,23 @@ def test_costs_stand_behind_the_scores_in_units_for_reading(
     assert header[-5:] == ["MACs G", "activation peak MiB", "prefill ms", "speed-up prefill", "note"]
     assert [lite[name] for name in header[-5:]] == ["3.21", "5.0", "9.0 (8.5 to 11.0)", "1.62", "no speed-up"]
     assert [oracle[name] for name in header[-5:]] == ["-", "-", "-", "-", ""]
-    assert "- MACs G: what is multiplied" in text
-    assert "- **MACs G**: what is multiplied" in columns.page()
+    assert f"- MACs G: {cost.EXPLAIN['macs_measured']}" in text
+    (record,) = costs.of(cost.load(tmp_path).assign(run=0), tables(gather.gather([tmp_path]))[0]).values()
+    assert costs.stages(record) == {"text": 2.0}  # the total is no stage
+    assert record[costs.MACS] == 3.21e9
+
+
+def test_a_diagnosis_of_the_runs_weights_is_told_and_one_of_others_is_not(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    folder = store(tmp_path / "run", rows)
+    told = {"backbone": "glamm-mini", "fingerprint": "a1b2", "verdict": "It holds.", "figures": {}}
+    (folder / diagnosis.FOLDER).mkdir()
+    (folder / diagnosis.FOLDER / diagnosis.SUMMARY).write_text(json.dumps(told))
+    text = render(folder, out=tmp_path / "out")
+    assert "It holds. Numbers and figures: [diagnosis.md](../run/diagnosis/diagnosis.md)." in text
+    (folder / diagnosis.FOLDER / diagnosis.SUMMARY).write_text(json.dumps(told | {"fingerprint": "beef"}))
+    text = render(folder)
+    assert "It holds" not in text
+    assert "is of other weights (beef) and left out" in text
 
 
 def test_one_image_in_a_split_has_no_interval_and_says_so(rows: list[dict[str, Any]], tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from reports import gather, render
+from harness import cost
+from reports import diagnosis, render
 from tests.a_run import some_rows, store
 from tests.browser import PROGRAM, Opened, chromium, opened
 
@@ -40,8 +41,12 @@ def some_costs(folder: Path) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gather, "_costs", some_costs)
+        patch.setattr(cost, "load", some_costs)
         folder = store(tmp_path_factory.mktemp("run"), some_rows(), text=HOSTILE)
+        (folder / diagnosis.FOLDER).mkdir()
+        (folder / diagnosis.FOLDER / "sink.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="90" height="40"/>')
+        told = {"backbone": "glamm-mini", "fingerprint": "a1b2", "verdict": HOSTILE, "figures": {"sink": "a <caption>"}}
+        (folder / diagnosis.FOLDER / diagnosis.SUMMARY).write_text(json.dumps(told))
         written = render(folder, folder / "out")
     return next(path for path in written if path.name == "report.html")
 
@@ -90,8 +95,11 @@ def test_it_opens_from_a_folder_without_complaint_or_request(one: Opened, report
     assert one.complaints == []
     assert one.page.title().startswith("glamm-mini, protocol each")
     assert one.page.locator("#said").inner_text().startswith(f"“{HOSTILE}”")
-    assert one.page.locator("img").count() == 0
-    for section in ("budget", "cost", "stages", "masks", "notes"):
+    assert one.page.locator("img").count() == 1  # the diagnosis' figure
+    assert one.page.evaluate("document.querySelector('#why img').naturalWidth") == 90
+    assert one.page.locator("#why .verdict").inner_text() == HOSTILE
+    assert one.page.locator("#why figcaption").inner_text() == "a <caption>"
+    for section in ("budget", "cost", "stages", "masks", "why", "notes"):
         assert one.page.locator(f"#{section}").is_visible()
 
 

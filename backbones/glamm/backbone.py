@@ -21,7 +21,7 @@ from backbones.glamm.decoder import run_layers
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels, sam_pixels_mmcv
 from backbones.glamm.sharing import Ask, Past, Shared
-from backbones.glamm.signals import hidden_states, vision_signal
+from backbones.glamm.signals import decode_masks, embed_text, hidden_states, vision_signal
 from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer
 from pruners.base import LayerPruner, Need, Selection, UserError, VisualTokens
 
@@ -142,14 +142,13 @@ class GlammBackbone(Asking):
         if questions not in self._text_embeds:
             if len(self._text_embeds) > 4096:
                 self._text_embeds.clear()
-            words = self.clip_tokenizer(list(questions), padding=True, truncation=True, max_length=77, return_tensors="pt").to(
-                self.device
-            )
-            pooled = self.model.clip.text_model(
-                input_ids=words["input_ids"], attention_mask=words["attention_mask"]
-            ).pooler_output
-            self._text_embeds[questions] = self.model.clip.text_projection(pooled)
+            self._text_embeds[questions] = embed_text(self.model.clip, self.clip_words(questions))
         return self._text_embeds[questions]
+
+    def clip_words(self, questions: tuple[str, ...]) -> dict[str, Tensor]:
+        """CLIP's `input_ids` and `attention_mask` of the questions, each (M, W)."""
+        words = self.clip_tokenizer(list(questions), padding=True, truncation=True, max_length=77, return_tensors="pt")
+        return {name: words[name].to(self.device) for name in ("input_ids", "attention_mask")}
 
     # -- from tokens to masks
 
@@ -340,12 +339,7 @@ class GlammBackbone(Asking):
 
     def decode(self, embeddings: Tensor, prompts: Tensor) -> Tensor:
         """Mask decoder: (M, P, g, g) image embeddings and (M, P) prompts -> (M, 4g, 4g) logits of the single mask."""
-        sam = self.model.grounding_encoder
-        grid = embeddings.shape[-1]
-        dense = sam.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand(len(embeddings), -1, grid, grid)
-        position = sam.get_image_wide_positional_embeddings().expand(len(embeddings), -1, -1, -1)
-        logits, _ = sam.mask_decoder(embeddings, position, prompts[:, None, None], dense, multimask_output=False)
-        return logits[:, 0, 0]
+        return decode_masks(self.model.grounding_encoder, embeddings, prompts)
 
 
 def _nothing(need: Need) -> Tensor:

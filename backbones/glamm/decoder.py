@@ -6,7 +6,10 @@ beside them from the rotated queries and keys.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +18,8 @@ from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from pruners.base import LayerPruner
+
+Stage = Callable[[str], AbstractContextManager[Any]]  # entered around a named part of the work, for meters
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,19 @@ class LayerRun:
     lengths: tuple[int, ...]
     kept: Tensor | None = None
     scores: Tensor | None = None
+
+
+class _Keys:
+    """Stands in for one layer's cache and remembers the rotated keys, so that a pruner's row needs no second projection."""
+
+    def __init__(self, cache: Cache | None) -> None:
+        self.cache = cache
+        self.seen = torch.empty(0)
+
+    def update(self, keys: Tensor, values: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """The layer's keys (B, H_kv, L, head width) and values, stored too where there is a cache."""
+        self.seen = keys
+        return self.cache.update(keys, values, index) if self.cache is not None else (keys, values)
 
 
 def attention_row(llm: LlamaModel, index: int, hidden: Tensor, last: Tensor, positions: Tensor, keys: Tensor) -> Tensor:
@@ -59,14 +77,6 @@ def attention_row(llm: LlamaModel, index: int, hidden: Tensor, last: Tensor, pos
     return gather(scores) if gather else scores
 
 
-def rotated_keys(llm: LlamaModel, index: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """(B, H', L, d) keys of layer `index` with their positions in them; `hidden` is the layer's input."""
-    attention = llm.layers[index].self_attn
-    normed = llm.layers[index].input_layernorm(hidden)
-    key = attention.k_proj(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-    return apply_rotary_pos_emb(key, key, *(part.expand(len(hidden), -1, -1) for part in rotary))[1]
-
-
 def causal_mask(llm: LlamaModel, hidden: Tensor, past: int) -> Tensor | None:
     """Additive mask where attention is not causal by itself: eager, and SDPA for several tokens behind a cache."""
     length = hidden.shape[1]
@@ -88,6 +98,7 @@ def run_layers(
     cache: Cache | None = None,
     first_position: int = 0,
     last: Tensor | None = None,
+    stage: Stage = nullcontext,
 ) -> LayerRun:
     """Run the language model on embeddings.
 
@@ -98,6 +109,7 @@ def run_layers(
         cache: keys and values are appended to it; layers behind the cut store fewer.
         first_position: position id of the first token, for decoding steps.
         last: (B,) position of each row's last token, if fill stands behind it.
+        stage: "pruner" is entered around what the pruner costs.
     """
     batch, length = hidden.shape[:2]
     positions = torch.arange(first_position, first_position + length, device=hidden.device).expand(batch, -1)
@@ -107,24 +119,25 @@ def run_layers(
     for index, layer in enumerate(llm.layers):
         past = cache.get_seq_length(index) if cache is not None else 0
         lengths.append(hidden.shape[1])
-        if pruner is not None and index == pruner.layer - 1:
-            visual = slice(visual_start, visual_start + visual_count)
-            ends = last if last is not None else torch.full((batch,), length - 1, device=hidden.device)
-            keys = rotated_keys(llm, index, hidden, rotary)
-            scores = attention_row(llm, index, hidden, ends, positions, keys)[..., visual]
+        read = _Keys(cache) if pruner is not None and index == pruner.layer - 1 else None
+        before_layer = hidden
         hidden = layer(
             hidden,
             attention_mask=causal_mask(llm, hidden, past),
             position_embeddings=rotary,
-            past_key_values=cache,
+            past_key_values=cache if read is None else read,
             use_cache=cache is not None,
         )
-        if pruner is not None and scores is not None and index == pruner.layer - 1:
-            kept = torch.stack([pruner.keep(row, keep) for row in scores])
-            before = torch.arange(visual_start, device=hidden.device).expand(batch, -1)
-            after = torch.arange(visual_start + visual_count, length, device=hidden.device).expand(batch, -1)
-            stay = torch.cat([before, kept + visual_start, after], dim=1)
-            hidden = hidden.gather(1, stay[..., None].expand(-1, -1, hidden.shape[-1]))
-            positions = positions.gather(1, stay)
-            rotary = llm.rotary_emb(hidden, positions)
+        if pruner is not None and read is not None:
+            with stage("pruner"):
+                visual = slice(visual_start, visual_start + visual_count)
+                ends = last if last is not None else torch.full((batch,), length - 1, device=hidden.device)
+                scores = attention_row(llm, index, before_layer, ends, positions, read.seen)[..., visual]
+                kept = torch.stack([pruner.keep(row, keep) for row in scores])
+                before = torch.arange(visual_start, device=hidden.device).expand(batch, -1)
+                after = torch.arange(visual_start + visual_count, length, device=hidden.device).expand(batch, -1)
+                stay = torch.cat([before, kept + visual_start, after], dim=1)
+                hidden = hidden.gather(1, stay[..., None].expand(-1, -1, hidden.shape[-1]))
+                positions = positions.gather(1, stay)
+                rotary = llm.rotary_emb(hidden, positions)
     return LayerRun(llm.norm(hidden), positions, tuple(lengths), kept, scores)

@@ -1,4 +1,4 @@
-"""What pruners read of the vision tower, computed from stored hidden states; no layer is asked for its attention map."""
+"""CLIP's two towers and SAM's mask decoder, piece by piece; no layer is asked for its attention map."""
 
 from __future__ import annotations
 
@@ -44,9 +44,26 @@ def vision_signal(vision: Any, projection: nn.Module, states: tuple[Tensor, ...]
         case "values":
             return attention.v_proj(normed)
         case "cls_attention":
-            heads = attention.num_heads
-            query = attention.q_proj(normed[0]).unflatten(-1, (heads, -1))
-            keys = attention.k_proj(normed).unflatten(-1, (heads, -1))
-            logits = torch.einsum("hd,nhd->hn", query, keys) * query.shape[-1] ** -0.5
-            return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
+            return class_row(attention.q_proj(normed[0]), attention.k_proj(normed), attention.num_heads)
     raise ValueError(f"there is no signal {need}")
+
+
+def class_row(query: Tensor, keys: Tensor, heads: int) -> Tensor:
+    """(H, N+1) softmax of one query (C,) over keys (N+1, C), head by head, in at least float32."""
+    query, keys = query.unflatten(-1, (heads, -1)), keys.unflatten(-1, (heads, -1))
+    logits = torch.einsum("hd,nhd->hn", query, keys) * query.shape[-1] ** -0.5
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
+
+
+def embed_text(clip: Any, words: dict[str, Tensor]) -> Tensor:
+    """(M, P) text projection of CLIP's tokens `input_ids` and `attention_mask`, each (M, W); not normalised."""
+    return clip.text_projection(clip.text_model(**words).pooler_output)
+
+
+def decode_masks(sam: Any, embeddings: Tensor, prompts: Tensor) -> Tensor:
+    """Mask decoder: (M, P, g, g) image embeddings and (M, P) prompts -> (M, 4g, 4g) logits of the single mask."""
+    grid = embeddings.shape[-1]
+    dense = sam.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand(len(embeddings), -1, grid, grid)
+    position = sam.get_image_wide_positional_embeddings().expand(len(embeddings), -1, -1, -1)
+    logits, _ = sam.mask_decoder(embeddings, position, prompts[:, None, None], dense, multimask_output=False)
+    return logits[:, 0, 0]

@@ -186,7 +186,7 @@ function stageChart(table) {
 function startCharts() {
   const kinds = {
     budget: (table) => [budgetChart(table, null), splitChart(table)],
-    cost: (table) => [costChart(table, "macs", "measured multiply-adds, G"), costChart(table, "prefill", "prefill, ms")],
+    cost: (table) => [costChart(table, "macs", "multiply-adds, G"), costChart(table, "prefill", "prefill, ms")],
     stages: (table) => [stageChart(table)],
   };
   for (const [kind, draw] of Object.entries(kinds)) {

@@ -1,8 +1,8 @@
 """What does sharing save? `python -m tests.bench.sweep [--limit 2] [--datasets all] [--times 3]`.
 
 One sweep of all pruners at 64, 128 and 192 tokens on the embedded backbone, twice in one process: with everything computed once
-that cells have in common, and cell by cell as with --no-share. Both fill run folders through the runner; the folders are compared
-row for row. Wall time tells what a user waits, processor time what neighbours on the machine cannot change.
+that cells have in common, and cell by cell as with --no-share. Both fill run folders through the runner; the folders are
+compared row for row. Wall time tells what a user waits, processor time what neighbours on the machine cannot change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ import torch
 
 import backbones
 from backbones.base import Backbone
+from backbones.glamm.released import on_meta
 from harness import data, records
+from harness.cost import projection, sharing
+from harness.cost.rows import lines_of
+from harness.cost.store import BASELINE
 from harness.runner import Plan, Split, Way, prepare, run
 from pruners import parse
 
@@ -32,6 +36,14 @@ def once(plan: Plan, backbone: Backbone, splits: list[Split], share: bool, folde
     if not run(plan, backbone, splits, folder, Way(share=share)):
         raise SystemExit("another process works on the bench's folder")
     return time.perf_counter() - wall, time.process_time() - processor
+
+
+def multiply_adds() -> sharing.Account:
+    """The same for GLaMM-7B without its weights: the methods and the upper bound, one conversation of three expressions."""
+    every = lines_of(parse("all"), BUDGETS, 0, (24, 24), 32)
+    lines = [line for line in every if line.pruner.kind == "method" or line.name == BASELINE]
+    prompt = projection.Prompt()
+    return sharing.account(projection.project(on_meta("glamm-7b"), lines, prompt), lines, prompt)
 
 
 def main() -> None:
@@ -59,6 +71,9 @@ def main() -> None:
         once_for_all, cell_by_cell = (statistics.median(pair[k] for pair in taken[share]) for share in (True, False))
         ratio = cell_by_cell / once_for_all
         print(f"{name} time: cell by cell {cell_by_cell:.1f} s, shared {once_for_all:.1f} s, ratio {ratio:.2f}")
+    full = multiply_adds()
+    words = f"cell by cell {full.naive / 1e12:.2f} TMAC per image, shared {full.shared / 1e12:.2f}, ratio {full.ratio:.2f}"
+    print(f"glamm-7b, {full.cells} cells, projected: {words}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,18 @@ from harness import records
 from harness.place import Place, here
 from pruners import UserError
 
-COMMAND = ["--pruners", "none,visionzip,random", "--budgets", "64", "--datasets", "refshapes:val", "--limit", "16"]
+COMMAND = [
+    "--pruners",
+    "none,visionzip,random",
+    "--budgets",
+    "64",
+    "--datasets",
+    "refshapes:val",
+    "--limit",
+    "16",
+    "--costs",
+    "off",
+]
 
 
 def environment(**more: str) -> dict[str, str]:

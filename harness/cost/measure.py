@@ -1,0 +1,204 @@
+"""`--costs measured`: every cell's faithful forward pass, counted once and timed in rounds that hold all cells."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from backbones.glamm.backbone import GlammBackbone
+from backbones.glamm.conversation import build
+from backbones.glamm.stages import Inputs, forward, prefill, prepare
+from harness import metrics
+from harness.cost import meters, projection
+from harness.cost.formulas import Shape
+from harness.cost.rows import lines_of
+from harness.cost.store import BASELINE, SCHEMA, Ledgers, alone, complete, counted, key, timed
+from harness.protocol import conversations
+from harness.runner import Plan, Split
+from harness.sweep import Line
+from pruners.base import LayerPruner, UserError
+
+ROUNDS = 12
+BASELINE_RUNS = 3  # of `none` in a round, so that one lucky pass of it does not decide every row's comparison
+CANDIDATES = 64  # conversations among which the one of median length is taken
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The conversation that stands for a run: its model inputs, and where it comes from."""
+
+    inputs: Inputs
+    sample: str
+    expressions: tuple[int, ...]
+
+
+def typical(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone) -> Measured:
+    """The conversation of median length among the first ones of all splits.
+
+    Raises:
+        UserError: there is no readable sample.
+    """
+    share = max(1, CANDIDATES // max(1, len(splits)))
+    talks = []
+    for split in splits:
+        found = [(sample, talk) for sample in split.samples[:share] for talk in conversations(sample, plan.protocol, plan.seed)]
+        talks += found[:share]
+    talks.sort(key=lambda pair: len(backbone.tokenizer.encode(build(pair[1].turns))))
+    for sample, talk in talks[len(talks) // 2 :] + talks[: len(talks) // 2]:
+        try:
+            image, masks = sample.image(), sample.masks()
+        except UserError:
+            continue
+        truth = masks[list(talk.expressions)] == metrics.FOREGROUND
+        return Measured(prepare(backbone, image, talk.turns, sample.id, truth), sample.id, talk.expressions)
+    raise UserError("Costs cannot be measured: no image of the chosen splits can be read; give other --datasets or --costs off.")
+
+
+def count(backbone: GlammBackbone, inputs: Inputs, line: Line) -> dict[str, Any]:
+    """What one cell executes: multiply-adds by stage, the second count of the language model, and live bytes."""
+    model, pruner = backbone.model, line.pruner
+    counting = meters.counter()
+    ledger = meters.mac_ledger(counting)
+    with counting:
+        passed = forward(model, inputs, pruner, line.budget, ledger)
+    layered, llm = pruner if isinstance(pruner, LayerPruner) else None, model.language_model
+    visual = torch.zeros(1, passed.lengths[0] - inputs.text, llm.config.hidden_size).to(backbone.device, inputs.small.dtype)
+    keep = passed.lengths[-1] - inputs.text
+    with torch.no_grad():
+        second = meters.fvcore_macs(
+            llm, lambda given: prefill(llm, inputs.before, given, inputs.after, layered, keep).hidden, visual
+        )
+    return {
+        "kind": "counts",
+        "pruner": line.name,
+        "budget": line.budget,
+        "lengths": passed.lengths,
+        "macs": {stage: int(macs) for stage, macs in ledger.spent().items()},
+        "fvcore": second,
+        "peak": peaks(backbone, inputs, line),
+    }
+
+
+def peaks(backbone: GlammBackbone, inputs: Inputs, line: Line) -> dict[str, int]:
+    """Highest rise of live bytes in every stage, and of the whole run."""
+    if backbone.device.startswith("cuda"):
+        watch = meters.Peaks(meters.DeviceMemory(backbone.device))
+        forward(backbone.model, inputs, line.pruner, line.budget, watch)
+    else:
+        live = meters.LiveStorages()
+        watch = meters.Peaks(live)
+        with live:
+            forward(backbone.model, inputs, line.pruner, line.budget, watch)
+    return watch.rise | {"run": watch.top}
+
+
+def clock(backbone: GlammBackbone, inputs: Inputs, line: Line) -> dict[str, float]:
+    """Milliseconds of every stage of one pass and of the whole, and the processor time that it took without a GPU."""
+    watch = meters.Clock(backbone.device)
+    watch.finish()
+    begin = time.process_time()
+    forward(backbone.model, inputs, line.pruner, line.budget, watch)
+    busy = 1000 * (time.process_time() - begin)
+    watch.finish()
+    found = watch.spent() | {"total": watch.whole()} | ({} if backbone.device.startswith("cuda") else {"compute": busy})
+    return {stage: round(spent, 4) for stage, spent in found.items()}
+
+
+def header(backbone: GlammBackbone, chosen: Measured) -> dict[str, Any]:
+    """What was measured where; a file continues only under the same."""
+    cuda = backbone.device.startswith("cuda")
+    return {
+        "schema": SCHEMA,
+        "costs": "measured",
+        "backbone": backbone.name,
+        "fingerprint": backbone.fingerprint,
+        "device": backbone.device,
+        "device_name": torch.cuda.get_device_name(backbone.device) if cuda else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "dtype": backbone.dtype,
+        "attn": backbone.attn,
+        "element": chosen.inputs.small.element_size(),
+        "shape": asdict(Shape.of(backbone.model.language_model.config)),
+        "text": chosen.inputs.text,
+        "sample": chosen.sample,
+        "expressions": list(chosen.expressions),
+    }
+
+
+def measure(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone, folder: Path, rounds: int | None = None) -> None:
+    """Write the costs of a run into its folder; what is there already is not measured again.
+
+    Every round runs each row once, in an order of its own, so that drift hits `none` and pruned rows alike; comparisons are
+    made within a round. A round that was interrupted is measured again as a whole.
+    """
+    rounds = ROUNDS if rounds is None else rounds
+    lines = lines_of(plan.pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
+    wanted = [key(line.name, line.budget) for line in lines]
+    if complete(folder, "measured", wanted, rounds):
+        return
+    with alone(folder):
+        if not complete(folder, "measured", wanted, rounds):  # whoever was in here before may have done it
+            _measure(typical(plan, splits, backbone), lines, backbone, folder, rounds)
+
+
+def _measure(chosen: Measured, lines: Sequence[Line], backbone: GlammBackbone, folder: Path, rounds: int) -> None:
+    ledgers = Ledgers(folder, json.loads(json.dumps(header(backbone, chosen))))
+    try:
+        there, done = counted(ledgers.lines), timed(ledgers.lines)
+        left = [number for number in range(rounds) if number not in done]
+        passes = len(lines) + BASELINE_RUNS - 1
+        with tqdm(total=len(lines) + passes * rounds, unit="pass", desc="costs", disable=not sys.stderr.isatty()) as bar:
+            for line in lines:
+                if key(line.name, line.budget) not in there:
+                    ledgers.append(count(backbone, chosen.inputs, line))
+                bar.update()
+            bar.update(passes * len(done))
+            if left:  # warm-up; counting was one, but under modes that take other paths
+                for line in lines:
+                    forward(backbone.model, chosen.inputs, line.pruner, line.budget)
+            for number in left:
+                turns = [*lines, *[line for line in lines if line.name == BASELINE] * (BASELINE_RUNS - 1)]
+                found = []
+                for line in random.Random(number).sample(turns, len(turns)):
+                    found.append([key(line.name, line.budget), clock(backbone, chosen.inputs, line)])
+                    bar.update()
+                ledgers.append({"kind": "round", "number": number, "ms": found})
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{backbone.device} is out of memory while measuring costs; give --costs off or projected.") from error
+    finally:
+        ledgers.close()
+
+
+def project(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone, folder: Path) -> None:
+    """Write the costs of a run from shapes alone, for the same conversation; multiply-adds and bytes, no times."""
+    lines = lines_of(plan.pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
+    wanted = [key(line.name, line.budget) for line in lines]
+    if complete(folder, "projected", wanted):
+        return
+    with alone(folder):
+        if not complete(folder, "projected", wanted):
+            _project(typical(plan, splits, backbone), lines, backbone, folder)
+
+
+def _project(chosen: Measured, lines: Sequence[Line], backbone: GlammBackbone, folder: Path) -> None:
+    inputs = chosen.inputs
+    prompt = projection.Prompt(inputs.text, inputs.before.shape[1], *inputs.words["input_ids"].shape)
+    ledgers = Ledgers(folder, json.loads(json.dumps(header(backbone, chosen) | {"costs": "projected"})))
+    try:
+        there, shapes = counted(ledgers.lines), projection.shapes_of(backbone.model)
+        projected = projection.project(shapes, lines, prompt, attn=backbone.attn, dtype=inputs.small.dtype)
+        for line in projection.counts_lines(projected):
+            if key(line["pruner"], line["budget"]) not in there:
+                ledgers.append(line)
+    finally:
+        ledgers.close()

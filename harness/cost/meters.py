@@ -1,0 +1,265 @@
+"""Meters: something that runs on while a forward pass runs, read whenever a stage begins or ends.
+
+`forward` of a backbone enters `stage(name)` around each part. What an inner stage takes is its own and not the outer's.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+aten = torch.ops.aten
+
+
+# -- multiply-adds
+
+
+def _attention(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **named: Any) -> int:
+    """Both products of attention over (B, H, L, head width) shapes, the whole map also where it is causal."""
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _flash(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **named: Any) -> int:
+    """flash-attn's own operator has heads in the third place: (B, L, H, head width)."""
+    return int(sdpa_flop_count(*((b, h, length, width) for b, length, h, width in (query, key, value))))
+
+
+def _matrix_vector(matrix: Any, vector: Any, *rest: Any, out_shape: Any = None, **named: Any) -> int:
+    return 2 * int(matrix[0]) * int(matrix[1])
+
+
+def _added_matrix_vector(bias: Any, matrix: Any, vector: Any, *rest: Any, out_shape: Any = None, **named: Any) -> int:
+    return 2 * int(matrix[0]) * int(matrix[1])
+
+
+def _dot(one: Any, other: Any, *rest: Any, out_shape: Any = None, **named: Any) -> int:
+    return 2 * int(one[0])
+
+
+# operators that torch's counter takes for free
+FORMULAS: dict[Any, Callable[..., int]] = {
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    aten._scaled_dot_product_fused_attention_overrideable: _attention,
+    aten.mv: _matrix_vector,
+    aten.addmv: _added_matrix_vector,
+    aten.dot: _dot,
+}
+
+
+def _formulas() -> dict[Any, Callable[..., int]]:
+    found = dict(FORMULAS)
+    if hasattr(torch.ops.flash_attn, "_flash_attn_forward"):
+        found[torch.ops.flash_attn._flash_attn_forward] = _flash
+    return found
+
+
+def counter() -> FlopCounterMode:
+    """Torch's counter with the missing formulas; it counts two per multiply-add. Never time what runs under it."""
+    return FlopCounterMode(display=False, custom_mapping=_formulas())
+
+
+# -- what is read at the edges of stages
+
+
+class Ledger:
+    """How much of a running quantity each stage took.
+
+    Args:
+        read: the quantity now.
+        minus: difference of two readings, later first.
+    """
+
+    def __init__(self, read: Callable[[], Any], minus: Callable[[Any, Any], float]) -> None:
+        self._read, self._minus = read, minus
+        self._open: list[str] = []
+        self._marks: list[tuple[str | None, Any]] = []
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Everything inside belongs to `name`, unless it is inside another stage in there."""
+        self._mark()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._mark()
+            self._open.pop()
+
+    def _mark(self) -> None:
+        self._marks.append(("/".join(self._open) or None, self._read()))
+
+    def spent(self) -> dict[str, float]:
+        """Share of every stage; an inner stage is `outer/inner`."""
+        found: dict[str, float] = {}
+        for (_, before), (name, after) in zip(self._marks, self._marks[1:], strict=False):
+            if name is not None:
+                found[name] = found.get(name, 0) + self._minus(after, before)
+        return found
+
+    def whole(self) -> float:
+        """From the first stage's beginning to the last one's end."""
+        return self._minus(self._marks[-1][1], self._marks[0][1])
+
+
+def mac_ledger(counting: FlopCounterMode) -> Ledger:
+    """Multiply-adds by stage."""
+    return Ledger(counting.get_total_flops, lambda after, before: (after - before) // 2)
+
+
+class Clock(Ledger):
+    """Milliseconds by stage: CUDA events on a GPU, perf_counter elsewhere; one synchronisation, when it is read."""
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device.startswith("cuda")
+        if self._cuda:
+            super().__init__(_event, lambda after, before: before.elapsed_time(after))
+        else:
+            super().__init__(time.perf_counter, lambda after, before: 1000 * (after - before))
+
+    def finish(self) -> None:
+        """Wait until the device is done."""
+        if self._cuda:
+            torch.cuda.synchronize()
+
+
+def _event() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+# -- bytes alive
+
+
+class LiveStorages(TorchDispatchMode):
+    """Bytes of storages that operators made under this mode and that are still alive, and their peak.
+
+    Weights, inputs and what a kernel allocates below the dispatcher are not in it. Works on the CPU, the meta device and
+    fake tensors alike.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator and note what it made; what it was given and does not know is somebody else's."""
+        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                if storage._cdata not in given and storage._cdata not in self._known:
+                    self._add(storage)
+        return made
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+
+        def gone(_: Any) -> None:
+            self._known.pop(key, None)
+            self.live -= size
+
+        self._known[key] = weakref.ref(storage, gone)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+    def read(self) -> tuple[int, int]:
+        """Bytes alive now, and the peak since the last reading."""
+        peak, self.peak = self.peak, self.live
+        return self.live, peak
+
+
+class DeviceMemory:
+    """The same two readings of CUDA's allocator, without what was resident when it was made (the weights)."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        torch.cuda.synchronize(device)
+        self._resident = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+
+    def read(self) -> tuple[int, int]:
+        """Bytes allocated now, and the peak since the last reading."""
+        live, peak = torch.cuda.memory_allocated(self._device), torch.cuda.max_memory_allocated(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        return live - self._resident, peak - self._resident
+
+
+class Peaks:
+    """Highest level of live bytes in each outermost stage, above the level at which that stage began, and of the whole run."""
+
+    def __init__(self, memory: LiveStorages | DeviceMemory) -> None:
+        self._memory = memory
+        self._open: list[str] = []
+        self._base = 0
+        self.rise: dict[str, int] = {}
+        self.top = 0
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Watch a stage."""
+        self._mark()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._mark()
+            self._open.pop()
+
+    def _mark(self) -> None:
+        live, peak = self._memory.read()
+        self.top = max(self.top, peak)
+        if self._open:
+            outer = self._open[0]
+            self.rise[outer] = max(self.rise.get(outer, 0), peak - self._base)
+        else:
+            self._base = live
+
+
+# -- the second opinion
+
+
+class _Whole(nn.Module):
+    """A function as a module, which is what fvcore traces."""
+
+    def __init__(self, weights: nn.Module, run: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.weights, self._run = weights, run
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self._run(inputs)
+
+
+def _attention_handle(inputs: list[Any], outputs: list[Any]) -> int:
+    shapes = [value.type().sizes() for value in inputs[:3]]
+    return int(sdpa_flop_count(*shapes)) // 2
+
+
+def _norm_free(inputs: list[Any], outputs: list[Any]) -> int:
+    return 0
+
+
+def fvcore_macs(weights: nn.Module, run: Callable[[Tensor], Tensor], inputs: Tensor) -> int:
+    """fvcore's count of `run(inputs)`, by tracing: independent of the dispatcher that the first count listens to.
+
+    Args:
+        weights: module whose parameters `run` uses.
+    """
+    from fvcore.nn import FlopCountAnalysis
+
+    analysis = FlopCountAnalysis(_Whole(weights, run), inputs)
+    analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_handle)
+    analysis.set_op_handle("aten::layer_norm", _norm_free)  # elementwise work is in neither count
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    return int(analysis.total())

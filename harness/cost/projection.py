@@ -1,0 +1,286 @@
+"""Costs of a model that is not here: shapes on the meta device and fake tensors, no weights, no GPU.
+
+Whatever depends on shapes alone is counted by running the project's own modules without data. Where a pruner looks at values,
+its choice runs on random ones at full size: what it computes depends on sizes, apart from how often VisPruner's rounds repeat,
+which its budget fixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import pandas as pd
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import CLIPConfig, CLIPModel, LlamaConfig, LlamaModel
+
+from backbones.base import Turn
+from backbones.glamm.conversation import ANSWER_TEMPLATES, QUESTION_TEMPLATES, build
+from backbones.glamm.decoder import run_layers
+from backbones.glamm.model import GlammModel
+from backbones.glamm.signals import decode_masks, embed_text, hidden_states
+from backbones.glamm.stages import Inputs, prefill, visual_tokens
+from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer
+from harness.cost import meters
+from harness.cost.formulas import PRESETS, Shape
+from harness.sweep import Line
+from pruners.base import TEXT_EMBEDS, LayerPruner, UserError
+
+SEED = 0
+TEXT_TOKENS = 129  # LLaMA tokens of a usual conversation of three expressions; the official draws give 125 to 140
+LIKE = ("man in the red shirt", "left dog", "the second cup from the right")  # expressions to count a prompt with
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The conversation whose costs are projected.
+
+    Attributes:
+        text: tokens of the language model's sequence that are not visual.
+        before: of these, how many stand before the image.
+        turns: expressions, each with a question, an answer and a mask.
+        words: CLIP tokens of a question, for pruners that read text.
+    """
+
+    text: int = TEXT_TOKENS
+    before: int = 37
+    turns: int = 3
+    words: int = 24
+
+    def __post_init__(self) -> None:
+        if self.text <= self.before:
+            raise UserError(
+                f"--text-tokens {self.text} is too few: {self.before} stand before the image, so give {self.before + 1} or more."
+            )
+
+    @property
+    def after(self) -> int:
+        """Text tokens behind the image."""
+        return self.text - self.before
+
+    def alone(self) -> Prompt:
+        """One of its expressions asked alone: an even share of the words behind the image."""
+        return replace(self, text=self.before + max(1, round(self.after / self.turns)), turns=1)
+
+    @classmethod
+    def counted(cls, tokenizer: LlamaTokenizer) -> Prompt:
+        """A conversation of three expressions, as long as this tokenizer makes it."""
+        turns = zip(QUESTION_TEMPLATES, LIKE, ANSWER_TEMPLATES, strict=False)
+        ids = tokenizer.encode(build([Turn(question.format(said), answer) for question, said, answer in turns]))
+        return cls(len(ids) - 1, ids.index(IMAGE_TOKEN), len(LIKE))
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Costs by shapes alone.
+
+    Attributes:
+        cells: one row per pruner and budget, columns as in `harness.cost.EXPLAIN`, and the presets of the literature.
+        shared: multiply-adds of what no pruner changes: vision tower, text tower, grounding encoder, mask decoder.
+        shape: of the language model.
+    """
+
+    cells: pd.DataFrame
+    shared: dict[str, int]
+    shape: Shape
+
+
+class _Layers:
+    """The language model's layers as fake tensors: same operators, no memory; one run per length, whatever the depth."""
+
+    def __init__(self, config: LlamaConfig, prompt: Prompt, attn: str, dtype: torch.dtype) -> None:
+        # flash-attn cannot be imported without a GPU; SDPA's fused kernel multiplies and stores the same
+        self.config, self.prompt, self.dtype = config, prompt, dtype
+        self.attn = "eager" if attn == "eager" else "sdpa"
+        self.fake = FakeTensorMode()
+        self.one_layer = cache(self._one_layer)
+        self.short_run = cache(self._short_run)
+
+    def build(self, layers: int) -> LlamaModel:
+        config = LlamaConfig.from_dict(self.config.to_dict() | {"num_hidden_layers": layers})
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(self.dtype)
+        try:
+            return LlamaModel._from_config(config, attn_implementation=self.attn).eval().requires_grad_(False)
+        finally:
+            torch.set_default_dtype(before)
+
+    def _one_layer(self, tokens: int) -> int:
+        """Multiply-adds of one layer."""
+        counting = meters.counter()
+        with self.fake, torch.no_grad():
+            llm, hidden = self.build(1), torch.empty(1, tokens, self.config.hidden_size, dtype=self.dtype)
+            with counting:
+                run_layers(llm, hidden)
+        return counting.get_total_flops() // 2
+
+    def _short_run(self, visual: int, pruner: LayerPruner | None, keep: int) -> tuple[tuple[int, ...], int, int]:
+        """Lengths of all layers, multiply-adds of the pruner inside them, and the peak of live bytes.
+
+        Two layers of each length reach the peak: the second one runs with its input held as every later one does.
+        """
+        layers = min(self.config.num_hidden_layers, 2 if pruner is None else pruner.layer + 2)
+        counting, live = meters.counter(), meters.LiveStorages()
+        ledger, peaks = meters.mac_ledger(counting), meters.Peaks(live)
+        with self.fake, torch.no_grad():
+            llm = self.build(layers)
+            before, after = (torch.zeros(1, n, dtype=torch.long) for n in (self.prompt.before, self.prompt.after))
+            features = torch.empty(1, visual, self.config.hidden_size, dtype=self.dtype)
+            with counting, ledger("prefill"):
+                prefill(llm, before, features, after, pruner, keep, ledger)
+            with live, peaks("prefill"):
+                lengths = prefill(llm, before, features, after, pruner, keep).lengths
+        rest = self.config.num_hidden_layers - layers
+        return lengths + lengths[-1:] * rest, int(ledger.spent().get("prefill/pruner", 0)), peaks.rise["prefill"]
+
+
+class Chooser:
+    """Runs a tower pruner's signals and choice on random hidden states of full size."""
+
+    def __init__(self, config: CLIPConfig, prompt: Prompt) -> None:
+        vision = config.vision_config
+        short = CLIPConfig.from_dict(config.to_dict())
+        short.vision_config.num_hidden_layers, short.text_config.num_hidden_layers = 2, 1
+        with torch.device("meta"):
+            clip = CLIPModel._from_config(short)
+        draw = torch.Generator().manual_seed(SEED)
+        for part in (clip.vision_model.encoder, clip.vision_model.post_layernorm, clip.visual_projection):
+            part.to_empty(device="cpu")
+            for weight in part.parameters():
+                weight.data.normal_(0, 0.02, generator=draw)
+        side = vision.image_size // vision.patch_size
+        self.states = tuple(torch.randn(side * side + 1, vision.hidden_size, generator=draw) for _ in range(2))
+        self.text = torch.randn(prompt.turns, config.projection_dim, generator=draw)
+        nothing = torch.empty(0)
+        referent = torch.rand(side * side, generator=draw)
+        self.inputs = Inputs(nothing, nothing, (0, 0), (0, 0), nothing, nothing, (), {}, (side, side), referent, "projection")
+        self.clip = clip
+
+    def macs(self, line: Line) -> tuple[int, int]:
+        """Visual tokens that are left, and multiply-adds of signals and choice."""
+        counting = meters.counter()
+        tokens = visual_tokens(self, self.inputs, self.states, self.text)  # type: ignore[arg-type]
+        with torch.no_grad(), counting:
+            kept = line.pruner.select(tokens.only(line.pruner.needs), line.budget).gather(tokens)
+        return len(kept), counting.get_total_flops() // 2
+
+
+def _count(run: Callable[[], Any]) -> int:
+    counting = meters.counter()
+    with counting, torch.no_grad():
+        run()
+    return counting.get_total_flops() // 2
+
+
+def shared_macs(model: GlammModel, prompt: Prompt) -> dict[str, int]:
+    """Multiply-adds of what no pruner changes, on the meta device: whole towers, one mask per turn."""
+    vision, sam = model.clip.config.vision_config, model.grounding_encoder.config
+    side, large, prompt_width = vision.image_size, sam.vision_config.image_size, sam.prompt_encoder_config.hidden_size
+    grid = large // sam.vision_config.patch_size
+    with torch.device("meta"):
+        small, big = torch.empty(1, 3, side, side), torch.empty(1, 3, large, large)
+        words = {
+            "input_ids": torch.zeros(prompt.turns, prompt.words, dtype=torch.long),
+            # four dimensions are taken as they are; a mask per word would be asked for its values, which meta has not
+            "attention_mask": torch.zeros(prompt.turns, 1, prompt.words, prompt.words),
+        }
+        image, prompts = torch.empty(prompt.turns, prompt_width, grid, grid), torch.empty(prompt.turns, prompt_width)
+        tower = model.clip.vision_model
+
+        def see() -> None:
+            tower.encoder.layers[-1](hidden_states(tower, small)[-1], attention_mask=None)
+
+        return {
+            "vision_tower": _count(see),
+            "text_tower": _count(lambda: embed_text(model.clip, words)),
+            "grounding_encoder": _count(lambda: model.grounding_encoder.vision_encoder(big)),
+            "mask_decoder": _count(lambda: decode_masks(model.grounding_encoder, image, prompts)),
+        }
+
+
+def project(
+    model: GlammModel, lines: Sequence[Line], prompt: Prompt, *, attn: str = "sdpa", dtype: torch.dtype = torch.bfloat16
+) -> Projection:
+    """Costs of every line.
+
+    Args:
+        model: on the meta device.
+        attn: "eager", or one of the fused kernels, which cost the same.
+        dtype: of the language model, for bytes.
+    """
+    config = model.language_model.config
+    shape, layers, chooser = Shape.of(config), _Layers(config, prompt, attn, dtype), Chooser(model.clip.config, prompt)
+    shared = shared_macs(model, prompt)
+    vision = model.clip.config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    rows = []
+    for line in lines:
+        if isinstance(line.pruner, LayerPruner):
+            keep = line.pruner.tokens_after(line.budget, patches, shape.layers)
+            lengths, own, peak = layers.short_run(patches, line.pruner, keep)
+        else:
+            visual, own = chooser.macs(line)
+            lengths, _, peak = layers.short_run(visual, None, 0)
+        seen = [n - prompt.text for n in lengths]
+        macs = {
+            "vision_tower": shared["vision_tower"],
+            "text_tower": shared["text_tower"] if TEXT_EMBEDS in line.pruner.needs else 0,
+            "pruner": own,
+            "projector": _linear(model.projector, seen[0]),
+            "language_model": sum(layers.one_layer(n) for n in lengths),
+            "lm_head": _linear(model.lm_head, lengths[-1]),
+            "seg_head": _linear(model.text_hidden_fcs, lengths[-1]),
+            "grounding_encoder": shared["grounding_encoder"],
+            "mask_decoder": shared["mask_decoder"],
+        }
+        rows.append(
+            {
+                "pruner": line.name,
+                "budget": line.budget,
+                "lengths": lengths,
+                "tokens_final": seen[-1],
+                "tokens_mean": sum(seen) / len(seen),
+                "macs_measured": sum(macs.values()),
+                **{name: preset(lengths, shape, prompt.text) for name, preset in PRESETS.items()},
+                "activation_peak": peak,
+                **{f"macs.{module}": count for module, count in macs.items()},
+            }
+        )
+    return Projection(pd.DataFrame(rows), shared, shape)
+
+
+def _linear(module: torch.nn.Module, tokens: int) -> int:
+    width = next(m for m in module.modules() if isinstance(m, torch.nn.Linear)).in_features
+    return _count(lambda: module(torch.empty(1, tokens, width, device="meta", dtype=next(module.parameters()).dtype)))
+
+
+def counts_lines(projected: Projection) -> list[dict[str, Any]]:
+    """Lines for a run's `costs.jsonl`."""
+    stage_of = {"vision_tower": "vision", "text_tower": "text", "language_model": "prefill"}
+    lines = []
+    for row in projected.cells.to_dict("records"):
+        macs = {str(name)[5:]: int(count) for name, count in row.items() if str(name).startswith("macs.")}
+        lines.append(
+            {
+                "kind": "counts",
+                "pruner": row["pruner"],
+                "budget": int(row["budget"]),
+                "lengths": list(row["lengths"]),
+                "macs": {stage_of.get(module, module): count for module, count in macs.items()},
+                "peak": {"prefill": int(row["activation_peak"])},
+            }
+        )
+    return lines
+
+
+def shapes_of(model: GlammModel) -> GlammModel:
+    """The same model on the meta device."""
+    parts = (model.clip, model.language_model, model.grounding_encoder)
+    configs = [deepcopy(part.config) for part in parts]  # building a model writes its attention into its configuration
+    with torch.device("meta"):
+        twin = GlammModel(*configs)
+    return twin.eval().requires_grad_(False)

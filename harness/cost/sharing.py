@@ -1,0 +1,145 @@
+"""What a sweep costs per image when every cell computes alone, and when cells share as evaluation does: closed forms.
+
+Batches are taken as full; what evaluation leaves out besides (the vision tower's last layer, tokens behind the last [SEG]) is
+not taken off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from harness.cost.formulas import Shape, language_model_macs, layer_macs
+from harness.cost.projection import Projection, Prompt
+from harness.cost.store import BASELINE
+from harness.sweep import Line
+from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner
+
+ENCODED = "image and questions encoded once"
+HEADS = "no lm_head, [SEG] head at its own tokens"
+BEGINNING = "constant beginning of the prompt once per run"
+CONTEXTS = "one context per image and selection"
+CUTS = "layers before a cut shared with all tokens"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One pruner at one budget.
+
+    Attributes:
+        lengths: sequence length of every layer of the language model.
+        whole: all visual tokens enter the language model, so that the layers before a cut are those of `none`.
+        per_text: the selection depends on the text, so that every conversation has its own.
+    """
+
+    lengths: tuple[int, ...]
+    whole: bool
+    per_text: bool
+
+    @property
+    def before_cut(self) -> int:
+        """Layers that see what the first one sees."""
+        return sum(length == self.lengths[0] for length in self.lengths)
+
+
+@dataclass(frozen=True)
+class Account:
+    """Multiply-adds of a sweep per image.
+
+    Attributes:
+        naive: every cell alone, by the released forward.
+        savings: what each way of sharing saves beyond those before it.
+        once: of a whole run, whatever the number of images: the constant beginning.
+    """
+
+    cells: int
+    naive: int
+    savings: dict[str, int]
+    once: int
+
+    @property
+    def shared(self) -> int:
+        """What is left per image."""
+        return self.naive - sum(self.savings.values())
+
+    @property
+    def ratio(self) -> float:
+        """Naive over shared."""
+        return self.naive / self.shared
+
+
+def without_beginning(cell: Cell, prompt: Prompt, shape: Shape, talks: int) -> int:
+    """The language model's layers of all conversations behind the constant beginning, whose keys and values are there."""
+    return talks * sum(layer_macs(length - prompt.before, length, shape) for length in cell.lengths)
+
+
+def context_layer(cell: Cell, prompt: Prompt, shape: Shape, talks: int) -> int:
+    """One layer before the cut: visual tokens once per selection, which do not look at the words; words per conversation."""
+    length = cell.lengths[0]
+    visual = length - prompt.text
+    contexts = talks if cell.per_text else 1
+    return contexts * layer_macs(visual, prompt.before + visual, shape) + talks * layer_macs(prompt.after, length, shape)
+
+
+def behind_cut(cell: Cell, prompt: Prompt, shape: Shape, talks: int) -> int:
+    """The layers behind the cut, where every conversation has kept tokens of its own."""
+    return talks * sum(layer_macs(length - prompt.before, length, shape) for length in cell.lengths[cell.before_cut :])
+
+
+def with_contexts(cell: Cell, prompt: Prompt, shape: Shape, talks: int) -> int:
+    """The language model's layers of all conversations about an image."""
+    return cell.before_cut * context_layer(cell, prompt, shape, talks) + behind_cut(cell, prompt, shape, talks)
+
+
+def language_model(cells: Sequence[Cell], prompt: Prompt, shape: Shape, talks: int) -> int:
+    """The language model's layers of all conversations and cells, each layer before a cut once."""
+    whole = [cell for cell in cells if cell.whole]
+    deepest = max(whole, key=lambda cell: cell.before_cut, default=None)
+    common = deepest.before_cut * context_layer(deepest, prompt, shape, talks) if deepest is not None else 0
+    behind = sum(behind_cut(cell, prompt, shape, talks) for cell in whole)
+    return common + behind + sum(with_contexts(cell, prompt, shape, talks) for cell in cells if not cell.whole)
+
+
+def account(projected: Projection, lines: Sequence[Line], prompt: Prompt, talks: int = 1) -> Account:
+    """Multiply-adds per image of the cells of a projection.
+
+    Args:
+        lines: the projection's, in its order.
+        prompt: one conversation; an image has `talks` of them, of equal length.
+    """
+    shape, fixed, rows = projected.shape, projected.shared, projected.cells.to_dict("records")
+    cells = [cell_of(line, row["lengths"]) for line, row in zip(lines, rows, strict=True)]
+
+    def macs(module: str, chosen: Callable[[Cell], bool] = lambda cell: True) -> int:
+        return sum(int(row[f"macs.{module}"]) for row, cell in zip(rows, cells, strict=True) if chosen(cell))
+
+    def all_cells(layers: Callable[[Cell, Prompt, Shape, int], int]) -> int:
+        return sum(layers(cell, prompt, shape, talks) for cell in cells)
+
+    once = fixed["vision_tower"] + fixed["grounding_encoder"]
+    modules = ("text_tower", "pruner", "projector", "language_model", "lm_head", "seg_head", "mask_decoder")
+    naive = len(cells) * once + talks * sum(macs(module) for module in modules)
+    read = fixed["text_tower"] if any(row["macs.text_tower"] for row in rows) else 0
+    marks = sum(int(row["macs.seg_head"]) // cell.lengths[-1] * prompt.turns for row, cell in zip(rows, cells, strict=True))
+    towers = macs("pruner", lambda cell: not cell.whole and not cell.per_text)
+    rows_read = {cell.before_cut: int(row["macs.pruner"]) for row, cell in zip(rows, cells, strict=True) if cell.whole}
+    contexts = macs("projector", lambda cell: not cell.per_text)
+    widest = max((int(row["macs.projector"]) for row, cell in zip(rows, cells, strict=True) if cell.whole), default=0)
+    savings = {
+        ENCODED: (len(cells) - 1) * once + talks * (macs("text_tower") - read),
+        HEADS: talks * (macs("lm_head") + macs("seg_head") - marks),
+        BEGINNING: talks * macs("language_model") - all_cells(without_beginning),
+        CONTEXTS: all_cells(without_beginning) - all_cells(with_contexts) + (talks - 1) * (towers + contexts),
+        CUTS: all_cells(with_contexts)
+        - language_model(cells, prompt, shape, talks)
+        + macs("projector", lambda cell: cell.whole)
+        - widest
+        + talks * (macs("pruner", lambda cell: cell.whole) - sum(rows_read.values())),
+    }
+    return Account(len(cells), naive, savings, language_model_macs([prompt.before] * shape.layers, shape))
+
+
+def cell_of(line: Line, lengths: Sequence[int]) -> Cell:
+    """A line of a sweep, by the lengths that its layers see."""
+    whole = line.name == BASELINE or isinstance(line.pruner, LayerPruner)
+    return Cell(tuple(lengths), whole, bool(line.pruner.needs & {TEXT_EMBEDS, REFERENT}))

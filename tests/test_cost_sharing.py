@@ -1,0 +1,103 @@
+"""The account of a sweep: the published-size target, and the closed forms against what the shared evaluation executes."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaModel
+
+from backbones.glamm.released import on_meta
+from backbones.glamm.sharing import Ask, Shared
+from harness import cli
+from harness.cost import formulas, meters, projection, sharing
+from harness.cost.rows import lines_of
+from harness.sweep import Line
+from pruners import LayerPruner, parse
+
+METHODS = "none,litelvlm,fastv,visionzip,prumerge,vispruner,trim"
+
+
+def test_cost_of_a_sweep_at_full_size() -> None:
+    """Against figures that were computed outside this project, TMAC per image at 129 text tokens."""
+    lines, prompt = lines_of(parse(METHODS), (64, 128, 192), 0, (24, 24), 32), projection.Prompt(129)
+    found = sharing.account(projection.project(on_meta("glamm-7b"), lines, prompt), lines, prompt)
+    left, steps = found.naive, []
+    for saved in found.savings.values():
+        left -= saved
+        steps.append(left / 1e12)
+    assert found.cells == 19 and found.naive / 1e12 == pytest.approx(96.8, abs=0.05)
+    encoded, headless, behind, contexts, cuts = steps
+    assert (encoded, headless, behind) == pytest.approx((39.7, 38.9, 34.4), abs=0.1)
+    assert contexts < behind and cuts == found.shared / 1e12 <= 33.6
+    assert found.ratio > 2.8
+
+
+def plan(prompt: projection.Prompt, patches: int, layers: int) -> list[tuple[Line, sharing.Cell, int]]:
+    """Lines of a small sweep with the lengths that they have, and the visual tokens that enter."""
+    found = []
+    for line in lines_of(parse("none,litelvlm,visionzip,fastv,fastv(layer=3)"), (8, 24), 0, (8, 8), layers):
+        if isinstance(line.pruner, LayerPruner):
+            cut, entering = line.pruner.layer, patches
+            seen = [patches] * cut + [line.pruner.tokens_after(line.budget, patches, layers)] * (layers - cut)
+        else:
+            entering = line.budget
+            seen = [entering] * layers
+        found.append((line, sharing.cell_of(line, [n + prompt.text for n in seen]), entering))
+    return found
+
+
+@pytest.mark.parametrize("talks", [1, 3])
+@torch.no_grad()
+def test_cost_of_sharing_is_what_the_shared_run_executes(talks: int) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5}
+    llm = LlamaModel(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, attn_implementation="sdpa")).eval()
+    shape = formulas.Shape.of(llm.config)
+    prompt, patches = projection.Prompt(20, before=9), 64
+    cells = plan(prompt, patches, shape.layers)
+    contexts: list[torch.Tensor] = []
+    asks = []
+    everything = torch.randn(patches, 32)
+    for line, cell, entering in cells:
+        for talk in range(talks):
+            if cell.whole:
+                tokens = everything
+            elif talk == 0 or cell.per_text:
+                tokens = torch.randn(entering, 32)
+            if not any(tokens is known for known in contexts):
+                contexts.append(tokens)
+            where = next(k for k, known in enumerate(contexts) if known is tokens)
+            words = tuple(range(10 + talk, 10 + talk + prompt.after))
+            layered = line.pruner if isinstance(line.pruner, LayerPruner) else None
+            keep = layered.tokens_after(line.budget, patches, shape.layers) if layered else 0
+            asks.append(Ask(where, tuple(range(prompt.before)), words, prompt.after - 1, layered, keep))
+    counting = meters.counter()
+    with counting:
+        Shared(llm, 4, 1, {}).run(contexts, asks)
+    cuts = {cell.before_cut for line, cell, _ in cells if isinstance(line.pruner, LayerPruner)}
+    expected = sharing.language_model([cell for _, cell, _ in cells], prompt, shape, talks)
+    expected += formulas.language_model_macs([prompt.before] * shape.layers, shape)  # the beginning
+    expected += len(cuts) * talks * formulas.row_macs(patches + prompt.text, shape)  # the rows that pruners read
+    assert counting.get_total_flops() == 2 * expected
+
+
+def test_cost_command_of_a_sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "cost",
+        "--backbone",
+        "glamm-mini",
+        "--pruners",
+        "uniform,fastv",
+        "--budgets",
+        "64",
+        "--sweep",
+        "--text-tokens",
+        "67",
+    ]
+    monkeypatch.setattr(sys, "argv", ["python -m harness", *words])
+    assert cli.main() == 0
+    told = capsys.readouterr().out
+    assert "2 cells, each alone" in told and "uniform" not in told
+    assert "1 conversation of 3 (67 text tokens)" in told and "3 conversations of 1 (47 text tokens)" in told
+    assert all(saving in told for saving in (sharing.ENCODED, sharing.HEADS, sharing.BEGINNING, sharing.CONTEXTS, sharing.CUTS))
