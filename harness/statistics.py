@@ -27,6 +27,7 @@ from harness.metrics import SUM_EPSILON
 
 DRAWS = 4000
 LEVEL = 0.95
+FEWEST = 5  # images below which an interval would hold the truth in less than nine of ten cases, of two images in half of them
 ROUNDING = 1e-24  # a variance below it is that of equal numbers
 NUMBERS_AT_ONCE = 2**22  # draw counts held in memory, 32 MiB
 
@@ -38,7 +39,7 @@ class Estimate:
     """A score, a difference of scores, a mean or a correlation.
 
     Attributes:
-        low, high: ends of the 95 % interval; NaN where a score rests on fewer than two images.
+        low, high: ends of the 95 % interval; NaN where a score rests on fewer than FEWEST images.
         p: two-sided, of the hypothesis that the value is 0 (which a score never tests, a difference does).
         images: number of images that it rests on, of the score that has fewest.
     """
@@ -117,7 +118,7 @@ def estimate(parts: Sequence[Resampled], weights: Sequence[ArrayLike]) -> Estima
     pairs = [(part, np.asarray(weight, dtype=np.float64)) for part, weight in zip(parts, weights, strict=True) if np.any(weight)]
     value = float(sum(part.values @ weight for part, weight in pairs))
     sizes = np.array([part.images[weight != 0].min() for part, weight in pairs])
-    if sizes.min() < 2:
+    if sizes.min() < FEWEST:
         return Estimate(value, np.nan, np.nan, np.nan, int(sizes.min()))
     # only what has weight: a replicate that is missing elsewhere is none of its business
     replicates: Floats = np.sum([part.replicates[:, weight != 0] @ weight[weight != 0] for part, weight in pairs], axis=0)
@@ -128,6 +129,7 @@ def estimate(parts: Sequence[Resampled], weights: Sequence[ArrayLike]) -> Estima
     freedom = variances.sum() ** 2 / (variances**2 / (sizes - 1)).sum()
     tail = special.ndtr(special.stdtrit(freedom, (1 - LEVEL) / 2))
     low, high = np.quantile(replicates, [tail, 1 - tail])
+    low, high = min(low, value), max(high, value)  # of a handful of images all replicates may lie on one side
     beyond = min((replicates <= 0).sum(), (replicates >= 0).sum()) + 1
     p = 2 * special.stdtr(freedom, special.ndtri(min(beyond / (len(replicates) + 1), 0.5)))
     return Estimate(value, float(low), float(high), float(p), int(sizes.min()))
@@ -185,7 +187,7 @@ def correlation(x: ArrayLike, y: ArrayLike, images: ArrayLike, seed: int = 0) ->
     sums = per_image(np.column_stack([np.ones(len(pairs)), pairs, pairs**2, pairs.prod(1)]), labels)
     count = len(sums)
     value = float(_pearson(sums.sum(0)))
-    if count < 3 or not np.isfinite(value):
+    if not np.isfinite(value):
         return Estimate(value, np.nan, np.nan, np.nan, count)
     replicates = np.concatenate([_pearson(weights @ sums) for _, weights in draws_of(count, seed, DRAWS)])
     u, v = (pairs / pairs.std(0)).T

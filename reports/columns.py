@@ -13,7 +13,7 @@ COLUMNS = {
     "draws: half the distance between its best and its worst seed (not an interval).",
     "Rel. %": "Avg. as a share of the upper bound's Avg.",
     "95 %": "interval of Avg. from a bootstrap that draws images again, the same ones for all rows and for splits that share "
-    "images, corrected for few images; '-' where a split has only one image.",
+    "images, corrected for few images; '-' where a split has fewer than five images.",
     "not apart from": "the row cannot be told apart from `random` of its budget, or from the best row of its budget that does "
     "not see the truth: the difference of the two Avg., drawn in pairs, is not significant at a false-discovery rate of 5 % over "
     "the table; '?' where images are too few to say. The best row is chosen on the same images, which favours it a little.",

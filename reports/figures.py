@@ -72,8 +72,7 @@ def _error(line: Line) -> np.ndarray[Any, Any] | None:
     one = line.average
     if one is None or np.isnan(one.low):
         return None
-    # the interval of a score near an end of its replicates may leave the score out
-    return 100 * np.array([[max(one.value - one.low, 0)], [max(one.high - one.value, 0)]])
+    return 100 * np.array([[one.value - one.low], [one.high - one.value]])
 
 
 def _budget(table: Table, colours: dict[str, str]) -> Any:

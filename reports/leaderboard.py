@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness import metrics
+from harness import metrics, statistics
 from harness.statistics import Estimate
 from reports import costs
 from reports.columns import explain
@@ -184,8 +184,8 @@ def warnings(table: Table, runs: Runs) -> list[str]:
         found.append(f"Not comparable: rows rest on different numbers of expressions in {', '.join(uneven)}.")
     if any(line.average is None for line in table.lines):
         found.append("Not comparable: rows without an Avg. lack columns that others have.")
-    if (least := frame.groupby(COLUMN)["sample"].nunique().min()) < 2:
-        found.append("A split with one image has no interval: no row can be told apart from another.")
+    if (least := frame.groupby(COLUMN)["sample"].nunique().min()) < statistics.FEWEST:
+        found.append("A split with so few images has no interval: no row can be told apart from another.")
     elif least < 10:
         found.append(
             f"As few as {least} images in a split: its intervals hold the truth somewhat less often than in 95 % of cases."

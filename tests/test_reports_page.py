@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness import cost
+from harness import cost, statistics
 from reports import diagnosis, render
 from tests.a_run import some_rows, store
 from tests.browser import PROGRAM, Opened, chromium, opened
@@ -42,6 +42,7 @@ def some_costs(folder: Path) -> pd.DataFrame:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost, "load", some_costs)
+        patch.setattr(statistics, "FEWEST", 2)  # as many images as it has per split
         folder = store(tmp_path_factory.mktemp("run"), some_rows(), text=HOSTILE)
         (folder / diagnosis.FOLDER).mkdir()
         (folder / diagnosis.FOLDER / "sink.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="90" height="40"/>')

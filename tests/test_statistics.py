@@ -81,13 +81,16 @@ def test_an_average_over_splits_is_as_wide_as_independent_splits_make_it() -> No
     assert average.high - average.low == pytest.approx(expected, rel=0.1)
 
 
-def test_one_image_has_no_interval_and_equal_images_no_width() -> None:
+def test_too_few_images_have_no_interval_and_equal_images_no_width() -> None:
     one = interval([5], [10], ["a"])
     assert one.value == pytest.approx(0.5)
     assert np.isnan([one.low, one.high, one.p]).all()
-    equal = interval([5, 5, 5], [10, 10, 10], ["a", "b", "c"])
+    four, five = (interval(np.arange(1, count + 1), [10] * count, np.arange(count)) for count in (4, 5))
+    assert np.isnan(four.low)
+    assert five.low < five.value < five.high
+    equal = interval([5] * 5, [10] * 5, np.arange(5))
     assert (equal.low, equal.high) == (equal.value, equal.value)
-    assert difference(([5, 5], [10, 10]), ([5, 5], [10, 10]), ["a", "b"]).p == 1
+    assert difference(([5] * 5, [10] * 5), ([5] * 5, [10] * 5), np.arange(5)).p == 1
 
 
 def test_few_images_give_wider_intervals_than_bare_percentiles() -> None:

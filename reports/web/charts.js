@@ -11,9 +11,9 @@ function steps(top, count = 5) {
 }
 
 // drawn at the size at which it is first seen, so that letters stay as large as the page's
-function width() {
+function width(beside = true) {
   const room = find("#tables").clientWidth - 44;
-  return Math.max(300, Math.min(room > 1000 ? (room - 20) / 2 : room, 760));
+  return Math.max(300, Math.min(beside && room > 1000 ? (room - 20) / 2 : room, 760));
 }
 
 function frame(label, top) {
@@ -158,7 +158,7 @@ function stageChart(table) {
   if (!lines.length) return null;
   const names = [...new Set(lines.flatMap((line) => Object.keys(line.stages)))];
   const total = (line) => Object.values(line.stages).reduce((sum, part) => sum + part, 0);
-  const WIDE = width(), row = 24, left = 150, high = lines.length * row + 46, x = scale(0, Math.max(...lines.map(total)), left, WIDE - PAD.right);
+  const WIDE = width(false), row = 24, left = 150, high = lines.length * row + 46, x = scale(0, Math.max(...lines.map(total)), left, WIDE - PAD.right);
   const svg = make("svg", { viewBox: `0 0 ${WIDE} ${high}`, tabindex: 0, role: "application", "aria-label": "milliseconds per stage" });
   for (const tick of steps(Math.max(...lines.map(total)))) {
     svg.append(make("line", { class: "grid", x1: x(tick), x2: x(tick), y1: 4, y2: high - 40 }), make("text", { x: x(tick), y: high - 24, "text-anchor": "middle" }, String(tick)));

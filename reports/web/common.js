@@ -19,7 +19,7 @@ const known = (value) => value !== null && value !== undefined;
 const number = (value, digits = 1) => (known(value) ? value.toFixed(digits) : "–");
 const signed = (value) => (known(value) ? (value > 0 ? "+" : value < 0 ? "−" : "±") + Math.abs(value).toFixed(1) : "–");
 const whole = (value) => value.toLocaleString("en-US");
-const between = (one, form = number) => (known(one[1]) ? `${form(one[1])} to ${form(one[2])}` : "no interval: one image");
+const between = (one, form = number) => (known(one[1]) ? `${form(one[1])} to ${form(one[2])}` : "no interval: too few images");
 const chance = (p) => (!known(p) ? "–" : p < 0.001 ? "< 0.001" : p.toFixed(3));
 const lineName = (line) => `${line.pruner} · ${line.bound ? "all " : ""}${line.budget} tokens`;
 
