@@ -25,9 +25,10 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """Every `python -m harness` line of the pages, comments left out."""
-    lines = (line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines())
-    return sorted({line.split("python -m harness", 1)[1].partition("  #")[0].strip() for line in lines if "-m harness" in line})
+    """What follows the harness's name in every line of the pages that calls it, by python or a launcher; comments left out."""
+    lines = (line.partition("  #")[0] for page in PAGES for block in blocks(page, "sh") for line in block.splitlines())
+    found = (re.search(r"(?:-m|--module) harness\b(.*)", line) for line in lines)
+    return sorted({match[1].strip() for match in found if match})
 
 
 def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from harness import metrics
 from pruners import Selection, parse
 
 ROOT = Path(__file__).parent.parent
-STEPS = "sam=2,patches=2,match=2,point=2,mask=2"
+STEPS = "sam=2,patches=2,match=2,point=2,whole=2"
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +103,12 @@ def train(work: Path, *words: str) -> None:
 def test_every_stage_trains_resumes_and_exports(tmp_path: Path) -> None:
     """Two steps of everything; a stopped stage goes on where it was; the result loads through the official layout."""
     train(tmp_path, "--steps", STEPS)
-    for stage in ("sam", "patches", "match", "point", "mask"):
+    for stage in ("sam", "patches", "match", "point", "whole"):
         with (tmp_path / f"{stage}.csv").open() as handle:
             rows = list(csv.DictReader(handle))
         assert rows[-1]["step"] == "2" and np.isfinite(float(rows[-1]["loss"]))
-    train(tmp_path, "--stages", "mask,export", "--steps", "mask=3")
-    assert torch.load(tmp_path / "mask.pt", weights_only=True)["step"] == 3
+    train(tmp_path, "--stages", "whole,export", "--steps", "whole=3")
+    assert torch.load(tmp_path / "whole.pt", weights_only=True)["step"] == 3
     weights = tmp_path / "weights"
     backbone = backbones.load("glamm", checkpoint=weights / "checkpoint", clip=str(weights / "clip"))
     assert backbone.grid == (24, 24)

@@ -1,4 +1,4 @@
-"""Stages 3 and 4: the language model learns to point, then to prompt the mask decoder; CLIP and SAM are frozen.
+"""The language stages: projector, language model and [SEG] head learn to point, and CLIP and SAM are frozen.
 
 Several expressions of a scene share one pass over its visual tokens: their turns branch off behind the image, each
 attending to the image and to itself. Positions and attention are those of the same turn in a sequence of its own.
@@ -22,7 +22,7 @@ from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer
 from backbones.mini.config import CLIP_PATCH, IMAGE
 from backbones.mini.data import VALUES, Scenes
 from backbones.mini.see import GRID, OFFSET_UNIT
-from backbones.mini.segment import decode, mask_loss, point_prompt
+from backbones.mini.segment import point_prompt
 
 PATCHES = GRID * GRID
 POINT_LAYERS = (3, 4)  # layers whose first two heads are asked to look at the referent
@@ -197,7 +197,7 @@ def choose_tokens(area: np.ndarray, rng: np.random.Generator, mode: str, budget:
 
 
 class Pointing(nn.Module):
-    """Loss of stages 3 (`masks=0`) and 4 (`masks>0`: mask loss of so many branches per scene) for `run_stage`.
+    """Loss of the language stages for `run_stage`; with `whole` every row sees all tokens.
 
     Helpers, dropped afterwards: the prompt imitates the frozen prompt encoder's code of the referent's centre; the
     centre is read out linearly; two heads of two layers look at the referent; half-way up the read positions know what the
@@ -209,12 +209,11 @@ class Pointing(nn.Module):
         model: GlammModel,
         scenes: Scenes,
         features: np.ndarray | None,
-        embeddings: np.ndarray | None,
         tokenizer: LlamaTokenizer,
         *,
         batch: int = 4,
         count: int = 12,
-        masks: int = 0,
+        whole: bool = False,
         steps: int = 1,
     ) -> None:
         super().__init__()
@@ -226,14 +225,16 @@ class Pointing(nn.Module):
             nn.Linear(model.lm_head.in_features, sum(len(values) for values in VALUES)),
         )
         self._model = [model]  # kept out of the module tree: CLIP and SAM are frozen
-        self.scenes, self.features, self.embeddings = scenes, features, embeddings
+        self.scenes, self.features = scenes, features
         self.talk = Conversations(tokenizer)
-        self.batch, self.count, self.masks, self.steps = batch, count, masks, steps
+        self.batch, self.count, self.whole, self.steps = batch, count, whole, steps
 
     def _mode(self, step: int, rng: np.random.Generator) -> tuple[str, int]:
         """What the rows of this step see: cheap object-first subsets early on, all tokens more and more often."""
         modes = (("all", 576), ("objects", 192), ("random", 192), ("random", 64), ("focus", 64), ("random", 128))
-        late = 0.5 * min(1.0, step / self.steps) if self.masks == 0 else 0.5
+        if self.whole:
+            return modes[0]
+        late = 0.5 * min(1.0, step / self.steps)
         chances = (0.15 + late, 0.55 - late, 0.1, 0.06, 0.08, 0.06)
         return modes[int(rng.choice(len(modes), p=chances))]
 
@@ -242,12 +243,15 @@ class Pointing(nn.Module):
         model, scenes = self._model[0], self.scenes
         device = self.center.weight.device
         mode, budget = self._mode(step, rng)
-        picks = np.sort(rng.choice(len(scenes), self.batch, replace=False))
-        areas = np.stack([patch_owner(scenes.owner[i]) for i in picks])
-        focus = [int(rng.integers(scenes.count(i))) for i in picks]
-        kept = np.stack([choose_tokens(a, rng, mode, budget, f) for a, f in zip(areas, focus, strict=True)])
-        only: list[int | None] = [f if mode == "focus" else None for f in focus]
-        branches = self.talk.draw(scenes, picks, only, self.count, rng)
+        while True:
+            picks = np.sort(rng.choice(len(scenes), self.batch, replace=False))
+            areas = np.stack([patch_owner(scenes.owner[i]) for i in picks])
+            focus = [int(rng.integers(scenes.count(i))) for i in picks]
+            kept = np.stack([choose_tokens(a, rng, mode, budget, f) for a, f in zip(areas, focus, strict=True)])
+            only: list[int | None] = [f if mode == "focus" else None for f in focus]
+            branches = self.talk.draw(scenes, picks, only, self.count, rng)
+            if (branches.target >= 0).any():  # else no expression tells any of the focused objects apart
+                break
         branches = Branches(*(part.to(device) for part in vars(branches).values()))
         assert self.features is not None
         rows = np.stack([self.features[i] for i in picks])
@@ -276,7 +280,7 @@ class Pointing(nn.Module):
         told = self.naming(early).split([len(values) for values in VALUES], dim=-1)
         named = torch.stack([F.cross_entropy(told[a], look_of[:, a]) for a in range(len(VALUES))]).mean()
         # the code's fine waves cannot be met before the referent is found, and would drown what finds it
-        exact = 0.2 + 6 * max(0.0, step / self.steps - 0.5) if self.masks == 0 else 2.0
+        exact = 0.2 + 6 * max(0.0, (1.0 if self.whole else step / self.steps) - 0.5)
         loss = exact * imitate + off + look + named + 0.1 * spoken
         with torch.no_grad():
             # a point is right if it falls closer to its own centre than to any other object's
@@ -293,12 +297,4 @@ class Pointing(nn.Module):
             "hit": hit,
         }
         figures |= {"hit_all": hit, "n_all": 1.0} if mode == "all" else {"hit_all": 0.0, "n_all": 0.0}
-        if self.masks and self.embeddings is not None:
-            some = rng.permutation(len(thing))[: self.masks * len(picks)]
-            embedding = torch.from_numpy(np.stack([self.embeddings[i] for i in picks])).to(device).float()
-            logits = decode(sam, embedding[scene_of[some]], prompt[some][:, None])[:, 0]
-            owner = torch.from_numpy(scenes.owner[picks]).to(device)[scene_of[some]]
-            masked, iou = mask_loss(logits, owner == (thing[some] + 1)[:, None, None])
-            loss = loss + masked
-            figures |= {"mask": float(masked), "iou": float(iou)}
         return loss, figures

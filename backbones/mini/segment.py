@@ -6,8 +6,6 @@ so no text shortcut can hide in the mask decoder.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -16,7 +14,6 @@ from torch.nn import functional as F
 from backbones.glamm.preprocess import SAM_MEAN, SAM_STD
 from backbones.mini.config import IMAGE
 from backbones.mini.data import Scenes
-from backbones.mini.loop import cache
 
 
 def sam_pixels(images: np.ndarray, device: torch.device) -> Tensor:
@@ -117,15 +114,3 @@ class PointSegmentation:
         logits = decode(self.sam, embedding, prompts.view(self.batch, self.masks, -1))
         loss, iou = mask_loss(logits.flatten(0, 1), torch.from_numpy(np.stack(truth)).to(device))
         return loss, {"iou": float(iou)}
-
-
-@torch.no_grad()
-def cache_embeddings(sam: nn.Module, scenes: Scenes, path: Path, batch: int = 64) -> np.ndarray:
-    """SAM image embeddings of all scenes, (scenes, prompt width, g, g) float16, computed once and memory-mapped."""
-    device = next(sam.parameters()).device
-    grid = sam.prompt_encoder.image_embedding_size[0]  # type: ignore[union-attr, index]
-
-    def encode(part: slice) -> Tensor:
-        return sam.vision_encoder(sam_pixels(scenes.images[part], device))[0]  # type: ignore[operator, no-any-return]
-
-    return cache(path, len(scenes), (sam.prompt_encoder.hidden_size, grid, grid), batch, encode)  # type: ignore

@@ -6,7 +6,7 @@ Stages, each resumable and logged to `DIR/<stage>.csv`:
     patches   CLIP's dense helper on crops
     match     CLIP's contrastive loss on whole scenes, helper on, then frozen
     point     language model, projector and [SEG] head: where is the referent?
-    mask      the same with the mask loss through the frozen SAM
+    whole     the same with all tokens in every step
     export    weights in the official layout, half precision
 `--start WEIGHTS` begins from exported weights instead of random ones: what a stage without a checkpoint of its own starts from.
 This is a tool, not a part of the backbone: the only module of `backbones` that knows a data set.
@@ -27,11 +27,11 @@ from backbones.glamm.tokenizer import LlamaTokenizer
 from backbones.mini import config, data, ground, see, segment, text
 from backbones.mini.loop import rank_and_world, run_stage
 
-STAGES = ("scenes", "sam", "patches", "match", "point", "mask", "export")
-STEPS = {"sam": 3200, "patches": 2800, "match": 400, "point": 3700, "mask": 900}
-# scenes whose frozen features are kept on disk for the language stages
-CACHED = {"point": 12000, "mask": 6000}
-RATES = {"sam": 1.5e-3, "patches": 1.2e-3, "match": 8e-4, "point": 1.5e-3, "mask": 6e-4}
+STAGES = ("scenes", "sam", "patches", "match", "point", "whole", "export")
+STEPS = {"sam": 3200, "patches": 2800, "match": 1000, "point": 8000, "whole": 1200}
+# scenes of the language stages; their frozen features are kept on disk
+CACHED = 12000
+RATES = {"sam": 1.5e-3, "patches": 1.2e-3, "match": 8e-4, "point": 1.5e-3, "whole": 6e-4}
 
 
 def build_model(work: Path, seed: int) -> tuple[GlammModel, Path, Path]:
@@ -93,16 +93,13 @@ def train(
     run("match", matching, matching.loss)
     sam.requires_grad_(False)
     clip.requires_grad_(False)
-    talked, masked = split.first(CACHED["point"]), split.first(CACHED["mask"])
-    pointing = ground.Pointing(model, talked, None, None, tokenizer, steps=steps["point"]).to(device)
-    if {"point", "mask"} & set(stages):
+    talked = split.first(CACHED)
+    pointing = ground.Pointing(model, talked, None, tokenizer, steps=steps["point"]).to(device)
+    if {"point", "whole"} & set(stages):
         pointing.features = see.cache_features(clip, talked, work / "features.npy")
     run("point", pointing, pointing.loss)
-    masking = ground.Pointing(model, masked, pointing.features, None, tokenizer, masks=3).to(device)
-    masking.load_state_dict(pointing.state_dict())
-    if "mask" in stages:
-        masking.embeddings = segment.cache_embeddings(sam, masked, work / "embeddings.npy")
-    run("mask", masking, masking.loss)
+    pointing.whole = True
+    run("whole", pointing, pointing.loss)
     if "export" in stages and rank_and_world()[0] == 0:
         export(model, work / "weights", llama_folder, clip_folder)
 
