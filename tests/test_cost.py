@@ -455,17 +455,18 @@ def test_cost_columns_of_the_main_command(
     words = ("--pruners", "uniform", "--budgets", "64", "--limit", 1, "--datasets", "refshapes:val")
     assert command(monkeypatch, *words, "--out", tmp_path / "run") == 0
     told = capsys.readouterr().out
-    assert "macs_measured (G)" in told and "x prefill" in told and "speedup_total:" in told
+    assert "- MACs G: multiply-adds" in told and "speed-up prefill" in told and "- speed-up total: the same" in told
     before = (tmp_path / "run" / COSTS).read_bytes()
     assert command(monkeypatch, *words, "--out", tmp_path / "run") == 0
-    assert (tmp_path / "run" / COSTS).read_bytes() == before and "x prefill" in capsys.readouterr().out
+    assert (tmp_path / "run" / COSTS).read_bytes() == before and "speed-up prefill" in capsys.readouterr().out
     assert cost.load(tmp_path / "run")["pruner"].tolist() == ["none", "uniform"], "the baseline runs unasked"
     shutil.rmtree(tmp_path / "run")
     assert command(monkeypatch, *words, "--out", tmp_path / "run", "--costs", "projected") == 0
     told = capsys.readouterr().out
-    assert "macs_projected (G)" in told and "x prefill" not in told and "macs_measured (G)" not in told
+    assert "MACs projected G" in told and "speed-up prefill" not in told and "- MACs G:" not in told
+    shutil.rmtree(tmp_path / "run")
     assert command(monkeypatch, *words, "--out", tmp_path / "run", "--costs", "off") == 0
-    assert "macs" not in capsys.readouterr().out
+    assert "MACs" not in capsys.readouterr().out
 
 
 def test_cost_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
