@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 COLUMNS = 6  # pruners beside each other
 CELL = 2.1  # inches
+LETTERS = 20  # of the note in an inch
 NOTE = (
     "Above: bright patches are those that the language model's last layer still sees. It sees the central square alone; a merged "
     "token shows at its centre, and class, mean and pooled tokens show nowhere.\n"
@@ -91,7 +93,7 @@ def draw(found: Attempts, grid: tuple[int, int], budget: int, path: Path) -> Non
         masked = overlay(found.image, one.answer.mask)
         _show(axes[band + 1, column], masked, f"{one.answer.seconds:.2f} s{score}", found.truth)
     figure.suptitle(f"“{found.expression}”, {budget} visual tokens", fontsize=11)
-    figure.supxlabel(NOTE, fontsize=6.5)
+    figure.supxlabel("\n".join(fill(line, int(LETTERS * figure.get_figwidth())) for line in NOTE.splitlines()), fontsize=6.5)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110, metadata={"Software": None} if path.suffix == ".png" else None)
