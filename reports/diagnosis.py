@@ -34,10 +34,11 @@ def verdict(found: Diagnosis) -> str:
     auroc = found.mean(f"auroc {MAIN}")
     figures = f"AUROC {auroc.value:.3f}, 95 % interval {auroc.low:.3f} to {auroc.high:.3f}"
     if found.reversal is None:
+        why = f"AUROC {auroc.value:.3f}, too few for an interval" if np.isnan(auroc.low) else f"{figures}, which includes 0.5"
         return (
             f"It is undecided whether the visual-text similarity reversal holds on {found.backbone}: {auroc.images} images do "
             "not tell whether the referent's visual tokens look less or more like the question than other tokens do "
-            f"({figures}, which includes 0.5)."
+            f"({why})."
         )
     holds, side = ("holds", "below") if found.reversal else ("does not hold", "above")
     return (
@@ -80,7 +81,13 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def _limits(found: Estimate, digits: int = 3) -> str:
-    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    return _between(found.value, found.low, found.high, digits)
+
+
+def _between(value: float, low: float, high: float, digits: int) -> str:
+    if np.isnan(value):
+        return "-"
+    return f"{value:.{digits}f}" + ("" if np.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]")
 
 
 def _markdown(found: Diagnosis) -> str:
@@ -140,10 +147,8 @@ def _kept_text(kept: Kept) -> list[str]:
             {
                 "pruner": row["pruner"],
                 "budget": row["budget"],
-                "referent coverage": f"{row['coverage']:.3f} [{row['coverage low']:.3f}, {row['coverage high']:.3f}]",
-                "its correlation with IoU": "-"
-                if np.isnan(row["correlation"])
-                else f"{row['correlation']:.2f} [{row['correlation low']:.2f}, {row['correlation high']:.2f}]",
+                "referent coverage": _between(row["coverage"], row["coverage low"], row["coverage high"], 3),
+                "its correlation with IoU": _between(row["correlation"], row["correlation low"], row["correlation high"], 2),
                 "gIoU": f"{100 * row['gIoU']:.1f}",
                 "expressions": row["expressions"],
             }

@@ -98,7 +98,8 @@ def _budget(table: Table, colours: dict[str, str]) -> Any:
 
 
 def _pareto(table: Table, points: dict[tuple[str, int], float], label: str, colours: dict[str, str]) -> Any:
-    figure, axes = _figure(table, label)
+    figure, axes = _figure(table, f"{label} (larger marks: larger budgets)")
+    budgets = sorted({line.budget for line in table.lines})
     here = [
         (points[key], 100 * line.average.value, line)
         for line in table.lines
@@ -108,9 +109,9 @@ def _pareto(table: Table, points: dict[tuple[str, int], float], label: str, colo
     for x, y, line in here:
         name = "" if line.pruner in seen else line.pruner
         seen.add(line.pruner)
-        style = {"fmt": "D" if line.control else "o", "color": colours[line.pruner], "markersize": 4, "elinewidth": 0.6}
+        size = 3 + 1.5 * budgets.index(line.budget)
+        style = {"fmt": "D" if line.control else "o", "color": colours[line.pruner], "markersize": size, "elinewidth": 0.6}
         axes.errorbar([x], [y], yerr=_error(line), label=name, **style)
-        axes.annotate(str(line.budget), (x, y), xytext=(4, 3), textcoords="offset points", fontsize=6, color=GREY)
     front = pareto([(x, y) for x, y, line in here if not line.sees_truth])
     axes.plot(*zip(*front, strict=True), color=GREY, linewidth=0.9, linestyle=":", label="not beaten")
     axes.set_ylim(bottom=0)

@@ -82,6 +82,14 @@ def test_the_verdict_is_one_sentence_whichever_way(
     assert sentence in write(found, tmp_path).read_text()
 
 
+def test_too_few_images_leave_it_undecided() -> None:
+    found = fake(0.3)
+    few = dataclasses.replace(found, rows=found.rows.head(2))
+    assert few.reversal is None
+    assert "2 images do not tell" in verdict(few)
+    assert "too few for an interval" in verdict(few)
+
+
 # -- what pruners keep
 
 
