@@ -76,7 +76,7 @@ def sweep(
     import backbones
     from harness import data as sets
     from harness import folders, runner
-    from harness.cost import asked, footer, table
+    from harness.cost import asked
     from harness.place import here
 
     wanted = list(dict.fromkeys(name.strip() for name in backbone_names.split(",") if name.strip()))
@@ -119,12 +119,12 @@ def sweep(
             continue
         asked.write(kind, plan, splits, backbone, folder)
 
-        from reports.leaderboard import MARKDOWN, render
+        from reports import render
 
-        print(render(folder))
-        if kind != "off":
-            print(table(folder), "", *(f"- {line}" for line in footer(folder)), "", sep="\n")
-        print(f"records and tables: {folder} ({MARKDOWN}, leaderboard.csv, run.json, records/)")
+        written = render(folder)
+        print(written[0].read_text(encoding="utf-8"))
+        print(f"records: {folder} (run.json, records/)")
+        print("report: " + "\n        ".join(map(str, written)))
 
 
 class _Later(ModuleType):

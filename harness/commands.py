@@ -74,7 +74,10 @@ def diagnose(
     data: Data = None,
     limit: Annotated[int, typer.Option(min=0, help="images per split, 0 = all")] = 24,
     run: Annotated[Path | None, typer.Option(help="run folder of this backbone: what its pruners kept of the referents")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder; by default results/diagnosis/<backbone>")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="folder; by default <run>/diagnosis, where the run's report finds it, or results/diagnosis/<backbone>"),
+    ] = None,
     checkpoint: Checkpoint = None,
     clip: Clip = None,
     sam_dims: SamDims = None,
@@ -88,14 +91,16 @@ def diagnose(
     import backbones
     from harness import diagnose as diagnosing
     from harness.data import parse_datasets
-    from reports.diagnosis import verdict, write
+    from reports.diagnosis import FOLDER, verdict, write
 
     pairs = parse_datasets(datasets, data)
     model = backbones.load(backbone, checkpoint=checkpoint, clip=clip, sam_dims=sam_dims, device=device, dtype=dtype)
     kept = diagnosing.kept(run, model) if run is not None else None
     found = dataclasses.replace(diagnosing.examine(model, pairs, limit, str(data) if data else None), kept=kept)
-    page = write(found, out or Path("results") / "diagnosis" / backbone)
+    page = write(found, out or (run / FOLDER if run else Path("results") / "diagnosis" / backbone))
     print(verdict(found))
+    if run is not None and out is None:
+        print(f"`python -m reports {run}` puts it into the run's report.")
     if run is None:
         print("What pruners keep of the referents was not looked at; add --run and the folder of a run of this backbone.")
     print(f"diagnosis: {page}")

@@ -1,8 +1,7 @@
-"""What a diagnosis is, and its statistics: from numbers per expression, and from the records of a run."""
+"""What a diagnosis is: from numbers per expression, and from the records of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -10,13 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, rankdata
+from scipy.stats import rankdata
 
 from harness import records
+from harness.statistics import Estimate, correlation, mean
 
 INSIDE = 0.5  # a patch is the referent's if the truth covers at least this share of it, and no border if it covers none
 BINS = 10
-DRAWS = 5000
 MAIN = "[EOS] of the question"
 SIMILARITIES = {
     MAIN: "cosine of a projected patch and the text embedding of the whole question, as pruners read it",
@@ -24,20 +23,6 @@ SIMILARITIES = {
     "[EOS] of the expression": "cosine with the text embedding of the expression alone",
     "[CLS]": "cosine with the projected class token of the image",
 }
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over images with its 95 % interval, images drawn with replacement.
-
-    Attributes:
-        images: on which it rests; with fewer than two there is no interval (NaN).
-    """
-
-    value: float
-    low: float
-    high: float
-    images: int
 
 
 @dataclass(frozen=True)
@@ -80,7 +65,7 @@ class Diagnosis:
 
     def mean(self, column: str) -> Estimate:
         """A column's mean over images."""
-        return clustered(self.rows[column], self.rows["image"])
+        return mean(self.rows[column], self.rows["image"])
 
     @property
     def reversal(self) -> bool | None:
@@ -89,18 +74,6 @@ class Diagnosis:
         if not auroc.low <= auroc.high or auroc.low <= 0.5 <= auroc.high:
             return None
         return auroc.high < 0.5
-
-
-def clustered(values: Sequence[float] | pd.Series[float], images: Sequence[str] | pd.Series[str], seed: int = 0) -> Estimate:
-    """Mean over images of the mean over an image's expressions; NaN are left out."""
-    frame = pd.DataFrame({"value": np.asarray(values, dtype=float), "image": np.asarray(images)}).dropna()
-    per_image = frame.groupby("image")["value"].mean().to_numpy()
-    if len(per_image) < 2 or np.ptp(per_image) == 0:
-        value = float(per_image.mean()) if len(per_image) else float("nan")
-        sure = value if len(per_image) > 1 else float("nan")
-        return Estimate(value, sure, sure, len(per_image))
-    found = bootstrap((per_image,), np.mean, n_resamples=DRAWS, batch=500, method="percentile", rng=seed).confidence_interval
-    return Estimate(float(per_image.mean()), float(found.low), float(found.high), len(per_image))
 
 
 def auroc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
@@ -118,37 +91,17 @@ def rank_histogram(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> 
     return np.histogram(place[positive], bins=BINS, range=(0, 1))[0] / positive.sum()
 
 
-def correlation(x: pd.Series[float], y: pd.Series[float], images: pd.Series[str], seed: int = 0) -> Estimate:
-    """Pearson correlation over expressions, images drawn with replacement."""
-    frame = pd.DataFrame({"x": x - x.mean(), "y": y - y.mean(), "image": images}).dropna()
-    moments = frame.assign(n=1.0, xx=frame.x**2, yy=frame.y**2, xy=frame.x * frame.y)
-    sums = moments.groupby("image")[["n", "x", "y", "xx", "yy", "xy"]].sum().to_numpy()
-
-    def pearson(*parts: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
-        n, a, b, aa, bb, ab = (part.sum(axis) for part in parts)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return (ab - a * b / n) / np.sqrt((aa - a**2 / n) * (bb - b**2 / n))
-
-    value = float(pearson(*sums.T))
-    if len(sums) < 3 or not np.isfinite(value):
-        return Estimate(value, float("nan"), float("nan"), len(sums))
-    rng = np.random.default_rng(seed)
-    drawn = pearson(*sums[rng.integers(len(sums), size=(DRAWS, len(sums)))].transpose(2, 0, 1))
-    low, high = np.nanquantile(drawn, (0.025, 0.975))
-    return Estimate(value, float(low), float(high), len(sums))
-
-
 def summarise(frame: pd.DataFrame, grid: tuple[int, int], run: str) -> Kept:
     """Coverage, overlap and places from records."""
     patches = grid[0] * grid[1]
-    frame = frame.assign(image=frame["sample"].str.rsplit(":", n=1).str[-1])  # data sets share their images
+    frame = frame.assign(image=records.images(frame["sample"]))
     seeds = frame.groupby(["pruner", "budget"])["seed"].transform("min")
     first = frame[frame["seed"] == seeds]  # of a pruner that draws, one seed stands for it where expressions are paired
     bitmaps: dict[tuple[str, int], pd.Series[Any]] = {}
     places, lines = {}, []
     for _, part in frame.groupby(["pruner", "budget"], sort=True):
         pruner, budget = _cell(part)
-        cover, corr = clustered(part["coverage"], part["image"]), correlation(part["coverage"], part["iou"], part["image"])
+        cover, corr = mean(part["coverage"], part["image"]), correlation(part["coverage"], part["iou"], part["image"])
         lines.append(
             {
                 "pruner": pruner,

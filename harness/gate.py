@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from scipy.stats import wilcoxon
 
-from harness import metrics
+from harness import metrics, records
 from pruners.base import UserError
 
 # Points of cIoU by which a pruner at a budget may fall over all splits together, and in one of them. Another processor
@@ -121,7 +121,7 @@ def read_baseline(path: Path) -> dict[str, Any]:
 def measure(subset: dict[str, Any], plugins: tuple[str, ...] = ()) -> tuple[pd.DataFrame, dict[str, str]]:
     """Run the subset; its records, and the fingerprints of the weights and of every split."""
     import backbones
-    from harness import data, records, runner
+    from harness import data, runner
     from pruners import load_plugin, parse
 
     for plugin in plugins:
@@ -169,7 +169,7 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, tolerances: dict[str, Any
     was, now = metrics.iou(both["intersection"], both["union"]), metrics.iou(both["intersection_now"], both["union_now"])
     both = both.assign(was=100 * was, now=100 * now, change=100 * (now - was))
     both["column"] = both["sample"].str.rsplit(":", n=1).str[0]
-    both["image"] = both["sample"].str.rsplit(":", n=1).str[-1]
+    both["image"] = records.images(both["sample"])
     parts = [part for _, part in both.groupby(KEY, sort=False)]
     changes = [_change(part, tolerances) for part in parts if (part["change"] != 0).any()]
     known, run = (set(frame[["pruner", "budget"]].itertuples(index=False, name=None)) for frame in (before, after))

@@ -240,6 +240,11 @@ def samples(path: str | Path) -> pd.DataFrame:
     )
 
 
+def images(samples: pd.Series[str]) -> pd.Series[str]:
+    """The image of each sample; splits share images, as those of RefCOCO and RefCOCO+ do."""
+    return samples.str.rsplit(":", n=1).str[-1]
+
+
 def failures(path: str | Path) -> dict[str, str]:
     """Samples that could not be evaluated, and why."""
     frame = _frame(Path(path), "failed")

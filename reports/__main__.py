@@ -1,24 +1,43 @@
-"""`python -m reports RUN...`: render the leaderboard of recorded runs again."""
+"""`python -m reports RUN...`: render the report of recorded runs again."""
 
 from __future__ import annotations
 
+import argparse
 import sys
+from pathlib import Path
 
 from pruners.base import UserError
-from reports.leaderboard import render
+from reports import render
 
 
 def main(arguments: list[str]) -> int:
-    """Render every run folder named; returns the exit code."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: python -m reports RUN...   (folders of runs, e.g. results/runs/<time>-<id>)")
-        return 0 if arguments else 2
+    """Render the runs together; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m reports", description="Leaderboard, figures and page of recorded runs.")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folder of a run, e.g. results/runs/<id>; several become one report"
+    )
+    parser.add_argument("--out", metavar="DIR", help="folder to write to; by default the first run's")
+    parser.add_argument("--latex", action="store_true", help="write leaderboard.tex too")
+    parser.add_argument("--baseline", metavar="PRUNER", help="compare every row with this pruner, e.g. fastv")
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE", help="Python file that registers a pruner of the runs"
+    )
     try:
-        for folder in arguments:
-            print(render(folder))
+        given = parser.parse_args(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        from pruners import load_plugin
+
+        for path in given.plugin:
+            load_plugin(path)
+        written = render(given.runs, given.out, given.baseline, given.latex)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    print(Path(written[0]).read_text(encoding="utf-8"))
+    for path in written:
+        print(path)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,22 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from harness.diagnosis import BINS, DRAWS, INSIDE, MAIN, SIMILARITIES, Diagnosis, Estimate, Kept
+from harness.diagnosis import BINS, INSIDE, MAIN, SIMILARITIES, Diagnosis, Kept
+from harness.statistics import DRAWS, Estimate
 from pruners.base import UserError
+from reports.style import COLOURS, STYLE, save
 
-FILE = "diagnosis.md"
-BAR, EDGE, LEVEL = "#4878a8", "#1c2f42", "#b03a2e"
+FOLDER, FILE, SUMMARY = "diagnosis", "diagnosis.md", "diagnosis.json"
+BAR, LEVEL, EDGE = *COLOURS[:2], "#1c2f42"
+CAPTIONS = {
+    "ranks": "Where the referent's tokens rank among all tokens of the image by each similarity; dashed: no relation.",
+    "sink": "Share of the [EOS] token's attention on the start token, mean over heads.",
+    "coverage": "Referent coverage: the share of the referent's area whose visual tokens are kept.",
+    "overlap": "Overlap: mean Jaccard index of the patches that two pruners keep for the same expression.",
+    "places": "Position bias: for how many of the expressions a patch is kept, as a share.",
+}
 RELATION = {True: "less", False: "more"}
 
 
@@ -25,10 +34,11 @@ def verdict(found: Diagnosis) -> str:
     auroc = found.mean(f"auroc {MAIN}")
     figures = f"AUROC {auroc.value:.3f}, 95 % interval {auroc.low:.3f} to {auroc.high:.3f}"
     if found.reversal is None:
+        why = f"AUROC {auroc.value:.3f}, too few for an interval" if np.isnan(auroc.low) else f"{figures}, which includes 0.5"
         return (
             f"It is undecided whether the visual-text similarity reversal holds on {found.backbone}: {auroc.images} images do "
             "not tell whether the referent's visual tokens look less or more like the question than other tokens do "
-            f"({figures}, which includes 0.5)."
+            f"({why})."
         )
     holds, side = ("holds", "below") if found.reversal else ("does not hold", "above")
     return (
@@ -38,7 +48,7 @@ def verdict(found: Diagnosis) -> str:
 
 
 def write(found: Diagnosis, out: Path) -> Path:
-    """Write `diagnosis.md`, `diagnosis.csv` (one row per expression) and the figures; the markdown's path.
+    """Write `diagnosis.md`, `diagnosis.csv` (one row per expression), the figures, and what a report tells; the markdown's path.
 
     Raises:
         UserError: the folder cannot be written.
@@ -49,27 +59,35 @@ def write(found: Diagnosis, out: Path) -> Path:
         figures: dict[str, Callable[[], Figure]] = {"ranks": lambda: _ranks(found), "sink": lambda: _sink(found)}
         if (kept := found.kept) is not None:
             figures |= {"coverage": lambda: _coverage(kept), "overlap": lambda: _overlap(kept), "places": lambda: _places(kept)}
-        for name, draw in figures.items():
-            _save(draw(), out / name)
+        with matplotlib.rc_context(STYLE):
+            for name, draw in figures.items():
+                save(draw(), out / name)
         (out / FILE).write_text(_markdown(found), encoding="utf-8")
+        told: dict[str, Any] = {"backbone": found.backbone, "fingerprint": found.fingerprint, "verdict": verdict(found)}
+        told["figures"] = {name: CAPTIONS[name] for name in figures}
+        (out / SUMMARY).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"Cannot write to {str(out)!r} ({error.strerror}); give --out a folder that you may write.") from error
     return out / FILE
 
 
-def _save(figure: Figure, stem: Path) -> None:
-    """SVG and PNG, the same bytes for the same input."""
-    FigureCanvasAgg(figure)
-    with matplotlib.rc_context({"svg.hashsalt": stem.name}):
-        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
-        figure.savefig(stem.with_suffix(".png"), dpi=110, metadata={"Software": None})
+def read(folder: Path) -> dict[str, Any] | None:
+    """What `write` left in a folder: backbone, fingerprint, verdict, and per figure its caption; None if it did not."""
+    path = folder / SUMMARY
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 # -- text
 
 
 def _limits(found: Estimate, digits: int = 3) -> str:
-    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    return _between(found.value, found.low, found.high, digits)
+
+
+def _between(value: float, low: float, high: float, digits: int) -> str:
+    if np.isnan(value):
+        return "-"
+    return f"{value:.{digits}f}" + ("" if np.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]")
 
 
 def _markdown(found: Diagnosis) -> str:
@@ -118,7 +136,7 @@ def _markdown(found: Diagnosis) -> str:
         f"A visual token is the referent's if the truth covers at least {INSIDE:g} of its patch, outside if it covers nothing; "
         "borders in between enter ranks and not AUROC. Visual tokens and [CLS] are those that the projector gets, through CLIP's "
         "last norm and visual projection. Means are over images of means over an image's expressions; brackets are 95 % "
-        f"intervals from {DRAWS} draws of images with replacement.",
+        f"intervals from {DRAWS} draws of images with replacement, corrected for few images.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -129,10 +147,8 @@ def _kept_text(kept: Kept) -> list[str]:
             {
                 "pruner": row["pruner"],
                 "budget": row["budget"],
-                "referent coverage": f"{row['coverage']:.3f} [{row['coverage low']:.3f}, {row['coverage high']:.3f}]",
-                "its correlation with IoU": "-"
-                if np.isnan(row["correlation"])
-                else f"{row['correlation']:.2f} [{row['correlation low']:.2f}, {row['correlation high']:.2f}]",
+                "referent coverage": _between(row["coverage"], row["coverage low"], row["coverage high"], 3),
+                "its correlation with IoU": _between(row["correlation"], row["correlation low"], row["correlation high"], 2),
                 "gIoU": f"{100 * row['gIoU']:.1f}",
                 "expressions": row["expressions"],
             }
@@ -213,6 +229,7 @@ def _overlap(kept: Kept) -> Figure:
         axes.set_axis_off()
     for axes, (budget, table) in zip(grid, kept.overlap.items(), strict=False):
         axes.imshow(table, vmin=0, vmax=1, cmap="viridis")
+        axes.grid(visible=False)
         axes.set_xticks(range(len(table)), table.columns, rotation=90, fontsize=7)
         axes.set_yticks(range(len(table)), table.index, fontsize=7)
         for (i, j), value in np.ndenumerate(table.to_numpy()):

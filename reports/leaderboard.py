@@ -1,165 +1,233 @@
-"""The leaderboard: cIoU per data set and split, grouped by budget as in the published tables."""
+"""The leaderboard as text: markdown for people, CSV for programs, LaTeX for papers."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from harness import metrics, records
-from pruners.base import UserError
-from pruners.registry import names
+from harness import metrics, statistics
+from harness.statistics import Estimate
+from reports import costs
+from reports.columns import explain
+from reports.comparable import COLUMN, SETTING
+from reports.gather import Run, Runs
+from reports.tables import Against, Line, Table, column_rank
 
-MARKDOWN, CSV = "leaderboard.md", "leaderboard.csv"
 MINI_WARNING = (
     "glamm-mini is a small model trained on generated scenes. Its table shows regressions and how the code behaves; "
     "it does not tell which method wins on the real GLaMM."
 )
-CELL = ["backbone", "protocol", "pruner", "budget"]
-COLUMN = ["dataset", "split"]
+CELL = [*SETTING, "budget_kind", "pruner", "budget"]
+NONE = "-"
 
 
-def scores(frame: pd.DataFrame) -> pd.DataFrame:
+def percent(value: float | None, digits: int = 1) -> str:
+    """0..1 as text in percent."""
+    return NONE if value is None or np.isnan(value) else f"{100 * value:.{digits}f}"
+
+
+def between(one: Estimate | None) -> str:
+    """An interval as text in percent."""
+    return NONE if one is None or np.isnan(one.low) else f"{100 * one.low:.1f} to {100 * one.high:.1f}"
+
+
+def signed(one: Estimate) -> str:
+    """A difference as text in points, with its interval."""
+    if np.isnan(one.low):
+        return f"{100 * one.value:+.1f}"
+    return f"{100 * one.value:+.1f} ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
+
+
+def marks(line: Line) -> str:
+    """What a row cannot be told apart from."""
+    close = [name for name in ("random", "best") if name in line.against and not line.against[name].apart]
+    unknown = [name for name in close if line.against[name].apart is None]
+    return ", ".join(f"{name}?" if name in unknown else name for name in close)
+
+
+def row(line: Line, table: Table) -> dict[str, str]:
+    """One row of the table as text."""
+    named = line.pruner + (f" ({len(line.seeds)} seeds)" if len(line.seeds) > 1 else "")
+    cells = {"method": named}
+    for column in table.columns:
+        cells[" ".join(column)] = percent(line.scores[column].value) if column in line.scores else NONE
+    cells["Avg."] = percent(line.average.value if line.average else None)
+    if line.average and len(line.seeds) > 1:
+        cells["Avg."] += f" ±{100 * (max(line.seeds) - min(line.seeds)) / 2:.1f}"
+    relative = table.relative(line)
+    cells["Rel. %"] = NONE if relative is None else f"{relative:.1f}"
+    cells["95 %"] = between(line.average)
+    cells["not apart from"] = marks(line)
+    if baseline := _baseline(table):
+        cells[f"vs {baseline}"] = _difference(line.against.get("baseline"))
+    cells["gIoU"] = percent(float(np.mean(list(line.giou.values()))))
+    cells["tokens"] = f"{line.tokens_final:g}"
+    cells["mean over layers"] = f"{line.tokens_mean:.4g}"
+    return cells
+
+
+def _baseline(table: Table) -> str | None:
+    return next((line.against["baseline"].other for line in table.lines if "baseline" in line.against), None)
+
+
+def _difference(against: Against | None) -> str:
+    return "" if against is None else signed(against.average) + (" *" if against.apart else "")
+
+
+def markdown(table: Table, measured: pd.DataFrame) -> str:
+    """The table with a bold heading per budget, and the costs behind the scores."""
+    lines: list[dict[str, str]] = []
+    prices = costs.of(measured, table)
+    for heading, block in table.blocks():
+        lines.append({"method": f"**{heading}**"})
+        lines += [row(line, table) | costs.row(line, prices) for line in block]
+    frame = pd.DataFrame(lines).fillna("")
+    align = ["left" if name in ("method", "not apart from") else "right" for name in frame.columns]
+    return frame.to_markdown(index=False, disable_numparse=True, colalign=align)
+
+
+def latex(table: Table) -> str:
+    """The table as LaTeX; the best of each block and column is bold."""
+    names = [" ".join(column) for column in table.columns]
+    head = ["method", *names, "Avg.", "Rel. %"]
+    body = []
+    for heading, block in table.blocks():
+        body += [r"\hline", rf"\multicolumn{{{len(head)}}}{{c}}{{{_escaped(heading)}}} \\", r"\hline"]
+        shown = [row(line, table) for line in block]
+        honest = [cells for cells, line in zip(shown, block, strict=True) if not line.sees_truth]
+        top = {
+            name: max((float(cells[name].split()[0]) for cells in honest if cells[name] != NONE), default=0) for name in head[1:]
+        }
+        for cells, line in zip(shown, block, strict=True):
+            words = [_escaped(cells["method"])]
+            for name in head[1:]:
+                best = (
+                    cells[name] != NONE and not line.sees_truth and float(cells[name].split()[0]) == top[name] and len(block) > 1
+                )
+                text = _escaped(cells[name]).replace("±", r"$\pm$")
+                words.append(rf"\textbf{{{text}}}" if best else text)
+            body.append(" & ".join(words) + r" \\")
+    return "\n".join(
+        [
+            rf"% {table.title}",
+            rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
+            r"\hline",
+            " & ".join(map(_escaped, head)) + r" \\",
+            *body,
+            r"\hline",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def _escaped(text: str) -> str:
+    for sign in "&%$#_{}":
+        text = text.replace(sign, f"\\{sign}")
+    return text
+
+
+def per_seed(frame: pd.DataFrame) -> pd.DataFrame:
     """All metrics (0..1) per pruner, budget, seed and split, with counts and measured tokens; one row each."""
     rows = []
-    for key, part in frame.groupby([*CELL, "seed", *COLUMN], sort=False):
+    for key, part in frame.groupby([*CELL, "seed", *COLUMN], sort=False, dropna=False):
         rows.append(
             dict(zip([*CELL, "seed", *COLUMN], key, strict=True))
             | metrics.scores(part["intersection"], part["union"])
             | {
+                "intersection": part["intersection"].sum(),
+                "union": part["union"].sum(),
                 "tokens_final": part["tokens_final"].mean(),
                 "tokens_mean": part["tokens_mean"].mean(),
                 "expressions": len(part),
                 "images": part["sample"].nunique(),
+                "data": part["data"].iloc[0],
+                "cell": part["cell"].iloc[0],
             }
         )
     return pd.DataFrame(rows)
 
 
-def _kind(spec: str) -> str:
-    from pruners.registry import get
-
-    name = spec.partition("(")[0]
-    return get(name).kind if name in names() else "method"
-
-
-def _order(rows: pd.DataFrame) -> list[str]:
-    """Methods before controls, each by falling average."""
-    mean = rows.groupby("pruner")["ciou"].mean()
-    return sorted(mean.index, key=lambda spec: (_kind(spec) == "control", -mean[spec], spec))
-
-
-def _line(part: pd.DataFrame, columns: list[tuple[str, str]], bound: float | None) -> dict[str, Any]:
-    """One row of the table: mean over seeds, spread of the average over seeds in brackets."""
-    line: dict[str, Any] = {"method": part["pruner"].iloc[0]}
-    for dataset, split in columns:
-        here = part[(part["dataset"] == dataset) & (part["split"] == split)]["ciou"]
-        line[f"{dataset} {split}"] = f"{100 * here.mean():.1f}" if len(here) else "-"
-    per_seed = part.groupby("seed")["ciou"].mean()
-    average = float(per_seed.mean())
-    line["Avg."] = f"{100 * average:.1f}"
-    if len(per_seed) > 1:
-        line["method"] += f" ({len(per_seed)} seeds)"
-        line["Avg."] += f" ±{100 * (per_seed.max() - per_seed.min()) / 2:.1f}"
-    line["Rel. %"] = f"{100 * average / bound:.1f}" if bound else "-"
-    line["gIoU"] = f"{100 * part['giou'].mean():.1f}"
-    line["tokens"] = f"{part['tokens_final'].mean():g}"
-    line["mean over layers"] = f"{part['tokens_mean'].mean():.4g}"
-    return line
+def compared(tables: list[Table]) -> pd.DataFrame:
+    """Every score and every difference with its interval (0..1), one row each; column 'Avg.' is the mean of the table's."""
+    rows: list[dict[str, Any]] = []
+    for table in tables:
+        for line in table.lines:
+            head = {"table": table.title, "pruner": line.pruner, "budget": line.budget}
+            found = [("", "", line.scores, line.average, np.nan)]
+            found += [(kind, one.other, one.columns, one.average, one.q) for kind, one in line.against.items()]
+            for kind, other, columns, average, q in found:
+                named = [(" ".join(column), estimate, np.nan) for column, estimate in columns.items()]
+                for name, one, adjusted in [*named, *([("Avg.", average, q)] if average else [])]:
+                    p = one.p if kind else np.nan
+                    facts = {"value": one.value, "low": one.low, "high": one.high, "p": p, "q": adjusted}
+                    rows.append(head | {"against": kind, "other": other, "column": name} | facts)
+    return pd.DataFrame(rows)
 
 
-def table(frame: pd.DataFrame) -> str:
-    """Markdown of one backbone and protocol."""
-    summary = scores(frame)
-    columns = list(dict.fromkeys(frame[COLUMN].itertuples(index=False, name=None)))
-    columns.sort(key=_column_rank)
-    bound_rows = summary[summary["pruner"] == "none"]
-    bound = float(bound_rows["ciou"].mean()) if len(bound_rows) else None
-    groups: list[tuple[str, pd.DataFrame]] = []
-    if len(bound_rows):
-        groups.append((f"Upper bound, all {int(bound_rows['budget'].iloc[0])} tokens", bound_rows))
-    rest = summary[summary["pruner"] != "none"]
-    groups += [
-        (f"Retain {budget} tokens", rest[rest["budget"] == budget]) for budget in sorted(set(rest["budget"]), reverse=True)
-    ]
-    lines: list[dict[str, Any]] = []
-    for title, rows in groups:
-        lines.append({"method": f"**{title}**"})
-        lines += [_line(rows[rows["pruner"] == spec], columns, bound) for spec in _order(rows)]
-    return pd.DataFrame(lines).fillna("").to_markdown(index=False, disable_numparse=True, colalign=_align(lines))
-
-
-def _align(lines: list[dict[str, Any]]) -> list[str]:
-    width = max(len(line) for line in lines)
-    return ["left"] + ["right"] * (width - 1)
-
-
-def _column_rank(column: tuple[str, str]) -> tuple[int, str, int]:
-    dataset, split = column
-    order = ("val", "testA", "testB", "test")
-    family = 2 if dataset.endswith("g") else 1 if dataset.endswith("+") else 0
-    return (family, dataset, order.index(split) if split in order else 9)
-
-
-def warnings(frame: pd.DataFrame, info: dict[str, Any], finished: bool) -> list[str]:
+def warnings(table: Table, runs: Runs) -> list[str]:
     """Why rows of this table must not be compared, if they must not."""
-    found = [] if finished else ["This run is unfinished; give its command again with --out and this folder."]
-    changed = sorted({fact for part in info.get("continued", []) for fact in part["changed"]})
-    if changed:
-        found.append(f"This run was stopped and went on after a change of {', '.join(changed)}.")
-    sizes = frame.groupby([*COLUMN, *CELL, "seed"], sort=False).size().groupby(level=COLUMN, sort=False)
+    frame = table.group.frame
+    found = []
+    for run in (runs.runs[place] for place in sorted(set(frame["run"]))):
+        which = f" ({run.name})" if len(runs.runs) > 1 else ""
+        if not run.finished:
+            found.append(f"This run{which} is unfinished; give its command again with --out and this folder.")
+        changed = sorted({fact for part in run.info.get("continued", []) for fact in part["changed"]})
+        if changed:
+            found.append(f"This run{which} was stopped and went on after a change of {', '.join(changed)}.")
+    sizes = frame.groupby([*COLUMN, *CELL, "seed"], sort=False, dropna=False).size().groupby(level=COLUMN, sort=False)
     uneven = [f"{' '.join(map(str, key))} ({min(part)} to {max(part)})" for key, part in sizes if min(part) != max(part)]  # type: ignore[arg-type]
     if uneven:
         found.append(f"Not comparable: rows rest on different numbers of expressions in {', '.join(uneven)}.")
+    if any(line.average is None for line in table.lines):
+        found.append("Not comparable: rows without an Avg. lack columns that others have.")
+    if (least := frame.groupby(COLUMN)["sample"].nunique().min()) < statistics.FEWEST:
+        found.append("A split with so few images has no interval: no row can be told apart from another.")
+    elif least < 10:
+        found.append(
+            f"As few as {least} images in a split: its intervals hold the truth somewhat less often than in 95 % of cases."
+        )
     return found
 
 
-def footer(frame: pd.DataFrame, info: dict[str, Any], failed: dict[str, str]) -> list[str]:
+def warning(runs: Runs) -> list[str]:
+    """What the numbers do not tell, if they come from the embedded model."""
+    return [MINI_WARNING] if "glamm-mini" in set(runs.frame["backbone"]) else []
+
+
+def footer(runs: Runs, tables: list[Table]) -> list[str]:
     """What a reader needs to trust the numbers."""
+    frame = runs.frame
     counted = frame.drop_duplicates(["dataset", "split", "sample", "expression"])
-    columns = sorted(set(counted[COLUMN].itertuples(index=False, name=None)), key=_column_rank)
+    columns = sorted(set(counted[COLUMN].itertuples(index=False, name=None)), key=column_rank)
     parts = [(d, s, counted[(counted["dataset"] == d) & (counted["split"] == s)]["sample"]) for d, s in columns]
-    facts = info.get("provenance", {})
-    packages = facts.get("packages", {})
-    asked = info.get("asked", {})
-    cell: dict[str, Any] = next(iter(info.get("cells", {}).values()), {})
-    setting = cell.get("setting", {})
-    lines = [
-        "cIoU in percent: sum of intersections over sum of unions. Avg. is the mean of the columns, Rel. % its share of "
-        "the upper bound's. tokens: visual tokens in the last layer of the language model, measured; mean over layers: "
-        "what methods that prune inside it really process.",
+    wanted = ["method", "data set and split", "Avg.", "Rel. %", "95 %", "not apart from", "gIoU", "tokens", "mean over layers"]
+    if any(_baseline(table) for table in tables):
+        wanted.insert(6, "vs baseline")
+    lines = [*warning(runs), *explain(wanted), *costs.explain(runs.costs)]
+    lines.append(
         "Samples (images / expressions): "
         + ", ".join(f"{dataset} {split} {part.nunique()} / {len(part)}" for dataset, split, part in parts)
-        + ".",
-        f"Protocol {', '.join(frame['protocol'].unique())}, seed {asked.get('seed')}, {setting.get('dtype')}, attention "
-        f"{setting.get('attn')}, {setting.get('device')}; weights {setting.get('fingerprint')}; run {info.get('run')}.",
-        f"Code {str(facts.get('commit'))[:10]}{' with local changes' if facts.get('dirty') else ''}, "
-        + ", ".join(f"{name} {number}" for name, number in packages.items() if number)
-        + ".",
-        f"Failed samples: {len(failed)}" + "".join(f"; {name}: {why}" for name, why in list(failed.items())[:5]) + ".",
-    ]
-    if "glamm-mini" in set(frame["backbone"]):
-        lines.insert(0, MINI_WARNING)
+        + "."
+    )
+    for number, run in enumerate(runs.runs):
+        lines += _provenance(run, frame[frame["run"] == number])
     return lines
 
 
-def render(folder: str | Path) -> str:
-    """Write leaderboard.md and leaderboard.csv of a run folder; returns the markdown.
-
-    Raises:
-        UserError: the run has no finished sample.
-    """
-    folder = Path(folder)
-    frame, failed, info = records.load(folder), records.failures(folder), records.run_info(folder)
-    if frame.empty:
-        reason = next(iter(failed.values()), "none was recorded")
-        raise UserError(f"The run in {str(folder)!r} has no evaluated sample ({len(failed)} failed: {reason}).")
-    parts = []
-    for (backbone, protocol), part in frame.groupby(["backbone", "protocol"], sort=False):
-        notes = "".join(f"**{warning}**\n\n" for warning in warnings(part, info, (folder / records.DONE).exists()))
-        parts.append(f"# {backbone}, protocol {protocol}\n\n{notes}{table(part)}\n")
-    text = "\n".join([*parts, *(f"- {line}" for line in footer(frame, info, failed))]) + "\n"
-    (folder / MARKDOWN).write_text(text)
-    scores(frame).to_csv(folder / CSV, index=False)
-    return text
+def _provenance(run: Run, frame: pd.DataFrame) -> list[str]:
+    facts, asked = run.info.get("provenance", {}), run.info.get("asked", {})
+    settings = [
+        f"Protocol {row.protocol}, seed {asked.get('seed')}, {row.dtype}, attention {row.attn}, {row.device}; "
+        f"weights {row.fingerprint}; run {run.name}."
+        for row in frame.drop_duplicates(SETTING).itertuples()
+    ]
+    packages = [f"{name} {number}" for name, number in facts.get("packages", {}).items() if number]
+    return [
+        *settings,
+        f"Code {str(facts.get('commit'))[:10]}{' with local changes' if facts.get('dirty') else ''}, {', '.join(packages)}.",
+        f"Failed samples: {len(run.failed)}" + "".join(f"; {name}: {why}" for name, why in list(run.failed.items())[:5]) + ".",
+    ]

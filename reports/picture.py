@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pruners.base import UserError
+from reports.style import COVER, DIM, EDGE, MASK, TRUTH
 
 if TYPE_CHECKING:
     from harness.attempt import Attempts
 
 COLUMNS = 6  # pruners beside each other
 CELL = 2.1  # inches
-DIM = 0.22  # brightness of what the language model does not see
-MASK, TRUTH = (1.0, 0.10, 0.55), (0.10, 1.0, 0.35)
+LETTERS = 20  # of the note in an inch
 NOTE = (
     "Above: bright patches are those that the language model's last layer still sees. It sees the central square alone; a merged "
     "token shows at its centre, and class, mean and pooled tokens show nowhere.\n"
-    "Below: the mask (pink), and the truth where it is known (green line). Seconds: choosing tokens and grounding one row "
+    "Below: the mask (pink), and the truth where it is known (white line). Seconds: choosing tokens and grounding one row "
     "(on CPU filled up to eight), image and text encoded, second of two runs; no benchmark."
 )
 
@@ -45,16 +47,17 @@ def seen(shape: tuple[int, int], kept: NDArray[np.bool_], grid: tuple[int, int])
     return found
 
 
-def overlay(image: NDArray[np.uint8], mask: NDArray[np.bool_], color: tuple[float, float, float]) -> NDArray[np.uint8]:
-    """The image with a mask in a colour over its grey."""
+def overlay(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The image in grey with a mask over it."""
     grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2) * 0.7
-    tinted = 0.35 * grey + 0.65 * 255 * np.array(color)
+    tinted = (1 - COVER) * grey + COVER * 255 * np.array(to_rgb(MASK))
     return np.where(mask[..., None], tinted, grey).astype(np.uint8)
 
 
 def _show(axes: Axes, pixels: NDArray[np.uint8], title: str, truth: NDArray[np.bool_] | None = None) -> None:
     axes.imshow(pixels, interpolation="nearest")
     if truth is not None:
+        axes.contour(truth, levels=[0.5], colors=[EDGE], linewidths=2.4)
         axes.contour(truth, levels=[0.5], colors=[TRUTH], linewidths=1.2)
     axes.set_title(title, fontsize=8, pad=3)
 
@@ -79,7 +82,7 @@ def draw(found: Attempts, grid: tuple[int, int], budget: int, path: Path) -> Non
         one.set_axis_off()
     _show(axes[0, 0], found.image, "image")
     if found.truth is not None:
-        _show(axes[1, 0], overlay(found.image, found.truth, TRUTH), "truth")
+        _show(axes[1, 0], found.image, "truth", found.truth)
     for number, one in enumerate(found.answers, start=1):
         band, column = 2 * (number // columns), number % columns
         bright = seen(found.image.shape[:2], one.answer.kept, grid)
@@ -87,10 +90,10 @@ def draw(found: Attempts, grid: tuple[int, int], budget: int, path: Path) -> Non
         mean = "" if one.answer.tokens_mean == one.answer.tokens_final else f" (mean {one.answer.tokens_mean:.4g})"
         _show(axes[band, column], dimmed, f"{one.name}\n{one.answer.tokens_final} tokens{mean}")
         score = "" if one.iou is None else f", IoU {100 * one.iou:.0f} %"
-        masked = overlay(found.image, one.answer.mask, MASK)
+        masked = overlay(found.image, one.answer.mask)
         _show(axes[band + 1, column], masked, f"{one.answer.seconds:.2f} s{score}", found.truth)
     figure.suptitle(f"“{found.expression}”, {budget} visual tokens", fontsize=11)
-    figure.supxlabel(NOTE, fontsize=6.5)
+    figure.supxlabel("\n".join(fill(line, int(LETTERS * figure.get_figwidth())) for line in NOTE.splitlines()), fontsize=6.5)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110, metadata={"Software": None} if path.suffix == ".png" else None)

@@ -19,7 +19,7 @@ from harness.runner import IMAGES_AT_ONCE, Plan, identity, prepare, run
 from harness.sweep import SEEDS_PER_STOCHASTIC_PRUNER, Cell, Setting, expand
 from pruners import ImpossibleBudget, UserError, VisualTokens, parse
 from pruners.random import Random
-from reports.leaderboard import render
+from reports import render
 from tests.fake_backbone import LAYERS, SIDE, FakeBackbone, write_data
 
 PATCHES = SIDE * SIDE
@@ -371,4 +371,4 @@ def test_going_on_with_other_code_is_written_down(root: Path, tmp_path: Path, mo
     start(plan, tmp_path)
     (part,) = records.run_info(tmp_path)["continued"]
     assert part["changed"] == ["commit"]
-    assert "went on after a change of commit" in render(tmp_path)
+    assert "went on after a change of commit" in render(tmp_path)[0].read_text()

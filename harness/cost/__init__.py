@@ -2,6 +2,5 @@
 
 from harness.cost.explain import EXPLAIN
 from harness.cost.store import load, samples
-from harness.cost.table import footer, table
 
-__all__ = ["EXPLAIN", "footer", "load", "samples", "table"]
+__all__ = ["EXPLAIN", "load", "samples"]

@@ -16,7 +16,7 @@ from harness import records
 from harness.place import Place
 from harness.runner import Plan, Way, prepare, run
 from pruners import UserError, parse
-from reports.leaderboard import render
+from reports import render
 from tests.fake_backbone import FakeBackbone, write_data
 from tests.refer_tree import HEIGHT, WIDTH
 
@@ -89,7 +89,7 @@ def test_a_broken_image_costs_only_itself(tmp_path: Path, kind: str, workers: in
     assert sample == "refcoco:val:2"
     assert str(place_of(root, 2)) in reason
     assert set(records.load(tmp_path / "run")["sample"]) == {"refcoco:val:1", "refcoco:val:3"}
-    assert "Failed samples: 1; refcoco:val:2" in render(tmp_path / "run")
+    assert "Failed samples: 1; refcoco:val:2" in render(tmp_path / "run")[0].read_text()
 
 
 @pytest.mark.filterwarnings("ignore:Palette images")

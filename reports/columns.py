@@ -1,0 +1,41 @@
+"""What each column means, in the words that the report prints below its tables and `docs/columns.md` repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+COLUMNS = {
+    "method": "pruner as given on the command line; parameters that are not named have their default. Methods stand before "
+    "controls, each by falling Avg.",
+    "data set and split": "cIoU in percent: the sum of intersections over the sum of unions of all expressions of the split, so "
+    "large objects weigh more. Of a pruner that draws, the mean over its seeds.",
+    "Avg.": "mean of the columns to its left, each with the same weight; '-' if the row lacks one. Behind '±', where a pruner "
+    "draws: half the distance between its best and its worst seed (not an interval).",
+    "Rel. %": "Avg. as a share of the upper bound's Avg.",
+    "95 %": "interval of Avg. from a bootstrap that draws images again, the same ones for all rows and for splits that share "
+    "images, corrected for few images; '-' where a split has fewer than five images.",
+    "not apart from": "the row cannot be told apart from `random` of its budget, or from the best row of its budget that does "
+    "not see the truth: the difference of the two Avg., drawn in pairs, is not significant at a false-discovery rate of 5 % over "
+    "the table; '?' where images are too few to say. The best row is chosen on the same images, which favours it a little.",
+    "vs baseline": "Avg. minus the Avg. of the pruner named with --baseline at the same budget, with the 95 % interval of the "
+    "difference; '*' marks what is significant at a false-discovery rate of 5 % over the table.",
+    "gIoU": "mean IoU over expressions in percent, mean of the columns: every expression weighs the same.",
+    "tokens": "visual tokens in the last layer of the language model, measured.",
+    "mean over layers": "visual tokens that the layers of the language model process on average, measured; it exceeds tokens for "
+    "methods that prune inside the model.",
+}
+
+
+def explain(names: Iterable[str]) -> list[str]:
+    """One line per column of a table."""
+    return [f"{name}: {COLUMNS[name]}" for name in names]
+
+
+def page() -> str:
+    """The text of `docs/columns.md`."""
+    lines = [f"- **{name}**: {text}" for name, text in COLUMNS.items()]
+    return "\n".join(["# What each column means", "", *lines, "", "Costs have a page of their own: [costs](costs.md).", ""])
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,87 @@
+"""Measured costs as columns: units for reading, one row per pruner and budget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from harness.cost import EXPLAIN
+from reports.tables import Line, Table
+
+GIGA, MIB = 1e9, 2**20
+# column of `harness.cost.load`: heading, divisor, digits; in the order in which they are shown
+SHOWN: dict[str, tuple[str, float, int]] = {
+    "macs_measured": ("MACs G", GIGA, 2),
+    "macs_projected": ("MACs projected G", GIGA, 2),
+    "flops_paper": ("FLOPs (paper) G", GIGA, 2),
+    "activation_paper": ("activation (paper) MiB", MIB, 1),
+    "activation_peak": ("activation peak MiB", MIB, 1),
+    "prefill_ms": ("prefill ms", 1, 1),
+    "compute_ms": ("compute ms", 1, 1),
+    "cuda_ms": ("CUDA ms", 1, 1),
+    "stage.pruner_ms": ("pruner ms", 1, 2),
+    "speedup_prefill": ("speed-up prefill", 1, 2),
+    "speedup_total": ("speed-up total", 1, 2),
+    "note": ("note", 1, 0),
+}
+MACS = "macs"  # measured where they were, else projected
+TOTAL = "stage.total_ms"
+SPREAD = ("prefill_ms", "compute_ms", "cuda_ms")  # shown with their 5th and 95th percentile
+
+
+def of(costs: pd.DataFrame, table: Table) -> dict[tuple[str, int], dict[str, Any]]:
+    """The measured costs of a table's rows; runs of the table alone, the first that has a row counts."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    if costs.empty:
+        return found
+    mine = costs[(costs["backbone"] == table.group.facts["backbone"]) & costs["run"].isin(set(table.group.frame["run"]))]
+    for record in mine.to_dict("records"):
+        facts = {str(key): value for key, value in record.items()}
+        facts[MACS] = next((facts[name] for name in ("macs_measured", "macs_projected") if known(facts.get(name))), None)
+        found.setdefault((str(record["pruner"]), int(record["budget"])), facts)
+    return {(line.pruner, line.budget): found[key] for line in table.lines if (key := (line.pruner, line.budget)) in found}
+
+
+def row(line: Line, measured: dict[tuple[str, int], dict[str, Any]]) -> dict[str, str]:
+    """The cost cells of one row as text; empty where nothing was measured at all."""
+    if not measured:
+        return {}
+    here = measured.get((line.pruner, line.budget), {})
+    columns = [name for name in SHOWN if any(known(record.get(name)) for record in measured.values())]
+    return {SHOWN[name][0]: _text(name, here) for name in columns}
+
+
+def known(value: Any) -> bool:
+    """Whether there is a figure or a word."""
+    return value is not None and value != "" and value == value
+
+
+def _text(name: str, record: dict[str, Any]) -> str:
+    value: Any = record.get(name)
+    if not known(value):
+        return "" if name == "note" else "-"
+    if isinstance(value, str):
+        return value
+    _, unit, digits = SHOWN[name]
+    text = f"{value / unit:.{digits}f}"
+    if name in SPREAD and known(record.get(f"{name}_p5")) and known(record.get(f"{name}_p95")):
+        text += f" ({record[f'{name}_p5']:.{digits}f} to {record[f'{name}_p95']:.{digits}f})"
+    return text
+
+
+def stages(record: dict[str, Any]) -> dict[str, float]:
+    """Median milliseconds per stage; their total is not one."""
+    return {
+        name.removeprefix("stage.").removesuffix("_ms"): float(value)
+        for name, value in record.items()
+        if name.startswith("stage.") and name.endswith("_ms") and name != TOTAL and known(value)
+    }
+
+
+def explain(costs: pd.DataFrame) -> list[str]:
+    """What the shown columns mean, one line each."""
+    if costs.empty:
+        return []
+    shown = [name for name in SHOWN if name in costs and costs[name].map(known).any()]
+    return [f"{SHOWN[name][0]}: {EXPLAIN[name.partition('.')[0]]}." for name in shown]

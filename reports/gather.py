@@ -1,0 +1,98 @@
+"""Several runs as one: their records, samples and costs, each row with the run it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness import cost, records
+from harness.provenance import differences
+from pruners.base import UserError
+from reports import diagnosis
+
+RESULT = ["cell", "sample", "expression"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+        info: what `run.json` says.
+        failed: sample to reason.
+        finished: whether every cell is complete.
+        diagnosis: of the run's weights, as `reports.diagnosis.read`.
+    """
+
+    folder: Path
+    info: dict[str, Any]
+    failed: dict[str, str]
+    finished: bool
+    diagnosis: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.info.get("run", self.folder.name))
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What a report is made of.
+
+    Attributes:
+        frame: as `harness.records.load`, and `run`, the place of the row's run in `runs`; no result twice.
+        samples: as `harness.records.samples`, and `run`.
+        costs: as `harness.cost.load`, and `run`; empty where nothing was measured.
+        notes: what a reader has to know of the merging.
+    """
+
+    runs: tuple[Run, ...]
+    frame: pd.DataFrame
+    samples: pd.DataFrame
+    costs: pd.DataFrame
+    notes: tuple[str, ...]
+
+
+def gather(folders: Sequence[str | Path]) -> Runs:
+    """Read run folders.
+
+    Raises:
+        UserError: one holds no evaluated sample.
+    """
+    runs, frames, samples, costs = [], [], [], []
+    notes: list[str] = []
+    for number, folder in enumerate(map(Path, folders)):
+        frame, failed = records.load(folder), records.failures(folder)
+        if frame.empty:
+            reason = next(iter(failed.values()), "none was recorded")
+            raise UserError(f"The run in {str(folder)!r} has no evaluated sample ({len(failed)} failed: {reason}).")
+        told = diagnosis.read(folder / diagnosis.FOLDER)
+        if told and told["fingerprint"] not in set(frame["fingerprint"]):
+            notes.append(f"The diagnosis in {str(folder)!r} is of other weights ({told['fingerprint']}) and left out.")
+            told = None
+        runs.append(Run(folder, records.run_info(folder), failed, (folder / records.DONE).exists(), told))
+        asked = records.samples(folder)
+        pictured = frame["sample"].isin(asked[asked["image"].astype(bool)]["sample"])
+        frame.loc[~pictured, ["kept", "mask"]] = ""  # nobody can see them, and of a whole data set they are gigabytes
+        frames.append(frame.assign(run=number))
+        samples.append(asked.assign(run=number))
+        costs.append(cost.load(folder).assign(run=number))
+    frame = pd.concat(frames, ignore_index=True)
+    twice = frame.duplicated(RESULT)
+    if twice.any():
+        again = frame.drop_duplicates([*RESULT, "intersection", "union"]).duplicated(RESULT).sum()
+        agree = "They agree" if not again else f"They disagree on {again} of them; the run named first is shown"
+        notes.append(f"{twice.sum()} results are in several of the runs. {agree}.")
+    notes += _changes(runs)
+    return Runs(tuple(runs), frame[~twice].reset_index(drop=True), pd.concat(samples), pd.concat(costs), tuple(notes))
+
+
+def _changes(runs: Sequence[Run]) -> list[str]:
+    """Runs of different code, packages or machines: no reason to part them, but one to know."""
+    first = runs[0].info.get("provenance", {})
+    changed = [(run, differences(first, run.info.get("provenance", {}))) for run in runs[1:]]
+    return [f"Run {run.name} was made with other {', '.join(facts)} than run {runs[0].name}." for run, facts in changed if facts]

@@ -1,0 +1,155 @@
+"""One HTML file that holds the whole report: it asks nothing of a network and opens from a folder."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.statistics import Estimate
+from reports import comparable, costs, diagnosis, figures, leaderboard, publication, style
+from reports.gather import Runs
+from reports.pictures import pictures
+from reports.tables import Against, Line, Table
+
+FOLDER = Path(__file__).parent / "web"
+SCRIPTS = ("common.js", "table.js", "charts.js", "masks.js", "start.js")
+
+
+def html(runs: Runs, tables: list[Table]) -> str:
+    """The page of the tables; the same numbers give the same text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # stages and costs keep their order
+    colours = figures.palette(tables)
+    data = {
+        "tables": [_table(table, runs) for table in tables],
+        "runs": [{"name": run.name, "folder": run.folder.name} for run in runs.runs],
+        "colours": colours,
+        "palette": style.COLOURS,
+        "paint": {"mask": style.MASK, "truth": style.TRUTH, "edge": style.EDGE, "dim": style.DIM, "cover": style.COVER},
+        "pictures": pictures(runs, tables),
+    }
+    return environment.get_template("report.html").render(
+        title=" · ".join(dict.fromkeys(table.title for table in tables)),
+        notes=[*leaderboard.warning(runs), *comparable.why([table.group for table in tables]), *runs.notes],
+        tables=[_view(table, runs, colours) for table in tables],
+        diagnoses=[_diagnosis(run.folder, run.diagnosis) for run in runs.runs if run.diagnosis],
+        footer=leaderboard.footer(runs, tables),
+        data=data,  # jinja's tojson escapes <, >, & and '
+        style=_source("style.css"),
+        scripts=[_source(name) for name in SCRIPTS],
+    )
+
+
+def _diagnosis(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
+    """The verdict, and every figure with its caption, as an address that holds it."""
+    drawn = []
+    for name, caption in told["figures"].items():
+        content = base64.b64encode((folder / diagnosis.FOLDER / f"{name}.svg").read_bytes()).decode()
+        drawn.append({"address": f"data:image/svg+xml;base64,{content}", "caption": caption})
+    return {"backbone": told["backbone"], "verdict": told["verdict"], "figures": drawn}
+
+
+def _source(name: str) -> str:
+    return (FOLDER / name).read_text(encoding="utf-8")
+
+
+def _view(table: Table, runs: Runs, colours: dict[str, str]) -> dict[str, Any]:
+    """What the template prints: the table as text, readable without scripts."""
+    prices = costs.of(runs.costs, table)
+    named = {" ".join(column): column for column in table.columns}
+    blocks = []
+    heads: list[str] = []
+    place = 0
+    for heading, lines in table.blocks():
+        rows = []
+        for line in lines:
+            cells = leaderboard.row(line, table) | costs.row(line, prices)
+            heads = heads or list(cells)
+            rows.append({"line": place, "cells": cells, "control": line.control, "colour": colours[line.pruner], "of": line})
+            place += 1
+        blocks.append({"heading": heading, "rows": rows})
+    return {
+        "title": table.title,
+        "warnings": leaderboard.warnings(table, runs),
+        "heads": heads,
+        "named": named,
+        "blocks": blocks,
+        "budgets": sorted({line.budget for line in table.lines}, reverse=True),
+        "best": {line.budget: line.against["best"].other for line in table.lines if "best" in line.against},
+        "published": publication.notes(table, runs) if publication.beside(table) else [],
+        "twins": publication.beside(table),
+        "columns": table.columns,
+    }
+
+
+def _table(table: Table, runs: Runs) -> dict[str, Any]:
+    """What the scripts read: every number with what it rests on."""
+    prices = costs.of(runs.costs, table)
+    twins = {(twin.line.pruner, twin.line.budget): twin for twin in publication.beside(table)}
+    lines = [line for _, block in table.blocks() for line in block]
+    return {
+        "title": table.title,
+        "facts": table.group.facts,
+        "columns": [" ".join(column) for column in table.columns],
+        "lines": [_line(line, table, prices.get((line.pruner, line.budget), {}), twins) for line in lines],
+    }
+
+
+def _line(line: Line, table: Table, price: dict[str, Any], twins: dict[tuple[str, int], Any]) -> dict[str, Any]:
+    twin = twins.get((line.pruner, line.budget))
+    return {
+        "pruner": line.pruner,
+        "budget": line.budget,
+        "control": line.control,
+        "truth": line.sees_truth,
+        "bound": line is table.bound,
+        "stage": line.stage,
+        "seeds": [_number(100 * seed) for seed in line.seeds],
+        "average": _estimate(line.average),
+        "relative": _number(table.relative(line)),
+        "tokens": line.tokens_final,
+        "layers": _number(line.tokens_mean),
+        "scores": [_estimate(line.scores.get(column)) for column in table.columns],
+        "counts": [_counts(line.counts.get(column)) for column in table.columns],
+        "against": {kind: _against(one, table) for kind, one in line.against.items()},
+        "published": [list(twin.cells[column]) if column in twin.cells else None for column in table.columns] if twin else None,
+        "costs": {key: value for key, value in costs.row(line, {(line.pruner, line.budget): price}).items()} if price else {},
+        "macs": _number(price.get(costs.MACS), costs.GIGA),
+        "prefill": _number(price.get("prefill_ms")),
+        "stages": {name: _number(value) for name, value in costs.stages(price).items()},
+    }
+
+
+def _counts(counts: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Sums as they are, scores in percent."""
+    if counts is None:
+        return None
+    return {key: _number(100 * value) if isinstance(value, float) else value for key, value in counts.items()}
+
+
+def _against(one: Against, table: Table) -> dict[str, Any]:
+    return {
+        "other": one.other,
+        "average": _estimate(one.average),
+        "q": _number(one.q),
+        "columns": [_estimate(one.columns.get(column)) for column in table.columns],
+    }
+
+
+def _estimate(one: Estimate | None) -> list[float | None] | None:
+    """Value and ends of the interval in percent, and p."""
+    if one is None:
+        return None
+    return [_number(100 * one.value), _number(100 * one.low), _number(100 * one.high), _number(one.p)]
+
+
+def _number(value: float | None, unit: float = 1.0) -> float | None:
+    """Four digits are enough to read; JSON has no NaN."""
+    return None if value is None or np.isnan(value) else float(f"{value / unit:.5g}")

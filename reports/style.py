@@ -1,0 +1,37 @@
+"""Colours of methods and masks, the same in every figure and on the page, and how figures are written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+# Okabe and Ito's colours, told apart by colour-blind readers; then Tol's for what is beyond eight
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#999933", "#117733")
+GREY = "#767676"
+STYLE: Any = {
+    "svg.hashsalt": "groundprune",
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "legend.frameon": False,
+}
+DIM = 0.3  # brightness of what the language model does not see
+COVER = 0.6  # of a mask over the image
+MASK, TRUTH, EDGE = "#ff00d6", "#ffffff", "#101010"  # a mask, the truth's outline, and what sets that off
+
+
+def save(figure: Any, stem: Path) -> list[Path]:
+    """Write a figure as SVG and PNG; the same figure gives the same bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    written = []
+    for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+        written.append(stem.parent / f"{stem.name}.{kind}")
+        figure.savefig(written[-1], metadata=metadata, dpi=150, bbox_inches="tight")
+    return written

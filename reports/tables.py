@@ -1,0 +1,277 @@
+"""Records to the numbers of a leaderboard: scores with intervals, differences, and what they rest on."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from harness import metrics, records
+from harness.statistics import Estimate, Resampled, adjusted, estimate, resample
+from pruners.base import REFERENT, UserError, nearest
+from pruners.registry import get, names
+from reports.comparable import COLUMN, LINE, Group, groups, title
+from reports.gather import Runs
+
+Column = tuple[str, str]
+Weights = NDArray[np.float64]
+ALPHA = 0.05
+RANDOM, BOUND = "random", "none"
+SPLITS = ("val", "testA", "testB", "test")
+
+
+@dataclass(frozen=True)
+class Against:
+    """A row minus another row of its budget.
+
+    Attributes:
+        other: the other row's pruner.
+        average: of the averages.
+        columns: of each column.
+        q: the average's p-value after control of false discoveries over the table.
+    """
+
+    other: str
+    average: Estimate
+    columns: dict[Column, Estimate]
+    q: float = float("nan")
+
+    @property
+    def apart(self) -> bool | None:
+        """Whether the rows can be told apart; None where there are too few images to say."""
+        return None if np.isnan(self.q) else self.q < ALPHA
+
+
+@dataclass(frozen=True)
+class Line:
+    """A pruner at a budget: one row.
+
+    Attributes:
+        scores: cIoU per column, mean over seeds.
+        counts: per column what the score rests on.
+        average: mean of all columns of the table, None if the row lacks one.
+        seeds: the average of each seed.
+        against: 'random', 'best' and 'baseline', where there is such a row.
+    """
+
+    pruner: str
+    budget: int
+    control: bool
+    stage: str
+    scores: dict[Column, Estimate]
+    giou: dict[Column, float]
+    counts: dict[Column, dict[str, Any]]
+    average: Estimate | None
+    seeds: tuple[float, ...]
+    tokens_final: float
+    tokens_mean: float
+    against: dict[str, Against] = field(default_factory=dict)
+
+    @property
+    def sees_truth(self) -> bool:
+        name = self.pruner.partition("(")[0]
+        return name in names() and REFERENT in get(name).needs
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that are ranked together.
+
+    Attributes:
+        lines: by falling budget, methods before controls, each by falling average.
+        bound: the upper bound's row.
+    """
+
+    title: str
+    group: Group
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+
+    @property
+    def bound(self) -> Line | None:
+        return next((line for line in self.lines if line.pruner == BOUND), None)
+
+    def relative(self, line: Line) -> float | None:
+        """Percent of the upper bound's average."""
+        bound = self.bound
+        if bound is None or bound.average is None or line.average is None or not bound.average.value:
+            return None
+        return 100 * line.average.value / bound.average.value
+
+    def blocks(self) -> list[tuple[str, list[Line]]]:
+        """Rows below their headings: the upper bound, then one block per budget."""
+        found: dict[str, list[Line]] = {}
+        for line in self.lines:
+            heading = f"Upper bound, all {line.budget} tokens" if line.pruner == BOUND else f"Retain {line.budget} tokens"
+            found.setdefault(heading, []).append(line)
+        return list(found.items())
+
+
+def column_rank(column: Column) -> tuple[int, str, int]:
+    """As in the published tables: plain, +, g; val, testA, testB, test."""
+    dataset, split = column
+    family = 2 if dataset.endswith("g") else 1 if dataset.endswith("+") else 0
+    return (family, dataset, SPLITS.index(split) if split in SPLITS else len(SPLITS))
+
+
+def tables(runs: Runs, baseline: str | None = None) -> list[Table]:
+    """All tables of the runs.
+
+    Args:
+        baseline: a pruner, as in the records, that every row is compared with.
+
+    Raises:
+        UserError: no row has the baseline's name.
+    """
+    parted = groups(runs.frame)
+    known = sorted(set(runs.frame["pruner"]))
+    if baseline is not None and baseline not in known:
+        raise UserError(f"--baseline {baseline!r} has no row; there are {', '.join(known)}.{nearest(baseline, known)}")
+    return [_table(group, title(group, parted), baseline) for group in parted]
+
+
+def _table(group: Group, heading: str, baseline: str | None) -> Table:
+    frame = group.frame
+    columns = tuple(sorted(dict.fromkeys(frame[COLUMN].itertuples(index=False, name=None)), key=column_rank))
+    drawn = _Drawn(frame, columns)
+    lines = [_line(key, rows, drawn) for key, rows in frame.groupby(LINE, sort=False)]  # type: ignore[arg-type]
+    lines.sort(key=lambda line: (line.pruner != BOUND, -line.budget, line.control, -_mean(line), line.pruner))
+    lines = _compared(lines, drawn, baseline)
+    return Table(heading, group, columns, tuple(lines))
+
+
+def _mean(line: Line) -> float:
+    return line.average.value if line.average else float(np.mean([score.value for score in line.scores.values()]))
+
+
+class _Drawn:
+    """Every (column, pruner, budget, seed) of a table, drawn again: together with all that rest on the same images."""
+
+    def __init__(self, frame: pd.DataFrame, columns: Sequence[Column]) -> None:
+        self.columns = columns
+        self._places: list[list[tuple[Any, ...]]] = []
+        self._parts: list[Resampled] = []
+        frame = frame.assign(image=records.images(frame["sample"]))
+        keys = [*COLUMN, *LINE, "seed"]
+        for together in _sharing(frame, columns):
+            rows = frame[pd.MultiIndex.from_frame(frame[COLUMN]).isin(together)]
+            sums = rows.groupby(["image", *keys])[["intersection", "union"]].sum().unstack(keys, fill_value=0)
+            inner, outer = sums["intersection"], sums["union"][sums["intersection"].columns]
+            seed = zlib.crc32(" ".join(map(" ".join, together)).encode())
+            self._places.append(list(inner.columns))
+            self._parts.append(resample(inner.to_numpy(dtype=np.float64), outer.to_numpy(dtype=np.float64), seed))
+
+    def weights(self, pruner: str, budget: int, columns: Sequence[Column]) -> list[Weights] | None:
+        """Of the mean over columns of the mean over seeds, per part; None if the row lacks a column."""
+        found = [np.zeros(len(places)) for places in self._places]
+        for column in columns:
+            here = [np.array([place[:4] == (*column, pruner, budget) for place in places]) for places in self._places]
+            seeds = sum(int(mine.sum()) for mine in here)
+            if not seeds:
+                return None
+            found = [weight + mine / (seeds * len(columns)) for weight, mine in zip(found, here, strict=True)]
+        return found
+
+    def budget(self, pruner: str) -> int:
+        """The first at which it has a row."""
+        return next((int(place[3]) for places in self._places for place in places if place[2] == pruner), -1)
+
+    def estimate(self, weights: list[Weights]) -> Estimate:
+        return estimate(self._parts, weights)
+
+
+def _sharing(frame: pd.DataFrame, columns: Sequence[Column]) -> list[list[Column]]:
+    """Columns in sets that have no image in common."""
+    found: list[tuple[list[Column], set[str]]] = []
+    for column in columns:
+        here = set(frame["image"][(frame["dataset"] == column[0]) & (frame["split"] == column[1])])
+        joined = [one for one in found if one[1] & here]
+        found = [one for one in found if not one[1] & here]
+        found.append(
+            (sorted([*(name for names, _ in joined for name in names), column]), here.union(*(pool for _, pool in joined)))
+        )
+    return [names for names, _ in found]
+
+
+def _counts(rows: pd.DataFrame) -> dict[str, Any]:
+    """What the score of one row in one column rests on."""
+    scores = [metrics.scores(part["intersection"], part["union"]) for _, part in rows.groupby("seed")]
+    facts: dict[str, Any] = {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}
+    return facts | {
+        "intersection": int(rows["intersection"].sum()),
+        "union": int(rows["union"].sum()),
+        "images": int(rows["sample"].nunique()),
+        "expressions": int(len(rows) / len(scores)),
+        "data": str(rows["data"].iloc[0]),
+        "cells": list(dict.fromkeys(rows["cell"])),
+        "run": sorted(set(rows["run"])),
+    }
+
+
+def _line(key: tuple[str, int], rows: pd.DataFrame, drawn: _Drawn) -> Line:
+    pruner, budget = key
+    counts = {column: _counts(part) for column, part in rows.groupby(COLUMN, sort=False)}
+    scores = {
+        column: drawn.estimate(weights) for column in drawn.columns if (weights := drawn.weights(*key, [column])) is not None
+    }
+    whole = drawn.weights(*key, drawn.columns)
+    seeds = [
+        float(np.mean([metrics.ciou(part["intersection"], part["union"]) for _, part in one.groupby(COLUMN)]))
+        for _, one in rows.groupby("seed")
+    ]
+    name = pruner.partition("(")[0]
+    return Line(
+        pruner=pruner,
+        budget=int(budget),
+        control=name in names() and get(name).kind == "control",
+        stage=str(rows["stage"].iloc[0]),
+        scores=scores,
+        giou={column: counts[column]["giou"] for column in scores},
+        counts={column: counts[column] for column in scores},
+        average=None if whole is None else drawn.estimate(whole),
+        seeds=tuple(seeds),
+        tokens_final=float(rows["tokens_final"].mean()),
+        tokens_mean=float(rows["tokens_mean"].mean()),
+    )
+
+
+def _compared(lines: Sequence[Line], drawn: _Drawn, baseline: str | None) -> list[Line]:
+    """Every row against the rows of its budget that matter, and what is left of it over the whole table."""
+    best: dict[int, str] = {}
+    for line in sorted(lines, key=_mean, reverse=True):
+        if line.average and line.pruner != BOUND and not line.sees_truth:
+            best.setdefault(line.budget, line.pruner)
+    others: dict[str, Callable[[Line], str | None]] = {
+        "random": lambda line: RANDOM,
+        "best": lambda line: best.get(line.budget),
+        "baseline": lambda line: baseline,
+    }
+    found = list(lines)
+    for kind, other in others.items():
+        made = [_against(line, name, drawn) if (name := other(line)) else None for line in lines]
+        qs = adjusted([one.average.p if one else np.nan for one in made])
+        for place, (one, q) in enumerate(zip(made, qs, strict=True)):
+            if one:
+                found[place] = replace(found[place], against=found[place].against | {kind: replace(one, q=float(q))})
+    return found
+
+
+def _against(line: Line, other: str, drawn: _Drawn) -> Against | None:
+    """None for the other row itself, the upper bound, and rows that do not share all columns."""
+    if line.pruner in (other, BOUND) or line.average is None:
+        return None
+
+    def minus(columns: Sequence[Column]) -> Estimate | None:
+        mine = drawn.weights(line.pruner, line.budget, columns)
+        theirs = drawn.weights(other, drawn.budget(other) if other == BOUND else line.budget, columns)
+        return None if mine is None or theirs is None else drawn.estimate([a - b for a, b in zip(mine, theirs, strict=True)])
+
+    average = minus(drawn.columns)
+    if average is None:
+        return None
+    return Against(other, average, {column: one for column in drawn.columns if (one := minus([column])) is not None})

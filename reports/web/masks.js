@@ -1,0 +1,152 @@
+const PAINT = DATA.paint, MASK = [1, 3, 5].map((at) => parseInt(PAINT.mask.slice(at, at + 2), 16));
+
+// COCO's run lengths: five bits a character, differences to the run before the last, column by column
+function runLengths(text) {
+  const runs = [];
+  for (let at = 0; at < text.length; ) {
+    let value = 0, shift = 0, more = true;
+    while (more) {
+      const code = text.charCodeAt(at++) - 48;
+      value |= (code & 31) << shift;
+      shift += 5;
+      more = (code & 32) !== 0;
+      if (!more && code & 16) value |= -1 << shift;
+    }
+    runs.push(runs.length > 2 ? value + runs[runs.length - 2] : value);
+  }
+  return runs;
+}
+
+function maskOf(text, height, width) {
+  const mask = new Uint8Array(height * width);
+  let at = 0, inside = 0;
+  for (const run of runLengths(text)) {
+    if (inside) for (let end = at + run; at < end; at++) mask[(at % height) * width + Math.floor(at / height)] = 1;
+    else at += run;
+    inside ^= 1;
+  }
+  return mask;
+}
+
+function keptOf(text, grid) {
+  const bytes = Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
+  return Array.from({ length: grid * grid }, (_, place) => (bytes[place >> 3] >> (7 - (place & 7))) & 1);
+}
+
+// the centre square is what CLIP sees; its dropped patches are dimmed, and so is what it never saw
+function paint(canvas, image, item, answer, wish) {
+  const { height, width } = item, grid = DATA.pictures.grid, pen = canvas.getContext("2d");
+  canvas.width = width;
+  canvas.height = height;
+  pen.drawImage(image, 0, 0, width, height);
+  const kept = answer && wish.kept ? keptOf(answer.kept, grid) : [];
+  if (kept.some(Boolean)) {
+    const side = Math.min(height, width), left = (width - side) / 2, top = (height - side) / 2, step = side / grid;
+    const dim = new Path2D();
+    dim.rect(0, 0, width, height);
+    kept.forEach((one, place) => {
+      if (one) dim.rect(left + (place % grid) * step, top + Math.floor(place / grid) * step, step, step);
+    });
+    pen.fillStyle = `rgb(0 0 0 / ${1 - PAINT.dim})`;
+    pen.fill(dim, "evenodd");
+  }
+  if (answer && wish.mask) {
+    const layer = pen.getImageData(0, 0, width, height), mask = maskOf(answer.mask, height, width);
+    for (let place = 0; place < mask.length; place++) {
+      if (mask[place]) for (let band = 0; band < 3; band++) layer.data[4 * place + band] = (1 - PAINT.cover) * layer.data[4 * place + band] + PAINT.cover * MASK[band];
+    }
+    pen.putImageData(layer, 0, 0);
+  }
+  if (!answer || wish.truth) {
+    const truth = maskOf(item.truth, height, width), thick = Math.max(1, Math.round(Math.min(height, width) / 130));
+    const at = (row, column) => row >= 0 && column >= 0 && row < height && column < width && truth[row * width + column];
+    for (const [colour, wide] of [[PAINT.edge, 2 * thick], [PAINT.truth, thick]]) {
+      pen.fillStyle = colour;
+      for (let row = 0; row < height; row++) {
+        for (let column = 0; column < width; column++) {
+          if (at(row, column) && !(at(row - 1, column) && at(row + 1, column) && at(row, column - 1) && at(row, column + 1)))
+            pen.fillRect(column - (wide - 1) / 2, row - (wide - 1) / 2, wide, wide);
+        }
+      }
+    }
+  }
+}
+
+// merged, pooled and class tokens stand for no patch
+const patchesOf = (answer) => keptOf(answer.kept, DATA.pictures.grid).reduce((sum, one) => sum + one, 0);
+function tokensOf(answer, budget) {
+  const patches = patchesOf(answer);
+  const other = Math.max(0, budget - patches);
+  return answer.pruner === "none" ? `${patches} patches` : [patches ? `${patches} patches` : "", other ? `${other} merged or pooled` : ""].filter(Boolean).join(", ");
+}
+
+function openAnswer(table, budget, item, answer) {
+  const { facts: setting } = table;
+  openRecord(`${answer.pruner} · ${answer.pruner === "none" ? "all" : budget} tokens`, `“${item.text}”`, [number(answer.iou), "IoU in percent"], [
+    ["Record", [
+      ["sample", item.sample], ["expression", item.expression], ["seed", answer.seed],
+      ["pixels", `${whole(answer.intersection)} in the intersection of ${whole(answer.union)} in the union`],
+      ["tokens", tokensOf(answer, budget)],
+      ["referent's tokens kept", known(answer.coverage) ? `${number(answer.coverage)} %` : "it covers none"],
+      ["cell", answer.cell], ["backbone", setting.backbone], ["protocol", setting.protocol],
+    ]],
+  ]);
+}
+
+function startMasks() {
+  const { items, answers, picks, images } = DATA.pictures;
+  if (!picks.length) {
+    all("[data-needs=masks]").forEach((node) => (node.hidden = true));
+    return;
+  }
+  find("#pool").append(`Chosen among the ${whole(DATA.pictures.of)} images whose pictures the run kept; of a pruner that draws, its first seed. `,
+    make("span", { class: "key", style: `background:${PAINT.mask}` }), "prediction  ",
+    make("span", { class: "key", style: `background:${PAINT.truth};border:2px solid ${PAINT.edge}` }), "truth  ",
+    make("span", { class: "key", style: "background:#3b4046;border:1px solid #777" }), "dropped tokens");
+  const loaded = images.map((address) => {
+    const image = new Image();
+    image.src = address;
+    return image;
+  });
+  const select = (name, label) => make("label", {}, `${label} `, make("select", { name }));
+  const box = (name, label) => make("label", { class: "chip" }, make("input", { type: "checkbox", name, checked: true }), make("span", {}, label));
+  const picker = find("#picker");
+  picker.append(select("table", "Table"), select("budget", "Budget"), select("pruner", "Chosen for"), select("kind", "its"), box("kept", "kept tokens"), box("mask", "prediction"), box("truth", "truth"));
+  const field = (name) => picker.elements[name];
+  const fill = (name, values, words = String) => {
+    const before = field(name).value;
+    field(name).replaceChildren(...values.map((value) => make("option", { value }, words(value))));
+    if (values.map(String).includes(before)) field(name).value = before;
+  };
+  const unique = (values) => [...new Set(values)];
+  const here = () => picks.filter((pick) => pick[0] === Number(field("table").value) && pick[1] === Number(field("budget").value));
+
+  function options() {
+    fill("table", unique(picks.map((pick) => pick[0])), (place) => DATA.tables[place].title);
+    field("table").parentNode.hidden = DATA.tables.length < 2;
+    fill("budget", unique(picks.filter((pick) => pick[0] === Number(field("table").value)).map((pick) => pick[1])).sort((a, b) => b - a));
+    fill("pruner", unique(here().map((pick) => pick[2])));
+    fill("kind", unique(here().filter((pick) => pick[2] === field("pruner").value).map((pick) => pick[3])), (kind) => `${kind} expression`);
+  }
+
+  function show() {
+    options();
+    const pick = here().find((one) => one[2] === field("pruner").value && one[3] === field("kind").value);
+    const table = DATA.tables[pick[0]], item = items[pick[4]], image = loaded[item.image];
+    const wish = Object.fromEntries(["kept", "mask", "truth"].map((name) => [name, field(name).checked]));
+    find("#said").replaceChildren("“", make("b", {}, item.text), "” ", make("small", {}, `${item.sample}, expression ${item.expression}`));
+    const card = (answer) => {
+      const canvas = make("canvas", { role: "img", "aria-label": answer ? `mask of ${answer.pruner}` : "image with truth" });
+      const words = answer ? [make("b", {}, answer.pruner), `IoU ${number(answer.iou)}`, make("small", {}, tokensOf(answer, pick[1])), known(answer.coverage) && patchesOf(answer) ? make("small", {}, `${number(answer.coverage, 0)} % of the referent's patches`) : ""] : [make("b", {}, "image"), "with the truth"];
+      const act = answer ? { click: () => openAnswer(table, pick[1], item, answer) } : {};
+      const node = make(answer ? "button" : "div", { class: `card${answer && answer.pruner === pick[2] ? " chosen" : ""}`, type: answer ? "button" : null, on: act }, canvas, make("span", {}, ...words));
+      const draw = () => paint(canvas, image, item, answer, wish);
+      if (image.complete) draw();
+      else image.addEventListener("load", draw, { once: true });
+      return node;
+    };
+    find("#cards").replaceChildren(card(null), ...answers[`${pick[0]}:${pick[1]}:${pick[4]}`].map(card));
+  }
+  picker.addEventListener("input", show);
+  show();
+}
