@@ -119,11 +119,12 @@ def sweep(
             continue
         asked.write(kind, plan, splits, backbone, folder)
 
+        from harness.records import peak_memory
         from reports import render
 
         written = render(folder)
         print(written[0].read_text(encoding="utf-8"))
-        print(f"records: {folder} (run.json, records/)")
+        print(f"records: {folder} (run.json, records/), made within {peak_memory(folder) / 2**20:.0f} MiB of memory")
         print("report: " + "\n        ".join(map(str, written)))
 
 

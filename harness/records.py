@@ -251,6 +251,11 @@ def failures(path: str | Path) -> dict[str, str]:
     return {} if frame.empty else dict(sorted(zip(frame["sample"], frame["reason"], strict=True)))
 
 
+def peak_memory(path: str | Path) -> int:
+    """Most bytes of main memory that the process held which closed the run."""
+    return int(json.loads((Path(path) / DONE).read_text())["peak_memory_bytes"])
+
+
 def run_info(path: str | Path) -> dict[str, Any]:
     """What `run.json` says of a run; empty if it is not there.
 

@@ -42,7 +42,7 @@ def peak(count: int) -> tuple[int, float]:
         words = [sys.executable, "-m", "harness", *options, "--data", f"{place}/data", "--out", f"{place}/run", "--costs", "off"]
         start = time.perf_counter()
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
-        return json.loads((Path(place) / "run" / records.DONE).read_text())["peak_memory_bytes"], time.perf_counter() - start
+        return records.peak_memory(f"{place}/run"), time.perf_counter() - start
 
 
 def main() -> None:
