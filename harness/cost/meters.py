@@ -70,18 +70,11 @@ def counter() -> FlopCounterMode:
 # -- what is read at the edges of stages
 
 
-class Ledger:
-    """How much of a running quantity each stage took.
+class _Stages:
+    """Something that is marked where named stages begin and end; they nest."""
 
-    Args:
-        read: the quantity now.
-        minus: difference of two readings, later first.
-    """
-
-    def __init__(self, read: Callable[[], Any], minus: Callable[[Any, Any], float]) -> None:
-        self._read, self._minus = read, minus
+    def __init__(self) -> None:
         self._open: list[str] = []
-        self._marks: list[tuple[str | None, Any]] = []
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -93,6 +86,23 @@ class Ledger:
         finally:
             self._mark()
             self._open.pop()
+
+    def _mark(self) -> None:
+        raise NotImplementedError
+
+
+class Ledger(_Stages):
+    """How much of a running quantity each stage took.
+
+    Args:
+        read: the quantity now.
+        minus: difference of two readings, later first.
+    """
+
+    def __init__(self, read: Callable[[], Any], minus: Callable[[Any, Any], float]) -> None:
+        self._read, self._minus = read, minus
+        super().__init__()
+        self._marks: list[tuple[str | None, Any]] = []
 
     def _mark(self) -> None:
         self._marks.append(("/".join(self._open) or None, self._read()))
@@ -196,26 +206,15 @@ class DeviceMemory:
         return live - self._resident, peak - self._resident
 
 
-class Peaks:
+class Peaks(_Stages):
     """Highest level of live bytes in each outermost stage, above the level at which that stage began, and of the whole run."""
 
     def __init__(self, memory: LiveStorages | DeviceMemory) -> None:
         self._memory = memory
-        self._open: list[str] = []
+        super().__init__()
         self._base = 0
         self.rise: dict[str, int] = {}
         self.top = 0
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Watch a stage."""
-        self._mark()
-        self._open.append(name)
-        try:
-            yield
-        finally:
-            self._mark()
-            self._open.pop()
 
     def _mark(self) -> None:
         live, peak = self._memory.read()
