@@ -63,7 +63,7 @@ def scores(mini: GlammBackbone, *, blind: bool = False) -> float:
 def test_it_sees(mini: GlammBackbone) -> None:
     """A floor far below the card's figures; and without visual tokens it falls."""
     seeing, blind = scores(mini), scores(mini, blind=True)
-    assert seeing > 0.35 and blind < seeing / 2
+    assert seeing > 0.6 and blind < seeing / 2
 
 
 def test_patch_targets() -> None:
