@@ -237,7 +237,7 @@ def _score(one: _Asked, result: Grounded) -> Iterator[dict[str, Any]]:
             "intersection": inner,
             "union": outer,
             "iou": float(metrics.iou([inner], [outer])[0]),
-            "coverage": float(share[patches].sum() / share.sum()) if share.any() else None,
+            "coverage": float(share[patches].sum() / share.sum()) if share.any() and len(patches) else None,
             "kept": kept,
             "mask": _run_lengths(prediction),
         }

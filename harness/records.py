@@ -207,9 +207,9 @@ def load(path: str | Path) -> pd.DataFrame:
         path: run folder.
 
     Returns:
-        A frame with COLUMNS and FROM_RUN. Counts are int64 pixels, `iou` is their ratio (1 for an empty
-        union), `coverage` the share of the referent's area whose visual tokens were kept (NaN without a referent), `kept` for
-        `kept_tokens`, `mask` the `counts` of the predicted mask's COCO run lengths.
+        A frame with COLUMNS and FROM_RUN. Counts are int64 pixels, `iou` is their ratio (1 for an empty union), `coverage` the
+        share of the referent's area whose visual tokens were kept (NaN without a referent, or where all tokens are
+        pooled), `kept` for `kept_tokens`, `mask` the `counts` of the predicted mask's COCO run lengths.
     """
     folder = Path(path)
     frame = _frame(folder, "ok")
