@@ -160,7 +160,7 @@ def _kept_text(kept: Kept) -> list[str]:
         f"From the run `{kept.run}`.",
         table,
         "Coverage: the share of the referent's area whose visual tokens are kept as patches; class, mean and pooled tokens are "
-        "none, so `downsample` has 0. Correlation: Pearson, over expressions; - where nothing varies.",
+        "none, and where all are pooled there is no coverage. Correlation: Pearson, over expressions; - where nothing varies.",
         "![coverage](coverage.svg)",
         "Overlap: mean Jaccard index of the patches that two pruners keep for the same expression; of a pruner that draws, the "
         "first seed.",

@@ -28,7 +28,7 @@ from backbones.mini import config, data, ground, see, segment, text
 from backbones.mini.loop import rank_and_world, run_stage
 
 STAGES = ("scenes", "sam", "patches", "match", "point", "whole", "export")
-STEPS = {"sam": 3200, "patches": 2800, "match": 1000, "point": 8000, "whole": 1200}
+STEPS = {"sam": 3200, "patches": 2800, "match": 1000, "point": 8000, "whole": 2700}
 # scenes of the language stages; their frozen features are kept on disk
 CACHED = 12000
 RATES = {"sam": 1.5e-3, "patches": 1.2e-3, "match": 8e-4, "point": 1.5e-3, "whole": 6e-4}
