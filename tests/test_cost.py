@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +18,13 @@ from backbones.base import Row, Turn
 from backbones.glamm import stages
 from backbones.glamm.backbone import GlammBackbone
 from backbones.glamm.released import on_meta
-from harness import cli, cost, runner
+from harness import cost, runner
 from harness.cost import formulas, measure, meters, projection, roofline
 from harness.cost.rows import lines_of
 from harness.cost.store import COSTS, INSIDE, MODULES
 from pruners import LayerPruner, UserError, parse
 from reports import efficiency
-from tests.bench import attention, gpu, literal
-from tests.fake_backbone import known, write_data
+from tests.fake_backbone import write_data
 
 TURN = Turn("Can you segment the small red star left of the ring in this image?", "It is [SEG].")
 BUDGETS = (64, 128, 192)
@@ -408,100 +406,3 @@ def test_cost_file_that_is_damaged_is_one_sentence(tmp_path: Path) -> None:
 
 
 # -- benches
-
-
-@pytest.mark.parametrize("texts", [1, 3])
-@torch.no_grad()
-def test_cost_bench_compares_equal_selections(texts: int) -> None:
-    given = attention.tower(torch.float64, texts, channels=64, shared=16, heads=4)
-    for name, official in literal.OFFICIAL.items():
-        for budget in (192, 64):
-            assert attention.same(attention.ours(parse(name)[0], given, budget), official(given, budget)), (name, budget)
-    assert not attention.same(literal.trim(given, 64), literal.vispruner(given, 64))
-    (row,) = attention.fastv(1, torch.float32, width=64, heads=4, inner=128)
-    assert row["same_in_float64"]
-
-
-def test_cost_bench_of_the_gpu_runs_small_without_one(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same path as on a GPU, at the embedded model's size; the script itself says what it needs."""
-    monkeypatch.setattr(gpu, "METHODS", "litelvlm,fastv")
-    prompt = projection.Prompt(80, turns=2, words=8)
-    model = gpu.random_weights(on_meta("glamm-mini", "eager"), "cpu", torch.float32)
-    found = list(gpu.bench(model, prompt, "cpu", (1, 2), (64,), 1, roofline.gpu("h100")))
-    assert [(row["pruner"], row["batch"]) for row in found] == [(p, b) for b in (1, 2) for p in ("none", "litelvlm", "fastv")]
-    assert all(row["prefill_ms"] > 0 and row["kernel_ms"] > 0 and row["times_roofline"] > 1 for row in found)
-    peaks = {(row["pruner"], row["batch"]): row["peak_prefill"] for row in found}
-    assert peaks["none", 2] == pytest.approx(2 * peaks["none", 1], rel=0.1) and peaks["litelvlm", 1] < peaks["none", 1] / 4
-    assert json.loads(json.dumps(found)) == found
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu.main([]) == 2
-    assert capsys.readouterr().out.startswith("This bench needs a CUDA GPU")
-
-
-# -- command line
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["python -m harness", *map(str, words)])
-    return cli.main()
-
-
-def test_cost_columns_of_the_main_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(measure, "ROUNDS", 2)
-    words = ("--pruners", "uniform", "--budgets", "64", "--limit", 1, "--datasets", "refshapes:val")
-    assert command(monkeypatch, *words, "--out", tmp_path / "run") == 0
-    told = capsys.readouterr().out
-    assert "- MACs G: multiply-adds" in told and "speed-up prefill" in told and "- speed-up total: the same" in told
-    before = (tmp_path / "run" / COSTS).read_bytes()
-    assert command(monkeypatch, *words, "--out", tmp_path / "run") == 0
-    assert (tmp_path / "run" / COSTS).read_bytes() == before and "speed-up prefill" in capsys.readouterr().out
-    assert cost.load(tmp_path / "run")["pruner"].tolist() == ["none", "uniform"], "the baseline runs unasked"
-    shutil.rmtree(tmp_path / "run")
-    assert command(monkeypatch, *words, "--out", tmp_path / "run", "--costs", "projected") == 0
-    told = capsys.readouterr().out
-    assert "MACs projected G" in told and "speed-up prefill" not in told and "- MACs G:" not in told
-    shutil.rmtree(tmp_path / "run")
-    assert command(monkeypatch, *words, "--out", tmp_path / "run", "--costs", "off") == 0
-    assert "MACs" not in capsys.readouterr().out
-
-
-def test_cost_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("cost", "--backbone", "glamm-mini", "--pruners", "fastv", "--budgets", "64", "--explain", "--attn", "eager")
-    assert command(monkeypatch, *words) == 0
-    told = capsys.readouterr().out
-    assert "glamm-mini, projected" in told and "attention eager" in told and "activation_peak: most bytes" in told
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["cost", "--gpu", "h1000"], "Did you mean 'h100'?"),
-        (["cost", "--backbone", "glamm7b"], "Did you mean 'glamm-7b'?"),
-        (["cost", "--attn", "flash"], "flash_attention_2"),
-        (["cost", "--text-tokens", "20"], "give 38 or more"),
-        (["cost", "--budgets", "600"], "--budgets 1 to 576"),
-        (["--costs", "measure"], "Did you mean 'measured'?"),
-        (["--costs", "measured", "--tensor-parallel", "2"], "--tensor-parallel 1"),
-    ],
-)
-def test_cost_mistakes_are_one_sentence(
-    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command(monkeypatch, *words) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ") and said in told and told.count("\n") == 1
-
-
-def test_cost_of_a_backbone_without_stages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    known(monkeypatch)
-    root = write_data(tmp_path / "data")
-    words = ("--backbones", "fake", "--data", root, "--datasets", "refcoco:val", "--budgets", "8", "--pruners", "none")
-    assert command(monkeypatch, *words, "--out", tmp_path / "run") == 0, "off unless asked for"
-    assert command(monkeypatch, *words, "--out", tmp_path / "other", "--costs", "measured") == 2
-    assert "give --costs off" in capsys.readouterr().err and not (tmp_path / "other").exists(), "said before anything runs"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -70,7 +71,7 @@ def counter() -> FlopCounterMode:
 # -- what is read at the edges of stages
 
 
-class _Stages:
+class _Stages(ABC):
     """Something that is marked where named stages begin and end; they nest."""
 
     def __init__(self) -> None:
@@ -87,8 +88,8 @@ class _Stages:
             self._mark()
             self._open.pop()
 
-    def _mark(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _mark(self) -> None: ...
 
 
 class Ledger(_Stages):

@@ -20,6 +20,7 @@ from backbones.glamm.conversation import ANSWER_TEMPLATES, QUESTION_TEMPLATES, b
 from backbones.glamm.decoder import run_layers
 from backbones.glamm.keys import UNNEEDED, to_official
 from backbones.glamm.preprocess import clip_pixels, sam_pixels
+from backbones.glamm.released import on_meta
 from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer
 from harness import metrics
 from harness.data.refer import load_refer
@@ -285,33 +286,7 @@ def test_full_size_keys(golden_glamm_dir: Path) -> None:
         elif line.strip():
             key, shape, times = line.split("\t")[:3]
             listed[("clip." if "clip" in section.lower() and "without" not in section else "") + key, shape] = int(times[1:])
-    settings = {
-        "vocab_size": 32007,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-    }
-    tower = files.CLIPConfig(
-        vision_config={
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "image_size": 336,
-            "patch_size": 14,
-            "projection_dim": 768,
-        },
-        text_config={
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "projection_dim": 768,
-        },
-        projection_dim=768,
-    )
-    model = files.build_meta(settings, tower)
+    model = on_meta("glamm-7b")
     built: dict[tuple[str, str], int] = {}
     for key, tensor in model.state_dict().items():
         official = key if key.startswith("clip.") else to_official(key)
