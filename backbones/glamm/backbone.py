@@ -197,21 +197,20 @@ class GlammBackbone(Asking):
         model = self.model
         numbers: dict[tuple[int, object], int] = {}
         contexts: list[Row] = []
-        asks, marks = [], []
+        asks = []
         for row in rows:
             where = numbers.setdefault((id(row.encoding), self._content(row)), len(numbers))
             if where == len(contexts):
                 contexts.append(row)
             layered = row.pruner if row.selection is None and isinstance(row.pruner, LayerPruner) else None
-            before, behind, at = self._words(row, whole=layered is not None)
-            marks.append(at)
-            last = self._last(behind)
+            before, behind, marks = self._words(row, whole=layered is not None)
+            read = tuple(len(behind) + mark for mark in marks)
             keep = layered.tokens_after(row.budget, self._patches(row), self.num_layers) if layered else 0
-            asks.append(Ask(where, tuple(before), tuple(behind), last, layered, keep))
+            asks.append(Ask(where, tuple(before), tuple(behind), self._last(behind), read, layered, keep))
         answers = Shared(model.language_model, self.batch_size, self._multiple, self._beginnings).run(
             self._project(contexts), asks
         )
-        prompts = self._prompts([answers[k].hidden[at] for k, at in enumerate(marks)])
+        prompts = self._prompts([answers[k].hidden for k in range(len(rows))])
         found: list[Grounded] = []
         for (row, ask), logits in zip(zip(rows, asks, strict=True), self._masks(rows, prompts), strict=True):
             kept = answers[len(found)].kept

@@ -54,6 +54,35 @@ class _Keys:
         return self.cache.update(keys, values, index) if self.cache is not None else (keys, values)
 
 
+def _at(hidden: Tensor, read: Tensor) -> Tensor:
+    """(B, R, width): the tokens `read` (B, R) of (B, L, width)."""
+    return hidden.gather(1, read[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def _heads(attention: Any, projected: Tensor) -> Tensor:
+    """(B, L, H * d) -> (B, H, L, d)."""
+    return projected.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+def _rotate(llm: LlamaModel, states: Tensor, positions: Tensor) -> Tensor:
+    """Queries or keys (B, H, L, d) turned to their `positions` (B, L)."""
+    return apply_rotary_pos_emb(states, states, *llm.rotary_emb(states, positions))[0]  # type: ignore[no-any-return]
+
+
+def _attention_rows(llm: LlamaModel, index: int, hidden: Tensor, read: Tensor, positions: Tensor, keys: Tensor) -> Tensor:
+    """(B, H, R, K): probabilities of the tokens `read` (B, R) over the keys (B, H', K, d) up to themselves.
+
+    In plain products: torch's fused CPU attention rounds a lone query differently from place to place in the batch.
+    """
+    attention = llm.layers[index].self_attn
+    normed = llm.layers[index].input_layernorm(_at(hidden, read))
+    query = _rotate(llm, _heads(attention, attention.q_proj(normed)), positions.gather(1, read))
+    keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
+    behind = torch.arange(keys.shape[2], device=hidden.device) > (read + keys.shape[2] - hidden.shape[1])[..., None]
+    logits = (query @ keys.transpose(-1, -2) * attention.scaling).masked_fill(behind[:, None], -torch.inf)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).to(hidden.dtype)
+
+
 def attention_row(llm: LlamaModel, index: int, hidden: Tensor, last: Tensor, positions: Tensor, keys: Tensor) -> Tensor:
     """(B, H, K): probabilities of one token per row over the keys up to itself in layer `index`.
 
@@ -63,18 +92,32 @@ def attention_row(llm: LlamaModel, index: int, hidden: Tensor, last: Tensor, pos
         positions: (B, L) position ids.
         keys: (B, H', K, d) rotated keys of all tokens.
     """
-    attention = llm.layers[index].self_attn
-    rows = torch.arange(len(hidden), device=hidden.device)
-    normed = llm.layers[index].input_layernorm(hidden[rows, last][:, None])
-    query = attention.q_proj(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-    query, _ = apply_rotary_pos_emb(query, query, *llm.rotary_emb(normed, positions[rows, last][:, None]))
-    keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
-    behind = torch.arange(keys.shape[2], device=hidden.device) > (last + keys.shape[2] - hidden.shape[1])[:, None]
-    logits = (query @ keys.transpose(-1, -2))[:, :, 0] * attention.scaling
-    logits = logits.masked_fill(behind[:, None], -torch.inf)
-    scores = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).to(hidden.dtype)
+    scores = _attention_rows(llm, index, hidden, last[:, None], positions, keys)[:, :, 0]
     gather = getattr(llm, "gather_heads", None)  # where every process of a team has some of the heads
     return gather(scores) if gather else scores
+
+
+def layer_at(llm: LlamaModel, index: int, hidden: Tensor, positions: Tensor, cache: Any, read: Tensor) -> Tensor:
+    """(B, R, width): output of layer `index` at the tokens `read`; of the others only keys and values are computed.
+
+    Args:
+        hidden: (B, L, width) input of the layer.
+        positions: (B, L) position ids.
+        cache: takes the new keys and values, and answers with those of all tokens up to these.
+        read: (B, R) positions in `hidden`; R may be 0, where later rows need the keys and values alone.
+    """
+    layer = llm.layers[index]
+    attention = layer.self_attn
+    normed = layer.input_layernorm(hidden)
+    key = _rotate(llm, _heads(attention, attention.k_proj(normed)), positions)
+    keys, values = cache.update(key, _heads(attention, attention.v_proj(normed)), index)
+    states = _at(hidden, read)
+    if not read.shape[1]:
+        return states
+    scores = _attention_rows(llm, index, hidden, read, positions, keys)
+    mixed = scores @ values.repeat_interleave(scores.shape[1] // values.shape[1], dim=1)
+    states = states + attention.o_proj(mixed.transpose(1, 2).flatten(2))
+    return states + layer.mlp(layer.post_attention_layernorm(states))  # type: ignore[no-any-return]
 
 
 def causal_mask(llm: LlamaModel, hidden: Tensor, past: int) -> Tensor | None:

@@ -2,7 +2,8 @@
 
 A row is a constant beginning, the visual tokens that a pruner left of an image, and a question with its answer. Attention looks
 back only, so the beginning's keys and values serve all rows, and those of an image's tokens serve all its expressions. A
-pruner inside the model shares the layers before its cut with the rows that keep every token.
+pruner inside the model shares the layers before its cut with the rows that keep every token. Behind the last layer only a few
+states are read, so it computes no more than keys and values for all other tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaModel
 
-from backbones.glamm.decoder import attention_row, causal_mask
+from backbones.glamm.decoder import attention_row, causal_mask, layer_at
 from pruners.base import LayerPruner
 
 
@@ -56,6 +57,7 @@ class Ask:
         beginning: ids before the image.
         words: ids behind the image, fill included.
         last: position in `words` of the last one that is no fill.
+        read: positions in `words` whose final states are wanted.
         pruner, keep: what cuts the context while the model runs, and to how many tokens.
     """
 
@@ -63,27 +65,41 @@ class Ask:
     beginning: tuple[int, ...]
     words: tuple[int, ...]
     last: int
+    read: tuple[int, ...]
     pruner: LayerPruner | None = None
     keep: int = 0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Final hidden states (S, width) of a row's words, and the sorted visual tokens that a cut left."""
+    """Final hidden states (R, width) of the words that are read, and the sorted visual tokens that a cut left."""
 
     hidden: Tensor
     kept: Tensor | None = None
 
 
 def through(
-    llm: LlamaModel, hidden: Tensor, positions: Tensor, past: Past, layers: range, saved: dict[int, Tensor] | None = None
+    llm: LlamaModel,
+    hidden: Tensor,
+    positions: Tensor,
+    past: Past,
+    layers: range,
+    saved: dict[int, Tensor] | None = None,
+    read: Tensor | None = None,
 ) -> Tensor:
-    """Run `layers`; what `saved` has a key for, it gets: the input of that layer (of layer `layers.stop`: the output)."""
+    """Run `layers`.
+
+    Args:
+        saved: what it has a key for, it gets: the input of that layer (of layer `layers.stop`: the output).
+        read: (B, R) tokens whose states are wanted in the end; None for all.
+    """
     rotary = llm.rotary_emb(hidden, positions)
     saved = saved if saved is not None else {}
     for index in layers:
         if index in saved:
             saved[index] = hidden
+        if read is not None and index == layers.stop - 1:
+            return layer_at(llm, index, hidden, positions, past, read)
         mask = causal_mask(llm, hidden, past.get_seq_length(index))
         hidden = llm.layers[index](hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=past, use_cache=True)
     if layers.stop in saved:
@@ -110,7 +126,8 @@ class Shared:
         if ids not in self._beginnings:
             past = Past()
             words = torch.tensor([ids], device=self.device)
-            through(self.llm, self.llm.embed_tokens(words), _places(0, len(ids), 1, words.device), past, range(self.depth))
+            places = _places(0, len(ids), 1, words.device)
+            through(self.llm, self.llm.embed_tokens(words), places, past, range(self.depth), read=places[:, :0])
             self._beginnings[ids] = past
         return self._beginnings[ids]
 
@@ -149,22 +166,23 @@ class Shared:
         saved = dict.fromkeys(cuts, visual)
         if visual.shape[1]:
             places = _places(len(beginning), visual.shape[1], len(visual), self.device)
-            through(self.llm, visual, places, past, range(deep), saved)
+            through(self.llm, visual, places, past, range(deep), saved, places[:, :0] if deep == self.depth else None)
         else:  # an image of no token: questions follow the beginning at once
             past.layers = {layer: (key[past.owner], value[past.owner]) for layer, (key, value) in start.layers.items()}
         # rows of one context and the same words are one branch until a cut parts them
         branches: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(list)
         for number in numbers:
             branches[part.index(asks[number].context), asks[number].words].append(number)
-        lengths: dict[int, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
-        for branch in branches:
-            lengths[len(branch[1])].append(branch)
+        alike: dict[tuple[int, int], list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
+        for branch, members in branches.items():
+            alike[len(branch[1]), len(asks[members[0]].read)].append(branch)
         answers: dict[int, Answer] = {}
-        for group in lengths.values():
+        for group in alike.values():
             for portion, filled in self._batches(range(len(group))):
                 owner = torch.tensor([group[k][0] for k in filled], device=self.device)
                 words = torch.tensor([group[k][1] for k in filled], device=self.device)
-                answers |= self._branches(start, past, saved, owner, words, asks, [branches[group[k]] for k in portion])
+                read = torch.tensor([asks[branches[group[k]][0]].read for k in filled], device=self.device)
+                answers |= self._branches(start, past, saved, owner, words, read, asks, [branches[group[k]] for k in portion])
         return answers
 
     def _branches(
@@ -174,6 +192,7 @@ class Shared:
         saved: dict[int, Tensor],
         owner: Tensor,
         words: Tensor,
+        read: Tensor,
         asks: Sequence[Ask],
         branches: list[list[int]],
     ) -> dict[int, Answer]:
@@ -185,29 +204,31 @@ class Shared:
         wanted = dict.fromkeys(cuts | {cut - 1 for cut in cuts}, own)
         here = Past(past, owner, keep={cut - 1 for cut in cuts})
         places = _places(first, words.shape[1], len(words), self.device)
-        hidden = through(llm, own, places, here, range(deep), wanted)
+        hidden = through(llm, own, places, here, range(deep), wanted, read if deep == self.depth else None)
         answers: dict[int, Answer] = {}
-        final = llm.norm(hidden) if deep == self.depth else hidden
-        for row, branch in enumerate(branches):
-            answers |= {number: Answer(final[row]) for number in branch if asks[number].pruner is None}
+        if deep == self.depth:
+            final = llm.norm(hidden)
+            for row, branch in enumerate(branches):
+                answers |= {number: Answer(final[row]) for number in branch if asks[number].pruner is None}
         for cut in cuts:
             lasts = torch.zeros(len(words), dtype=torch.long, device=self.device)
             for row, branch in enumerate(branches):
                 lasts[row] = asks[branch[0]].last
             scores = attention_row(llm, cut - 1, wanted[cut - 1], lasts, places, here.layers[cut - 1][0])
             span = slice(past.get_seq_length(), first)
-            answers |= self._cut(start, saved[cut], wanted[cut], owner, scores[..., span], visual, places, asks, branches, cut)
+            states = saved[cut], wanted[cut]
+            answers |= self._cut(start, states, owner, scores[..., span], visual, places, read, asks, branches, cut)
         return answers
 
     def _cut(
         self,
         start: Past,
-        context: Tensor,
-        own: Tensor,
+        states: tuple[Tensor, Tensor],
         owner: Tensor,
         scores: Tensor,
         visual: int,
         places: Tensor,
+        read: Tensor,
         asks: Sequence[Ask],
         branches: list[list[int]],
         cut: int,
@@ -219,7 +240,7 @@ class Shared:
                 pruner = asks[number].pruner
                 if pruner is not None and pruner.layer == cut:
                     budgets[asks[number].keep].append((number, row, pruner.keep(scores[row], asks[number].keep)))
-        before = int(places[0, 0]) - visual
+        (context, own), before = states, int(places[0, 0]) - visual
         answers: dict[int, Answer] = {}
         for found in budgets.values():
             for portion, filled in self._batches(range(len(found))):
@@ -229,9 +250,10 @@ class Shared:
                 hidden = torch.cat([tokens, own[rows]], dim=1)
                 positions = torch.cat([kept + before, places[rows]], dim=1)
                 past = Past(start, torch.zeros(len(rows), dtype=torch.long, device=self.device), keep=())
-                final = self.llm.norm(through(self.llm, hidden, positions, past, range(cut, self.depth)))
+                behind = read[rows] + kept.shape[1]
+                final = self.llm.norm(through(self.llm, hidden, positions, past, range(cut, self.depth), read=behind))
                 for place, k in enumerate(portion):
-                    answers[found[k][0]] = Answer(final[place, kept.shape[1] :], found[k][2])
+                    answers[found[k][0]] = Answer(final[place], found[k][2])
         return answers
 
 

@@ -20,6 +20,7 @@ HEADS = "no lm_head, [SEG] head at its own tokens"
 BEGINNING = "constant beginning of the prompt once per run"
 CONTEXTS = "one context per image and selection"
 CUTS = "layers before a cut shared with all tokens"
+LAST = "last layer: keys and values alone, but where a state is read"
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,29 @@ def language_model(cells: Sequence[Cell], prompt: Prompt, shape: Shape, talks: i
     return common + behind + sum(with_contexts(cell, prompt, shape, talks) for cell in cells if not cell.whole)
 
 
+def key_and_value(shape: Shape) -> int:
+    """A token's key and value in one layer."""
+    return 2 * shape.width * shape.key_heads * shape.head_width
+
+
+def unread(cells: Sequence[Cell], prompt: Prompt, shape: Shape, talks: int) -> int:
+    """What the last layer would compute of tokens beside the `prompt.turns` of a conversation that are read behind it."""
+
+    def of_others(new: int, keys: int, read: int = 0) -> int:
+        return layer_macs(new - read, keys, shape) - (new - read) * key_and_value(shape)
+
+    def of_cell(cell: Cell) -> int:
+        length = cell.lengths[-1]
+        if cell.before_cut < shape.layers:
+            return talks * of_others(length - prompt.before, length, prompt.turns)
+        visual = length - prompt.text
+        contexts = talks if cell.per_text else 1
+        return contexts * of_others(visual, prompt.before + visual) + talks * of_others(prompt.after, length, prompt.turns)
+
+    uncut = [cell for cell in cells if cell.whole and cell.before_cut == shape.layers]
+    return sum(of_cell(cell) for cell in cells if cell not in uncut) + sum(of_cell(cell) for cell in uncut[:1])
+
+
 def account(projected: Projection, lines: Sequence[Line], prompt: Prompt, talks: int = 1) -> Account:
     """Multiply-adds per image of the cells of a projection.
 
@@ -135,8 +159,15 @@ def account(projected: Projection, lines: Sequence[Line], prompt: Prompt, talks:
         + macs("projector", lambda cell: cell.whole)
         - widest
         + talks * (macs("pruner", lambda cell: cell.whole) - sum(rows_read.values())),
+        LAST: unread(cells, prompt, shape, talks),
     }
-    return Account(len(cells), naive, savings, language_model_macs([prompt.before] * shape.layers, shape))
+    return Account(len(cells), naive, savings, beginning(prompt, shape))
+
+
+def beginning(prompt: Prompt, shape: Shape) -> int:
+    """The constant beginning of the prompt; nothing reads its states."""
+    layers = language_model_macs([prompt.before] * shape.layers, shape)
+    return layers - (layer_macs(prompt.before, prompt.before, shape) - prompt.before * key_and_value(shape))
 
 
 def cell_of(line: Line, lengths: Sequence[int]) -> Cell:
