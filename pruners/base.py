@@ -279,6 +279,14 @@ class LayerPruner(Pruner):
     stage: ClassVar[Literal["tower", "layer"]] = "layer"
     layer: int
 
+    def check(self, budget: int, patches: int, num_layers: int) -> None:
+        """Also refuse a cut that lies outside the language model."""
+        super().check(budget, patches, num_layers)
+        if not 1 <= self.layer < num_layers:
+            raise ImpossibleBudget(
+                f"{self.spec()} never prunes: the language model has {num_layers} layers, so give layer 1 to {num_layers - 1}."
+            )
+
     @abstractmethod
     def tokens_after(self, budget: int, patches: int, num_layers: int) -> int:
         """Visual tokens that stay from layer `layer` on."""

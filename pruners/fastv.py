@@ -39,12 +39,8 @@ class FastV(LayerPruner):
         return self.budget
 
     def check(self, budget: int, patches: int, num_layers: int) -> None:
-        """Also refuse a cut behind the last layer and a mean below what the uncut layers alone cost."""
+        """Also refuse a mean below what the uncut layers alone cost."""
         super().check(budget, patches, num_layers)
-        if self.layer >= num_layers:
-            raise ImpossibleBudget(
-                f"{self.spec()} never prunes: the language model has {num_layers} layers, so give layer 1 to {num_layers - 1}."
-            )
         if self.tokens_after(budget, patches, num_layers) < 1:
             least = next(mean for mean in range(budget, patches + 1) if self.tokens_after(mean, patches, num_layers) >= 1)
             raise ImpossibleBudget(

@@ -279,7 +279,8 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
 def test_sharing_changes_no_pixel(glamm: GlammBackbone) -> None:
     """Rows of several images, expressions, cuts and budgets together, against every row whole."""
     encodings = glamm.encode([picture(60, 60, seed) for seed in range(2)])
-    talks = [(TURN,), (Turn(TURN.question.replace("it", "them"), TURN.answer),), (TURN, TURN)]
+    mute = Turn(TURN.question, "There is none.")
+    talks = [(TURN,), (Turn(TURN.question.replace("it", "them"), TURN.answer),), (TURN, TURN), (mute,), (mute, TURN)]
     rows = []
     for encoding, turns, text in product(
         encodings, talks, ("none", "uniform", "litelvlm", "fastv", "fastv(layer=1)", "prumerge")

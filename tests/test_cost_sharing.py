@@ -54,7 +54,7 @@ def test_cost_of_sharing_is_what_the_shared_run_executes(talks: int) -> None:
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5}
     llm = LlamaModel(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, attn_implementation="sdpa")).eval()
     shape = formulas.Shape.of(llm.config)
-    prompt, patches = projection.Prompt(20, before=9), 64
+    prompt, patches = projection.Prompt(24, before=9, sentence=4), 64
     cells = plan(prompt, patches, shape.layers)
     contexts: list[torch.Tensor] = []
     asks = []
@@ -68,11 +68,11 @@ def test_cost_of_sharing_is_what_the_shared_run_executes(talks: int) -> None:
             if not any(tokens is known for known in contexts):
                 contexts.append(tokens)
             where = next(k for k, known in enumerate(contexts) if known is tokens)
-            words = tuple(range(10 + talk, 10 + talk + prompt.after))
+            words = tuple(range(10 + talk, 10 + talk + prompt.after - prompt.common))
             layered = line.pruner if isinstance(line.pruner, LayerPruner) else None
             keep = layered.tokens_after(line.budget, patches, shape.layers) if layered else 0
-            read = (3, 5, prompt.after - 1)
-            asks.append(Ask(where, tuple(range(prompt.before)), words, prompt.after - 1, read, layered, keep))
+            read, last = (3, 5, len(words) - 1), len(words) - 1
+            asks.append(Ask(where, tuple(range(prompt.before)), (50, 51, 52, 53), words, last, read, layered, keep))
     counting = meters.counter()
     with counting:
         Shared(llm, 4, 1, {}).run(contexts, asks)

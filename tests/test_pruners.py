@@ -177,6 +177,19 @@ def test_fastv_mean_budget() -> None:
         FastV(layer=5).check(64, 576, 5)
 
 
+def test_no_method_cuts_outside_the_language_model() -> None:
+    @dataclass(frozen=True)
+    class First(FastV):
+        name = "first"
+        layer: int = 0
+
+        def __post_init__(self) -> None:
+            """Not refused here."""
+
+    with pytest.raises(ImpossibleBudget, match="give layer 1 to 31"):
+        First().check(64, 576, 32)
+
+
 def test_fastv_keeps_the_most_attended() -> None:
     row = attention_row(576)
     kept = FastV().keep(row, 64)

@@ -6,6 +6,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,13 +17,13 @@ from torch import Tensor
 
 from backbones.asking import Asking
 from backbones.base import Encoding, Grounded, Pixels, Row, Turn
-from backbones.glamm.conversation import build
+from backbones.glamm.conversation import IMAGE_SENTENCE, build
 from backbones.glamm.decoder import run_layers
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels, sam_pixels_mmcv
 from backbones.glamm.sharing import Ask, Past, Shared
 from backbones.glamm.signals import decode_masks, embed_text, hidden_states, vision_signal
-from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer
+from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer, behind_image
 from pruners.base import LayerPruner, Need, Selection, UserError, VisualTokens
 
 Result = TypeVar("Result")
@@ -32,7 +33,7 @@ Result = TypeVar("Result")
 FULL_ROWS = 8
 # Sequences are filled up on the right to a multiple of this, so that questions of about one length share a batch. Nothing
 # looks to the right, so the fill changes no state that is read; it depends on the row alone.
-FULL_LENGTH = 8
+FULL_LENGTH = 4
 
 
 class GlammBackbone(Asking):
@@ -72,6 +73,7 @@ class GlammBackbone(Asking):
         self.num_layers = model.language_model.config.num_hidden_layers
         self._kind = next(model.parameters()).dtype
         self._text_embeds: dict[tuple[str, ...], Tensor] = {}
+        self._sentence = behind_image(tokenizer.encode(IMAGE_SENTENCE))
         self._beginnings: dict[tuple[int, ...], Past] = {}
 
     def _filled(self, count: int) -> int:
@@ -204,9 +206,11 @@ class GlammBackbone(Asking):
                 contexts.append(row)
             layered = row.pruner if row.selection is None and isinstance(row.pruner, LayerPruner) else None
             before, behind, marks = self._words(row, whole=layered is not None)
-            read = tuple(len(behind) + mark for mark in marks)
+            common = sum(1 for _ in takewhile(lambda ids: ids[0] == ids[1], zip(behind, self._sentence, strict=False)))
+            sentence, words = tuple(behind[:common]), tuple(behind[common:])
+            read = tuple(len(words) + mark for mark in marks)
             keep = layered.tokens_after(row.budget, self._patches(row), self.num_layers) if layered else 0
-            asks.append(Ask(where, tuple(before), tuple(behind), self._last(behind), read, layered, keep))
+            asks.append(Ask(where, tuple(before), sentence, words, self._last(words), read, layered, keep))
         answers = Shared(model.language_model, self.batch_size, self._multiple, self._beginnings).run(
             self._project(contexts), asks
         )

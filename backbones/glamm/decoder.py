@@ -54,7 +54,7 @@ class _Keys:
         return self.cache.update(keys, values, index) if self.cache is not None else (keys, values)
 
 
-def _at(hidden: Tensor, read: Tensor) -> Tensor:
+def tokens_at(hidden: Tensor, read: Tensor) -> Tensor:
     """(B, R, width): the tokens `read` (B, R) of (B, L, width)."""
     return hidden.gather(1, read[..., None].expand(-1, -1, hidden.shape[-1]))
 
@@ -62,6 +62,11 @@ def _at(hidden: Tensor, read: Tensor) -> Tensor:
 def _heads(attention: Any, projected: Tensor) -> Tensor:
     """(B, L, H * d) -> (B, H, L, d)."""
     return projected.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+def _for_queries(keys: Tensor, heads: int) -> Tensor:
+    """Keys or values (B, H', K, d), each repeated for the query heads that look at it: (B, `heads`, K, d)."""
+    return keys if keys.shape[1] == heads else keys.repeat_interleave(heads // keys.shape[1], dim=1)
 
 
 def _rotate(llm: LlamaModel, states: Tensor, positions: Tensor) -> Tensor:
@@ -75,9 +80,9 @@ def _attention_rows(llm: LlamaModel, index: int, hidden: Tensor, read: Tensor, p
     In plain products: torch's fused CPU attention rounds a lone query differently from place to place in the batch.
     """
     attention = llm.layers[index].self_attn
-    normed = llm.layers[index].input_layernorm(_at(hidden, read))
+    normed = llm.layers[index].input_layernorm(tokens_at(hidden, read))
     query = _rotate(llm, _heads(attention, attention.q_proj(normed)), positions.gather(1, read))
-    keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
+    keys = _for_queries(keys, query.shape[1])
     behind = torch.arange(keys.shape[2], device=hidden.device) > (read + keys.shape[2] - hidden.shape[1])[..., None]
     logits = (query @ keys.transpose(-1, -2) * attention.scaling).masked_fill(behind[:, None], -torch.inf)
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).to(hidden.dtype)
@@ -111,11 +116,11 @@ def layer_at(llm: LlamaModel, index: int, hidden: Tensor, positions: Tensor, cac
     normed = layer.input_layernorm(hidden)
     key = _rotate(llm, _heads(attention, attention.k_proj(normed)), positions)
     keys, values = cache.update(key, _heads(attention, attention.v_proj(normed)), index)
-    states = _at(hidden, read)
+    states = tokens_at(hidden, read)
     if not read.shape[1]:
         return states
     scores = _attention_rows(llm, index, hidden, read, positions, keys)
-    mixed = scores @ values.repeat_interleave(scores.shape[1] // values.shape[1], dim=1)
+    mixed = scores @ _for_queries(values, scores.shape[1])
     states = states + attention.o_proj(mixed.transpose(1, 2).flatten(2))
     return states + layer.mlp(layer.post_attention_layernorm(states))  # type: ignore[no-any-return]
 
@@ -180,7 +185,7 @@ def run_layers(
                 before = torch.arange(visual_start, device=hidden.device).expand(batch, -1)
                 after = torch.arange(visual_start + visual_count, length, device=hidden.device).expand(batch, -1)
                 stay = torch.cat([before, kept + visual_start, after], dim=1)
-                hidden = hidden.gather(1, stay[..., None].expand(-1, -1, hidden.shape[-1]))
+                hidden = tokens_at(hidden, stay)
                 positions = positions.gather(1, stay)
                 rotary = llm.rotary_emb(hidden, positions)
     return LayerRun(llm.norm(hidden), positions, tuple(lengths), kept, scores)

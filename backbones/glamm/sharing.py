@@ -1,9 +1,10 @@
 """The language model over many rows, with everything computed once that rows have in common.
 
-A row is a constant beginning, the visual tokens that a pruner left of an image, and a question with its answer. Attention looks
-back only, so the beginning's keys and values serve all rows, and those of an image's tokens serve all its expressions. A
-pruner inside the model shares the layers before its cut with the rows that keep every token. Behind the last layer only a few
-states are read, so it computes no more than keys and values for all other tokens.
+A row is a constant beginning, the visual tokens that a pruner left of an image, the constant rest of the sentence about it, and
+a question with its answer. Attention looks back only, so the beginning's keys and values serve all rows, and those of an image's
+tokens and of the sentence serve all its expressions. A pruner inside the model shares the layers before its cut with the rows
+that keep every token. Behind the last layer only a few states are read, so it computes no more than keys and values for all
+other tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaModel
 
-from backbones.glamm.decoder import attention_row, causal_mask, layer_at
+from backbones.glamm.decoder import attention_row, causal_mask, layer_at, tokens_at
 from pruners.base import LayerPruner
 
 
@@ -55,7 +56,8 @@ class Ask:
     Attributes:
         context: number of its context: an image's visual tokens as one selection left them.
         beginning: ids before the image.
-        words: ids behind the image, fill included.
+        sentence: ids behind the image that other rows have there, too.
+        words: ids behind these, fill included.
         last: position in `words` of the last one that is no fill.
         read: positions in `words` whose final states are wanted.
         pruner, keep: what cuts the context while the model runs, and to how many tokens.
@@ -63,11 +65,40 @@ class Ask:
 
     context: int
     beginning: tuple[int, ...]
+    sentence: tuple[int, ...]
     words: tuple[int, ...]
     last: int
     read: tuple[int, ...]
     pruner: LayerPruner | None = None
     keep: int = 0
+
+
+@dataclass(frozen=True)
+class _Contexts:
+    """What rows on the same images and selections have in common.
+
+    Attributes:
+        start: the beginning.
+        past: keys and values of the visual tokens and the sentence behind them.
+        saved: input (B, T + s, width) of the layers that begin behind a cut.
+        visual: T, the number of visual tokens.
+    """
+
+    start: Past
+    past: Past
+    saved: dict[int, Tensor]
+    visual: int
+
+    @property
+    def span(self) -> slice:
+        """Where the visual tokens stand."""
+        first = self.past.get_seq_length()
+        return slice(first, first + self.visual)
+
+    @property
+    def end(self) -> int:
+        """Where the words begin."""
+        return self.past.layers[0][0].shape[2]
 
 
 @dataclass(frozen=True)
@@ -143,32 +174,42 @@ class Shared:
         Args:
             contexts: projected visual tokens, each (T, width).
         """
-        of: dict[int, list[int]] = defaultdict(list)
+        of: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[int]] = defaultdict(list)
         for number, ask in enumerate(asks):
-            of[ask.context].append(number)
-        groups: dict[tuple[tuple[int, ...], int], list[int]] = defaultdict(list)
-        for context, members in of.items():
-            groups[asks[members[0]].beginning, len(contexts[context])].append(context)
+            of[ask.context, ask.beginning, ask.sentence].append(number)
+        groups: dict[tuple[tuple[int, ...], tuple[int, ...], int], list[int]] = defaultdict(list)
+        for context, beginning, sentence in of:
+            groups[beginning, sentence, len(contexts[context])].append(context)
         answers: dict[int, Answer] = {}
-        for (beginning, _), group in groups.items():
+        for (beginning, sentence, _), group in groups.items():
             for part, filled in self._batches(group):
-                numbers = [number for context in part for number in of[context]]
-                answers |= self._with_contexts(beginning, part, torch.stack([contexts[k] for k in filled]), asks, numbers)
+                numbers = [number for context in part for number in of[context, beginning, sentence]]
+                visual = torch.stack([contexts[k] for k in filled])
+                answers |= self._with_contexts(beginning, sentence, part, visual, asks, numbers)
         return answers
 
     def _with_contexts(
-        self, beginning: tuple[int, ...], part: list[int], visual: Tensor, asks: Sequence[Ask], numbers: list[int]
+        self,
+        beginning: tuple[int, ...],
+        sentence: tuple[int, ...],
+        part: list[int],
+        visual: Tensor,
+        asks: Sequence[Ask],
+        numbers: list[int],
     ) -> dict[int, Answer]:
-        start = self._beginning(beginning)
+        start, rows = self._beginning(beginning), len(visual)
         cuts = {pruner.layer for k in numbers if (pruner := asks[k].pruner) is not None}
         deep = self.depth if any(asks[k].pruner is None for k in numbers) else max(cuts)
-        past = Past(start, torch.zeros(len(visual), dtype=torch.long, device=self.device))
-        saved = dict.fromkeys(cuts, visual)
-        if visual.shape[1]:
-            places = _places(len(beginning), visual.shape[1], len(visual), self.device)
-            through(self.llm, visual, places, past, range(deep), saved, places[:, :0] if deep == self.depth else None)
-        else:  # an image of no token: questions follow the beginning at once
+        ids = torch.tensor(sentence, dtype=torch.long, device=self.device)
+        hidden = torch.cat([visual, self.llm.embed_tokens(ids).to(visual).expand(rows, -1, -1)], dim=1)
+        past = Past(start, torch.zeros(rows, dtype=torch.long, device=self.device))
+        saved = dict.fromkeys(cuts, hidden)
+        if hidden.shape[1]:
+            places = _places(len(beginning), hidden.shape[1], rows, self.device)
+            through(self.llm, hidden, places, past, range(deep), saved, places[:, :0] if deep == self.depth else None)
+        else:  # an image of no token and no sentence: questions follow the beginning at once
             past.layers = {layer: (key[past.owner], value[past.owner]) for layer, (key, value) in start.layers.items()}
+        given = _Contexts(start, past, saved, visual.shape[1])
         # rows of one context and the same words are one branch until a cut parts them
         branches: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(list)
         for number in numbers:
@@ -181,15 +222,13 @@ class Shared:
             for portion, filled in self._batches(range(len(group))):
                 owner = torch.tensor([group[k][0] for k in filled], device=self.device)
                 words = torch.tensor([group[k][1] for k in filled], device=self.device)
-                read = torch.tensor([asks[branches[group[k]][0]].read for k in filled], device=self.device)
-                answers |= self._branches(start, past, saved, owner, words, read, asks, [branches[group[k]] for k in portion])
+                read = torch.tensor([asks[branches[group[k]][0]].read for k in filled], dtype=torch.long, device=self.device)
+                answers |= self._branches(given, owner, words, read, asks, [branches[group[k]] for k in portion])
         return answers
 
     def _branches(
         self,
-        start: Past,
-        past: Past,
-        saved: dict[int, Tensor],
+        given: _Contexts,
         owner: Tensor,
         words: Tensor,
         read: Tensor,
@@ -199,11 +238,10 @@ class Shared:
         llm, numbers = self.llm, [number for branch in branches for number in branch]
         cuts = {pruner.layer for k in numbers if (pruner := asks[k].pruner) is not None}
         deep = self.depth if any(asks[k].pruner is None for k in numbers) else max(cuts)
-        first = past.get_seq_length() + (visual := past.layers[0][0].shape[2] - past.get_seq_length())
         own = llm.embed_tokens(words)
         wanted = dict.fromkeys(cuts | {cut - 1 for cut in cuts}, own)
-        here = Past(past, owner, keep={cut - 1 for cut in cuts})
-        places = _places(first, words.shape[1], len(words), self.device)
+        here = Past(given.past, owner, keep={cut - 1 for cut in cuts})
+        places = _places(given.end, words.shape[1], len(words), self.device)
         hidden = through(llm, own, places, here, range(deep), wanted, read if deep == self.depth else None)
         answers: dict[int, Answer] = {}
         if deep == self.depth:
@@ -214,20 +252,16 @@ class Shared:
             lasts = torch.zeros(len(words), dtype=torch.long, device=self.device)
             for row, branch in enumerate(branches):
                 lasts[row] = asks[branch[0]].last
-            scores = attention_row(llm, cut - 1, wanted[cut - 1], lasts, places, here.layers[cut - 1][0])
-            span = slice(past.get_seq_length(), first)
-            states = saved[cut], wanted[cut]
-            answers |= self._cut(start, states, owner, scores[..., span], visual, places, read, asks, branches, cut)
+            scores = attention_row(llm, cut - 1, wanted[cut - 1], lasts, places, here.layers[cut - 1][0])[..., given.span]
+            answers |= self._cut(given, owner, wanted[cut], scores, read, asks, branches, cut)
         return answers
 
     def _cut(
         self,
-        start: Past,
-        states: tuple[Tensor, Tensor],
+        given: _Contexts,
         owner: Tensor,
+        own: Tensor,
         scores: Tensor,
-        visual: int,
-        places: Tensor,
         read: Tensor,
         asks: Sequence[Ask],
         branches: list[list[int]],
@@ -240,18 +274,19 @@ class Shared:
                 pruner = asks[number].pruner
                 if pruner is not None and pruner.layer == cut:
                     budgets[asks[number].keep].append((number, row, pruner.keep(scores[row], asks[number].keep)))
-        (context, own), before = states, int(places[0, 0]) - visual
+        length = given.saved[cut].shape[1]
         answers: dict[int, Answer] = {}
         for found in budgets.values():
             for portion, filled in self._batches(range(len(found))):
                 rows = torch.tensor([found[k][1] for k in filled], device=self.device)
                 kept = torch.stack([found[k][2] for k in filled])
-                tokens = context[owner[rows]].gather(1, kept[..., None].expand(-1, -1, context.shape[-1]))
-                hidden = torch.cat([tokens, own[rows]], dim=1)
-                positions = torch.cat([kept + before, places[rows]], dim=1)
-                past = Past(start, torch.zeros(len(rows), dtype=torch.long, device=self.device), keep=())
-                behind = read[rows] + kept.shape[1]
-                final = self.llm.norm(through(self.llm, hidden, positions, past, range(cut, self.depth), read=behind))
+                behind = torch.arange(given.visual, length + own.shape[1], device=self.device).expand(len(rows), -1)
+                stay = torch.cat([kept, behind], dim=1)
+                hidden = tokens_at(torch.cat([given.saved[cut][owner[rows]], own[rows]], dim=1), stay)
+                past = Past(given.start, torch.zeros(len(rows), dtype=torch.long, device=self.device), keep=())
+                wanted = read[rows] + stay.shape[1] - own.shape[1]
+                run = through(self.llm, hidden, stay + given.span.start, past, range(cut, self.depth), read=wanted)
+                final = self.llm.norm(run)
                 for place, k in enumerate(portion):
                     answers[found[k][0]] = Answer(final[place], found[k][2])
         return answers

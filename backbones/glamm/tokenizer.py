@@ -100,3 +100,8 @@ class LlamaTokenizer:
                 ids.append(IMAGE_TOKEN)
             ids += self._chunk(chunk)
         return ids
+
+
+def behind_image(ids: list[int]) -> list[int]:
+    """Ids that stand behind the image's place."""
+    return ids[ids.index(IMAGE_TOKEN) + 1 :]

@@ -19,12 +19,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPConfig, CLIPModel, LlamaConfig, LlamaModel
 
 from backbones.base import Turn
-from backbones.glamm.conversation import ANSWER_TEMPLATES, QUESTION_TEMPLATES, build
+from backbones.glamm.conversation import ANSWER_TEMPLATES, IMAGE_SENTENCE, QUESTION_TEMPLATES, build
 from backbones.glamm.decoder import run_layers
 from backbones.glamm.model import GlammModel
 from backbones.glamm.signals import decode_masks, embed_text, hidden_states
 from backbones.glamm.stages import Inputs, prefill, visual_tokens
-from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer
+from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer, behind_image
 from harness.cost import meters
 from harness.cost.formulas import PRESETS, Shape
 from harness.sweep import Line
@@ -44,12 +44,14 @@ class Prompt:
         before: of these, how many stand before the image.
         turns: expressions, each with a question, an answer and a mask.
         words: CLIP tokens of a question, for pruners that read text.
+        sentence: language-model tokens that end the sentence about the image behind it, before the first question.
     """
 
     text: int = TEXT_TOKENS
     before: int = 37
     turns: int = 3
     words: int = 24
+    sentence: int = 9
 
     def __post_init__(self) -> None:
         if self.text <= self.before:
@@ -62,6 +64,11 @@ class Prompt:
         """Text tokens behind the image."""
         return self.text - self.before
 
+    @property
+    def common(self) -> int:
+        """Text tokens behind the image that all conversations have there; a word is left to every turn."""
+        return max(0, min(self.sentence, self.after - self.turns))
+
     def alone(self) -> Prompt:
         """One of its expressions asked alone: an even share of the words behind the image."""
         return replace(self, text=self.before + max(1, round(self.after / self.turns)), turns=1)
@@ -71,7 +78,8 @@ class Prompt:
         """A conversation of three expressions, as long as this tokenizer makes it."""
         turns = zip(QUESTION_TEMPLATES, LIKE, ANSWER_TEMPLATES, strict=False)
         ids = tokenizer.encode(build([Turn(question.format(said), answer) for question, said, answer in turns]))
-        return cls(len(ids) - 1, ids.index(IMAGE_TOKEN), len(LIKE))
+        sentence = len(behind_image(tokenizer.encode(IMAGE_SENTENCE)))
+        return cls(len(ids) - 1, ids.index(IMAGE_TOKEN), len(LIKE), sentence=sentence)
 
 
 @dataclass(frozen=True)

@@ -75,11 +75,11 @@ def without_beginning(cell: Cell, prompt: Prompt, shape: Shape, talks: int) -> i
 
 
 def context_layer(cell: Cell, prompt: Prompt, shape: Shape, talks: int) -> int:
-    """One layer before the cut: visual tokens once per selection, which do not look at the words; words per conversation."""
+    """One layer before the cut: visual tokens, and the sentence about them, once per selection; words per conversation."""
     length = cell.lengths[0]
-    visual = length - prompt.text
+    own = prompt.after - prompt.common  # nothing before them looks at the words
     contexts = talks if cell.per_text else 1
-    return contexts * layer_macs(visual, prompt.before + visual, shape) + talks * layer_macs(prompt.after, length, shape)
+    return contexts * layer_macs(length - prompt.before - own, length - own, shape) + talks * layer_macs(own, length, shape)
 
 
 def behind_cut(cell: Cell, prompt: Prompt, shape: Shape, talks: int) -> int:
@@ -116,9 +116,9 @@ def unread(cells: Sequence[Cell], prompt: Prompt, shape: Shape, talks: int) -> i
         length = cell.lengths[-1]
         if cell.before_cut < shape.layers:
             return talks * of_others(length - prompt.before, length, prompt.turns)
-        visual = length - prompt.text
+        own = prompt.after - prompt.common
         contexts = talks if cell.per_text else 1
-        return contexts * of_others(visual, prompt.before + visual) + talks * of_others(prompt.after, length, prompt.turns)
+        return contexts * of_others(length - prompt.before - own, length - own) + talks * of_others(own, length, prompt.turns)
 
     uncut = [cell for cell in cells if cell.whole and cell.before_cut == shape.layers]
     return sum(of_cell(cell) for cell in cells if cell not in uncut) + sum(of_cell(cell) for cell in uncut[:1])
