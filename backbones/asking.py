@@ -103,7 +103,7 @@ def answer(
         tokens = backbone.tokens(fresh, turns, expression, masks)
         selection = pruner.select(tokens.only(pruner.needs), budget)
     row = Row(fresh, turns, pruner, budget, selection)
-    result = backbone.ground_rows([row], share=False)[0]  # whole, so that no earlier answer shortens this one's time
+    (result,) = backbone.ground_rows([row], share=False)  # whole, so that no earlier answer shortens this one's time
     mask = (result.logits[0] > 0).numpy(force=True)
     seconds = _now(backbone.device) - start
     return Answer(mask, _kept(result.retained.tolist(), patches), result.tokens_final, result.tokens_mean, seconds)

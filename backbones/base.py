@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -154,8 +154,8 @@ class Backbone(Protocol):
         """Segment what one expression names in one image; `truth` (H, W) is for controls that may see it."""
         ...
 
-    def ground_rows(self, rows: Sequence[Row], share: bool = True) -> list[Grounded]:
-        """Segment; results in the order of the rows, independent of what else is in the batch.
+    def ground_rows(self, rows: Sequence[Row], share: bool = True) -> Iterable[Grounded]:
+        """Segment; results in the order of the rows, independent of what else is in the batch, in memory a few at a time.
 
         Args:
             share: compute once what rows have in common; without, every row runs whole.

@@ -19,8 +19,6 @@ from harness.records import NO_CELL, NO_EXPRESSION, pack_tokens
 from harness.sweep import Job
 from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner, Selection, UserError, VisualTokens
 
-PIXELS_AT_ONCE = 2**26  # of mask logits held in memory, 256 MiB
-
 
 @dataclass(frozen=True)
 class _Asked:
@@ -31,10 +29,6 @@ class _Asked:
     job: Job
     talk: Conversation
     of: int
-
-    @property
-    def pixels(self) -> int:
-        return len(self.talk.turns) * self.seen.truth[0].size
 
 
 @dataclass(frozen=True)
@@ -80,9 +74,8 @@ def _fill(
         for job in jobs:
             for talk, selection in _select(backbone, seen, encoding, talks, job):
                 asked.append(_Asked(Row(encoding, talk.turns, job.pruner, job.cell.budget, selection), seen, job, talk, of))
-    for portion in _portions(asked):
-        for one, result in zip(portion, backbone.ground_rows([one.row for one in portion], share=share), strict=True):
-            yield from _score(one, result)
+    for one, result in zip(asked, backbone.ground_rows([one.row for one in asked], share=share), strict=True):
+        yield from _score(one, result)
 
 
 def _encode(backbone: Backbone, pixels: list[Pixels]) -> list[Encoding | Exception]:
@@ -109,20 +102,6 @@ def _shares(
             tokens = backbone.tokens(encoding, talk.turns, sample.id, truth[[position]] == metrics.FOREGROUND)
             shares[position] = tokens.referent.double().numpy(force=True)
     return shares
-
-
-def _portions(asked: Sequence[_Asked]) -> Iterator[list[_Asked]]:
-    """Cut the rows so that the masks of a portion stay within PIXELS_AT_ONCE."""
-    portion: list[_Asked] = []
-    pixels = 0
-    for one in asked:
-        if portion and pixels + one.pixels > PIXELS_AT_ONCE:
-            yield portion
-            portion, pixels = [], 0
-        portion.append(one)
-        pixels += one.pixels
-    if portion:
-        yield portion
 
 
 def _select(

@@ -213,7 +213,7 @@ def test_any_image_size(glamm: GlammBackbone, size: tuple[int, int]) -> None:
     encoding = glamm.encode([picture(*size)])[0]
     pruner = parse("uniform")[0]
     row = Row(encoding, (TURN,), pruner, 64, pruner.select(glamm.tokens(encoding, (TURN,), ""), 64))
-    result = glamm.ground_rows([row])[0]
+    result = next(glamm.ground_rows([row]))
     assert result.logits.shape == (1, *size) and bool(result.logits.isfinite().all())
 
 
@@ -225,7 +225,7 @@ def test_precisions(folder: Path, dtype: str) -> None:
         pruner = parse(text)[0]
         tokens = backbone.tokens(encoding, (TURN,), "")
         selection = None if isinstance(pruner, LayerPruner) else pruner.select(tokens, 64)
-        result = backbone.ground_rows([Row(encoding, (TURN,), pruner, 64, selection)])[0]
+        result = next(backbone.ground_rows([Row(encoding, (TURN,), pruner, 64, selection)]))
         assert result.logits.dtype == torch.float32 and bool(result.logits.isfinite().all())
         assert result.tokens_final == 64
 
@@ -233,7 +233,7 @@ def test_precisions(folder: Path, dtype: str) -> None:
 def test_fastv_counts_and_choice(glamm: GlammBackbone) -> None:
     """Two of three layers see all tokens; the mean is measured from the lengths that layers saw."""
     encoding = glamm.encode([picture(50, 50)])[0]
-    result = glamm.ground_rows([Row(encoding, (TURN,), parse("fastv(layer=2)")[0], 100, None)])[0]
+    result = next(glamm.ground_rows([Row(encoding, (TURN,), parse("fastv(layer=2)")[0], 100, None)]))
     assert result.tokens_final == 100 and result.tokens_mean == pytest.approx((576 + 576 + 100) / 3)
     assert len(result.retained) == 100 and result.retained.tolist() == sorted(result.retained.tolist())
 
@@ -241,8 +241,9 @@ def test_fastv_counts_and_choice(glamm: GlammBackbone) -> None:
 def test_layer_pruner_that_keeps_all_changes_nothing(glamm: GlammBackbone) -> None:
     encoding = glamm.encode([picture(50, 50)])[0]
     none = parse("none")[0]
-    plain = glamm.ground_rows([Row(encoding, (TURN,), none, 576, none.select(glamm.tokens(encoding, (TURN,), ""), 576))])[0]
-    kept = glamm.ground_rows([Row(encoding, (TURN,), parse("fastv")[0], 576, None)])[0]
+    whole = none.select(glamm.tokens(encoding, (TURN,), ""), 576)
+    plain = next(glamm.ground_rows([Row(encoding, (TURN,), none, 576, whole)]))
+    kept = next(glamm.ground_rows([Row(encoding, (TURN,), parse("fastv")[0], 576, None)]))
     assert plain.logits.allclose(kept.logits, atol=1e-4)
 
 
@@ -255,7 +256,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     encoding = backbone.encode([picture(60, 60)])[0]
     none = parse("none")[0]
     row = Row(encoding, (TURN,), none, 576, none.select(backbone.tokens(encoding, (TURN,), ""), 576))
-    wanted = backbone.ground_rows([row])[0].logits
+    wanted = next(backbone.ground_rows([row])).logits
     original = backbone.decode
     room = [8]
 
@@ -265,7 +266,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
         return original(embeddings, prompts)
 
     monkeypatch.setattr(backbone, "decode", decode)
-    assert backbone.ground_rows([row])[0].logits.equal(wanted)
+    assert next(backbone.ground_rows([row])).logits.equal(wanted)
     assert backbone.batch_size == 8
     assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == [
         "out of memory with 32 rows at once",
@@ -273,7 +274,25 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     ]
     room[0] = 0
     with pytest.raises(torch.OutOfMemoryError):
-        backbone.ground_rows([row])
+        next(backbone.ground_rows([row]))
+
+
+def test_masks_come_batch_by_batch(glamm: GlammBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks of real images are large: no more are in memory than a batch has."""
+    encoding, original, batches = glamm.encode([picture(40, 60)])[0], glamm.decode, []
+
+    def decode(embeddings: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+        batches.append(len(prompts))
+        return original(embeddings, prompts)
+
+    monkeypatch.setattr(glamm, "decode", decode)
+    rows = [Row(encoding, (TURN,), parse("uniform")[0], 4, Selection(torch.arange(4)))] * (glamm.batch_size + 3)
+    for share in (True, False):
+        found = glamm.ground_rows(rows, share)
+        next(found)
+        assert batches == [glamm.batch_size]
+        assert len(list(found)) == len(rows) - 1 and batches == [glamm.batch_size, FULL_ROWS]
+        batches.clear()
 
 
 def test_sharing_changes_no_pixel(glamm: GlammBackbone) -> None:
@@ -309,9 +328,9 @@ def test_rows_do_not_depend_on_their_company(glamm: GlammBackbone) -> None:
             budget = 576 if text == "none" else 64
             selection = None if isinstance(pruner, LayerPruner) else pruner.select(tokens, budget)
             rows.append(Row(encoding, (TURN,), pruner, budget, selection))
-    together = glamm.ground_rows(rows)
+    together = list(glamm.ground_rows(rows))
     for row, result in zip(rows, together, strict=True):
-        assert glamm.ground_rows([row])[0].logits.equal(result.logits)
+        assert next(glamm.ground_rows([row])).logits.equal(result.logits)
     alone = glamm.encode([picture(60, 60, 1)])[0]
     assert alone.embedding.equal(encodings[1].embedding) and alone.hidden_states[-1].equal(encodings[1].hidden_states[-1])
     assert glamm.batch_size % FULL_ROWS == 0
@@ -337,7 +356,7 @@ def test_fill_behind_a_row_changes_nothing(folder: Path, attn: str) -> None:
 def test_conversation_without_seg(glamm: GlammBackbone) -> None:
     encoding = glamm.encode([picture(40, 60)])[0]
     row = Row(encoding, (Turn("Hello?", "Sure."),), parse("uniform")[0], 4, Selection(torch.arange(4)))
-    assert glamm.ground_rows([row])[0].logits.shape == (0, 40, 60)
+    assert next(glamm.ground_rows([row])).logits.shape == (0, 40, 60)
 
 
 def test_signals_are_computed_once(glamm: GlammBackbone) -> None:

@@ -212,7 +212,7 @@ def test_cost_pass_computes_the_masks_of_the_evaluation(mini: GlammBackbone, pru
     encoding = mini.encode([image])[0]
     layered = isinstance(method, LayerPruner)
     selection = None if layered else method.select(mini.tokens(encoding, (TURN,), "sample"), budget)
-    expected = mini.ground_rows([Row(encoding, (TURN,), method, budget, selection)])[0]
+    expected = next(mini.ground_rows([Row(encoding, (TURN,), method, budget, selection)]))
     passed = stages.forward(mini.model, inputs_of(mini), method, budget)
     torch.testing.assert_close(passed.logits, expected.logits, atol=2e-3, rtol=1e-3)
     assert passed.lengths[-1] - inputs_of(mini).text == expected.tokens_final

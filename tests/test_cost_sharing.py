@@ -75,7 +75,7 @@ def test_cost_of_sharing_is_what_the_shared_run_executes(talks: int) -> None:
             asks.append(Ask(where, tuple(range(prompt.before)), (50, 51, 52, 53), words, last, read, layered, keep))
     counting = meters.counter()
     with counting:
-        Shared(llm, 4, 1, {}).run(contexts, asks)
+        Shared(llm, 4, 1, {}).run(list(map(len, contexts)), lambda part: torch.stack([contexts[k] for k in part]), asks)
     cuts = {cell.before_cut for line, cell, _ in cells if isinstance(line.pruner, LayerPruner)}
     expected = sharing.language_model([cell for _, cell, _ in cells], prompt, shape, talks)
     expected += sharing.beginning(prompt, shape) - sharing.unread([cell for _, cell, _ in cells], prompt, shape, talks)

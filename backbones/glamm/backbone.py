@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -34,6 +35,21 @@ FULL_ROWS = 8
 # Sequences are filled up on the right to a multiple of this, so that questions of about one length share a batch. Nothing
 # looks to the right, so the fill changes no state that is read; it depends on the row alone.
 FULL_LENGTH = 4
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What the language model said of a row.
+
+    Attributes:
+        prompts: (M, P) mask prompts, one per [SEG].
+        tokens_final, tokens_mean, retained: as in `Grounded`.
+    """
+
+    prompts: Tensor
+    tokens_final: int
+    tokens_mean: float
+    retained: Tensor
 
 
 class GlammBackbone(Asking):
@@ -154,9 +170,14 @@ class GlammBackbone(Asking):
 
     # -- from tokens to masks
 
-    def ground_rows(self, rows: Sequence[Row], share: bool = True) -> list[Grounded]:
-        """Segment every row; when memory does not suffice, in smaller batches."""
-        return self._within_memory(lambda: self._shared(rows) if share else self._apart(rows))
+    def ground_rows(self, rows: Sequence[Row], share: bool = True) -> Iterator[Grounded]:
+        """Segment every row, masks batch by batch as they are asked for; when memory does not suffice, in smaller batches."""
+        read = self._within_memory(lambda: self._shared(rows) if share else self._apart(rows))
+        masks = self._masks(rows, [one.prompts for one in read])
+        for row, one in zip(rows, read, strict=True):
+            logits = [next(masks) for _ in one.prompts]
+            together = torch.stack(logits) if logits else torch.zeros(0, *row.encoding.original)
+            yield Grounded(together, one.tokens_final, one.tokens_mean, one.retained)
 
     def _within_memory(self, work: Callable[[], Result]) -> Result:
         """Halve the batch until `work` fits.
@@ -194,9 +215,8 @@ class GlammBackbone(Asking):
         behind += [self.tokenizer.pad_id] * (-len(behind) % FULL_LENGTH)
         return ids[:image], behind, [mark - len(behind) for mark in marks]
 
-    def _shared(self, rows: Sequence[Row]) -> list[Grounded]:
+    def _shared(self, rows: Sequence[Row]) -> list[_Read]:
         """All rows at once; what they have in common is computed once."""
-        model = self.model
         numbers: dict[tuple[int, object], int] = {}
         contexts: list[Row] = []
         asks = []
@@ -211,19 +231,20 @@ class GlammBackbone(Asking):
             read = tuple(len(words) + mark for mark in marks)
             keep = layered.tokens_after(row.budget, self._patches(row), self.num_layers) if layered else 0
             asks.append(Ask(where, tuple(before), sentence, words, self._last(words), read, layered, keep))
-        answers = Shared(model.language_model, self.batch_size, self._multiple, self._beginnings).run(
-            self._project(contexts), asks
+        shared = Shared(self.model.language_model, self.batch_size, self._multiple, self._beginnings)
+        answers = shared.run(
+            [self._tokens(row) for row in contexts], lambda part: self._project([contexts[k] for k in part]), asks
         )
         prompts = self._prompts([answers[k].hidden for k in range(len(rows))])
-        found: list[Grounded] = []
-        for (row, ask), logits in zip(zip(rows, asks, strict=True), self._masks(rows, prompts), strict=True):
-            kept = answers[len(found)].kept
+        found = []
+        for k, (row, ask) in enumerate(zip(rows, asks, strict=True)):
+            kept = answers[k].kept
             count = len(kept) if kept is not None else self._tokens(row)
             mean = float(count)
             if ask.pruner is not None:
                 mean = (ask.pruner.layer * self._patches(row) + (self.num_layers - ask.pruner.layer) * count) / self.num_layers
             retained = kept if kept is not None else (row.selection or _all(count)).indices
-            found.append(Grounded(logits, count, mean, retained))
+            found.append(_Read(prompts[k], count, mean, retained))
         return found
 
     def _content(self, row: Row) -> object:
@@ -238,21 +259,9 @@ class GlammBackbone(Asking):
     def _patches(self, row: Row) -> int:
         return len(row.encoding.hidden_states[-1]) - 1
 
-    def _project(self, contexts: Sequence[Row]) -> list[Tensor]:
-        """Projected visual tokens of every context, those of equal number together."""
-        groups: dict[int, list[int]] = defaultdict(list)
-        visual = [self.visual(row) for row in contexts]
-        for k, tokens in enumerate(visual):
-            groups[len(tokens)].append(k)
-        found: dict[int, Tensor] = {}
-        for members in groups.values():
-            for start in range(0, len(members), self.batch_size):
-                part = members[start : start + self.batch_size]
-                filled = part + part[-1:] * (self._filled(len(part)) - len(part))
-                found.update(
-                    zip(part, self.model.projector(torch.stack([visual[k] for k in filled]).to(self._kind)), strict=False)
-                )
-        return [found[k] for k in range(len(contexts))]
+    def _project(self, rows: Sequence[Row]) -> Tensor:
+        """(B, T, width) projected visual tokens of rows that send equally many."""
+        return self.model.projector(torch.stack([self.visual(row) for row in rows]).to(self._kind))  # type: ignore[no-any-return]
 
     def _prompts(self, states: Sequence[Tensor]) -> list[Tensor]:
         """[SEG] states (M, width) of every row -> mask prompts (M, P)."""
@@ -261,21 +270,23 @@ class GlammBackbone(Asking):
         filled = torch.cat([together, together[-1:].expand(self._filled(len(together)) - len(together), -1)])
         return list(self.model.text_hidden_fcs(filled)[: len(together)].split(counts)) if len(together) else list(states)
 
-    def _masks(self, rows: Sequence[Row], prompts: Sequence[Tensor]) -> list[Tensor]:
-        """(M, H, W) float32 logits of every row at its raw image's size."""
-        owner = [k for k, part in enumerate(prompts) for _ in part]
-        flat = [prompt for part in prompts for prompt in part]
-        large: list[list[Tensor]] = [[] for _ in rows]
-        for start in range(0, len(flat), self.batch_size):
-            part = list(range(start, min(start + self.batch_size, len(flat))))
-            filled = part + part[-1:] * (self._filled(len(part)) - len(part))
-            images = torch.stack([rows[owner[k]].encoding.embedding for k in filled])
-            low = self.decode(images, torch.stack([flat[k] for k in filled]))
-            for place, k in enumerate(part):  # one by one: resizing rounds differently in company
-                encoding = rows[owner[k]].encoding
-                large[owner[k]].append(masks_to_image(low[[place]], self.sam_size, encoding.resized, encoding.original)[0])
-        return [
-            torch.stack(part) if part else torch.zeros(0, *row.encoding.original) for part, row in zip(large, rows, strict=True)
+    def _masks(self, rows: Sequence[Row], prompts: Sequence[Tensor]) -> Iterator[Tensor]:
+        """(H, W) float32 logits of every prompt, in order, at its raw image's size."""
+        flat = [(row.encoding, prompt) for row, part in zip(rows, prompts, strict=True) for prompt in part]
+        done = 0
+        while done < len(flat):
+            masks = self._within_memory(partial(self._decoded, flat, done))
+            yield from masks
+            done += len(masks)
+
+    def _decoded(self, flat: Sequence[tuple[Encoding, Tensor]], start: int) -> list[Tensor]:
+        """The next batch of masks."""
+        part = list(flat[start : start + self.batch_size])
+        filled = part + part[-1:] * (self._filled(len(part)) - len(part))
+        images, prompts = (torch.stack(parts) for parts in zip(*((one.embedding, prompt) for one, prompt in filled), strict=True))
+        low = self.decode(images, prompts)
+        return [  # one by one: resizing rounds differently in company
+            masks_to_image(low[[k]], self.sam_size, one.resized, one.original)[0] for k, (one, _) in enumerate(part)
         ]
 
     def visual(self, row: Row) -> Tensor:
@@ -289,13 +300,13 @@ class GlammBackbone(Asking):
     def embed(self, rows: Sequence[Row], ids: Sequence[list[int]]) -> Tensor:
         """(B, L, width) input embeddings with the visual tokens in the image's place."""
         model = self.model
-        visual = model.projector(torch.stack([self.visual(row) for row in rows]).to(self._kind))
+        visual = self._project(rows)
         words = torch.tensor(ids, device=self.device)
         image = ids[0].index(IMAGE_TOKEN)
         embed = model.language_model.embed_tokens
         return torch.cat([embed(words[:, :image]), visual, embed(words[:, image + 1 :])], dim=1)
 
-    def _apart(self, rows: Sequence[Row]) -> list[Grounded]:
+    def _apart(self, rows: Sequence[Row]) -> list[_Read]:
         """Every row whole, with the language model's head, as the official forward runs; rows of equal length together."""
         words = [self._words(row) for row in rows]
         groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
@@ -303,7 +314,7 @@ class GlammBackbone(Asking):
             count = self._tokens(row)
             cut = (row.pruner, row.budget) if row.selection is None else None
             groups[len(words[k][0]), len(words[k][1]), count, cut].append(k)
-        found: dict[int, Grounded] = {}
+        found: dict[int, _Read] = {}
         for members in groups.values():
             for start in range(0, len(members), self.batch_size):
                 part = members[start : start + self.batch_size]
@@ -312,7 +323,7 @@ class GlammBackbone(Asking):
                 found.update(zip(part, results, strict=False))
         return [found[k] for k in range(len(rows))]
 
-    def _together(self, rows: list[Row], words: list[tuple[list[int], list[int], list[int]]]) -> Iterator[Grounded]:
+    def _together(self, rows: list[Row], words: list[tuple[list[int], list[int], list[int]]]) -> Iterator[_Read]:
         model, first = self.model, rows[0]
         ids = [[*before, IMAGE_TOKEN, *behind] for before, behind, _ in words]
         embeds = self.embed(rows, ids)
@@ -331,9 +342,9 @@ class GlammBackbone(Asking):
         model.lm_head(run.hidden)
         prompts = self._prompts([run.hidden[k, marks] for k, (_, _, marks) in enumerate(words)])
         seen = [length - text for length in run.lengths]
-        for k, logits in enumerate(self._masks(rows, prompts)):
-            retained = run.kept[k] if run.kept is not None else (rows[k].selection or _all(count)).indices
-            yield Grounded(logits, seen[-1], sum(seen) / len(seen), retained)
+        for k, row in enumerate(rows):
+            retained = run.kept[k] if run.kept is not None else (row.selection or _all(count)).indices
+            yield _Read(prompts[k], seen[-1], sum(seen) / len(seen), retained)
 
     def _last(self, words: Sequence[int]) -> int:
         """Position of the last token that is not fill."""

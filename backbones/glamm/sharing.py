@@ -10,7 +10,7 @@ other tokens.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -168,24 +168,26 @@ class Shared:
             part = list(members[start : start + self.batch_size])
             yield part, part + part[-1:] * (-len(part) % self.multiple)
 
-    def run(self, contexts: Sequence[Tensor], asks: Sequence[Ask]) -> dict[int, Answer]:
+    def run(self, lengths: Sequence[int], project: Callable[[list[int]], Tensor], asks: Sequence[Ask]) -> dict[int, Answer]:
         """Answers of all rows by their number.
 
         Args:
-            contexts: projected visual tokens, each (T, width).
+            lengths: visual tokens of every context.
+            project: numbers of contexts of T tokens each -> (B, T, width), called once per batch.
         """
         of: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[int]] = defaultdict(list)
         for number, ask in enumerate(asks):
             of[ask.context, ask.beginning, ask.sentence].append(number)
         groups: dict[tuple[tuple[int, ...], tuple[int, ...], int], list[int]] = defaultdict(list)
         for context, beginning, sentence in of:
-            groups[beginning, sentence, len(contexts[context])].append(context)
+            groups[beginning, sentence, lengths[context]].append(context)
         answers: dict[int, Answer] = {}
         for (beginning, sentence, _), group in groups.items():
+            # contexts whose questions have one length together: their branches fill batches
+            group.sort(key=lambda context: sorted({len(asks[k].words) for k in of[context, beginning, sentence]}))
             for part, filled in self._batches(group):
                 numbers = [number for context in part for number in of[context, beginning, sentence]]
-                visual = torch.stack([contexts[k] for k in filled])
-                answers |= self._with_contexts(beginning, sentence, part, visual, asks, numbers)
+                answers |= self._with_contexts(beginning, sentence, part, project(filled), asks, numbers)
         return answers
 
     def _with_contexts(

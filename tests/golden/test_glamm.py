@@ -195,7 +195,7 @@ def check_run(backbone: GlammBackbone, row: Row, expected: dict[str, np.ndarray]
         hook.remove()
         arrays.close(qualities[0].flatten(1), expected["iou_pred"], LOOSE, f"{name} mask quality")
         arrays.close(low[:, None], expected["low_res_logits"], LOOSE, f"{name} low-resolution logits")
-    result = backbone.ground_rows([row])[0]
+    result = next(backbone.ground_rows([row]))
     arrays.close(result.logits, expected["pred_masks"], LOOSE, f"{name} masks")
     assert result.tokens_final == count and result.tokens_mean == count
 
@@ -235,7 +235,7 @@ def test_images_together_equal_images_alone(golden_glamm_dir: Path, backbone: Gl
         for keep in (64, 192):
             selection = Selection(torch.arange(keep))
             rows.append(Row(encoding, turns_of(given), NoPruning(), keep, selection))
-            alone.append(backbone.ground_rows(rows[-1:])[0])
+            alone.append(next(backbone.ground_rows(rows[-1:])))
     for one, other in zip(backbone.ground_rows(rows), alone, strict=True):
         assert one.tokens_final == other.tokens_final
         torch.testing.assert_close(one.logits, other.logits, rtol=0, atol=CLOSE)
