@@ -284,7 +284,7 @@ class LayerPruner(Pruner):
         super().check(budget, patches, num_layers)
         if not 1 <= self.layer < num_layers:
             raise ImpossibleBudget(
-                f"{self.spec()} never prunes: the language model has {num_layers} layers, so give layer 1 to {num_layers - 1}."
+                f"{self.spec()} cuts outside the language model, which has {num_layers} layers; give layer 1 to {num_layers - 1}."
             )
 
     @abstractmethod

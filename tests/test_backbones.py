@@ -277,8 +277,22 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
         next(backbone.ground_rows([row]))
 
 
+def test_a_team_does_not_halve_the_batch_of_one(glamm: GlammBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others would wait for the larger batch's sums for ever."""
+
+    def full(embeddings: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    row = Row(glamm.encode([picture(40, 60)])[0], (TURN,), parse("uniform")[0], 4, Selection(torch.arange(4)))
+    monkeypatch.setattr(glamm, "decode", full)
+    monkeypatch.setattr(glamm.model.language_model, "gather_heads", lambda scores: scores, raising=False)
+    with pytest.raises(UserError, match="--batch-size 8"):
+        next(glamm.ground_rows([row]))
+    assert glamm.batch_size == 16
+
+
 def test_masks_come_batch_by_batch(glamm: GlammBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Masks of real images are large: no more are in memory than a batch has."""
+    """Masks of real images are large: they are made as they are asked for."""
     encoding, original, batches = glamm.encode([picture(40, 60)])[0], glamm.decode, []
 
     def decode(embeddings: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
@@ -298,8 +312,16 @@ def test_masks_come_batch_by_batch(glamm: GlammBackbone, monkeypatch: pytest.Mon
 def test_sharing_changes_no_pixel(glamm: GlammBackbone) -> None:
     """Rows of several images, expressions, cuts and budgets together, against every row whole."""
     encodings = glamm.encode([picture(60, 60, seed) for seed in range(2)])
-    mute = Turn(TURN.question, "There is none.")
-    talks = [(TURN,), (Turn(TURN.question.replace("it", "them"), TURN.answer),), (TURN, TURN), (mute,), (mute, TURN)]
+    mute, early = Turn(TURN.question, "There is none."), Turn("[SEG] is what?", "It is that.")
+    talks = [
+        (TURN,),
+        (Turn(TURN.question.replace("it", "them"), TURN.answer),),
+        (TURN, TURN),
+        (mute,),
+        (mute, TURN),
+        (early,),
+        (early, TURN),
+    ]
     rows = []
     for encoding, turns, text in product(
         encodings, talks, ("none", "uniform", "litelvlm", "fastv", "fastv(layer=1)", "prumerge")
@@ -357,6 +379,7 @@ def test_conversation_without_seg(glamm: GlammBackbone) -> None:
     encoding = glamm.encode([picture(40, 60)])[0]
     row = Row(encoding, (Turn("Hello?", "Sure."),), parse("uniform")[0], 4, Selection(torch.arange(4)))
     assert next(glamm.ground_rows([row])).logits.shape == (0, 40, 60)
+    assert list(glamm.ground_rows([])) == list(glamm.ground_rows([], share=False)) == []
 
 
 def test_signals_are_computed_once(glamm: GlammBackbone) -> None:

@@ -100,7 +100,7 @@ def test_cost_command_of_a_sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert cli.main() == 0
     told = capsys.readouterr().out
     assert "2 cells, each alone" in told and "uniform" not in told
-    assert "1 conversation of 3 (67 text tokens)" in told and "3 conversations of 1 (47 text tokens)" in told
+    assert "1 conversation of 3 (67 text tokens)" in told and "3 conversations of 1 (53 text tokens)" in told
     assert all(
         saving in told
         for saving in (sharing.ENCODED, sharing.HEADS, sharing.BEGINNING, sharing.CONTEXTS, sharing.CUTS, sharing.LAST)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,7 +38,7 @@ FULL_LENGTH = 4
 
 
 @dataclass(frozen=True)
-class _Read:
+class _Said:
     """What the language model said of a row.
 
     Attributes:
@@ -172,10 +172,12 @@ class GlammBackbone(Asking):
 
     def ground_rows(self, rows: Sequence[Row], share: bool = True) -> Iterator[Grounded]:
         """Segment every row, masks batch by batch as they are asked for; when memory does not suffice, in smaller batches."""
-        read = self._within_memory(lambda: self._shared(rows) if share else self._apart(rows))
-        masks = self._masks(rows, [one.prompts for one in read])
-        for row, one in zip(rows, read, strict=True):
-            logits = [next(masks) for _ in one.prompts]
+        if not rows:
+            return
+        said = self._within_memory(lambda: self._shared(rows) if share else self._apart(rows))
+        masks = self._masks(rows, [one.prompts for one in said])
+        for row, one in zip(rows, said, strict=True):
+            logits = list(islice(masks, len(one.prompts)))
             together = torch.stack(logits) if logits else torch.zeros(0, *row.encoding.original)
             yield Grounded(together, one.tokens_final, one.tokens_mean, one.retained)
 
@@ -184,6 +186,7 @@ class GlammBackbone(Asking):
 
         Raises:
             torch.OutOfMemoryError: it does not fit even in the smallest batch.
+            UserError: it does not fit, and other processes compute the same batch, which cannot shrink in one of them.
         """
         while True:
             try:
@@ -195,6 +198,11 @@ class GlammBackbone(Asking):
                 if self.batch_size <= self._multiple:
                     raise torch.OutOfMemoryError(str(error)) from error
                 smaller = self._filled(self.batch_size // 2)
+                if hasattr(self.model.language_model, "gather_heads"):
+                    raise UserError(
+                        f"Out of memory with {self.batch_size} rows at once, which --tensor-parallel cannot change on the way; "
+                        f"give --batch-size {smaller}."
+                    ) from error
                 print(f"out of memory with {self.batch_size} rows at once, going on with {smaller}", file=sys.stderr)
                 self.batch_size = smaller
                 if self.device.startswith("cuda"):
@@ -215,7 +223,7 @@ class GlammBackbone(Asking):
         behind += [self.tokenizer.pad_id] * (-len(behind) % FULL_LENGTH)
         return ids[:image], behind, [mark - len(behind) for mark in marks]
 
-    def _shared(self, rows: Sequence[Row]) -> list[_Read]:
+    def _shared(self, rows: Sequence[Row]) -> list[_Said]:
         """All rows at once; what they have in common is computed once."""
         numbers: dict[tuple[int, object], int] = {}
         contexts: list[Row] = []
@@ -227,6 +235,8 @@ class GlammBackbone(Asking):
             layered = row.pruner if row.selection is None and isinstance(row.pruner, LayerPruner) else None
             before, behind, marks = self._words(row, whole=layered is not None)
             common = sum(1 for _ in takewhile(lambda ids: ids[0] == ids[1], zip(behind, self._sentence, strict=False)))
+            if marks:  # a question may begin with [SEG]
+                common = min(common, len(behind) + marks[0])
             sentence, words = tuple(behind[:common]), tuple(behind[common:])
             read = tuple(len(words) + mark for mark in marks)
             keep = layered.tokens_after(row.budget, self._patches(row), self.num_layers) if layered else 0
@@ -244,7 +254,7 @@ class GlammBackbone(Asking):
             if ask.pruner is not None:
                 mean = (ask.pruner.layer * self._patches(row) + (self.num_layers - ask.pruner.layer) * count) / self.num_layers
             retained = kept if kept is not None else (row.selection or _all(count)).indices
-            found.append(_Read(prompts[k], count, mean, retained))
+            found.append(_Said(prompts[k], count, mean, retained))
         return found
 
     def _content(self, row: Row) -> object:
@@ -275,19 +285,18 @@ class GlammBackbone(Asking):
         flat = [(row.encoding, prompt) for row, part in zip(rows, prompts, strict=True) for prompt in part]
         done = 0
         while done < len(flat):
-            masks = self._within_memory(partial(self._decoded, flat, done))
-            yield from masks
-            done += len(masks)
+            for low in self._within_memory(partial(self._decoded, flat, done)).split(1):
+                one = flat[done][0]
+                # one by one: large masks fill memory, and resizing rounds differently in company
+                yield self._within_memory(partial(masks_to_image, low, self.sam_size, one.resized, one.original))[0]
+                done += 1
 
-    def _decoded(self, flat: Sequence[tuple[Encoding, Tensor]], start: int) -> list[Tensor]:
-        """The next batch of masks."""
+    def _decoded(self, flat: Sequence[tuple[Encoding, Tensor]], start: int) -> Tensor:
+        """The next batch of masks as the decoder gives them, (B, 4g, 4g)."""
         part = list(flat[start : start + self.batch_size])
         filled = part + part[-1:] * (self._filled(len(part)) - len(part))
         images, prompts = (torch.stack(parts) for parts in zip(*((one.embedding, prompt) for one, prompt in filled), strict=True))
-        low = self.decode(images, prompts)
-        return [  # one by one: resizing rounds differently in company
-            masks_to_image(low[[k]], self.sam_size, one.resized, one.original)[0] for k, (one, _) in enumerate(part)
-        ]
+        return self.decode(images, prompts)[: len(part)]
 
     def visual(self, row: Row) -> Tensor:
         """(T, C) features that a row sends to the projector."""
@@ -306,7 +315,7 @@ class GlammBackbone(Asking):
         embed = model.language_model.embed_tokens
         return torch.cat([embed(words[:, :image]), visual, embed(words[:, image + 1 :])], dim=1)
 
-    def _apart(self, rows: Sequence[Row]) -> list[_Read]:
+    def _apart(self, rows: Sequence[Row]) -> list[_Said]:
         """Every row whole, with the language model's head, as the official forward runs; rows of equal length together."""
         words = [self._words(row) for row in rows]
         groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
@@ -314,7 +323,7 @@ class GlammBackbone(Asking):
             count = self._tokens(row)
             cut = (row.pruner, row.budget) if row.selection is None else None
             groups[len(words[k][0]), len(words[k][1]), count, cut].append(k)
-        found: dict[int, _Read] = {}
+        found: dict[int, _Said] = {}
         for members in groups.values():
             for start in range(0, len(members), self.batch_size):
                 part = members[start : start + self.batch_size]
@@ -323,7 +332,7 @@ class GlammBackbone(Asking):
                 found.update(zip(part, results, strict=False))
         return [found[k] for k in range(len(rows))]
 
-    def _together(self, rows: list[Row], words: list[tuple[list[int], list[int], list[int]]]) -> Iterator[_Read]:
+    def _together(self, rows: list[Row], words: list[tuple[list[int], list[int], list[int]]]) -> Iterator[_Said]:
         model, first = self.model, rows[0]
         ids = [[*before, IMAGE_TOKEN, *behind] for before, behind, _ in words]
         embeds = self.embed(rows, ids)
@@ -344,7 +353,7 @@ class GlammBackbone(Asking):
         seen = [length - text for length in run.lengths]
         for k, row in enumerate(rows):
             retained = run.kept[k] if run.kept is not None else (row.selection or _all(count)).indices
-            yield _Read(prompts[k], seen[-1], sum(seen) / len(seen), retained)
+            yield _Said(prompts[k], seen[-1], sum(seen) / len(seen), retained)
 
     def _last(self, words: Sequence[int]) -> int:
         """Position of the last token that is not fill."""

@@ -121,8 +121,8 @@ def through(
     """Run `layers`.
 
     Args:
-        saved: what it has a key for, it gets: the input of that layer (of layer `layers.stop`: the output).
-        read: (B, R) tokens whose states are wanted in the end; None for all.
+        saved: what it has a key for, it gets: the input of that layer; of layer `layers.stop` the output, if all are wanted.
+        read: (B, R) tokens whose states are wanted in the end; None for all. With R = 0 later rows get their keys and values.
     """
     rotary = llm.rotary_emb(hidden, positions)
     saved = saved if saved is not None else {}
@@ -203,7 +203,7 @@ class Shared:
         cuts = {pruner.layer for k in numbers if (pruner := asks[k].pruner) is not None}
         deep = self.depth if any(asks[k].pruner is None for k in numbers) else max(cuts)
         ids = torch.tensor(sentence, dtype=torch.long, device=self.device)
-        hidden = torch.cat([visual, self.llm.embed_tokens(ids).to(visual).expand(rows, -1, -1)], dim=1)
+        hidden = torch.cat([visual, self.llm.embed_tokens(ids).expand(rows, -1, -1)], dim=1)
         past = Past(start, torch.zeros(rows, dtype=torch.long, device=self.device))
         saved = dict.fromkeys(cuts, hidden)
         if hidden.shape[1]:
@@ -211,7 +211,7 @@ class Shared:
             through(self.llm, hidden, places, past, range(deep), saved, places[:, :0] if deep == self.depth else None)
         else:  # an image of no token and no sentence: questions follow the beginning at once
             past.layers = {layer: (key[past.owner], value[past.owner]) for layer, (key, value) in start.layers.items()}
-        given = _Contexts(start, past, saved, visual.shape[1])
+        known = _Contexts(start, past, saved, visual.shape[1])
         # rows of one context and the same words are one branch until a cut parts them
         branches: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(list)
         for number in numbers:
@@ -225,12 +225,12 @@ class Shared:
                 owner = torch.tensor([group[k][0] for k in filled], device=self.device)
                 words = torch.tensor([group[k][1] for k in filled], device=self.device)
                 read = torch.tensor([asks[branches[group[k]][0]].read for k in filled], dtype=torch.long, device=self.device)
-                answers |= self._branches(given, owner, words, read, asks, [branches[group[k]] for k in portion])
+                answers |= self._branches(known, owner, words, read, asks, [branches[group[k]] for k in portion])
         return answers
 
     def _branches(
         self,
-        given: _Contexts,
+        contexts: _Contexts,
         owner: Tensor,
         words: Tensor,
         read: Tensor,
@@ -242,8 +242,8 @@ class Shared:
         deep = self.depth if any(asks[k].pruner is None for k in numbers) else max(cuts)
         own = llm.embed_tokens(words)
         wanted = dict.fromkeys(cuts | {cut - 1 for cut in cuts}, own)
-        here = Past(given.past, owner, keep={cut - 1 for cut in cuts})
-        places = _places(given.end, words.shape[1], len(words), self.device)
+        here = Past(contexts.past, owner, keep={cut - 1 for cut in cuts})
+        places = _places(contexts.end, words.shape[1], len(words), self.device)
         hidden = through(llm, own, places, here, range(deep), wanted, read if deep == self.depth else None)
         answers: dict[int, Answer] = {}
         if deep == self.depth:
@@ -254,13 +254,13 @@ class Shared:
             lasts = torch.zeros(len(words), dtype=torch.long, device=self.device)
             for row, branch in enumerate(branches):
                 lasts[row] = asks[branch[0]].last
-            scores = attention_row(llm, cut - 1, wanted[cut - 1], lasts, places, here.layers[cut - 1][0])[..., given.span]
-            answers |= self._cut(given, owner, wanted[cut], scores, read, asks, branches, cut)
+            scores = attention_row(llm, cut - 1, wanted[cut - 1], lasts, places, here.layers[cut - 1][0])[..., contexts.span]
+            answers |= self._cut(contexts, owner, wanted[cut], scores, read, asks, branches, cut)
         return answers
 
     def _cut(
         self,
-        given: _Contexts,
+        contexts: _Contexts,
         owner: Tensor,
         own: Tensor,
         scores: Tensor,
@@ -276,18 +276,18 @@ class Shared:
                 pruner = asks[number].pruner
                 if pruner is not None and pruner.layer == cut:
                     budgets[asks[number].keep].append((number, row, pruner.keep(scores[row], asks[number].keep)))
-        length = given.saved[cut].shape[1]
+        length = contexts.saved[cut].shape[1]
         answers: dict[int, Answer] = {}
         for found in budgets.values():
             for portion, filled in self._batches(range(len(found))):
                 rows = torch.tensor([found[k][1] for k in filled], device=self.device)
                 kept = torch.stack([found[k][2] for k in filled])
-                behind = torch.arange(given.visual, length + own.shape[1], device=self.device).expand(len(rows), -1)
-                stay = torch.cat([kept, behind], dim=1)
-                hidden = tokens_at(torch.cat([given.saved[cut][owner[rows]], own[rows]], dim=1), stay)
-                past = Past(given.start, torch.zeros(len(rows), dtype=torch.long, device=self.device), keep=())
-                wanted = read[rows] + stay.shape[1] - own.shape[1]
-                run = through(self.llm, hidden, stay + given.span.start, past, range(cut, self.depth), read=wanted)
+                text = torch.arange(contexts.visual, length + own.shape[1], device=self.device).expand(len(rows), -1)
+                stay = torch.cat([kept, text], dim=1)
+                hidden = tokens_at(torch.cat([contexts.saved[cut][owner[rows]], own[rows]], dim=1), stay)
+                past = Past(contexts.start, torch.zeros(len(rows), dtype=torch.long, device=self.device), keep=())
+                behind = read[rows] + stay.shape[1] - own.shape[1]
+                run = through(self.llm, hidden, stay + contexts.span.start, past, range(cut, self.depth), read=behind)
                 final = self.llm.norm(run)
                 for place, k in enumerate(portion):
                     answers[found[k][0]] = Answer(final[place], found[k][2])

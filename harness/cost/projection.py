@@ -70,8 +70,9 @@ class Prompt:
         return max(0, min(self.sentence, self.after - self.turns))
 
     def alone(self) -> Prompt:
-        """One of its expressions asked alone: an even share of the words behind the image."""
-        return replace(self, text=self.before + max(1, round(self.after / self.turns)), turns=1)
+        """One of its expressions asked alone: the sentence about the image and an even share of the words behind it."""
+        own = max(1, round((self.after - self.common) / self.turns))
+        return replace(self, text=self.before + self.common + own, turns=1)
 
     @classmethod
     def counted(cls, tokenizer: LlamaTokenizer) -> Prompt:

@@ -1,7 +1,7 @@
 """What a sweep costs per image when every cell computes alone, and when cells share as evaluation does: closed forms.
 
 Batches are taken as full; what evaluation leaves out besides (the vision tower's last layer, tokens behind the last [SEG]) is
-not taken off.
+not taken off. Nor is added that rows which are cut need those tokens, so that their words run apart from those of `none`.
 """
 
 from __future__ import annotations
@@ -166,8 +166,7 @@ def account(projected: Projection, lines: Sequence[Line], prompt: Prompt, talks:
 
 def beginning(prompt: Prompt, shape: Shape) -> int:
     """The constant beginning of the prompt; nothing reads its states."""
-    layers = language_model_macs([prompt.before] * shape.layers, shape)
-    return layers - (layer_macs(prompt.before, prompt.before, shape) - prompt.before * key_and_value(shape))
+    return language_model_macs([prompt.before] * (shape.layers - 1), shape) + prompt.before * key_and_value(shape)
 
 
 def cell_of(line: Line, lengths: Sequence[int]) -> Cell:
