@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many golden arrays were compared."""
-    done = [dict(report.user_properties).get("arrays", 0) for report in terminalreporter.stats.get("passed", ())]
-    if sum(done):
-        terminalreporter.write_line(f"golden arrays compared: {sum(done)}")
+    """Say how many golden arrays were compared, how many faults were injected, and what they cost."""
+    reports = [*terminalreporter.stats.get("passed", ()), *terminalreporter.stats.get("failed", ())]
+    told = [pair for report in reports for pair in report.user_properties]
+    if arrays := sum(count for name, count in told if name == "arrays"):
+        terminalreporter.write_line(f"golden arrays compared: {arrays}")
+    faults = sum((counts for name, counts in told if name == "faults"), Counter())
+    if faults:
+        terminalreporter.write_line("faults injected: " + ", ".join(f"{count} {what}" for what, count in faults.items()))
+    rows = sum((counts for name, counts in told if name == "rows"), Counter())
+    if rows:
+        terminalreporter.write_line(
+            f"rows compared with runs that nothing stopped: {rows['compared']:,}, "
+            f"lost {rows['lost']}, doubled {rows['doubled']}; tables equal: {rows['tables equal']}"
+        )
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import resource
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from harness.runner import Plan, Way, prepare, run
 from pruners import UserError, parse
 from tests.fake_backbone import FakeBackbone
 
+Record = Callable[[str, object], None]  # pytest's record_property, summed up at the end of the session
 FORK = multiprocessing.get_context("fork")
 PAIRS = (("refcoco", "val"), ("refcoco", "testA"))
 
@@ -77,10 +79,13 @@ def written(folder: Path) -> Counter[tuple[object, ...]]:
     return Counter(records.key(row) for file in files for row in records.read_lines(file))
 
 
-def check(folder: Path, wanted: Path) -> None:
-    """No row lost, none doubled, and the same frame."""
+def check(folder: Path, wanted: Path, record: Record) -> None:
+    """No row lost, none doubled, and the same frame; `record` is told the counts."""
     there, expected = written(folder), written(wanted)
-    assert not expected - there, f"lost: {expected - there}"
-    assert not there - expected, f"doubled: {there - expected}"
+    lost, doubled = expected - there, there - expected
+    record("rows", Counter({"compared": expected.total(), "lost": lost.total(), "doubled": doubled.total()}))
+    assert not lost, f"lost: {lost}"
+    assert not doubled, f"doubled: {doubled}"
     pd.testing.assert_frame_equal(records.load(folder), records.load(wanted))
     pd.testing.assert_frame_equal(records.samples(folder), records.samples(wanted))
+    record("rows", Counter({"tables equal": 1}))

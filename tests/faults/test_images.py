@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from harness.runner import Plan, Way, prepare, run
 from pruners import UserError, parse
 from reports import render
 from tests.fake_backbone import FakeBackbone, write_data
+from tests.faults.crew import Record
 from tests.refer_tree import HEIGHT, WIDTH
 
 NOISE = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -81,10 +83,11 @@ def place_of(root: Path, number: int) -> Path:
 
 @pytest.mark.parametrize("kind", FAIL)
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_image_costs_only_itself(tmp_path: Path, kind: str, workers: int) -> None:
+def test_a_broken_image_costs_only_itself(tmp_path: Path, kind: str, workers: int, record_property: Record) -> None:
     root = write_data(tmp_path / "data")
     place_of(root, 2).write_bytes(FAIL[kind]())
     start(root, tmp_path / "run", Way(workers=workers))
+    record_property("faults", Counter({"images broken": 1}))
     ((sample, reason),) = records.failures(tmp_path / "run").items()
     assert sample == "refcoco:val:2"
     assert str(place_of(root, 2)) in reason

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from harness.place import Place
 from harness.runner import Way
 from pruners import UserError
 from tests.fake_backbone import write_data
-from tests.faults.crew import check, finish, send
+from tests.faults.crew import Record, check, finish, send
 
 IMAGES = 64
 PAUSE = 0.05  # seconds per part
@@ -38,7 +39,7 @@ def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("number", range(5))
-def test_killed_four_times_and_continued(root: Path, whole: Path, tmp_path: Path, number: int) -> None:
+def test_killed_four_times_and_continued(root: Path, whole: Path, tmp_path: Path, number: int, record_property: Record) -> None:
     """Twenty kills in all, each at a moment drawn from the time that the run takes."""
     draw = random.Random(number)
     folder = tmp_path / "run"
@@ -50,11 +51,14 @@ def test_killed_four_times_and_continued(root: Path, whole: Path, tmp_path: Path
         process.join()
         hit += process.exitcode == -signal.SIGKILL
     assert hit == 4, "the run was too short to be killed"
+    record_property("faults", Counter({"processes killed": hit}))
     finish(root, folder)
-    check(folder, whole)
+    check(folder, whole, record_property)
 
 
-def test_a_writer_that_was_torn_at_any_byte_is_continued(root: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_writer_that_was_torn_at_any_byte_is_continued(
+    root: Path, whole: Path, tmp_path: Path, record_property: Record
+) -> None:
     draw = random.Random(0)
     for number in range(6):
         folder = tmp_path / str(number)
@@ -69,11 +73,14 @@ def test_a_writer_that_was_torn_at_any_byte_is_continued(root: Path, whole: Path
             for k in range(len(claims)):  # what the disk kept of them is chance, too
                 claims[k] = draw.choice(b".+0") if number % 2 else claims[k]
             (place / "claims").write_bytes(bytes(claims).replace(b".", b"+"))
+        record_property("faults", Counter({"runs torn": 1}))
         finish(root, folder)
-        check(folder, whole)
+        check(folder, whole, record_property)
 
 
-def test_a_damaged_middle_stops_the_run_and_names_the_line(root: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_damaged_middle_stops_the_run_and_names_the_line(
+    root: Path, whole: Path, tmp_path: Path, record_property: Record
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     (folder / records.DONE).unlink()
@@ -85,13 +92,14 @@ def test_a_damaged_middle_stops_the_run_and_names_the_line(root: Path, whole: Pa
     file.write_bytes(b"\n".join(lines))
     with pytest.raises(UserError, match=rf"{file.name}:10 is damaged"):
         finish(root, folder)
+    record_property("faults", Counter({"lines damaged": 1}))
     del lines[9]
     file.write_bytes(b"\n".join(lines))
     finish(root, folder)
-    check(folder, whole)
+    check(folder, whole, record_property)
 
 
-def test_two_processes_share_a_run(root: Path, whole: Path, tmp_path: Path) -> None:
+def test_two_processes_share_a_run(root: Path, whole: Path, tmp_path: Path, record_property: Record) -> None:
     folder = tmp_path / "run"
     crew = [send(root, folder, PAUSE) for _ in range(2)]
     for process in crew:
@@ -99,20 +107,24 @@ def test_two_processes_share_a_run(root: Path, whole: Path, tmp_path: Path) -> N
         assert process.exitcode == 0
     for place in (folder / records.FOLDER).iterdir():
         assert len(list(place.glob("*.jsonl"))) == 2, "one of them had nothing to do"
-    check(folder, whole)
+    check(folder, whole, record_property)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_any_number_of_workers_gives_the_same_rows(root: Path, whole: Path, tmp_path: Path, world: int) -> None:
+def test_any_number_of_workers_gives_the_same_rows(
+    root: Path, whole: Path, tmp_path: Path, world: int, record_property: Record
+) -> None:
     folder = tmp_path / "run"
     crew = [send(root, folder, way=Way(place=Place(rank, world))) for rank in range(world)]
     for process in crew:
         process.join()
         assert process.exitcode == 0
-    check(folder, whole)
+    check(folder, whole, record_property)
 
 
-def test_a_worker_of_three_is_killed_and_the_others_do_its_work(root: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_worker_of_three_is_killed_and_the_others_do_its_work(
+    root: Path, whole: Path, tmp_path: Path, record_property: Record
+) -> None:
     folder = tmp_path / "run"
     crew = [send(root, folder, PAUSE, Way(place=Place(rank, 3))) for rank in range(3)]
     time.sleep(0.25)
@@ -120,24 +132,26 @@ def test_a_worker_of_three_is_killed_and_the_others_do_its_work(root: Path, whol
     for process in crew:
         process.join()
     assert [process.exitcode for process in crew] == [0, -signal.SIGKILL, 0]
+    record_property("faults", Counter({"processes killed": 1}))
     assert (folder / records.DONE).exists()
-    check(folder, whole)
+    check(folder, whole, record_property)
 
 
 @pytest.mark.parametrize("most", [10, 3_000, 20_000, 90_000])
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(
-    root: Path, whole: Path, tmp_path: Path, most: int
+    root: Path, whole: Path, tmp_path: Path, most: int, record_property: Record
 ) -> None:
     folder = tmp_path / "run"
     process = send(root, folder, most_bytes=most)
     process.join()
     assert process.exitcode == 2
     assert "too large" in (tmp_path / "run.said").read_text()
+    record_property("faults", Counter({"disks filled": 1}))
     finish(root, folder)
-    check(folder, whole)
+    check(folder, whole, record_property)
 
 
-def test_a_full_file_system(root: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_full_file_system(root: Path, whole: Path, tmp_path: Path, record_property: Record) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True)
@@ -150,8 +164,9 @@ def test_a_full_file_system(root: Path, whole: Path, tmp_path: Path) -> None:
         shutil.copytree(disk / "run", tmp_path / "run")
     finally:
         subprocess.run(["umount", disk], check=True)
+    record_property("faults", Counter({"disks filled": 1}))
     finish(root, tmp_path / "run")
-    check(tmp_path / "run", whole)
+    check(tmp_path / "run", whole, record_property)
 
 
 def test_a_folder_that_cannot_be_made(root: Path, tmp_path: Path) -> None:

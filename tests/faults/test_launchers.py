@@ -8,15 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from harness import records
 from harness.place import Place, here
 from pruners import UserError
+from tests.faults.crew import Record, check
 
 COMMAND = [
     "--pruners",
@@ -51,7 +52,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_is_one_sentence_and_loses_nothing(alone: Path, tmp_path: Path, number: int, code: int) -> None:
+def test_a_signal_is_one_sentence_and_loses_nothing(
+    alone: Path, tmp_path: Path, number: int, code: int, record_property: Record
+) -> None:
     folder = tmp_path / "run"
     words = [sys.executable, "-m", "harness", *COMMAND, "--out", str(folder)]
     process = subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True)
@@ -63,13 +66,14 @@ def test_a_signal_is_one_sentence_and_loses_nothing(alone: Path, tmp_path: Path,
     assert process.returncode == code, said
     assert said.strip() == "stopped, nothing recorded is lost; give the same command again to go on"
     assert not (folder / records.DONE).exists()
+    record_property("faults", Counter({"signals sent": 1}))
     done = harness("--out", str(folder))
     assert done.returncode == 0, done.stderr
-    pd.testing.assert_frame_equal(records.load(folder), records.load(alone))
+    check(folder, alone, record_property)
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_two_ranks_of_a_launcher_give_the_same_rows(alone: Path, tmp_path: Path, launcher: str) -> None:
+def test_two_ranks_of_a_launcher_give_the_same_rows(alone: Path, tmp_path: Path, launcher: str, record_property: Record) -> None:
     words = {
         "torchrun": ("torchrun", "--nproc_per_node", "2", "--master_port", "29655", "-m", "harness"),
         "deepspeed": ("deepspeed", "--num_accelerators", "2", "--master_port", "29656", "--module", "harness"),
@@ -84,7 +88,7 @@ def test_two_ranks_of_a_launcher_give_the_same_rows(alone: Path, tmp_path: Path,
     assert done.stdout.count("Upper bound, all 576 tokens") == 1, "one rank prints the table"
     (place,) = (folder / records.FOLDER).iterdir()
     assert len(list(place.glob("*.jsonl"))) == 2, "one of the ranks had nothing to do"
-    pd.testing.assert_frame_equal(records.load(folder), records.load(alone))
+    check(folder, alone, record_property)
 
 
 def test_two_ranks_share_one_language_model(tmp_path: Path) -> None:
