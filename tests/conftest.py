@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from backbones.glamm.backbone import GlammBackbone
+from tests.tiny_glamm import load
 
 HERE = Path(__file__).parent
 
@@ -44,3 +48,19 @@ def golden_pruners_dir(request: pytest.FixtureRequest) -> Path:
 def golden_glamm_dir(request: pytest.FixtureRequest) -> Path:
     """Folder with the official tiny GLaMM."""
     return request.config.getoption("--golden-glamm")
+
+
+@pytest.fixture(scope="session")
+def glamm_folder(golden_glamm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder as a user has it, with the grounding encoder's numbers inside."""
+    target = tmp_path_factory.mktemp("glamm")
+    shutil.copytree(golden_glamm_dir / "checkpoint", target / "checkpoint")
+    shutil.copytree(golden_glamm_dir / "clip", target / "clip")
+    shutil.copy(golden_glamm_dir / "sam_dims.json", target / "checkpoint" / "sam_dims.json")
+    return target
+
+
+@pytest.fixture(scope="session")
+def glamm(glamm_folder: Path) -> GlammBackbone:
+    """The tiny GLaMM, loaded."""
+    return load(glamm_folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from harness.cost.rows import lines_of
 from harness.cost.store import COSTS, INSIDE, MODULES
 from pruners import LayerPruner, UserError, parse
 from reports import efficiency
+from tests import tiny_glamm
 from tests.fake_backbone import write_data
 
 TURN = Turn("Can you segment the small red star left of the ring in this image?", "It is [SEG].")
@@ -37,24 +37,8 @@ def mini() -> GlammBackbone:
 
 
 @pytest.fixture(scope="module")
-def folder(golden_glamm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny official checkpoint as a user has it."""
-    target = tmp_path_factory.mktemp("glamm")
-    for part in ("checkpoint", "clip"):
-        shutil.copytree(golden_glamm_dir / part, target / part)
-    shutil.copy(golden_glamm_dir / "sam_dims.json", target / "checkpoint")
-    return target
-
-
-def tiny_of(folder: Path, attn: str) -> GlammBackbone:
-    found = backbones.load("glamm", checkpoint=folder / "checkpoint", clip=str(folder / "clip"), attn=attn)
-    assert isinstance(found, GlammBackbone)
-    return found
-
-
-@pytest.fixture(scope="module")
-def tiny(folder: Path) -> GlammBackbone:
-    return tiny_of(folder, "sdpa")
+def tiny(glamm_folder: Path) -> GlammBackbone:
+    return tiny_glamm.load(glamm_folder)
 
 
 def load(attn: str, dtype: str = "float32") -> GlammBackbone:
@@ -112,9 +96,9 @@ def test_cost_counts_agree_on_the_embedded_model(mini: GlammBackbone) -> None:
     check_counts(mini, rows("none,fastv,prumerge", (64,)))
 
 
-def test_cost_of_eager_attention_is_the_same_count(folder: Path) -> None:
+def test_cost_of_eager_attention_is_the_same_count(glamm_folder: Path) -> None:
     """Torch's counter sees the fused CPU kernel only through the registered formula; eager needs none."""
-    check_counts(tiny_of(folder, "eager"), rows("fastv,litelvlm", (64,), layers=3))
+    check_counts(tiny_glamm.load(glamm_folder, attn="eager"), rows("fastv,litelvlm", (64,), layers=3))
 
 
 def test_cost_counter_has_no_silent_zeros() -> None:
@@ -254,9 +238,9 @@ def test_cost_projection_says_what_it_shows(seven: projection.Projection) -> Non
 
 
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])
-def test_cost_projection_is_what_a_run_measures(folder: Path, attn: str) -> None:
+def test_cost_projection_is_what_a_run_measures(glamm_folder: Path, attn: str) -> None:
     """On a model that is here both can be had: same lengths, multiply-adds by module, and bytes alive."""
-    backbone = tiny_of(folder, attn)
+    backbone = tiny_glamm.load(glamm_folder, attn=attn)
     inputs = inputs_of(backbone)
     prompt = projection.Prompt(inputs.text, inputs.before.shape[1], *inputs.words["input_ids"].shape)
     lines = rows("none,fastv,litelvlm,prumerge,visionzip,vispruner", (64,), layers=3)

@@ -22,7 +22,7 @@ from backbones.glamm.conversation import IMAGE_SENTENCE, build
 from backbones.glamm.decoder import run_layers
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels, sam_pixels_mmcv
-from backbones.glamm.sharing import Ask, Past, Shared
+from backbones.glamm.sharing import Ask, Past, Shared, filled_up
 from backbones.glamm.signals import decode_masks, embed_text, hidden_states, vision_signal
 from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer, behind_image
 from pruners.base import LayerPruner, Need, Selection, UserError, VisualTokens
@@ -293,8 +293,8 @@ class GlammBackbone(Asking):
 
     def _decoded(self, flat: Sequence[tuple[Encoding, Tensor]], start: int) -> Tensor:
         """The next batch of masks as the decoder gives them, (B, 4g, 4g)."""
-        part = list(flat[start : start + self.batch_size])
-        filled = part + part[-1:] * (self._filled(len(part)) - len(part))
+        part = flat[start : start + self.batch_size]
+        filled = filled_up(part, self._multiple)
         images, prompts = (torch.stack(parts) for parts in zip(*((one.embedding, prompt) for one, prompt in filled), strict=True))
         return self.decode(images, prompts)[: len(part)]
 
@@ -327,7 +327,7 @@ class GlammBackbone(Asking):
         for members in groups.values():
             for start in range(0, len(members), self.batch_size):
                 part = members[start : start + self.batch_size]
-                filled = part + part[-1:] * (self._filled(len(part)) - len(part))
+                filled = filled_up(part, self._multiple)
                 results = self._together([rows[k] for k in filled], [words[k] for k in filled])
                 found.update(zip(part, results, strict=False))
         return [found[k] for k in range(len(rows))]

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from transformers import LlamaModel
 
 from backbones.glamm.decoder import attention_row, causal_mask, layer_at, tokens_at
 from pruners.base import LayerPruner
+
+Member = TypeVar("Member")
 
 
 class Past:
@@ -166,7 +169,7 @@ class Shared:
         """Portions of at most `batch_size`, and the same filled up with the last one."""
         for start in range(0, len(members), self.batch_size):
             part = list(members[start : start + self.batch_size])
-            yield part, part + part[-1:] * (-len(part) % self.multiple)
+            yield part, filled_up(part, self.multiple)
 
     def run(self, lengths: Sequence[int], project: Callable[[list[int]], Tensor], asks: Sequence[Ask]) -> dict[int, Answer]:
         """Answers of all rows by their number.
@@ -292,6 +295,11 @@ class Shared:
                 for place, k in enumerate(portion):
                     answers[found[k][0]] = Answer(final[place], found[k][2])
         return answers
+
+
+def filled_up(part: Sequence[Member], multiple: int) -> list[Member]:
+    """A batch with its last member repeated up to a multiple that rounds alike."""
+    return [*part, *(list(part[-1:]) * (-len(part) % multiple))]
 
 
 def _places(first: int, count: int, rows: int, device: torch.device) -> Tensor:
