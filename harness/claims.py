@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -25,10 +27,10 @@ class Claims:
 
     def __init__(self, path: Path, parts: int) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        self.parts = parts
+        self.path, self.parts = path, parts
         self._lock(parts, wait=True)
-        if os.fstat(self._file).st_size < parts:
-            os.pwrite(self._file, PENDING * parts, 0)
+        if (size := os.fstat(self._file).st_size) < parts:
+            os.pwrite(self._file, PENDING * (parts - size), size)
             os.fsync(self._file)
         self._unlock(parts)
 
@@ -47,11 +49,14 @@ class Claims:
         os.fsync(self._file)
 
     def take(self, part: int) -> State | None:
-        """Claim a part: "fresh" if nobody has begun it, "abandoned" if somebody has and is gone, None if it is taken or done."""
+        """Claim a part: "fresh" if nobody has begun it, None if it is taken or done, else "abandoned".
+
+        A byte that is no state, as a damaged file has, says nothing, so the part counts as begun.
+        """
         if not self._lock(part):
             return None
         state = os.pread(self._file, 1, part)
-        if state not in (PENDING, STARTED):
+        if state.isdigit():
             self._unlock(part)
             return None
         self._set(part, STARTED)
@@ -70,15 +75,38 @@ class Claims:
         """One byte per part."""
         return os.pread(self._file, self.parts, 0)
 
+    def holder(self, part: int) -> int | None:
+        """The process of this machine that has claimed a part, where the kernel tells."""
+        flock = "hhqqi"  # type, whence, start, length, process
+        with suppress(OSError, struct.error):
+            asked = struct.pack(flock, fcntl.F_WRLCK, os.SEEK_SET, part, 1, 0)
+            kind, *_, process = struct.unpack(flock, fcntl.fcntl(self._file, fcntl.F_GETLK, asked))
+            return int(process) if kind != fcntl.F_UNLCK and process > 0 else None
+        return None
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the file is still where it was opened: a run folder can be moved or removed."""
+        try:
+            return os.path.samestat(os.fstat(self._file), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    @property
+    def open(self) -> list[int]:
+        """Parts that are not recorded yet."""
+        states = self.states().ljust(self.parts, PENDING)
+        return [part for part in range(self.parts) if not states[part : part + 1].isdigit()]
+
     @property
     def done(self) -> bool:
         """Whether all parts are recorded."""
-        return self.states().isdigit() or not self.parts
+        return not self.open
 
     @property
     def failed(self) -> int:
         """Failed samples of all finished parts."""
-        return sum(int(chr(state)) for state in self.states() if chr(state).isdigit())
+        return sum(state - ord("0") for state in self.states() if bytes([state]).isdigit())
 
     def close(self) -> None:
         """Let go of every claim."""

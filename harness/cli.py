@@ -46,6 +46,9 @@ def sweep(
     share: Annotated[bool, typer.Option(help="compute once what cells have in common; --no-share to compare")] = True,
     max_failures: Annotated[float, typer.Option(help="share of the samples that may fail before the run stops")] = 0.01,
     force: Annotated[bool, typer.Option("--force", help="start anew beside a run that is there already")] = False,
+    keep_code: Annotated[
+        bool, typer.Option("--keep-code", help="go on with cells that other code began; their rows are marked")
+    ] = False,
     tensor_parallel: Annotated[int, typer.Option(help="processes that share one language model, under a launcher")] = 1,
     local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,  # what deepspeed's launcher adds
     out: Annotated[
@@ -96,7 +99,7 @@ def sweep(
     place = here(tensor_parallel)
     if workers is None:
         workers = 2 if device.startswith("cuda") else 0
-    way = runner.Way(share, workers, max_failures, place)
+    way = runner.Way(share, workers, max_failures, place, keep_code)
     for name, plan in plans.items():
         backbone = backbones.load(
             name,
@@ -196,6 +199,7 @@ app.command("try")(commands.attempt)
 app.command()(commands.cost)
 app.command()(commands.diagnose)
 app.command()(commands.doctor)
+app.command()(commands.rebuild)
 
 
 def main() -> int:

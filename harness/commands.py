@@ -160,3 +160,16 @@ def cost(
     print(efficiency.render(projected, backbone.removesuffix("-7b"), prompt, attn, on))
     if explain:
         print(*(f"- {column}: {text}." for column, text in EXPLAIN.items()), sep="\n")
+
+
+def rebuild(
+    run: Annotated[Path, typer.Argument(help="folder of a finished run")],
+    debug: Debug = False,
+) -> None:
+    """Make a finished run's tables again from its journals, when they were damaged or lost."""
+    from harness.records import rebuild as again
+
+    if again(run):
+        print(f"rebuilt: the tables of {run} are those of its journals")
+    else:
+        print(f"{run} is not finished: give its command again with --out {run}, which does what is missing")

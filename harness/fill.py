@@ -15,7 +15,7 @@ from backbones.base import Backbone, Encoding, Grounded, Pixels, Row
 from harness import data, metrics
 from harness.loading import Loaded
 from harness.protocol import Conversation, conversations
-from harness.records import NO_CELL, NO_EXPRESSION, pack_tokens
+from harness.rows import NO_CELL, NO_EXPRESSION, pack_tokens
 from harness.sweep import Job
 from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner, Selection, UserError, VisualTokens
 
@@ -150,6 +150,7 @@ def _common(job: Job, sample: data.Sample) -> dict[str, Any]:
         "pruner": cell.pruner,
         "budget": cell.budget,
         "seed": cell.seed,
+        "code": job.code,
         "cell": cell.id,
         "sample": sample.id,
     }

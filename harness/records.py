@@ -1,156 +1,188 @@
 """The record store: one JSON line per (cell, expression), append-only; tables are derived from it, never stored instead.
 
 A run folder holds `run.json` (what was asked and where it ran), `done.json` once all is there, and per split a folder
-`records/<dataset>-<split>` with one JSONL file per process that worked on it, the claims of its parts, and, when the split's
-cells are complete, the same rows as Parquet. Every process writes to a file of its own, so a run that was killed at any byte
-leaves at most a torn last line, which is dropped and its sample done again.
+`records/<dataset>-<split>` with one journal per process that worked on it, the claims of its parts, and, when the run is
+complete, the same rows as Parquet. Every process writes to a file of its own, so a run that was killed at any byte leaves at
+most a torn last line, which is dropped and its sample done again. Whoever reads, reads a row once and checked.
 """
 
 from __future__ import annotations
 
-import base64
+import hashlib
 import json
 import os
 import secrets
 import socket
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from harness.journal import Journal, Reader, digest, read_whole, write_atomically
+from harness.rows import (
+    ASKED,
+    COUNTED,
+    KEYS,
+    NO_CELL,
+    NO_EXPRESSION,
+    OF_CELL,
+    OF_SAMPLE,
+    SHOWN,
+    STATUS,
+    kept_tokens,
+    key,
+    pack_tokens,
+    validate,
+)
 from pruners.base import UserError
 
-SCHEMA = 2
-NO_EXPRESSION = -1  # id and place in the row of a failed sample
-NO_CELL = ""  # cell of the rows that describe a sample
+__all__ = ["NO_CELL", "NO_EXPRESSION", "kept_tokens", "key", "pack_tokens"]
+
+SCHEMA = 3
+SCHEMAS = (2, 3)  # 2: journals without checksums, cells without the digests of their code
 FOLDER, RUN, DONE = "records", "run.json", "done.json"
+LOOSE = ("provenance", "continued")  # of run.json: told, but no number hangs on it
 ROWS_AT_ONCE = 20_000
-# fields of a row and their types in Parquet: of every row, and of each status, in the order in which a split is compacted
-KEYS = {"cell": "string", "sample": "string", "place": "int64", "of": "int64", "status": "string"}
-ASKED = {"dataset": "string", "split": "string", "expression": "int64"}
-OF_SAMPLE = ASKED | {"text": "string", "height": "int64", "width": "int64", "truth": "string", "image": "string"}
-OF_CELL = {"backbone": "string", "protocol": "string", "pruner": "string", "budget": "int64", "seed": "int64"}
-COUNTED = {"tokens_final": "int64", "tokens_mean": "float64", "intersection": "int64", "union": "int64", "iou": "float64"}
-SHOWN = {"coverage": "float64", "kept": "string", "mask": "string"}
-STATUS = {
-    "failed": ASKED | OF_CELL | {"reason": "string"},
-    "sample": OF_SAMPLE,
-    "ok": ASKED | OF_CELL | COUNTED | SHOWN,
-}
 COLUMNS = (*ASKED, *OF_CELL, *COUNTED, *SHOWN, "sample", "cell", "text")
-FROM_RUN = ("fingerprint", "dtype", "attn", "device", "data", "stage", "budget_kind")  # looked up by the row's cell
+# looked up by the row's cell
+FROM_RUN = (
+    *("fingerprint", "dtype", "attn", "device", "data", "source"),
+    *("stage", "budget_kind", "kind", "needs", "stochastic", "grid"),
+)
 ORDER = ["dataset", "split", "pruner", "budget", "seed", "sample", "expression"]
-
-
-def write_atomically(path: Path, content: dict[str, Any], only_new: bool = False) -> None:
-    """Write a json file that is either whole or not there; `only_new` leaves one that is there already as it is."""
-    partial = path.with_suffix(f".{secrets.token_hex(4)}")
-    with partial.open("w") as file:
-        file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    if only_new:
-        with suppress(FileExistsError):
-            os.link(partial, path)
-        partial.unlink()
-    else:
-        partial.replace(path)
+JOURNAL = "delete that line, and the same command does its sample again"
+CLOSED = "`python -m harness rebuild {folder}` makes it again from the run's journals"
 
 
 def split_folder(folder: Path, dataset: str, split: str) -> Path:
-    """Where a run keeps the records of one split."""
-    return folder / FOLDER / f"{dataset}-{split}"
-
-
-def pack_tokens(indices: NDArray[np.int64], count: int) -> str:
-    """Kept patches of `count` as text: base64 of a bitmap in raster order; what is no patch (index < 0) is not in it."""
-    bitmap = np.zeros(count, dtype=bool)
-    bitmap[indices[indices >= 0]] = True
-    return base64.b64encode(np.packbits(bitmap).tobytes()).decode()
-
-
-def kept_tokens(text: str, count: int) -> NDArray[np.bool_]:
-    """The bitmap that `pack_tokens` wrote, (count,) bool."""
-    return np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=count).astype(bool)
+    """Where a run keeps the records of one split; letters that have a meaning in paths are percent-encoded."""
+    name = f"{quote(dataset, safe='+()')}-{quote(split, safe='+')}"
+    return folder / FOLDER / name
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a record file; a torn last line is left out.
+    """Rows of one journal as they stand there; a torn last line is left out.
 
     Raises:
-        UserError: another schema, or a damaged line before the last.
+        UserError: another schema, or a damaged line.
     """
-    with path.open("rb") as file:
-        bad: tuple[int, Exception] | None = None
-        for number, line in enumerate(file, 1):
-            if bad:
-                raise UserError(
-                    f"{path}:{bad[0]} is damaged ({bad[1]}); delete that line, and the same command does its sample again."
-                )
-            try:
-                if not line.endswith(b"\n"):
-                    raise ValueError("torn")
-                row = json.loads(line)
-                if not isinstance(row, dict) or (number > 1 and not row.keys() >= KEYS.keys()):
-                    raise ValueError("not a record")
-            except ValueError as error:
-                bad = number, error
-                continue
-            if number == 1 and row.get("schema") != SCHEMA:
-                raise UserError(
-                    f"{path} has record schema {row.get('schema')!r}, this version reads {SCHEMA}; use a new --out folder."
-                )
-            if number > 1:
-                yield row
+    for number, row in (reader := Reader(path, SCHEMAS, JOURNAL)):
+        if not row.keys() >= KEYS.keys():
+            raise UserError(f"{reader.path}:{number} is damaged (not a record); {JOURNAL}.")
+        yield row
 
 
 def rows_of(place: Path) -> Iterator[dict[str, Any]]:
-    """All rows of a split's folder, file by file."""
+    """All rows of a split's folder as they stand there, file by file."""
     for path in sorted(place.glob("*.jsonl")):
         yield from read_lines(path)
 
 
 class Writer:
-    """Appends rows of one split to a file that no other process writes to; the file is made with the first row."""
+    """Appends rows of one split to a journal that no other process writes to.
 
-    def __init__(self, place: Path) -> None:
-        self.path = place / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}.jsonl"
-        self._file: IO[bytes] | None = None
+    Args:
+        cells: what `run.json` says of every cell; rows are held to it.
+    """
+
+    def __init__(self, place: Path, cells: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        name = f"{quote(socket.gethostname(), safe='')}-{os.getpid()}-{secrets.token_hex(3)}.jsonl"
+        self._journal, self._cells = Journal(place / name, {"schema": SCHEMA}), cells
+
+    @property
+    def path(self) -> Path:
+        """Of the journal."""
+        return self._journal.path
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Write rows and wait until the disk has them."""
-        content = b"".join(json.dumps(row, sort_keys=True).encode() + b"\n" for row in rows)
-        if self._file is None:
-            self._file = self.path.open("xb")
-            content = json.dumps({"schema": SCHEMA}).encode() + b"\n" + content
-        self._file.write(content)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Write rows and wait until the disk has them.
+
+        Raises:
+            UserError: a row is none that a number may come of.
+        """
+        if self._cells is not None:
+            rows = [self._checked(row, self._cells) for row in rows]
+        self._journal.append(rows)
+
+    def _checked(self, row: dict[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        try:
+            return validate(row, cells)
+        except ValueError as error:
+            raise UserError(
+                f"A result of {row.get('pruner')} on {row.get('sample')} was not recorded: {error}; "
+                "the pruner or the backbone returned what cannot be."
+            ) from error
 
     def close(self) -> None:
-        """Close the file; what `append` wrote is on the disk already."""
-        if self._file is not None:
-            with suppress(OSError):
-                self._file.close()
+        """Close the journal."""
+        self._journal.close()
 
 
-def key(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What makes a row the same row."""
-    return row["cell"], row["sample"], row["place"]
+class Journals:
+    """The rows of a split's journals: each checked, each once, and only what is new since the last look.
+
+    Args:
+        cells: what `run.json` says of every cell.
+    """
+
+    def __init__(self, place: Path, cells: Mapping[str, Mapping[str, Any]]) -> None:
+        self.place, self.cells = place, cells
+        self._readers: dict[Path, Reader] = {}
+
+    def new(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(file and line, row) of what was written since the last call; a row that stands there twice comes twice."""
+        for path in sorted(self.place.glob("*.jsonl")):
+            reader = self._readers.setdefault(path, Reader(path, SCHEMAS, JOURNAL))
+            for number, row in reader:
+                where = f"{path}:{number}"
+                if (
+                    row.get("status") != "sample" and str(row.get("cell")) not in self.cells
+                ):  # another process may have begun another edition
+                    self.cells = run_info(self.place.parent.parent).get("cells", {})
+                try:
+                    yield where, validate(row, self.cells)
+                except ValueError as error:
+                    raise UserError(f"{where} is damaged ({error}); {JOURNAL}.") from None
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Every row once.
+
+        Raises:
+            UserError: a damaged line, or two rows that should be one and differ; both are named.
+        """
+        hashes = array("q", (hash(key(row)) for _, row in Journals(self.place, self.cells).new()))
+        values, counts = np.unique(np.frombuffer(hashes, dtype=np.int64), return_counts=True)
+        suspects = set(values[counts > 1].tolist())
+        seen: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}
+        for where, row in Journals(self.place, self.cells).new():
+            if hash(key(row)) in suspects:
+                if key(row) in seen:
+                    _agree(seen[key(row)], (where, row))
+                    continue
+                seen[key(row)] = where, row
+            yield row
 
 
-def incomplete(place: Path, wanted: Iterable[tuple[str, str]]) -> set[str]:
+def _agree(one: tuple[str, dict[str, Any]], other: tuple[str, dict[str, Any]]) -> None:
+    differing = [name for name in one[1] if one[1][name] != other[1].get(name)]
+    if differing:
+        raise UserError(
+            f"{one[0]} and {other[0]} are the same result ({one[1]['sample']} of cell {one[1]['cell'] or 'none'}) with "
+            f"different {', '.join(differing)}; delete the line that you do not trust."
+        )
+
+
+def incomplete(rows: Iterable[dict[str, Any]], wanted: Iterable[tuple[str, str]]) -> set[str]:
     """Samples that lack rows: a (cell, sample) pair of `wanted`, the sample's description, or one of a pair's several rows."""
     seen: Counter[tuple[str, str]] = Counter()
     of: dict[tuple[str, str], int] = {}
     scored: set[str] = set()
-    for row in rows_of(place):
+    for row in rows:
         pair = row["cell"], row["sample"]
         seen[pair] += 1
         of[pair] = row["of"]
@@ -161,43 +193,180 @@ def incomplete(place: Path, wanted: Iterable[tuple[str, str]]) -> set[str]:
     return lost | {sample for sample in scored if (NO_CELL, sample) not in of}
 
 
-def compact(place: Path) -> None:
-    """Write a complete split's rows as Parquet, one file per status, `ok` last: where that one is, all are."""
+def compact(place: Path, rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Write the rows of a complete split as Parquet, one file per status.
+
+    Returns:
+        For every file its `rows` and its `sha256`.
+    """
     import pyarrow
     from pyarrow import parquet
 
-    for status, fields in STATUS.items():
-        columns = [(name, getattr(pyarrow, kind)()) for name, kind in (KEYS | fields).items()]
-        schema = pyarrow.schema(columns, metadata={"schema": str(SCHEMA)})
-        partial = place / f"{status}.{secrets.token_hex(4)}"
-        found = (row for row in rows_of(place) if row["status"] == status)
-        with partial.open("wb") as file:
-            with parquet.ParquetWriter(file, schema, compression="zstd") as writer:
-                while rows := list(islice(found, ROWS_AT_ONCE)):
-                    writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(place / f"{status}.parquet")
+    schemas = {
+        status: pyarrow.schema(
+            [(name, getattr(pyarrow, kind)()) for name, kind in (KEYS | fields).items()], metadata={"schema": str(SCHEMA)}
+        )
+        for status, fields in STATUS.items()
+    }
+    partial = {status: place / f"{status}.{secrets.token_hex(4)}" for status in STATUS}
+    counts: Counter[str] = Counter()
+    try:
+        writers = {
+            status: parquet.ParquetWriter(partial[status], schema, compression="zstd", write_page_checksum=True)
+            for status, schema in schemas.items()
+        }
+        waiting: dict[str, list[dict[str, Any]]] = {status: [] for status in STATUS}
+
+        def write(status: str) -> None:
+            counts[status] += len(waiting[status])
+            writers[status].write_table(pyarrow.Table.from_pylist(waiting[status], schema=schemas[status]))
+            waiting[status] = []
+
+        for row in rows:
+            waiting[row["status"]].append(row)
+            if len(waiting[row["status"]]) >= ROWS_AT_ONCE:
+                write(row["status"])
+        for status, writer in writers.items():
+            write(status)
+            writer.close()
+        found = {}
+        for status, path in partial.items():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+            found[f"{status}.parquet"] = {"rows": counts[status], "sha256": _sha256(path)}
+        for status, path in partial.items():
+            path.replace(place / f"{status}.parquet")
+        return found
+    finally:
+        for path in partial.values():
+            path.unlink(missing_ok=True)
 
 
-def compacted(place: Path) -> bool:
-    """Whether a split's rows are there as Parquet."""
-    return (place / "ok.parquet").is_file()
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- what a run folder says of itself -----------------------------------------------------------------------------
+
+
+def run_info(path: str | Path) -> dict[str, Any]:
+    """What `run.json` says of a run; empty if it is not there.
+
+    Raises:
+        UserError: it is damaged, or of a schema that this version does not read.
+    """
+    file = Path(path) / RUN
+    mend = "restore it from a copy, or start anew with another --out folder"
+    content = read_whole(file, mend, LOOSE)
+    schema = content.get("schema", 2)
+    if content and schema not in SCHEMAS:
+        raise UserError(f"{str(file)!r} has schema {schema!r}, this version reads {' and '.join(map(str, SCHEMAS))}; {mend}.")
+    cells = content.get("cells", {})
+    sound = isinstance(cells, dict) and all(
+        isinstance(cell, dict) and isinstance(cell.get("setting"), dict) for cell in cells.values()
+    )
+    if not sound or not all(isinstance(content.get(name, {}), dict) for name in ("provenance", "asked")):
+        raise UserError(f"{str(file)!r} is damaged (its cells are no cells); {mend}.")
+    if content and schema == 2:
+        content["cells"] = {number: _of_schema_2(cell) for number, cell in cells.items()}
+    return content
+
+
+def _of_schema_2(cell: dict[str, Any]) -> dict[str, Any]:
+    """A cell with what its version looked up elsewhere: which of that time's pruners are controls, and which see the truth."""
+    name = str(cell.get("pruner")).partition("(")[0]
+    kind = "control" if name in ("none", "random", "uniform", "downsample", "oracle") else "method"
+    return {"kind": kind, "needs": ["referent"] if name == "oracle" else [], "stochastic": name == "random"} | cell
+
+
+def cells_of(info: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The cells that a run's tables show: those of its current edition; of a run of schema 2 all."""
+    editions = info.get("editions")
+    known: dict[str, dict[str, Any]] = info.get("cells", {})
+    return {cell: known[cell] for cell in editions[info["edition"]]["cells"]} if editions else known
+
+
+def splits_of(cells: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(data set, split) of cells, in their order."""
+    return list(dict.fromkeys((cell["dataset"], cell["split"]) for cell in cells.values()))
+
+
+def done_info(path: str | Path) -> dict[str, Any]:
+    """What `done.json` says: `cells`, a digest of the cells that are complete, and the tables of every split; empty if it is
+    not there, or is of another set of cells than `run.json`.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    content = read_whole(Path(path) / DONE, "delete it, and the same command closes the run again")
+    if content and content.get("schema") != SCHEMA:
+        return {}
+    return content if content.get("cells") == cells_digest(cells_of(run_info(path))) else {}
+
+
+def cells_digest(cells: Iterable[str]) -> str:
+    """Digest of a set of cells."""
+    return digest({"cells": sorted(cells)})
+
+
+def finished(path: str | Path) -> bool:
+    """Whether every cell of a run is complete."""
+    content = run_info(path)
+    return bool(done_info(path)) or (content.get("schema") is None and (Path(path) / DONE).is_file())
+
+
+def verify(path: str | Path) -> None:
+    """Hold a finished run to what `done.json` wrote of it.
+
+    Raises:
+        UserError: a table is missing, or is not the one that was written.
+    """
+    folder = Path(path)
+    for name, tables in done_info(folder).get("splits", {}).items():
+        for table, facts in tables.items():
+            _table(folder, folder / FOLDER / name / table, facts)
+
+
+def _table(folder: Path, file: Path, facts: Mapping[str, Any]) -> None:
+    if not file.is_file():
+        raise UserError(f"{str(file)!r} is missing; {CLOSED.format(folder=folder)}.")
+    if _sha256(file) != facts["sha256"]:
+        raise UserError(f"{str(file)!r} is damaged (it is not the file that the run wrote); {CLOSED.format(folder=folder)}.")
 
 
 def _frame(folder: Path, status: str) -> pd.DataFrame:
-    """Rows of one status of all splits."""
-    base = folder / FOLDER
-    if not base.is_dir():
+    """Rows of one status of all splits, of the current cells."""
+    from pyarrow import parquet
+
+    if not (folder / FOLDER).is_dir():
         raise UserError(f"There are no records in {str(folder)!r}; give the folder of a run, e.g. results/runs/<id>.")
+    info = run_info(folder)
+    if not info:
+        raise UserError(f"There is no {RUN} in {str(folder)!r}, which says what its records are; restore it from a copy.")
+    shown, tables = cells_of(info), done_info(folder).get("splits", {})
     frames = []
-    for place in sorted(path for path in base.iterdir() if path.is_dir()):
-        if not compacted(place):
-            frames.append(pd.DataFrame([row for row in rows_of(place) if row["status"] == status]))
-        elif (place / f"{status}.parquet").is_file():
-            frames.append(pd.read_parquet(place / f"{status}.parquet"))
+    for dataset, split in splits_of(shown):
+        place = split_folder(folder, dataset, split)
+        facts = tables.get(place.name, {}).get(f"{status}.parquet")
+        file = place / f"{status}.parquet"
+        if facts is not None and file.is_file():
+            _table(folder, file, facts)
+            frames.append(parquet.read_table(file, page_checksum_verification=True).to_pandas())
+            continue
+        rows = [row for row in Journals(place, info["cells"]).rows() if row["status"] == status and _shown(row, shown)]
+        if facts is not None and len(rows) != facts["rows"]:
+            raise UserError(
+                f"The records of {dataset}:{split} in {str(folder)!r} are not all there ({len(rows)} of {facts['rows']} rows of "
+                f"status {status}); `python -m harness rebuild {folder}` opens it again, and its command does what is missing."
+            )
+        frames.append(pd.DataFrame(rows))
     frames = [frame for frame in frames if len(frame)]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _shown(row: Mapping[str, Any], cells: Mapping[str, Any]) -> bool:
+    return row["cell"] == NO_CELL or row["cell"] in cells
 
 
 def load(path: str | Path) -> pd.DataFrame:
@@ -210,20 +379,30 @@ def load(path: str | Path) -> pd.DataFrame:
         A frame with COLUMNS and FROM_RUN. Counts are int64 pixels, `iou` is their ratio (1 for an empty union), `coverage` the
         share of the referent's area whose visual tokens were kept (NaN without a referent, or where all tokens are
         pooled), `kept` for `kept_tokens`, `mask` the `counts` of the predicted mask's COCO run lengths.
+
+    Raises:
+        UserError: there are no records, or what is there cannot be trusted; names file and line.
     """
     folder = Path(path)
     frame = _frame(folder, "ok")
-    cells = run_info(folder).get("cells", {})
+    cells = cells_of(run_info(folder))
     if frame.empty:
         return pd.DataFrame(columns=[*COLUMNS, *FROM_RUN])
     said = samples(folder).set_index(["sample", "expression"])["text"]
     wanted = pd.MultiIndex.from_frame(frame[["sample", "expression"]])
     frame["text"] = said[~said.index.duplicated()].reindex(wanted).to_numpy()
     frame["coverage"] = frame["coverage"].astype(float)
-    known = {cell: entry["setting"] | entry for cell, entry in cells.items()}
     for name in FROM_RUN:
-        frame[name] = frame["cell"].map({cell: entry.get(name) for cell, entry in known.items()})
+        frame[name] = frame["cell"].map({cell: _fact(entry, name) for cell, entry in cells.items()})
     return frame[[*COLUMNS, *FROM_RUN]].sort_values(ORDER, kind="stable", ignore_index=True)
+
+
+def _fact(cell: Mapping[str, Any], name: str) -> Any:
+    """One fact of a cell; lists as text."""
+    value = cell.get(name, cell["setting"].get(name))
+    if isinstance(value, list):
+        return ("x" if name == "grid" else " ").join(map(str, value))
+    return value
 
 
 def samples(path: str | Path) -> pd.DataFrame:
@@ -256,17 +435,30 @@ def peak_memory(path: str | Path) -> int:
     return int(json.loads((Path(path) / DONE).read_text())["peak_memory_bytes"])
 
 
-def run_info(path: str | Path) -> dict[str, Any]:
-    """What `run.json` says of a run; empty if it is not there.
+def rebuild(path: str | Path) -> bool:
+    """Make the tables of a finished run again from its journals; opens it again where they lack rows.
+
+    Returns:
+        Whether the run is closed.
 
     Raises:
-        UserError: it is damaged.
+        UserError: there is no such run, or its journals are damaged.
     """
-    file = Path(path) / RUN
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"'{file}' is damaged ({error}); start anew with another --out folder.") from error
-    return content if isinstance(content, dict) else {}
+    folder = Path(path)
+    info, closed = run_info(folder), read_whole(folder / DONE, f"delete it, then give `python -m harness rebuild {folder}` again")
+    if not info:
+        raise UserError(f"There is no {RUN} in {str(folder)!r}; give the folder of a run, e.g. results/runs/<id>.")
+    if not closed:
+        return False
+    shown = cells_of(info)
+    for dataset, split in splits_of(shown):
+        place = split_folder(folder, dataset, split)
+        rows = (row for row in Journals(place, info["cells"]).rows() if _shown(row, shown))
+        found = compact(place, rows) if place.is_dir() else {}
+        for table, facts in closed.get("splits", {}).get(place.name, {}).items():
+            if found.get(table, {}).get("rows") != facts["rows"]:
+                (folder / DONE).unlink()
+                return False
+        closed.setdefault("splits", {})[place.name] = found
+    write_atomically(folder / DONE, closed)
+    return True

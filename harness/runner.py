@@ -8,37 +8,35 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from backbones.base import Backbone
-from harness import data
+from harness import code, data
 from harness.claims import Claims
+from harness.editions import Opened, open_run
 from harness.fill import described, fill
+from harness.journal import write_atomically
 from harness.loading import Key, Loaded, Parts, read_ahead
 from harness.place import Place
 from harness.protocol import check_protocol
-from harness.provenance import collect, differences
 from harness.records import (
     DONE,
-    FOLDER,
-    RUN,
+    SCHEMA,
+    Journals,
     Writer,
+    cells_digest,
     compact,
-    compacted,
     incomplete,
-    key,
-    rows_of,
-    run_info,
     split_folder,
-    write_atomically,
 )
+from harness.rows import NO_CELL, key
 from harness.stops import Stops
 from harness.sweep import Job, Setting, expand, jobs
 from pruners.base import Pruner, UserError
@@ -46,6 +44,7 @@ from pruners.base import Pruner, UserError
 IMAGES_AT_ONCE = 8  # encoded, grounded and written together; at most nine, so that a digit counts a part's failures
 CLAIMS = "claims"
 PATIENCE = 0.5  # seconds between looks at what others work on
+FIRST_WORD = 10.0  # seconds of waiting for others before it is said, then after twice as long again and again
 PICTURES, PICTURE_SIDE, PICTURE_FOLDER = 24, 384, "images"  # per split, pixels of the longest side
 
 
@@ -95,7 +94,13 @@ def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
     """Load all splits and expand all cells; whatever the user got wrong shows here, before anything runs."""
     lines = expand(plan.pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
     setting = Setting(
-        backbone.name, backbone.fingerprint, plan.protocol, backbone.dtype, backbone.attn, backbone.device.split(":")[0]
+        backbone.name,
+        backbone.fingerprint,
+        plan.protocol,
+        backbone.dtype,
+        backbone.attn,
+        backbone.device.split(":")[0],
+        code.of_backbone(type(backbone)),
     )
     splits = []
     for dataset, split in plan.datasets:
@@ -106,8 +111,8 @@ def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
 
 
 def identity(splits: Sequence[Split]) -> str:
-    """Hash of all cells: two runs with the same identity have the same records."""
-    return hashlib.sha256(json.dumps([job.cell.id for split in splits for job in split.jobs]).encode()).hexdigest()[:16]
+    """Hash of what was asked, code left out: the same command finds the same run after an edit."""
+    return hashlib.sha256(json.dumps([job.cell.asked for split in splits for job in split.jobs]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -118,12 +123,14 @@ class Way:
         share: False does everything anew for every cell, to compare with.
         workers: processes that read images ahead.
         max_failures: share of the samples that may fail before the run stops; one may always.
+        keep_code: go on with cells that other code began, and mark the rows.
     """
 
     share: bool = True
     workers: int = 0
     max_failures: float = 0.01
     place: Place = field(default_factory=Place)
+    keep_code: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_failures <= 1:
@@ -142,14 +149,21 @@ def run(plan: Plan, backbone: Backbone, splits: Sequence[Split], folder: Path, w
         UserError: the folder holds another run or cannot be written, memory does not suffice, or too many samples failed.
     """
     way = way or Way()
+    asked = asdict(plan) | {"pruners": [pruner.spec() for pruner in plan.pruners]}
     try:
-        _open(plan, backbone, splits, folder)
-        if (folder / DONE).exists():
+        opened = open_run(
+            folder, identity(splits), asked, [split.jobs for split in splits], backbone.grid, backbone.device, way.keep_code
+        )
+        if way.place.rank == 0:
+            for sentence in opened.said:
+                print(sentence, file=sys.stderr)
+        if opened.finished:
             return True
+        splits = [replace(split, jobs=jobs) for split, jobs in zip(splits, opened.jobs, strict=True)]
         places = [split_folder(folder, *split.name) for split in splits]
         for place in places:
             place.mkdir(parents=True, exist_ok=True)
-        crew = _Crew(plan, backbone, splits, folder, way, places)
+        crew = _Crew(plan, backbone, splits, folder, way, places, opened)
     except OSError as error:
         raise UserError(f"Cannot write to {str(folder)!r} ({error.strerror}); give --out a folder that you may write.") from error
     try:
@@ -168,42 +182,72 @@ def run(plan: Plan, backbone: Backbone, splits: Sequence[Split], folder: Path, w
         crew.close()
 
 
-def _open(plan: Plan, backbone: Backbone, splits: Sequence[Split], folder: Path) -> None:
-    """Make the run folder, or see that it holds this run; a change of code or machine is written down."""
-    name, facts = identity(splits), collect(backbone.device)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / RUN).exists():
-        if (folder / FOLDER).exists():
-            raise UserError(f"{str(folder)!r} holds records without run.json; give a new --out folder.")
-        asked = asdict(plan) | {"pruners": [pruner.spec() for pruner in plan.pruners]}
-        cells = {
-            job.cell.id: asdict(job.cell) | {"stage": job.pruner.stage, "budget_kind": job.pruner.budget_kind}
-            for split in splits
-            for job in split.jobs
-        }
-        write_atomically(folder / RUN, {"run": name, "asked": asked, "provenance": facts, "cells": cells}, only_new=True)
-    known = run_info(folder)
-    if known.get("run") != name:
-        raise UserError(f"{str(folder)!r} holds another run ({known.get('run')}, this one is {name}); give a new --out folder.")
-    if (folder / DONE).exists():
-        return
-    if changed := differences(known.get("provenance", {}), facts):
-        known.setdefault("continued", []).append({"changed": changed, "provenance": facts})
-        write_atomically(folder / RUN, known)
+class _Recorded:
+    """Which results a split has already, whoever wrote them; reads on where it stopped."""
+
+    def __init__(self, journals: Journals) -> None:
+        self._journals = journals
+        self._places: dict[tuple[str, str], set[int]] = {}
+        self._of: dict[tuple[str, str], int] = {}
+        self._failed: set[tuple[str, str]] = set()
+
+    def update(self) -> None:
+        """Read what was written since the last time."""
+        for _, row in self._journals.new():
+            pair = row["cell"], row["sample"]
+            self._places.setdefault(pair, set()).add(row["place"])
+            self._of[pair] = row["of"]
+            if row["status"] == "failed":
+                self._failed.add(pair)
+
+    def __contains__(self, key: tuple[str, str, int]) -> bool:
+        return key[2] in self._places.get(key[:2], ())
+
+    def has_of(self, sample: str, cells: Iterable[str]) -> bool:
+        """Whether anything of a sample is there."""
+        return any((cell, sample) in self._of for cell in (NO_CELL, *cells))
+
+    def complete(self, cell: str, sample: str) -> bool:
+        """Whether a cell has all rows of a sample, and the sample is described if it could be read."""
+        pair = cell, sample
+        if pair not in self._of or len(self._places[pair]) < self._of[pair]:
+            return False
+        return cell == NO_CELL or pair in self._failed or self.complete(NO_CELL, sample)
+
+    def failed(self, cell: str, sample: str) -> bool:
+        """Whether a cell's sample is recorded as failed."""
+        return (cell, sample) in self._failed
 
 
 class _Crew:
     """One process's part in a run: it claims parts, fills them, and closes what is complete."""
 
     def __init__(
-        self, plan: Plan, backbone: Backbone, splits: Sequence[Split], folder: Path, way: Way, places: list[Path]
+        self,
+        plan: Plan,
+        backbone: Backbone,
+        splits: Sequence[Split],
+        folder: Path,
+        way: Way,
+        places: list[Path],
+        opened: Opened,
     ) -> None:
         self.plan, self.backbone, self.splits, self.folder, self.way, self.places = plan, backbone, splits, folder, way, places
+        self.cells = opened.info["cells"]
         self.parts = [split.parts for split in splits]
-        self.claims = [Claims(place / CLAIMS, len(parts)) for place, parts in zip(places, self.parts, strict=True)]
-        self.writers = [Writer(place) for place in places]
-        self.abandoned: set[Key] = set()
+        claims = CLAIMS if opened.edition == 0 else f"{CLAIMS}-{opened.edition}"
+        self.claims = [Claims(place / claims, len(parts)) for place, parts in zip(places, self.parts, strict=True)]
+        self.writers = [Writer(place, self.cells) for place in places]
+        self.recorded = [_Recorded(Journals(place, self.cells)) for place in places]
+        self.begun: set[Key] = set()  # parts of which something may be recorded already
+        self.filled: set[Key] = set()  # parts that this process has filled
         self.total = sum(len(split.samples) for split in splits)
+        for number, recorded in enumerate(self.recorded):
+            recorded.update()
+            cells = [job.cell.id for job in splits[number].jobs]
+            for k, part in enumerate(self.parts[number]):
+                if any(recorded.has_of(sample.id, cells) for sample in part):
+                    self.begun.add((number, k))
 
     def close(self) -> None:
         for writer, claims in zip(self.writers, self.claims, strict=True):
@@ -215,6 +259,7 @@ class _Crew:
         bar = tqdm(total=self.total, unit="image", disable=self.way.place.rank > 0 or not sys.stderr.isatty())
         dataset = Parts(self.parts, self.backbone.preprocess)
         pin = self.backbone.device.startswith("cuda")
+        waited, told = 0.0, FIRST_WORD
         with bar, Stops() as stops:
             self._check_failures("")
             while True:
@@ -223,6 +268,8 @@ class _Crew:
                     self._fill(number, part, loaded)
                     bar.update(self._finished_samples() - bar.n)
                     stops.check()
+                    waited, told = 0.0, FIRST_WORD
+                self._check_place()
                 complete = self.way.place.leads and all(claims.done for claims in self.claims) and self._finish()
                 if self.way.place.agree(complete):
                     return True
@@ -230,6 +277,33 @@ class _Crew:
                     return False
                 stops.check()
                 time.sleep(PATIENCE)
+                waited += PATIENCE
+                if waited >= told and (others := self._held()):
+                    print(f"waiting for {others}", file=sys.stderr)
+                    told *= 2
+
+    def _held(self) -> str:
+        """The parts that other processes have claimed, in words."""
+        held = [
+            f"images {IMAGES_AT_ONCE * part + 1} to {IMAGES_AT_ONCE * part + len(self.parts[number][part])} of "
+            f"{':'.join(self.splits[number].name)}" + (f" (process {who})" if (who := claims.holder(part)) else "")
+            for number, claims in enumerate(self.claims)
+            for part in claims.open
+        ]
+        more = f" and {len(held) - 3} other parts" if len(held) > 3 else ""
+        return f"{', '.join(held[:3])}{more}, which another process of this run has claimed" if held else ""
+
+    def _check_place(self) -> None:
+        """See that the run folder is still where it was.
+
+        Raises:
+            UserError: it was moved or removed.
+        """
+        if not all(claims.in_place for claims in self.claims):
+            raise UserError(
+                f"{str(self.folder)!r} was moved or removed while this process worked in it; "
+                "nothing recorded is lost, give the command again with --out and where it is now."
+            )
 
     def _claim(self) -> Iterator[Key]:
         """Parts that this process may work on, as its team's leader claims them when they are asked for."""
@@ -242,22 +316,38 @@ class _Crew:
         for place in self.way.place.order(len(everything)):
             number, part = everything[place]
             state = self.claims[number].take(part)
-            if state == "abandoned":
-                self.abandoned.add((number, part))
-            if state is not None:
-                yield number, part
+            if state is None:
+                continue
+            if state == "abandoned" or (number, part) in self.begun:
+                self.begun.add((number, part))
+                self.recorded[number].update()
+                if not self._left(number, part):
+                    self.claims[number].finish(part, self._failures(number, part))
+                    continue
+            yield number, part
+
+    def _left(self, number: int, part: int) -> list[Job]:
+        """Cells that lack a result of a part."""
+        split, recorded = self.splits[number], self.recorded[number]
+        if (number, part) not in self.begun:
+            return split.jobs
+        samples = self.parts[number][part]
+        return [job for job in split.jobs if not all(recorded.complete(job.cell.id, sample.id) for sample in samples)]
+
+    def _failures(self, number: int, part: int) -> int:
+        """Samples of a recorded part that failed under any cell."""
+        recorded, jobs = self.recorded[number], self.splits[number].jobs
+        return sum(any(recorded.failed(job.cell.id, sample.id) for job in jobs) for sample in self.parts[number][part])
 
     def _fill(self, number: int, part: int, loaded: list[Loaded]) -> None:
-        split = self.splits[number]
-        there: set[tuple[Any, ...]] = set()
-        if (number, part) in self.abandoned:  # whoever began it may have written some of it
-            ours = {one.sample.id for one in loaded}
-            there = {key(row) for row in rows_of(self.places[number]) if row["sample"] in ours}
+        recorded, jobs = self.recorded[number], self._left(number, part)
         rows = [row for k, one in enumerate(loaded) for row in described(one, self._picture(part * IMAGES_AT_ONCE + k, one))]
-        rows += fill(loaded, split.jobs, self.backbone, self.plan.protocol, self.plan.seed, share=self.way.share)
+        rows += fill(loaded, jobs, self.backbone, self.plan.protocol, self.plan.seed, share=self.way.share)
+        self.filled.add((number, part))
         if not self.way.place.leads:
             return
-        self.writers[number].append(row for row in rows if key(row) not in there)
+        self._check_place()
+        self.writers[number].append(row for row in rows if (number, part) not in self.begun or key(row) not in recorded)
         reasons = {row["sample"]: row["reason"] for row in rows if row["status"] == "failed"}
         self.claims[number].finish(part, len(reasons))
         if reasons:
@@ -267,7 +357,8 @@ class _Crew:
         """Keep a small picture of the first samples of a split for reports; its path below the run folder."""
         if one.image is None or number >= PICTURES:
             return ""
-        path = Path(PICTURE_FOLDER) / f"{one.sample.dataset}-{one.sample.split}-{one.sample.image_id}.jpg"
+        name = split_folder(self.folder, one.sample.dataset, one.sample.split).name
+        path = Path(PICTURE_FOLDER) / f"{name}-{one.sample.image_id}.jpg"
         (self.folder / PICTURE_FOLDER).mkdir(exist_ok=True)
         picture = Image.fromarray(one.image)
         picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
@@ -278,8 +369,7 @@ class _Crew:
         return sum(
             len(parts[k])
             for parts, claims in zip(self.parts, self.claims, strict=True)
-            for k, state in enumerate(claims.states())
-            if chr(state).isdigit()
+            for k in set(range(len(parts))) - set(claims.open)
         )
 
     def _check_failures(self, latest: str) -> None:
@@ -291,18 +381,38 @@ class _Crew:
             )
 
     def _finish(self) -> bool:
-        """Compact every split; False if a record is missing after all, whose part is then open again."""
-        for split, parts, claims, place in zip(self.splits, self.parts, self.claims, self.places, strict=True):
-            if compacted(place):
-                continue
+        """Write the tables of every split; False if a record is missing after all, whose part is then open again.
+
+        Raises:
+            UserError: a part lacks records although this process has filled it.
+        """
+        shown = {job.cell.id for split in self.splits for job in split.jobs} | {NO_CELL}
+        for number, (split, parts, claims) in enumerate(zip(self.splits, self.parts, self.claims, strict=True)):
+            rows = (row for row in Journals(self.places[number], self.cells).rows() if row["cell"] in shown)
             wanted = ((job.cell.id, sample.id) for job in split.jobs for sample in split.samples)
-            if lost := incomplete(place, wanted):
-                for number, part in enumerate(parts):
-                    if lost & {sample.id for sample in part}:
-                        claims.reopen(number)
-                return False
-            compact(place)
-        if not (self.folder / DONE).exists():
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            write_atomically(self.folder / DONE, {"run": identity(self.splits), "peak_memory_bytes": peak})
+            if not (lost := incomplete(rows, wanted)):
+                continue
+            for part, samples in enumerate(parts):
+                if absent := lost & {sample.id for sample in samples}:
+                    if (number, part) in self.filled:
+                        raise UserError(
+                            f"{min(absent)} has no complete results although it was evaluated; "
+                            f"look at its expressions, and whether {str(self.folder)!r} lost files meanwhile."
+                        )
+                    self.begun.add((number, part))
+                    claims.reopen(part)
+            return False
+        tables = {}
+        for place in self.places:
+            rows = (row for row in Journals(place, self.cells).rows() if row["cell"] in shown)
+            tables[place.name] = compact(place, rows)
+        closed = {
+            "schema": SCHEMA,
+            "run": identity(self.splits),
+            "cells": cells_digest(shown - {NO_CELL}),
+            "splits": tables,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+        write_atomically(self.folder / DONE, closed)
         return True

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from harness import code
 from pruners.base import Pruner
 
 SEEDS_PER_STOCHASTIC_PRUNER = 3
@@ -20,6 +21,7 @@ class Setting:
 
     Attributes:
         fingerprint: of the weights and their configuration.
+        code: digest of the code that evaluates.
     """
 
     backbone: str
@@ -28,6 +30,7 @@ class Setting:
     dtype: str
     attn: str
     device: str
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Cell:
         parameters: all of the pruner's hyper-parameters.
         budget: asked visual tokens; of `none`, the number that there are.
         seed: of the protocol's draws, and of the pruner's if it draws.
+        source: digest of the pruner's own source.
     """
 
     setting: Setting
@@ -50,12 +54,18 @@ class Cell:
     parameters: tuple[tuple[str, Any], ...]
     budget: int
     seed: int
+    source: str = ""
 
     @cached_property
     def id(self) -> str:
-        """16 hex digits; equal if and only if everything that changes the answer is equal."""
+        """16 hex digits; equal if and only if everything that changes the answer is equal, code included."""
         text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @cached_property
+    def asked(self) -> str:
+        """The same without the code: what the user asked for."""
+        return replace(self, source="", setting=replace(self.setting, code="")).id
 
 
 @dataclass(frozen=True)
@@ -74,10 +84,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Job:
-    """A cell with the pruner that fills it."""
+    """A cell with the pruner that fills it.
+
+    Attributes:
+        code: what computes it, where that is not the cell's own code (--keep-code).
+    """
 
     cell: Cell
     pruner: Pruner
+    code: str = ""
 
 
 def expand(pruners: Sequence[Pruner], budgets: Sequence[int], seed: int, grid: tuple[int, int], num_layers: int) -> list[Line]:
@@ -110,5 +125,7 @@ def jobs(setting: Setting, dataset: str, split: str, data: str, lines: Sequence[
     found = []
     for line in lines:
         parameters = tuple(sorted(line.pruner.parameters().items()))
-        found.append(Job(Cell(setting, dataset, split, data, line.name, parameters, line.budget, line.seed), line.pruner))
+        source = code.of_pruner(type(line.pruner))
+        cell = Cell(setting, dataset, split, data, line.name, parameters, line.budget, line.seed, source)
+        found.append(Job(cell, line.pruner))
     return found

@@ -18,6 +18,7 @@ from pruners.base import Pruner, UserError, nearest
 ENTRY_POINTS = "groundprune.pruners"
 _registry: dict[str, type[Pruner]] = {}
 _loaded_entry_points = False
+_sources: dict[str, str] = {}
 P = TypeVar("P", bound=type[Pruner])
 
 
@@ -81,7 +82,8 @@ def load_plugin(path: str | Path) -> list[str]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:
-        spec.loader.exec_module(module)
+        _sources[module_name] = path.read_text(encoding="utf-8")
+        exec(compile(_sources[module_name], str(path), "exec"), module.__dict__)
     except UserError:
         raise
     except Exception as error:
@@ -90,6 +92,11 @@ def load_plugin(path: str | Path) -> list[str]:
     if not added:
         raise UserError(f"The plugin {str(path)!r} registers no pruner; decorate its class with @pruners.register.")
     return added
+
+
+def plugin_source(module_name: str) -> str | None:
+    """Source of a plugin file as it ran; None for a module that is no plugin."""
+    return _sources.get(module_name)
 
 
 def names() -> list[str]:

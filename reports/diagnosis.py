@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from harness.diagnosis import BINS, INSIDE, MAIN, SIMILARITIES, Diagnosis, Kept
+from harness.journal import read_whole, write_atomically
 from harness.statistics import DRAWS, Estimate
 from pruners.base import UserError
 from reports.style import COLOURS, STYLE, save
@@ -65,16 +65,27 @@ def write(found: Diagnosis, out: Path) -> Path:
         (out / FILE).write_text(_markdown(found), encoding="utf-8")
         told: dict[str, Any] = {"backbone": found.backbone, "fingerprint": found.fingerprint, "verdict": verdict(found)}
         told["figures"] = {name: CAPTIONS[name] for name in figures}
-        (out / SUMMARY).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        write_atomically(out / SUMMARY, told)
     except OSError as error:
         raise UserError(f"Cannot write to {str(out)!r} ({error.strerror}); give --out a folder that you may write.") from error
     return out / FILE
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """What `write` left in a folder: backbone, fingerprint, verdict, and per figure its caption; None if it did not."""
+    """What `write` left in a folder: backbone, fingerprint, verdict, and per figure its caption; None if it did not.
+
+    Raises:
+        UserError: it is damaged, or names figures that `write` does not make.
+    """
     path = folder / SUMMARY
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    told = read_whole(path, f"delete {folder}, or diagnose again")
+    if not told:
+        return None
+    sound = all(isinstance(told.get(name), str) for name in ("backbone", "fingerprint", "verdict"))
+    figures = told.get("figures")
+    if not sound or not isinstance(figures, dict) or figures.items() - CAPTIONS.items():
+        raise UserError(f"{str(path)!r} is damaged (it is no diagnosis); delete {folder}, or diagnose again.")
+    return told
 
 
 # -- text

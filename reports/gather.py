@@ -74,10 +74,16 @@ def gather(folders: Sequence[str | Path]) -> Runs:
         if told and told["fingerprint"] not in set(frame["fingerprint"]):
             notes.append(f"The diagnosis in {str(folder)!r} is of other weights ({told['fingerprint']}) and left out.")
             told = None
-        runs.append(Run(folder, records.run_info(folder), failed, (folder / records.DONE).exists(), told))
+        runs.append(Run(folder, records.run_info(folder), failed, records.finished(folder), told))
         asked = records.samples(folder)
         pictured = frame["sample"].isin(asked[asked["image"].astype(bool)]["sample"])
         frame.loc[~pictured, ["kept", "mask"]] = ""  # nobody can see them, and of a whole data set they are gigabytes
+        if kept_on := sorted(set(frame["pruner"][frame["code"] != ""])):
+            count = int((frame["code"] != "").sum())
+            notes.append(
+                f"{count} results of {', '.join(kept_on)} in {str(folder)!r} were computed by other code than the rest of their "
+                "rows (--keep-code)."
+            )
         frames.append(frame.assign(run=number))
         samples.append(asked.assign(run=number))
         costs.append(cost.load(folder).assign(run=number))

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import base64
 import zlib
-from math import isqrt
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from PIL import Image
 
 from reports.comparable import COLUMN
 from reports.gather import Runs
 from reports.tables import BOUND, Table
 
 BYTES = 2_500_000  # of pictures in a page
+PICTURES = "images"  # folder of a run
 ANSWERS = 6_000  # masks in a page
 KINDS = ("best", "median", "worst", "random")
-ANSWER = ["pruner", "seed", "kept", "mask", "intersection", "union", "iou", "coverage", "cell"]
+ANSWER = ["pruner", "seed", "kept", "mask", "intersection", "union", "iou", "coverage", "cell", "grid"]
 
 
 def pictures(runs: Runs, tables: list[Table]) -> dict[str, Any]:
@@ -24,10 +26,10 @@ def pictures(runs: Runs, tables: list[Table]) -> dict[str, Any]:
 
     Returns:
         `images`: addresses; `items`: expressions with their truth; `answers`: per table, budget and item the answers; `picks`:
-        (table, budget, pruner, kind, item); `of`: number of images that they are chosen from; `grid`: patches per side.
+        (table, budget, pruner, kind, item); `of`: number of images that they are chosen from.
     """
     chosen = _affordable(runs)
-    found: dict[str, Any] = {"images": [], "items": [], "answers": {}, "picks": [], "of": 0, "grid": 0}
+    found: dict[str, Any] = {"images": [], "items": [], "answers": {}, "picks": [], "of": 0}
     if chosen.empty:
         return found
     found["of"] = int(chosen.groupby(COLUMN)["sample"].nunique().sum())
@@ -39,10 +41,9 @@ def pictures(runs: Runs, tables: list[Table]) -> dict[str, Any]:
         frame = table.group.frame
         frame = frame[frame["seed"] == frame.groupby(["pruner", "budget"])["seed"].transform("min")]
         frame = frame.merge(chosen[["sample", "expression"]], on=["sample", "expression"])
-        frame = frame[frame["mask"].astype(bool) & frame["kept"].astype(bool)]
+        frame = frame[frame["mask"].astype(bool) & frame["kept"].astype(bool) & frame["grid"].notna()]
         if frame.empty:
             continue
-        found["grid"] = isqrt(8 * len(base64.b64decode(frame["kept"].iloc[0])))
         bound = frame[frame["pruner"] == BOUND]
         for budget in sorted(set(frame["budget"]) - set(bound["budget"])):
             here = frame[frame["budget"] == budget]
@@ -76,8 +77,8 @@ def _affordable(runs: Runs) -> pd.DataFrame:
     one = frame.drop_duplicates("sample").copy()
     one["turn"] = one.groupby(COLUMN).cumcount()
     one = one.sort_values(["turn", *COLUMN], kind="stable")
-    files = [runs.runs[int(run)].folder / str(image) for run, image in zip(one["run"], one["image"], strict=True)]
-    sizes = pd.Series([path.stat().st_size if path.is_file() else 0 for path in files], index=one.index)
+    files = [_picture(runs.runs[int(run)].folder, str(image)) for run, image in zip(one["run"], one["image"], strict=True)]
+    sizes = pd.Series([path.stat().st_size if path else 0 for path in files], index=one.index)
     kept = one[(sizes > 0) & (sizes.cumsum() <= BYTES)]
     return frame[frame["sample"].isin(kept["sample"])]
 
@@ -112,6 +113,7 @@ def _answers(part: pd.DataFrame, table: Table) -> list[dict[str, Any]]:
     for row in rows:
         shown = {str(key): value for key, value in row.items()}
         shown["iou"] = round(100 * row["iou"], 1)
+        shown["grid"] = [int(side) for side in row["grid"].split("x")]
         shown["coverage"] = None if row["coverage"] != row["coverage"] else round(100 * row["coverage"], 1)
         found.append(shown)
     return found
@@ -119,4 +121,18 @@ def _answers(part: pd.DataFrame, table: Table) -> list[dict[str, Any]]:
 
 def _address(runs: Runs, path: str) -> str:
     number, _, name = path.partition("/")
-    return "data:image/jpeg;base64," + base64.b64encode((runs.runs[int(number)].folder / name).read_bytes()).decode()
+    picture = _picture(runs.runs[int(number)].folder, name)
+    return "data:image/jpeg;base64," + base64.b64encode(picture.read_bytes()).decode() if picture else ""
+
+
+def _picture(folder: Path, name: str) -> Path | None:
+    """The file of a picture, if it is a JPEG in the run's own images/: a record may come from anywhere."""
+    path, home = (folder / name).resolve(), (folder / PICTURES).resolve()
+    if path.parent != home or not path.is_file() or path.stat().st_size > BYTES:
+        return None
+    try:
+        with Image.open(path, formats=["JPEG"]) as opened:
+            opened.verify()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+    return path

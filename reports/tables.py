@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from harness import metrics, records
 from harness.statistics import Estimate, Resampled, adjusted, estimate, resample
 from pruners.base import REFERENT, UserError, nearest
-from pruners.registry import get, names
 from reports.comparable import COLUMN, LINE, Group, groups, title
 from reports.gather import Runs
 
@@ -56,6 +55,7 @@ class Line:
         counts: per column what the score rests on.
         average: mean of all columns of the table, None if the row lacks one.
         seeds: the average of each seed.
+        sees_truth: whether the pruner reads the truth masks.
         against: 'random', 'best' and 'baseline', where there is such a row.
     """
 
@@ -70,12 +70,8 @@ class Line:
     seeds: tuple[float, ...]
     tokens_final: float
     tokens_mean: float
+    sees_truth: bool = False
     against: dict[str, Against] = field(default_factory=dict)
-
-    @property
-    def sees_truth(self) -> bool:
-        name = self.pruner.partition("(")[0]
-        return name in names() and REFERENT in get(name).needs
 
 
 @dataclass(frozen=True)
@@ -224,11 +220,10 @@ def _line(key: tuple[str, int], rows: pd.DataFrame, drawn: _Drawn) -> Line:
         float(np.mean([metrics.ciou(part["intersection"], part["union"]) for _, part in one.groupby(COLUMN)]))
         for _, one in rows.groupby("seed")
     ]
-    name = pruner.partition("(")[0]
     return Line(
         pruner=pruner,
         budget=int(budget),
-        control=name in names() and get(name).kind == "control",
+        control=rows["kind"].iloc[0] == "control",
         stage=str(rows["stage"].iloc[0]),
         scores=scores,
         giou={column: counts[column]["giou"] for column in scores},
@@ -237,6 +232,7 @@ def _line(key: tuple[str, int], rows: pd.DataFrame, drawn: _Drawn) -> Line:
         seeds=tuple(seeds),
         tokens_final=float(rows["tokens_final"].mean()),
         tokens_mean=float(rows["tokens_mean"].mean()),
+        sees_truth=REFERENT.kind in str(rows["needs"].iloc[0]).split(),
     )
 
 

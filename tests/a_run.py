@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from harness import records
+from harness.journal import write_atomically
 
 COLUMNS = (("refcocog", "val"), ("refcoco", "testA"), ("refcoco", "val"), ("refcoco+", "val"))
 LINES = (
@@ -69,6 +69,7 @@ def a_row(column: tuple[str, str], pruner: str, budget: int, seed: int, place: i
         "union": 100 + place,
         "iou": (90 - 10 * rank + seed + place) / (100 + place),
         "coverage": 0.5,
+        "code": "",
         "kept": records.pack_tokens(rng.permutation(576)[:budget], 576),
         "mask": run_lengths(box(4 + rank, 6 + seed + place)),
     }
@@ -84,7 +85,7 @@ def some_rows() -> list[dict[str, Any]]:
 
 def sample_rows(rows: list[dict[str, Any]], folder: Path, text: str) -> list[dict[str, Any]]:
     """What was asked of every image, with a picture of each."""
-    (folder / "images").mkdir(exist_ok=True)
+    (folder / "images").mkdir(exist_ok=True, parents=True)
     found = {}
     for row in rows:
         if row["status"] == "ok":
@@ -123,27 +124,44 @@ def store(
         kind: what the budgets of fastv count.
         info: more of run.json.
     """
-    place = records.split_folder(folder, "any", "split")
-    place.mkdir(exist_ok=True, parents=True)
-    content = [{"schema": records.SCHEMA}, *sample_rows(rows, folder, text), *rows]
-    (place / "0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    rows = [row | ({"iou": row["intersection"] / row["union"]} if row["status"] == "ok" else {"place": -1}) for row in rows]
     shared = SETTING | (setting or {})
-    cells = {
-        row["cell"]: {
-            "setting": shared | {"backbone": row["backbone"], "protocol": row["protocol"]},
-            "data": data,
-            "stage": "layer" if "fastv" in row["pruner"] else "tower",
-            "budget_kind": kind if "fastv" in row["pruner"] else "final",
-        }
-        for row in rows
-    }
+    cells = {row["cell"]: a_cell(row, shared, data, kind) for row in rows}
+    whole = [*sample_rows(rows, folder, text), *rows]
+    tables = {}
+    for dataset, split in records.splits_of(cells):
+        place = records.split_folder(folder, dataset, split)
+        place.mkdir(exist_ok=True, parents=True)
+        writer = records.Writer(place, cells)
+        writer.append(row for row in whole if (row["dataset"], row["split"]) == (dataset, split))
+        tables[place.name] = records.compact(place, records.Journals(place, cells).rows())
     facts: dict[str, Any] = {
+        "schema": records.SCHEMA,
         "run": "c3d4",
         "asked": {"seed": 7},
         "cells": cells,
+        "editions": [{"time": "2026-01-01T00:00:00+00:00", "cells": list(cells), "files": {}}],
+        "edition": 0,
         "provenance": {"commit": "0123456789abcdef", "dirty": True, "packages": {"torch": "2.9.1"}},
     }
-    (folder / records.RUN).write_text(json.dumps(facts | info))
+    write_atomically(folder / records.RUN, facts | info, records.LOOSE)
     if finished:
-        (folder / records.DONE).write_text("{}")
+        done = {"schema": records.SCHEMA, "cells": records.cells_digest(cells), "splits": tables, "peak_memory_bytes": 1}
+        write_atomically(folder / records.DONE, done)
     return folder
+
+
+def a_cell(row: dict[str, Any], setting: dict[str, str], data: str, kind: str) -> dict[str, Any]:
+    """What run.json says of a row's cell."""
+    name = row["pruner"].partition("(")[0]
+    return {key: row[key] for key in ("dataset", "split", "pruner", "budget", "seed")} | {
+        "setting": setting | {"backbone": row["backbone"], "protocol": row["protocol"]},
+        "data": data,
+        "stage": "layer" if name == "fastv" else "tower",
+        "budget_kind": kind if name == "fastv" else "final",
+        "kind": "control" if name in ("none", "oracle", "random") else "method",
+        "needs": ["referent"] if name == "oracle" else [],
+        "stochastic": name == "random",
+        "grid": [24, 24],
+        "source": name,
+    }

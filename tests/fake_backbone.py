@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,18 @@ class FakeBackbone(Asking):
             large = F.interpolate(here.view(1, 1, SIDE, SIDE), row.encoding.original, mode="nearest")
             logits.append(large[0, 0])
         return Grounded(torch.stack(logits), lengths[-1], sum(lengths) / LAYERS, kept)
+
+
+class SlowBackbone(FakeBackbone):
+    """Takes its time, so that there is something to interrupt."""
+
+    def __init__(self, pause: float) -> None:
+        super().__init__()
+        self.pause = pause
+
+    def ground_rows(self, rows: Sequence[Row], share: bool = True) -> list[Grounded]:
+        time.sleep(self.pause)
+        return super().ground_rows(rows, share)
 
 
 def known(monkeypatch: Any, **settings: Any) -> list[FakeBackbone]:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness import records, runner
+from harness import editions, journal, records
 from harness.provenance import collect
 from harness.runner import IMAGES_AT_ONCE, Plan, identity, prepare, run
 from harness.sweep import SEEDS_PER_STOCHASTIC_PRUNER, Cell, Setting, expand
@@ -69,11 +69,11 @@ def test_identity_is_stable_and_every_field_is_part_of_it() -> None:
     other = {str: "another", int: 99, tuple: (("layer", 3),)}
     changed = [replace(CELL, **{f.name: other[type(getattr(CELL, f.name))]}) for f in fields(Cell) if f.name != "setting"]
     changed += [replace(CELL, setting=replace(SETTING, **{f.name: "another"})) for f in fields(Setting)]
-    assert len({cell.id for cell in [CELL, *changed]}) == 1 + len(changed) == 14
+    assert len({cell.id for cell in [CELL, *changed]}) == 1 + len(changed) == 16
 
 
 def test_identity_does_not_change_between_versions() -> None:
-    assert CELL.id == "e9e8b5e184f89449"
+    assert CELL.id == "c70e3db362834334"
 
 
 def test_expansion() -> None:
@@ -258,7 +258,7 @@ def test_another_schema_is_refused(root: Path, tmp_path: Path) -> None:
     start(plan_of(root, "none"), tmp_path)
     unfinish(tmp_path)
     file = files(tmp_path)[0]
-    file.write_text(file.read_text().replace('"schema": 2', '"schema": 99', 1))
+    file.write_text(file.read_text().replace('"schema": 3, "crc": ', '"schema": 99, "sum": ', 1))
     with pytest.raises(UserError, match="schema 99"):
         records.load(tmp_path)
 
@@ -334,7 +334,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(root: Path, tmp_path: Pat
         raise OSError(28, "No space left on device")
 
     plan = plan_of(root, "none")
-    monkeypatch.setattr(records.os, "fsync", full)
+    monkeypatch.setattr(journal.os, "fsync", full)
     with pytest.raises(UserError, match="No space left"):
         start(plan, tmp_path)
     monkeypatch.undo()
@@ -359,7 +359,7 @@ def test_going_on_with_other_code_is_written_down(root: Path, tmp_path: Path, mo
     start(plan, tmp_path)
     assert "continued" not in records.run_info(tmp_path)
     unfinish(tmp_path)
-    monkeypatch.setattr(runner, "collect", lambda device: collect(device) | {"commit": "another"})
+    monkeypatch.setattr(editions, "collect", lambda device: collect(device) | {"commit": "another"})
     start(plan, tmp_path)
     (part,) = records.run_info(tmp_path)["continued"]
     assert part["changed"] == ["commit"]

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from harness import cost, metrics, statistics
+from harness.rows import pack_tokens
 from pruners import UserError
 from reports import __main__ as command
 from reports import columns, costs, diagnosis, figures, gather, page, publication
@@ -91,13 +92,14 @@ def test_numbers_follow_from_the_counts(rows: list[dict[str, Any]], tmp_path: Pa
 
 
 def test_the_footer_says_what_a_reader_needs(rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    bad = {**rows[0], "sample": "refcoco:val:9", "status": "failed", "reason": "broken file", "expression": -1, "of": 1}
+    sample = f"{rows[0]['dataset']}:{rows[0]['split']}:9"
+    bad = {**rows[0], "sample": sample, "status": "failed", "reason": "broken file", "expression": -1, "of": 1}
     text = render(store(tmp_path, [*rows, bad]))
     for word in ("Protocol each", "seed 7", "float32", "sdpa", "cpu", "a1b2", "c3d4", "0123456789", "local changes"):
         assert word in text
     assert "torch 2.9.1" in text
     assert "refcoco+ val 2 / 4" in text
-    assert "Failed samples: 1; refcoco:val:9: broken file." in text
+    assert f"Failed samples: 1; {sample}: broken file." in text
     assert MINI_WARNING in text
     assert "Not comparable" not in text
     assert "unfinished" not in text
@@ -209,7 +211,7 @@ def test_protocols_are_parted_and_told_why(rows: list[dict[str, Any]], tmp_path:
 
 def test_budgets_that_count_differently_are_parted(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     mean = [
-        row | {"pruner": "fastv(budget='mean')", "cell": row["cell"] + "m", "tokens_final": 12, "tokens_mean": 64.0}
+        row | {"pruner": "fastv(budget='mean')", "cell": row["cell"] + "m", "tokens_final": 12, "tokens_mean": 64.0, "kept": pack_tokens(np.arange(12), 576)}
         for row in rows
         if (row["pruner"], row["budget"]) == ("fastv(layer=3)", 64)
     ]
@@ -250,7 +252,7 @@ def spread(rows: list[dict[str, Any]], images: int) -> list[dict[str, Any]]:
                     "union": 200,
                     "intersection": base + luck + noise,
                 }
-                found.append(row | fact | {"iou": (base + luck + noise) / 200})
+                found.append(row | fact)
     return found
 
 

@@ -17,11 +17,12 @@ from tqdm import tqdm
 from backbones.glamm.backbone import GlammBackbone
 from backbones.glamm.conversation import build
 from backbones.glamm.stages import Inputs, forward, prefill, prepare
-from harness import metrics
+from harness import code, metrics
 from harness.cost import meters, projection
 from harness.cost.formulas import Shape
 from harness.cost.rows import lines_of
-from harness.cost.store import BASELINE, SCHEMA, Ledgers, alone, complete, counted, key, timed
+from harness.cost.store import BASELINE, LOCK, SCHEMA, Ledgers, complete, counted, key, timed
+from harness.journal import alone
 from harness.protocol import conversations
 from harness.runner import Plan, Split
 from harness.sweep import Line
@@ -113,8 +114,13 @@ def clock(backbone: GlammBackbone, inputs: Inputs, line: Line) -> dict[str, floa
     return {stage: round(spent, 4) for stage, spent in found.items()}
 
 
-def header(backbone: GlammBackbone, chosen: Measured) -> dict[str, Any]:
-    """What was measured where; a file continues only under the same."""
+def code_of(backbone: GlammBackbone, lines: Sequence[Line]) -> str:
+    """Digest of all code whose costs a file holds."""
+    return code.of_all([code.of_backbone(type(backbone)), *code.costs(), *(code.of_pruner(type(line.pruner)) for line in lines)])
+
+
+def header(backbone: GlammBackbone, chosen: Measured, lines: Sequence[Line]) -> dict[str, Any]:
+    """What was measured where, and by which code; a file continues only under the same."""
     cuda = backbone.device.startswith("cuda")
     return {
         "schema": SCHEMA,
@@ -128,6 +134,7 @@ def header(backbone: GlammBackbone, chosen: Measured) -> dict[str, Any]:
         "dtype": backbone.dtype,
         "attn": backbone.attn,
         "element": chosen.inputs.small.element_size(),
+        "code": code_of(backbone, lines),
         "shape": asdict(Shape.of(backbone.model.language_model.config)),
         "text": chosen.inputs.text,
         "sample": chosen.sample,
@@ -144,15 +151,17 @@ def measure(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone, folder
     rounds = ROUNDS if rounds is None else rounds
     lines = lines_of(plan.pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
     wanted = [key(line.name, line.budget) for line in lines]
-    if complete(folder, "measured", wanted, rounds):
+    if complete(folder, "measured", code_of(backbone, lines), wanted, rounds):
         return
-    with alone(folder):
-        if not complete(folder, "measured", wanted, rounds):  # whoever was in here before may have done it
+    with alone(folder / LOCK):
+        if not complete(
+            folder, "measured", code_of(backbone, lines), wanted, rounds
+        ):  # whoever was in here before may have done it
             _measure(typical(plan, splits, backbone), lines, backbone, folder, rounds)
 
 
 def _measure(chosen: Measured, lines: Sequence[Line], backbone: GlammBackbone, folder: Path, rounds: int) -> None:
-    ledgers = Ledgers(folder, json.loads(json.dumps(header(backbone, chosen))))
+    ledgers = Ledgers(folder, json.loads(json.dumps(header(backbone, chosen, lines))))
     try:
         there, done = counted(ledgers.lines), timed(ledgers.lines)
         left = [number for number in range(rounds) if number not in done]
@@ -183,17 +192,17 @@ def project(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone, folder
     """Write the costs of a run from shapes alone, for the same conversation; multiply-adds and bytes, no times."""
     lines = lines_of(plan.pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
     wanted = [key(line.name, line.budget) for line in lines]
-    if complete(folder, "projected", wanted):
+    if complete(folder, "projected", code_of(backbone, lines), wanted):
         return
-    with alone(folder):
-        if not complete(folder, "projected", wanted):
+    with alone(folder / LOCK):
+        if not complete(folder, "projected", code_of(backbone, lines), wanted):
             _project(typical(plan, splits, backbone), lines, backbone, folder)
 
 
 def _project(chosen: Measured, lines: Sequence[Line], backbone: GlammBackbone, folder: Path) -> None:
     inputs = chosen.inputs
     prompt = projection.Prompt(inputs.text, inputs.before.shape[1], *inputs.words["input_ids"].shape)
-    ledgers = Ledgers(folder, json.loads(json.dumps(header(backbone, chosen) | {"costs": "projected"})))
+    ledgers = Ledgers(folder, json.loads(json.dumps(header(backbone, chosen, lines) | {"costs": "projected"})))
     try:
         there, shapes = counted(ledgers.lines), projection.shapes_of(backbone.model)
         projected = projection.project(shapes, lines, prompt, attn=backbone.attn, dtype=inputs.small.dtype)

@@ -1,18 +1,13 @@
 """`costs.jsonl` of a run folder: raw samples, append-only; every figure of a cost table is derived from these lines.
 
 The first line says what was measured where. A "counts" line holds what one cell executes, a "round" line the milliseconds of
-one forward pass of every cell in turn. A line is whole or not there: a torn last one is cut off and measured again.
+one forward pass of every cell in turn. It is a journal as the records are: a torn last line is cut off and measured again.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
 import math
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +15,11 @@ import pandas as pd
 from scipy.stats import mannwhitneyu
 
 from harness.cost.formulas import Shape, paper_activation, paper_flops
+from harness.journal import Journal, Reader, digest
 from pruners.base import UserError
 
-COSTS, LOCK, SCHEMA = "costs.jsonl", "costs.lock", 1
+COSTS, LOCK, SCHEMA = "costs.jsonl", "costs.lock", 2
+SCHEMAS = (1, 2)  # 1: without checksums and without the digests of code
 NO_GAIN = "no speed-up"
 CHANCE = 0.05  # a row is called faster if its passes would look so much faster than those of `none` less often by chance
 BASELINE = "none"
@@ -45,18 +42,10 @@ def key(pruner: str, budget: int) -> str:
     return f"{pruner}@{budget}"
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Of all processes that work in a folder one is inside; the kernel lets the next one in when it leaves or is gone."""
-    with (folder / LOCK).open("ab") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
-
-
-def complete(folder: Path, costs: str, wanted: Iterable[str], rounds: int = 0) -> bool:
-    """Whether a folder has costs of this kind: counts of all `wanted` keys and that many rounds, on whatever machine."""
+def complete(folder: Path, costs: str, code: str, wanted: Iterable[str], rounds: int = 0) -> bool:
+    """Whether a folder has costs of this kind and code: counts of all `wanted` keys and that many rounds, on any machine."""
     lines, _ = _read(folder / COSTS)
-    if not lines or lines[0]["costs"] != costs:
+    if not lines or lines[0]["costs"] != costs or lines[0].get("code") != code:
         return False
     return set(wanted) <= counted(lines) and set(range(rounds)) <= timed(lines)
 
@@ -72,54 +61,67 @@ def timed(lines: Iterable[Mapping[str, Any]]) -> set[int]:
 
 
 class Ledgers:
-    """Reads and appends the lines of one file; the only writer of it, if made under `alone`."""
+    """Reads and appends the lines of one file; the only writer of it, if made inside of its file lock."""
 
     def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
-        self.path = folder / COSTS
-        lines, good = _read(self.path)
+        path = folder / COSTS
+        lines, offset = _read(path)
         if lines and lines[0] != dict(header):  # timings of two settings do not mix; the older ones stay beside the new
-            digest = hashlib.sha256(json.dumps(lines[0], sort_keys=True).encode()).hexdigest()[:8]
-            self.path.replace(self.path.with_suffix(f".{digest}.jsonl"))
-            lines, good = [], 0
-        self._file = self.path.open("r+b" if self.path.exists() else "w+b")
-        self._file.truncate(good)
-        self._file.seek(good)
-        if not lines:
-            self.append(dict(header))
+            path.replace(path.with_suffix(f".{digest(lines[0])[:8]}.jsonl"))
+            lines, offset = [], 0
+        elif not lines:
+            path.unlink(missing_ok=True)  # torn before its first line was whole
+        self._journal = Journal(path, header, offset)
         self.lines = lines or [dict(header)]
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write one line and wait until the disk has it."""
-        self._file.write(json.dumps(line, sort_keys=True).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._journal.append([line])
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._journal.close()
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Lines and the number of good bytes.
+    """Header and lines, each once, and where the last whole line ends.
 
     Raises:
-        UserError: another schema, or a damaged line before the last.
+        UserError: another schema, a damaged line, or two lines of one row or round that differ.
     """
-    raw = path.read_bytes() if path.is_file() else b""
+    if not path.is_file():
+        return [], 0
+    reader = Reader(path, SCHEMAS, "delete the file to measure again")
     lines: list[dict[str, Any]] = []
-    good = 0
-    for number, line in enumerate(raw.split(b"\n")[:-1]):
-        try:
-            found = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"'{path}', line {number + 1}, is damaged ({error}); delete the file to measure again.") from error
-        if number == 0 and found.get("schema") != SCHEMA:
-            raise UserError(
-                f"'{path}' has cost schema {found.get('schema')!r}, this version reads {SCHEMA}; delete it to measure again."
-            )
-        lines.append(found)
-        good += len(line) + 1
-    return lines, good
+    seen: dict[object, tuple[int, dict[str, Any]]] = {}
+    for number, line in reader:
+        if problem := _problem(line, reader.header):
+            raise UserError(f"{path}:{number} is damaged ({problem}); delete the file to measure again.")
+        name = key(line["pruner"], line["budget"]) if line["kind"] == "counts" else line["number"]
+        if name not in seen:
+            seen[name] = number, line
+            lines.append(line)
+        elif seen[name][1] != line:
+            raise UserError(f"{path}:{seen[name][0]} and {path}:{number} measured {name} twice; delete the later line.")
+    return ([reader.header, *lines] if reader.header else []), reader.offset
+
+
+def _problem(line: Mapping[str, Any], header: Mapping[str, Any]) -> str:
+    """Why no figure may come of a line; empty if one may."""
+    try:
+        if line["kind"] == "counts":
+            counts = [*line["lengths"], *line["macs"].values(), line["budget"]]
+            sound = isinstance(line["pruner"], str) and all(type(n) is int and n >= 0 for n in counts)
+            sound = sound and min(line["lengths"]) >= header["text"] and "prefill" in line["peak"]
+        elif line["kind"] == "round":
+            spent = [ms for name, stages in line["ms"] for ms in stages.values()]
+            sound = type(line["number"]) is int and all("@" in name for name, _ in line["ms"])
+            sound = sound and all(type(ms) in (int, float) and math.isfinite(ms) and ms >= 0 for ms in spent)
+        else:
+            return f"its kind is {line['kind']!r}"
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return f"it is no row of costs: {error!r}"
+    return "" if sound else "its figures are none"
 
 
 def samples(folder: str | Path) -> pd.DataFrame:

@@ -28,24 +28,25 @@ function maskOf(text, height, width) {
   return mask;
 }
 
-function keptOf(text, grid) {
-  const bytes = Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
-  return Array.from({ length: grid * grid }, (_, place) => (bytes[place >> 3] >> (7 - (place & 7))) & 1);
+function keptOf({ kept, grid: [rows, columns] }) {
+  const bytes = Uint8Array.from(atob(kept), (one) => one.charCodeAt(0));
+  return Array.from({ length: rows * columns }, (_, place) => (bytes[place >> 3] >> (7 - (place & 7))) & 1);
 }
 
 // the centre square is what CLIP sees; its dropped patches are dimmed, and so is what it never saw
 function paint(canvas, image, item, answer, wish) {
-  const { height, width } = item, grid = DATA.pictures.grid, pen = canvas.getContext("2d");
+  const { height, width } = item, pen = canvas.getContext("2d");
   canvas.width = width;
   canvas.height = height;
   pen.drawImage(image, 0, 0, width, height);
-  const kept = answer && wish.kept ? keptOf(answer.kept, grid) : [];
+  const kept = answer && wish.kept ? keptOf(answer) : [];
   if (kept.some(Boolean)) {
-    const side = Math.min(height, width), left = (width - side) / 2, top = (height - side) / 2, step = side / grid;
+    const [rows, columns] = answer.grid, side = Math.min(height, width), left = (width - side) / 2, top = (height - side) / 2;
+    const wide = side / columns, high = side / rows;
     const dim = new Path2D();
     dim.rect(0, 0, width, height);
     kept.forEach((one, place) => {
-      if (one) dim.rect(left + (place % grid) * step, top + Math.floor(place / grid) * step, step, step);
+      if (one) dim.rect(left + (place % columns) * wide, top + Math.floor(place / columns) * high, wide, high);
     });
     pen.fillStyle = `rgb(0 0 0 / ${1 - PAINT.dim})`;
     pen.fill(dim, "evenodd");
@@ -73,7 +74,7 @@ function paint(canvas, image, item, answer, wish) {
 }
 
 // merged, pooled and class tokens stand for no patch
-const patchesOf = (answer) => keptOf(answer.kept, DATA.pictures.grid).reduce((sum, one) => sum + one, 0);
+const patchesOf = (answer) => keptOf(answer).reduce((sum, one) => sum + one, 0);
 function tokensOf(answer, budget) {
   const patches = patchesOf(answer);
   const other = Math.max(0, budget - patches);

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import time
 from collections import Counter
 from collections.abc import Callable
 from multiprocessing.context import ForkProcess
@@ -15,28 +14,15 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from backbones.base import Grounded, Row
 from harness import records
 from harness.place import Place
 from harness.runner import Plan, Way, prepare, run
 from pruners import UserError, parse
-from tests.fake_backbone import FakeBackbone
+from tests.fake_backbone import FakeBackbone, SlowBackbone
 
 Record = Callable[[str, object], None]  # pytest's record_property, summed up at the end of the session
 FORK = multiprocessing.get_context("fork")
 PAIRS = (("refcoco", "val"), ("refcoco", "testA"))
-
-
-class SlowBackbone(FakeBackbone):
-    """Takes its time, so that there is something to interrupt."""
-
-    def __init__(self, pause: float) -> None:
-        super().__init__()
-        self.pause = pause
-
-    def ground_rows(self, rows: list[Row], share: bool = True) -> list[Grounded]:  # type: ignore[override]
-        time.sleep(self.pause)
-        return super().ground_rows(rows, share)
 
 
 def plan_of(root: Path, pruners: str = "none,fastv,litelvlm,random") -> Plan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness import records
+from harness.journal import line
 from pruners import UserError
 
 ROWS = [{"cell": f"c{k % 3}", "sample": f"s{k}", "place": 0, "of": 1, "status": "ok", "note": 'ä{}\\n"'} for k in range(12)]
@@ -22,7 +22,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def content() -> bytes:
-    return b"".join(json.dumps(row).encode() + b"\n" for row in [{"schema": records.SCHEMA}, *ROWS])
+    return b"".join(line(row) for row in [{"schema": records.SCHEMA}, *ROWS])
 
 
 @given(size=st.integers(0, len(content())))
