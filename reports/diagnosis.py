@@ -83,7 +83,7 @@ def read(folder: Path) -> dict[str, Any] | None:
         return None
     sound = all(isinstance(told.get(name), str) for name in ("backbone", "fingerprint", "verdict"))
     figures = told.get("figures")
-    if not sound or not isinstance(figures, dict) or figures.items() - CAPTIONS.items():
+    if not sound or not isinstance(figures, dict) or figures.keys() - CAPTIONS.keys():
         raise UserError(f"{str(path)!r} is damaged (it is no diagnosis); delete {folder}, or diagnose again.")
     return told
 
