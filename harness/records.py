@@ -133,6 +133,7 @@ class Journals:
     def __init__(self, place: Path, cells: Mapping[str, Mapping[str, Any]]) -> None:
         self.place, self.cells = place, cells
         self._readers: dict[Path, Reader] = {}
+        self._here: set[tuple[str, str]] = set()  # (data set, split) that belongs into this folder
 
     def new(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(file and line, row) of what was written since the last call; a row that stands there twice comes twice."""
@@ -145,9 +146,14 @@ class Journals:
                 ):  # another process may have begun another edition
                     self.cells = run_info(self.place.parent.parent).get("cells", {})
                 try:
-                    yield where, validate(row, self.cells)
+                    row = validate(row, self.cells)
+                    if (pair := (row["dataset"], row["split"])) not in self._here:
+                        if split_folder(Path(), *pair).name != self.place.name:
+                            raise ValueError(f"it is of {':'.join(pair)}")
+                        self._here.add(pair)
                 except ValueError as error:
                     raise UserError(f"{where} is damaged ({error}); {JOURNAL}.") from None
+                yield where, row
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Every row once.

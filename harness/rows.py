@@ -69,7 +69,7 @@ def validate(row: dict[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> dic
             or another one than the row says, or the tokens are not the budget.
     """
     status = row.get("status")
-    if status not in STATUS:
+    if not isinstance(status, str) or status not in STATUS:
         raise ValueError(f"its status is {status!r}")
     row = OPTIONAL | row if status != "sample" else row
     for name, kind in (KEYS | STATUS[status]).items():

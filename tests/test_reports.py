@@ -211,7 +211,14 @@ def test_protocols_are_parted_and_told_why(rows: list[dict[str, Any]], tmp_path:
 
 def test_budgets_that_count_differently_are_parted(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     mean = [
-        row | {"pruner": "fastv(budget='mean')", "cell": row["cell"] + "m", "tokens_final": 12, "tokens_mean": 64.0, "kept": pack_tokens(np.arange(12), 576)}
+        row
+        | {
+            "pruner": "fastv(budget='mean')",
+            "cell": row["cell"] + "m",
+            "tokens_final": 12,
+            "tokens_mean": 64.0,
+            "kept": pack_tokens(np.arange(12), 576),
+        }
         for row in rows
         if (row["pruner"], row["budget"]) == ("fastv(layer=3)", 64)
     ]
