@@ -9,9 +9,9 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,30 +25,35 @@ _watched: set[tuple[type[Pruner], str]] = set()
 SHORT = 200  # letters of a foreign error that a sentence quotes
 
 
+class _Copy(NamedTuple):
+    """What a pruner gets of a tensor; torch counts the version up with every write into it."""
+
+    name: str
+    tensor: Tensor
+    version: int
+
+
+def _copy(name: str, tensor: Tensor) -> _Copy:
+    with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode have no version
+        copy = tensor.clone()
+    return _Copy(name, copy, copy._version)
+
+
 class _Lent(VisualTokens):
     """An image's tokens as copies: what a pruner writes into them reaches nobody else."""
 
     def __init__(self, tokens: VisualTokens, needs: frozenset[Need]) -> None:
-        super().__init__(
-            _copy(tokens.patches), _copy(tokens.cls), tokens.grid, tokens.num_heads, tokens.signal, tokens.sample, needs
-        )
-        self._copies: dict[Need, Tensor] = {}
+        patches, cls = _copy("tokens.patches", tokens.patches), _copy("tokens.cls", tokens.cls)
+        self.copies = [patches, cls]
+        self._signals: dict[Need, Tensor] = {}
+        super().__init__(patches.tensor, cls.tensor, tokens.grid, tokens.num_heads, tokens.signal, tokens.sample, needs)
 
     def signal(self, need: Need) -> Tensor:
-        if need not in self._copies:
-            self._copies[need] = _copy(super().signal(need))
-        return self._copies[need]
-
-    def given(self) -> Iterator[tuple[str, Tensor]]:
-        """Everything that was read, by name."""
-        yield from (("tokens.patches", self.patches), ("tokens.cls", self.cls))
-        yield from ((f"tokens.{need.kind}", copy) for need, copy in self._copies.items())
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    """A copy with a version counter at 0, which tensors made in inference mode have not."""
-    with torch.inference_mode(False), torch.no_grad():
-        return tensor.clone()
+        if need not in self._signals:
+            copy = _copy(f"tokens.{need.kind}", super().signal(need))
+            self.copies.append(copy)
+            self._signals[need] = copy.tensor
+        return self._signals[need]
 
 
 def stated(pruner: Pruner, budget: int, patches: int, num_layers: int) -> tuple[int, ...]:
@@ -99,7 +104,7 @@ def select(pruner: Pruner, tokens: VisualTokens, budget: int) -> Selection:
 
         def choose() -> Selection:
             lent = _Lent(tokens, pruner.needs)
-            chosen = _unwritten(lambda: pruner.select(lent, budget), lent.given)
+            chosen = _unwritten(lambda: pruner.select(lent, budget), lent.copies)
             _check_selection(chosen, lent, budget)
             return chosen
 
@@ -132,7 +137,7 @@ def _check_selection(chosen: Selection, tokens: _Lent, budget: int) -> None:
         there, asked = ((x.dtype, str(x.device)) for x in (features, tokens.patches))
         raise Fault(f"returned features in {there} where the patches are in {asked}; end with .to(tokens.patches)")
     if not bool(features.isfinite().all()):
-        _finite(tokens.given())
+        _finite(tokens.copies)
         raise Fault("returned features that are not finite")
 
 
@@ -149,8 +154,8 @@ def keep(pruner: LayerPruner, attention: Tensor, count: int) -> Tensor:
             return kept
 
         def choose() -> Tensor:
-            lent = _copy(attention)
-            kept = _unwritten(lambda: pruner.keep(lent, count), lambda: [("the attention", lent)])
+            lent = _copy("the attention", attention)
+            kept = _unwritten(lambda: pruner.keep(lent.tensor, count), [lent])
             indices = _whole_numbers(kept, "kept indices", attention.device)
             _count(len(indices), count)
             _patches(indices, attention.shape[-1])
@@ -229,30 +234,30 @@ def _blamed(pruner: Pruner, where: str) -> Iterator[None]:
         ) from error
 
 
-def _unwritten(choose: Callable[[], _T], given: Callable[[], Iterable[tuple[str, Tensor]]]) -> _T:
+def _unwritten(choose: Callable[[], _T], copies: Sequence[_Copy]) -> _T:
     """What `choose` returns, having left alone what it was given; where it fails on infinite numbers, those are at fault."""
     try:
         chosen = choose()
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception:
-        _unchanged(given())
-        _finite(given())
+        _unchanged(copies)
+        _finite(copies)
         raise
-    _unchanged(given())
+    _unchanged(copies)
     return chosen
 
 
-def _unchanged(given: Iterable[tuple[str, Tensor]]) -> None:
-    for name, copy in given:
-        if copy._version:
-            raise Fault(f"changes {name} in place; let it compute a new tensor, or clone first")
+def _unchanged(copies: Sequence[_Copy]) -> None:
+    for copy in copies:
+        if copy.tensor._version != copy.version:
+            raise Fault(f"changes {copy.name} in place; let it compute a new tensor, or clone first")
 
 
-def _finite(given: Iterable[tuple[str, Tensor]]) -> None:
-    for name, copy in given:
-        if not bool(copy.isfinite().all()):
-            raise Fault(f"got numbers in {name} that are not finite, so the backbone is at fault; try --dtype float32")
+def _finite(copies: Sequence[_Copy]) -> None:
+    for copy in copies:
+        if not bool(copy.tensor.isfinite().all()):
+            raise Fault(f"got numbers in {copy.name} that are not finite, so the backbone is at fault; try --dtype float32")
 
 
 def _whole_numbers(given: object, what: str, device: torch.device) -> list[int]:

@@ -77,8 +77,7 @@ def _wrong_facts(cls: type[Pruner]) -> str | None:
         if not isinstance(need, Need):
             return f"needs {need!r}, which is no pruners.Need"
         if need.kind not in LAYER_KINDS + PLAIN_KINDS:
-            hint = nearest(str(need.kind), LAYER_KINDS + PLAIN_KINDS)
-            return f"needs {need.kind!r}; there are {', '.join(LAYER_KINDS + PLAIN_KINDS)}{hint.rstrip('?')}"
+            return f"needs {need.kind!r}; there are {', '.join(LAYER_KINDS + PLAIN_KINDS)}"
         if type(need.layer) is not (int if need.kind in LAYER_KINDS else type(None)):
             rule = "a layer: -1 is the last" if need.kind in LAYER_KINDS else "no layer"
             return f"needs {need.kind!r} of layer {need.layer!r}; that kind takes {rule}"
@@ -92,9 +91,7 @@ def _wrong_fields(cls: type[Pruner]) -> str | None:
         return "is no frozen dataclass, so that its parameters would be lost; write @dataclass(frozen=True) under @register"
     fields = {field.name: field for field in dataclasses.fields(cls)}
     if lost := set(inspect.signature(cls).parameters) ^ set(fields):
-        return (
-            f"has an __init__ of its own or fields that it does not take ({', '.join(sorted(lost))}); let the dataclass make it"
-        )
+        return f"has an __init__ that does not take exactly its fields ({', '.join(sorted(lost))}); let the dataclass make it"
     for name, field in fields.items():
         if name in FACTS:
             return f"makes {name} a parameter; write {name} = ... without a type, or with ClassVar"
@@ -187,7 +184,8 @@ def get(name: str) -> type[Pruner]:
     _load_entry_points()
     if name not in _registry:
         raise UserError(
-            f"There is no pruner {_short(name)}; there are {', '.join(names())}.{nearest(name, names())} See `python -m harness list`."
+            f"There is no pruner {_short(name)}; there are {', '.join(names())}.{nearest(name, names())} "
+            "See `python -m harness list`."
         )
     return _registry[name]
 
