@@ -89,9 +89,22 @@ def test_expansion() -> None:
     assert [pruner.parameters()["seed"] for pruner in drawn] == [5, 6, 7, 5, 6, 7]
 
 
-def test_a_pruner_that_draws_is_there_once_whatever_seed_was_given() -> None:
-    lines = expand(parse("random,random(seed=4)"), (8,), 0, (SIDE, SIDE), LAYERS)
-    assert [line.seed for line in lines] == [0, 1, 2]
+@pytest.mark.parametrize(
+    ("text", "seed", "seeds"),
+    [
+        ("random", 5, [5, 6, 7]),
+        ("random(seed=7)", 0, [7]),
+        ("random(seed=7)", 5, [7]),
+        ("random(seed=0)", 5, [0]),
+        ("random,random(seed=7)", 0, [0, 1, 2, 7]),
+        ("random(seed=1),random", 0, [1, 0, 2]),
+        ("random(seed=7),random(seed=8),random(seed=7)", 0, [7, 8]),
+    ],
+)
+def test_a_written_seed_runs_alone_and_the_option_moves_the_others(text: str, seed: int, seeds: list[int]) -> None:
+    lines = expand(parse(text), (8,), seed, (SIDE, SIDE), LAYERS)
+    assert [line.seed for line in lines] == seeds == [line.pruner.parameters()["seed"] for line in lines]
+    assert {line.name for line in lines} == {"random"}
 
 
 @pytest.mark.parametrize("budget", [0, PATCHES + 1])

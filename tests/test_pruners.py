@@ -123,7 +123,7 @@ def test_installed_plugin(tmp_path: Path) -> None:
     subprocess.run([*install, str(tmp_path / "site"), str(source)], check=True, capture_output=True)
     done = run("import pruners; print(pruners.parse('bright*')[0].spec(), 'brightest' in pruners.names())", tmp_path / "site")
     assert done.stdout.split() == ["brightest", "True"], done.stderr
-    tests = "import pytest, sys; sys.exit(pytest.main(['-q', 'tests/test_conformance.py', '-k', '[brightest']))"
+    tests = "import pytest, sys; sys.exit(pytest.main(['-q', 'tests/test_conformance.py', '--pruners', 'bright*']))"
     conforms = run(tests, tmp_path / "site")
     assert conforms.returncode == 0 and " passed" in conforms.stdout, conforms.stdout + conforms.stderr
 
