@@ -30,9 +30,13 @@ P = TypeVar("P", bound=type[Pruner])
 def source_of(cls: type[Pruner]) -> str:
     """File and line where a class stands; its module, where there is no file."""
     try:
-        return f"{inspect.getsourcefile(cls)}:{inspect.getsourcelines(cls)[1]}"
-    except (OSError, TypeError):
+        file = inspect.getsourcefile(cls) or cls.__module__
+    except TypeError:
         return cls.__module__
+    try:
+        return f"{file}:{inspect.getsourcelines(cls)[1]}"
+    except OSError:
+        return file
 
 
 def register(cls: P) -> P:
@@ -49,7 +53,7 @@ def register(cls: P) -> P:
             raise UserError(f"The pruner {cls.__qualname__} at {source_of(cls)} has no {fact}; add {fact} = '...' to its class.")
     for wrong in (_wrong_name(cls.name), _wrong_facts(cls), _wrong_fields(cls)):
         if wrong:
-            raise UserError(f"The pruner {cls.name!r} at {source_of(cls)} {wrong}.")
+            raise UserError(f"The pruner {_short(cls.name)} at {source_of(cls)} {wrong}.")
     known = _registry.get(cls.name)
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise UserError(f"Two pruners are named {cls.name!r}: {source_of(known)} and {source_of(cls)}; rename one of them.")
