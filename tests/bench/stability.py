@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from pruners import parse
 from pruners.base import Pruner
 
 BUDGETS = (64, 192)
-NOISE = 1e-7  # relative; float32 rounds at 6e-8
+NOISES = (1e-7, 1e-6)  # relative; float32 rounds at 6e-8
 PRUNERS = "all,prumerge(plus=True),trim(similarity='cosine')"
 
 
@@ -55,10 +56,10 @@ def questions(images: int) -> list[Question]:
     return found
 
 
-def noisy(encoding: Encoding) -> Encoding:
+def noisy(encoding: Encoding, noise: float) -> Encoding:
     """The same image with relative noise on every hidden state of the vision tower."""
     generator = torch.Generator().manual_seed(0)
-    states = [state * (1 + NOISE * torch.randn(state.shape, generator=generator)) for state in encoding.hidden_states]
+    states = [state * (1 + noise * torch.randn(state.shape, generator=generator)) for state in encoding.hidden_states]
     return replace(encoding, hidden_states=tuple(states), signals={})
 
 
@@ -77,7 +78,7 @@ def table(asked: list[Question], pruners: list[Pruner]) -> list[str]:
     exact = backbones.load("glamm-mini")
     same: Callable[[Encoding], Encoding] = lambda encoding: encoding  # noqa: E731
     ways: dict[str, tuple[Backbone, Callable[[Encoding], Encoding]]] = {
-        "noise 1e-7": (exact, noisy),
+        **{f"noise {noise:.0e}": (exact, partial(noisy, noise=noise)) for noise in NOISES},
         "eager attention": (backbones.load("glamm-mini", attn="eager"), same),
         "bfloat16": (backbones.load("glamm-mini", dtype="bfloat16"), same),
     }
