@@ -15,7 +15,7 @@ from PIL import Image
 
 from backbones.base import Answer, Backbone, Encoding, Picture, Row
 from backbones.glamm.conversation import plain_turn
-from pruners import parse
+from pruners import checks, parse
 from pruners.base import LayerPruner, Pruner, UserError
 
 
@@ -93,7 +93,7 @@ def answer(
     """The answer for an encoded image; arguments and errors are those of `Asking.ground`."""
     patches = backbone.grid[0] * backbone.grid[1]
     budget = patches if pruner.name == "none" else budget
-    pruner.check(budget, patches, backbone.num_layers)
+    checks.stated(pruner, budget, patches, backbone.num_layers)
     turns = (plain_turn(expression),)
     fresh = dataclasses.replace(encoding, signals={})  # no pruner gains from what another one had computed
     start = _now(backbone.device)
@@ -101,7 +101,7 @@ def answer(
     if not isinstance(pruner, LayerPruner):
         masks = truth[None] if truth is not None else None
         tokens = backbone.tokens(fresh, turns, expression, masks)
-        selection = pruner.select(tokens.only(pruner.needs), budget)
+        selection = checks.select(pruner, tokens, budget)
     row = Row(fresh, turns, pruner, budget, selection)
     (result,) = backbone.ground_rows([row], share=False)  # whole, so that no earlier answer shortens this one's time
     mask = (result.logits[0] > 0).numpy(force=True)

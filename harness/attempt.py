@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from backbones.asking import answer, pixels
 from backbones.base import Answer, Backbone
 from harness import metrics
+from pruners import checks
 from pruners.base import REFERENT, Pruner, UserError
 
 BUILT_IN = ("val", 1, "refshapesg", 0)  # split, scene, family and expression of the scene that is shown without an image
@@ -98,6 +99,7 @@ def attempt(
     encoding = backbone.encode([image])[0]
     found = []
     for pruner in blind:
+        checks.watch(pruner)
         for _ in range(2):
             given = answer(backbone, encoding, expression, pruner, budget, truth)
         iou = None

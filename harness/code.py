@@ -91,12 +91,12 @@ def costs() -> list[str]:
 
 def of_pruner(cls: type[Pruner]) -> str:
     """Digest of a pruner's own source: the files of its class and its bases, and the modules of their own that these import."""
-    return of_all(_sources(cls).values())
+    return of_all(sorted(_sources(cls).values()))
 
 
 def of_backbone(cls: type) -> str:
     """Digest of all that evaluates: this project's files, and the source of a backbone that comes from elsewhere."""
-    return of_all([*evaluation().values(), *_sources(cls).values()])
+    return of_all([*evaluation().values(), *sorted(_sources(cls).values())])
 
 
 @cache  # a class stays as it was imported, whatever its file says later

@@ -17,7 +17,8 @@ from harness.loading import Loaded
 from harness.protocol import Conversation, conversations
 from harness.rows import NO_CELL, NO_EXPRESSION, pack_tokens
 from harness.sweep import Job
-from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner, Selection, UserError, VisualTokens
+from pruners import checks
+from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner, Selection
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def fill(
 def _fill(
     loaded: Sequence[Loaded], jobs: Sequence[Job], backbone: Backbone, protocol: str, seed: int, share: bool
 ) -> Iterator[dict[str, Any]]:
+    for job in jobs:
+        checks.watch(job.pruner)
     readable = []
     for image in loaded:
         if image.pixels is None or image.truth is None:
@@ -112,32 +115,8 @@ def _select(
     for talk in talks:
         if not isinstance(job.pruner, LayerPruner) and (chosen is None or job.pruner.needs & {TEXT_EMBEDS, REFERENT}):
             referent = seen.truth[list(talk.expressions)] == metrics.FOREGROUND
-            chosen = _chosen(job, backbone.tokens(encoding, talk.turns, seen.sample.id, referent))
+            chosen = checks.select(job.pruner, backbone.tokens(encoding, talk.turns, seen.sample.id, referent), job.cell.budget)
         yield talk, chosen
-
-
-def _chosen(job: Job, tokens: VisualTokens) -> Selection:
-    """The pruner's choice, checked.
-
-    Raises:
-        UserError: the pruner failed, or missed its budget: no fault of the image, so the run stops.
-    """
-    try:
-        chosen = job.pruner.select(tokens.only(job.pruner.needs), job.cell.budget)
-        count = chosen.tokens
-    except (UserError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise UserError(
-            f"The pruner {job.cell.pruner} failed on {tokens.sample} at {job.cell.budget} tokens ({error!r}); "
-            "see where with --debug."
-        ) from error
-    if count != job.cell.budget:
-        raise UserError(
-            f"The pruner {job.cell.pruner} kept {count} tokens where {job.cell.budget} were asked; "
-            "a pruner has to end at exactly the budget."
-        )
-    return chosen
 
 
 def _common(job: Job, sample: data.Sample) -> dict[str, Any]:

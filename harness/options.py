@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -26,10 +27,10 @@ def numbers(text: str) -> tuple[int, ...]:
     """
     from pruners.base import UserError
 
-    try:
-        found = tuple(dict.fromkeys(int(part) for part in text.split(",") if part.strip()))
-    except ValueError as error:
-        raise UserError(f"--budgets takes whole numbers, not {text!r}; write e.g. --budgets 64,128,192.") from error
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(re.fullmatch("-?[0-9]{1,18}", part) for part in parts):  # int() also takes 6_4 and digits of other scripts
+        raise UserError(f"--budgets takes whole numbers, not {text[:100]!r}; write e.g. --budgets 64,128,192.")
+    found = tuple(dict.fromkeys(map(int, parts)))
     if not found:
         raise UserError("--budgets is empty; write e.g. --budgets 64,128,192.")
     return found

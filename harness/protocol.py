@@ -17,6 +17,7 @@ from harness.data import Sample
 from pruners.base import UserError, nearest
 
 PROTOCOLS = ("each", "glamm")
+DRAWN = ("glamm",)  # those whose conversations follow from a seed
 MOST_TURNS = 3
 
 

@@ -25,7 +25,7 @@ from harness.fill import described, fill
 from harness.journal import write_atomically
 from harness.loading import Key, Loaded, Parts, read_ahead
 from harness.place import Place
-from harness.protocol import check_protocol
+from harness.protocol import DRAWN, check_protocol
 from harness.records import (
     DONE,
     SCHEMA,
@@ -101,6 +101,7 @@ def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
         backbone.attn,
         backbone.device.split(":")[0],
         code.of_backbone(type(backbone)),
+        plan.seed if plan.protocol in DRAWN else 0,
     )
     splits = []
     for dataset, split in plan.datasets:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from harness import code
+from pruners import checks
 from pruners.base import Pruner
 
 SEEDS_PER_STOCHASTIC_PRUNER = 3
@@ -22,6 +23,7 @@ class Setting:
     Attributes:
         fingerprint: of the weights and their configuration.
         code: digest of the code that evaluates.
+        draws: seed of the protocol's draws; 0 of a protocol that has none.
     """
 
     backbone: str
@@ -31,6 +33,7 @@ class Setting:
     attn: str
     device: str
     code: str = ""
+    draws: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Cell:
         pruner: as given, seed left out.
         parameters: all of the pruner's hyper-parameters.
         budget: asked visual tokens; of `none`, the number that there are.
-        seed: of the protocol's draws, and of the pruner's if it draws.
+        seed: asked for, and of the pruner's draws.
         source: digest of the pruner's own source.
     """
 
@@ -98,26 +101,35 @@ class Job:
 def expand(pruners: Sequence[Pruner], budgets: Sequence[int], seed: int, grid: tuple[int, int], num_layers: int) -> list[Line]:
     """Every pruner at every budget, each once.
 
-    `none` runs once, at all tokens. A pruner that draws runs with three seeds from `seed` on.
+    `none` runs once, at all tokens. A pruner that draws runs with three seeds from `seed` on, or with the one that the user
+    wrote: `random(seed=7)`.
 
     Args:
         grid: rows and columns of the backbone's visual tokens.
         num_layers: layers of the backbone's language model.
 
     Raises:
-        ImpossibleBudget: a pruner cannot end at a budget.
+        UserError: a pruner cannot end at a budget, or states that it will not.
     """
     patches = grid[0] * grid[1]
     found: dict[tuple[str, int, int], Line] = {}
     for pruner in pruners:
-        draws = SEEDS_PER_STOCHASTIC_PRUNER if pruner.stochastic else 1
+        name = pruner.unseeded().spec()
         for budget in [patches] if pruner.name == "none" else budgets:
-            pruner.check(budget, patches, num_layers)
-            for number in range(seed, seed + draws):
+            checks.stated(pruner, budget, patches, num_layers)
+            for number in _seeds(pruner, seed):
                 one = pruner.with_seed(number) if pruner.stochastic else pruner
-                name = pruner.with_seed(0).spec() if pruner.stochastic else pruner.spec()
                 found.setdefault((name, budget, number), Line(one, name, budget, number))
     return list(found.values())
+
+
+def _seeds(pruner: Pruner, seed: int) -> Sequence[int]:
+    if not pruner.stochastic:
+        return (seed,)
+    own: int = pruner.seed  # type: ignore[attr-defined]
+    if pruner.seed_written or pruner != pruner.unseeded():  # on the command line, or in Python
+        return (own,)
+    return range(seed, seed + SEEDS_PER_STOCHASTIC_PRUNER)
 
 
 def jobs(setting: Setting, dataset: str, split: str, data: str, lines: Sequence[Line]) -> list[Job]:

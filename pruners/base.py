@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -31,8 +32,12 @@ class ImpossibleBudget(UserError):
     """A budget that the method cannot end at."""
 
 
-class UndeclaredNeed(RuntimeError):
-    """A pruner read a signal that its `needs` do not declare: a mistake in the pruner."""
+class Fault(RuntimeError):
+    """A mistake in a pruner, as the end of a sentence that begins with its name; `pruners.checks` completes it."""
+
+
+class UndeclaredNeed(Fault):
+    """A pruner read a signal that its `needs` do not declare."""
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
@@ -60,6 +65,9 @@ class Need:
 
 
 PROJECTED_PATCHES, TEXT_EMBEDS, REFERENT = Need("projected_patches"), Need("text_embeds"), Need("referent")
+LAYER_KINDS = ("cls_attention", "cls_query", "keys", "values")
+PLAIN_KINDS = tuple(need.kind for need in (PROJECTED_PATCHES, TEXT_EMBEDS, REFERENT))
+MAX_SEED = 2**32 - 1
 
 
 class VisualTokens:
@@ -98,7 +106,8 @@ class VisualTokens:
     def signal(self, need: Need) -> Tensor:
         """The signal, or UndeclaredNeed if the pruner did not declare it."""
         if self._declared is not None and need not in self._declared:
-            raise UndeclaredNeed(f"{need} was read but is not declared in `needs`; declared: {sorted(map(str, self._declared))}")
+            declared = ", ".join(sorted(map(str, self._declared))) or "nothing"
+            raise UndeclaredNeed(f"reads {need}, which its `needs` do not declare; they declare {declared}")
         return self._answer(need)
 
     def cls_attention(self, layer: int) -> Tensor:
@@ -138,8 +147,9 @@ class Selection:
     """Tokens that go to the language model, in its order.
 
     Attributes:
-        indices: (T,) int64; a patch (kept, or the centre of a merge), or CLS or POOLED for a token that is no patch.
-        features: (T, C) if the method merges tokens; None to gather the patches.
+        indices: (T,) int64 on the patches' device; a patch (kept, or the centre of a merge; none twice), or CLS (once at
+            most) or POOLED for a token that is no patch.
+        features: (T, C) in the patches' dtype if the method merges tokens; None to gather the patches.
     """
 
     indices: Tensor
@@ -180,8 +190,8 @@ def _fits(value: object, hint: object) -> bool:
         return any(value == valid and type(value) is type(valid) for valid in get_args(hint))
     if get_origin(hint) in (Union, UnionType):
         return any(_fits(value, option) for option in get_args(hint))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is float:  # finite, also as float64 for whole numbers of any length
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return type(value) is hint if hint in _WORDS else True
 
 
@@ -205,6 +215,9 @@ _WORDS: dict[object, str] = {
 class Pruner(ABC):
     """A method: a frozen dataclass whose fields are its hyper-parameters.
 
+    Attributes:
+        seed_written: whether the user wrote the seed of a pruner that draws; then the sweep runs that seed alone.
+
     Raises:
         UserError: a hyper-parameter is not of its annotated type; subclasses check ranges after `super().__post_init__()`.
     """
@@ -215,6 +228,7 @@ class Pruner(ABC):
     stage: ClassVar[Literal["tower", "layer"]] = "tower"
     stochastic: ClassVar[bool] = False  # has a field `seed`; the sweep runs several
     needs: ClassVar[frozenset[Need]] = frozenset()
+    seed_written: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -225,6 +239,8 @@ class Pruner(ABC):
                 raise UserError(f"{self.name}: {field.name} is {_wanted(hint)}, not {value!r}.{nearest(str(value), options)}")
             if hint is float:  # 1 and 1.0 are one method, so they have one text
                 object.__setattr__(self, field.name, float(value))
+        if self.stochastic and not 0 <= self.parameters()["seed"] <= MAX_SEED:  # type: ignore[operator]
+            raise UserError(f"{self.name}: seed is a whole number from 0 to {MAX_SEED}, not {self.parameters()['seed']!r}.")
 
     @property
     def budget_kind(self) -> str:
@@ -234,12 +250,20 @@ class Pruner(ABC):
     def spec(self) -> str:
         """The method as one writes it on the command line, defaults left out: `litelvlm(context_share=0.25)`."""
         values = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
-        given = [f"{field.name}={value!r}" for field, value in values if value != field.default]
+        written = {"seed"} if self.seed_written else ()
+        given = [f"{field.name}={value!r}" for field, value in values if value != field.default or field.name in written]
         return f"{self.name}({', '.join(given)})" if given else self.name
 
     def with_seed(self, seed: int) -> Self:
         """The same method with another seed; only for stochastic pruners."""
         return dataclasses.replace(self, seed=seed)  # type: ignore[call-arg]
+
+    def unseeded(self) -> Self:
+        """The same method with the default seed: what all seeds of it have in common; itself, if it does not draw."""
+        if not self.stochastic:
+            return self
+        (default,) = (field.default for field in dataclasses.fields(self) if field.name == "seed")
+        return self.with_seed(default)  # type: ignore[arg-type]
 
     def parameters(self) -> dict[str, object]:
         """All hyper-parameters, defaults included."""
@@ -269,8 +293,18 @@ class ScorePruner(Pruner):
         """(N,) importance of every patch; higher stays."""
 
     def select(self, tokens: VisualTokens, budget: int) -> Selection:
-        """Keep the best `budget` patches in raster order."""
-        return Selection(top(self.score(tokens), budget).sort().values)
+        """Keep the best `budget` patches in raster order.
+
+        Raises:
+            Fault: the scores are not one finite number per patch.
+        """
+        score = self.score(tokens)
+        if not isinstance(score, torch.Tensor) or score.shape != (len(tokens),):
+            what = tuple(score.shape) if isinstance(score, torch.Tensor) else type(score).__name__
+            raise Fault(f"scored {what} where one number per patch, a tensor of shape ({len(tokens)},), is asked")
+        if not bool(score.isfinite().all()):
+            raise Fault("scored patches with numbers that are not finite, and nothing ranks those")
+        return Selection(top(score, budget).sort().values)
 
 
 class LayerPruner(Pruner):

@@ -18,7 +18,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Golden sets can be swapped for others in the same layout."""
     parser.addoption("--golden-pruners", type=Path, default=HERE / "golden" / "pruners", help="pruner arrays")
     parser.addoption("--golden-glamm", type=Path, default=HERE / "golden" / "glamm", help="GLaMM checkpoint and arrays")
-    parser.addoption("--plugin", action="append", default=[], help="pruner files to test for conformance as well")
+    parser.addoption("--plugin", action="append", default=[], help="pruner files: test these for conformance, and no others")
+    parser.addoption("--pruners", default="", help="pruner list, as on the command line: test these for conformance alone")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from backbones.asking import Asking
 from backbones.base import Encoding, Grounded, Pixels, Row, Turn
+from pruners import checks
 from pruners.base import LayerPruner, Need, VisualTokens
 from tests.refer_tree import HEIGHT, SHIFTED, SQUARE, ref, write_tree
 from tests.refer_tree import WIDTH as WIDTH_OF_IMAGES
@@ -113,7 +114,7 @@ class FakeBackbone(Asking):
             assert isinstance(row.pruner, LayerPruner)
             count = row.pruner.tokens_after(row.budget, len(features), LAYERS)
             attention = (features @ vector(row.turns[-1].question)).softmax(0).expand(HEADS, -1)
-            kept = row.pruner.keep(attention, count)
+            kept = checks.keep(row.pruner, attention, count)
             lengths[row.pruner.layer :] = [count] * (LAYERS - row.pruner.layer)
         patches = kept[kept >= 0]
         logits = []

@@ -1,6 +1,7 @@
 """What every registered pruner has to keep; a plugin inherits these tests by being registered.
 
-`pytest tests/test_conformance.py --plugin my_pruner.py` runs them on a file of your own.
+`pytest tests/test_conformance.py --plugin my_pruner.py` runs them on a file's pruners alone, and `--pruners "mine(power=2.0)"`
+on what a pruner list names.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 import pruners
+from pruners import checks
 from pruners.base import CLS, POOLED, ImpossibleBudget, LayerPruner, Need, Pruner, Selection, UndeclaredNeed, VisualTokens
 from tests.tokens import WIDTH, attention_row, make_tokens
 
@@ -28,30 +30,42 @@ VARIANTS = (
     "trim(keep='highest', similarity='cosine')",
     "random(seed=7)",
 )
-SPECS = (*pruners.names(), *VARIANTS)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Also the pruners of --plugin files."""
+    """Every pruner, or those alone that --plugin brings or --pruners names."""
     if "pruner" in metafunc.fixturenames:
-        extra = [name for path in metafunc.config.getoption("--plugin") for name in pruners.load_plugin(path)]
-        specs = dict.fromkeys((*SPECS, *extra))
-        metafunc.parametrize("pruner", [pruners.parse(spec)[0] for spec in specs], ids=list(specs))
+        added = [name for path in metafunc.config.getoption("--plugin") for name in pruners.load_plugin(path)]
+        asked = metafunc.config.getoption("--pruners") or ",".join(added or (*pruners.names(), *VARIANTS))
+        found = pruners.parse(asked)
+        metafunc.parametrize("pruner", found, ids=[pruner.spec() for pruner in found])
 
 
 def choose(pruner: Pruner, tokens: VisualTokens, budget: int) -> Selection:
-    """What the language model's last layer sees, whatever the pruner's stage."""
+    """What the language model's last layer sees, whatever the pruner's stage; checked as everywhere."""
+    ends = checks.stated(pruner, budget, len(tokens), LAYERS)[-1]
     if isinstance(pruner, LayerPruner):
-        count = pruner.tokens_after(budget, len(tokens), LAYERS)
-        row = attention_row(len(tokens), dtype=tokens.patches.dtype)
-        return Selection(pruner.keep(row, count))
-    return pruner.select(tokens.only(pruner.needs), budget)
+        return Selection(checks.keep(pruner, attention_row(len(tokens), dtype=tokens.patches.dtype), ends))
+    return checks.select(pruner, tokens, budget)
+
+
+def budgets(pruner: Pruner, patches: int) -> list[int]:
+    """Six or fewer of those that the pruner can end at: few, all, and odd ones between."""
+    if pruner.name == "none":
+        return [patches]
+    able = [budget for budget in range(1, patches + 1) if possible(pruner, budget, patches)]
+    assert len(able) >= patches * 3 // 4, "most budgets have to be possible"
+    places = (0, 1, len(able) // 9, len(able) // 2 - 1, len(able) - 2, len(able) - 1)
+    return sorted({able[place] for place in places})
+
+
+def usual(pruner: Pruner, budget: int = 64, patches: int = 576) -> int:
+    """A budget as the sweep asks for it: of `none`, all tokens."""
+    return patches if pruner.name == "none" else budget
 
 
 def expected_tokens(pruner: Pruner, tokens: VisualTokens, budget: int) -> int:
-    if pruner.name == "none":
-        return len(tokens)
-    return pruner.tokens_after(budget, len(tokens), LAYERS) if isinstance(pruner, LayerPruner) else budget
+    return checks.stated(pruner, budget, len(tokens), LAYERS)[-1]
 
 
 def possible(pruner: Pruner, budget: int, patches: int) -> bool:
@@ -71,27 +85,33 @@ def same(one: Selection, other: Selection) -> bool:
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @torch.inference_mode()
 def test_exact_budget_and_valid_indices(pruner: Pruner, grid: tuple[int, int]) -> None:
-    """Every budget from 1 to all tokens: exactly so many, real patches, none twice."""
+    """Exactly so many tokens, real patches, none twice, and features that the projector takes."""
     tokens = make_tokens(grid)
-    patches, tried = len(tokens), 0
-    for budget in range(1, patches + 1):
-        if not possible(pruner, budget, patches):
-            continue
-        tried += 1
+    for budget in budgets(pruner, len(tokens)):
         chosen = choose(pruner, tokens, budget)
-        assert chosen.tokens == expected_tokens(pruner, tokens, budget)
-        assert chosen.indices.dtype == torch.int64 and chosen.indices.ndim == 1
+        if pruner.budget_kind == "final":
+            assert chosen.tokens == budget
         real = chosen.indices[chosen.indices >= 0]
         assert len(real.unique()) == len(real), budget
         assert set(chosen.indices[chosen.indices < 0].tolist()) <= {CLS, POOLED}
-        assert not len(real) or int(real.max()) < patches
-        if (chosen.indices < 0).any():
-            assert chosen.features is not None or POOLED not in chosen.indices
-        if budget in (1, 2, patches // 3, patches):
-            features = chosen.gather(tokens)
-            assert features.shape == (chosen.tokens, WIDTH) and bool(features.isfinite().all())
-            assert features.dtype == tokens.patches.dtype
-    assert tried >= patches * 3 // 4, "most budgets have to be possible"
+        assert not len(real) or int(real.max()) < len(tokens)
+        features = chosen.gather(tokens)
+        assert features.shape == (chosen.tokens, WIDTH) and bool(features.isfinite().all())
+        assert features.dtype == tokens.patches.dtype
+
+
+@pytest.mark.parametrize("patches", [64, 576])
+@pytest.mark.parametrize("layers", [5, 32])
+def test_schedule_meets_the_budget(pruner: Pruner, patches: int, layers: int) -> None:
+    """What the layers see, as stated: it never grows, and ends at the budget or averages it as far as whole tokens can."""
+    for budget in range(1, patches + 1) if pruner.name != "none" else [patches]:
+        try:
+            schedule = checks.stated(pruner, budget, patches, layers)
+        except ImpossibleBudget:
+            continue
+        assert len(schedule) == layers and list(schedule) == sorted(schedule, reverse=True) and schedule[0] <= patches
+        met = schedule[-1] if pruner.budget_kind == "final" else sum(schedule) / layers
+        assert abs(met - budget) <= (0 if pruner.budget_kind == "final" else 0.5)
 
 
 def test_impossible_budgets(pruner: Pruner) -> None:
@@ -104,32 +124,50 @@ def test_impossible_budgets(pruner: Pruner) -> None:
 
 @torch.inference_mode()
 def test_deterministic(pruner: Pruner) -> None:
-    for budget in (64, 191):
+    state = torch.random.get_rng_state()
+    for budget in {usual(pruner), usual(pruner, 191)}:
         first = choose(pruner, make_tokens(sample="a"), budget)
         assert same(first, choose(pruner, make_tokens(sample="a"), budget))
-        torch.manual_seed(123)
-        assert same(first, choose(pruner, make_tokens(sample="a"), budget)), "the global random state must not matter"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(123)
+            assert same(first, choose(pruner, make_tokens(sample="a"), budget)), "the global random state must not matter"
+    assert torch.equal(state, torch.random.get_rng_state()), "the global random state is not the pruner's"
+
+
+@torch.inference_mode()
+def test_draws_follow_seed_and_sample(pruner: Pruner) -> None:
+    """One that draws draws anew for another seed and another sample; any other has neither."""
+    tokens = [make_tokens(sample=sample) for sample in ("a", "b")]
+    budget = usual(pruner)
+    one, other = (choose(pruner, given, budget) for given in tokens)
+    assert same(one, other) != pruner.stochastic
+    if pruner.stochastic:
+        seeds = [choose(pruner.with_seed(seed), tokens[0], budget) for seed in (1, 2)]
+        assert not same(*seeds), "the seed decides the draw"
 
 
 @torch.inference_mode()
 def test_independent_of_other_images(pruner: Pruner) -> None:
     """Selecting for other images in between changes nothing."""
-    alone = [choose(pruner, make_tokens(seed=seed, sample=str(seed)), 64) for seed in range(3)]
+    budget = usual(pruner)
+    alone = [choose(pruner, make_tokens(seed=seed, sample=str(seed)), budget) for seed in range(3)]
     for seed in (2, 0, 1):
-        assert same(alone[seed], choose(pruner, make_tokens(seed=seed, sample=str(seed)), 64))
+        assert same(alone[seed], choose(pruner, make_tokens(seed=seed, sample=str(seed)), budget))
 
 
 @torch.inference_mode()
 def test_inputs_are_not_changed(pruner: Pruner) -> None:
-    tokens, fresh = make_tokens(), make_tokens()
-    choose(pruner, tokens, 64)
-    assert tokens.patches.equal(fresh.patches) and tokens.cls.equal(fresh.cls)
-    for need in pruner.needs:
-        assert tokens.signal(need).equal(fresh.signal(need))
+    """Called without the checks, which would hand out copies."""
     if isinstance(pruner, LayerPruner):
         row = attention_row(576)
         pruner.keep(row, 64)
         assert row.equal(attention_row(576))
+        return
+    tokens, fresh = make_tokens(), make_tokens()
+    pruner.select(tokens.only(pruner.needs), usual(pruner))
+    assert tokens.patches.equal(fresh.patches) and tokens.cls.equal(fresh.cls)
+    for need in pruner.needs:
+        assert tokens.signal(need).equal(fresh.signal(need))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
@@ -137,11 +175,12 @@ def test_inputs_are_not_changed(pruner: Pruner) -> None:
 def test_precisions(pruner: Pruner, dtype: torch.dtype) -> None:
     """Every precision gives the budget, its own dtype, and (but for VisPruner, which is chaotic) about the same choice."""
     tokens = make_tokens(dtype=dtype)
-    chosen = choose(pruner, tokens, 128)
-    assert chosen.tokens == expected_tokens(pruner, tokens, 128)
+    budget = usual(pruner, 128)
+    chosen = choose(pruner, tokens, budget)
+    assert chosen.tokens == expected_tokens(pruner, tokens, budget)
     assert chosen.gather(tokens).dtype == dtype
     if dtype == torch.float32 and pruner.name != "vispruner":
-        exact = choose(pruner, make_tokens(), 128)
+        exact = choose(pruner, make_tokens(), budget)
         common = set(chosen.indices.tolist()) & set(exact.indices.tolist())
         assert len(common) >= 0.97 * len(set(exact.indices.tolist()))
 
@@ -157,7 +196,7 @@ def test_declared_needs_are_enough(pruner: Pruner) -> None:
         return tokens.signal(need)
 
     spy = VisualTokens(tokens.patches, tokens.cls, tokens.grid, tokens.num_heads, answer, declared=pruner.needs)
-    choose(pruner, spy, 64)
+    choose(pruner, spy, usual(pruner))
     assert set(asked) <= pruner.needs
     with pytest.raises(UndeclaredNeed):
         make_tokens().only(frozenset()).signal(Need("keys", -2))
@@ -170,7 +209,7 @@ def test_featureless_image(pruner: Pruner) -> None:
     blank = torch.zeros_like(plain.patches)
     answer = {need: torch.zeros_like(plain.signal(need)) for need in pruner.needs}.__getitem__
     tokens = VisualTokens(blank, blank[0], plain.grid, plain.num_heads, answer)
-    for budget in (1, 2, 17, 64):
+    for budget in (1, 2, 17, 64) if pruner.name != "none" else (64,):
         if possible(pruner, budget, 64):
             chosen = choose(pruner, tokens, budget)
             assert chosen.tokens == expected_tokens(pruner, tokens, budget)
@@ -181,7 +220,7 @@ def test_featureless_image(pruner: Pruner) -> None:
 def test_one_and_many_expressions(pruner: Pruner) -> None:
     for texts in (1, 2, 3, 5):
         tokens = make_tokens(texts=texts)
-        for budget in (3, 64, 192):
+        for budget in {usual(pruner, asked) for asked in (3, 64, 192)}:
             if possible(pruner, budget, 576):
                 assert choose(pruner, tokens, budget).tokens == expected_tokens(pruner, tokens, budget)
 
@@ -198,7 +237,7 @@ ORDERS = {
 @torch.inference_mode()
 def test_order(pruner: Pruner) -> None:
     """The documented order; a method that documents none keeps raster order."""
-    chosen = choose(pruner, make_tokens(texts=1), 64).indices.tolist()
+    chosen = choose(pruner, make_tokens(texts=1), usual(pruner)).indices.tolist()
     order = ORDERS.get(pruner.name, "raster")
     if order == "raster":
         assert chosen == sorted(chosen)
@@ -222,7 +261,7 @@ def test_order(pruner: Pruner) -> None:
 def test_is_a_frozen_value(pruner: Pruner) -> None:
     """Hyper-parameters cannot change under a running sweep, and the text of a pruner rebuilds it."""
     assert pruners.parse(pruner.spec()) == [pruner]
-    assert pruner.stage in ("tower", "layer") and pruner.kind in ("method", "control") and pruner.reference
+    assert pruners.register(type(pruner)) is type(pruner) and pruner.reference
     for field in fields(pruner):  # type: ignore[arg-type]
         with pytest.raises(FrozenInstanceError):
             setattr(pruner, field.name, None)

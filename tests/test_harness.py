@@ -12,12 +12,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from harness import editions, journal, records
 from harness.provenance import collect
 from harness.runner import IMAGES_AT_ONCE, Plan, identity, prepare, run
 from harness.sweep import SEEDS_PER_STOCHASTIC_PRUNER, Cell, Setting, expand
-from pruners import ImpossibleBudget, UserError, VisualTokens, parse
+from pruners import ImpossibleBudget, Selection, UserError, VisualTokens, checks, parse
 from pruners.random import Random
 from reports import render
 from tests.fake_backbone import LAYERS, SIDE, FakeBackbone, write_data
@@ -68,12 +69,12 @@ def test_identity_is_stable_and_every_field_is_part_of_it() -> None:
     assert len(CELL.id) == 16
     other = {str: "another", int: 99, tuple: (("layer", 3),)}
     changed = [replace(CELL, **{f.name: other[type(getattr(CELL, f.name))]}) for f in fields(Cell) if f.name != "setting"]
-    changed += [replace(CELL, setting=replace(SETTING, **{f.name: "another"})) for f in fields(Setting)]
-    assert len({cell.id for cell in [CELL, *changed]}) == 1 + len(changed) == 16
+    changed += [replace(CELL, setting=replace(SETTING, **{f.name: 9 if f.name == "draws" else "another"})) for f in fields(Setting)]
+    assert len({cell.id for cell in [CELL, *changed]}) == 1 + len(changed) == 17
 
 
 def test_identity_does_not_change_between_versions() -> None:
-    assert CELL.id == "c70e3db362834334"
+    assert CELL.id == "b27d1f5ab192d392"
 
 
 def test_expansion() -> None:
@@ -89,9 +90,22 @@ def test_expansion() -> None:
     assert [pruner.parameters()["seed"] for pruner in drawn] == [5, 6, 7, 5, 6, 7]
 
 
-def test_a_pruner_that_draws_is_there_once_whatever_seed_was_given() -> None:
-    lines = expand(parse("random,random(seed=4)"), (8,), 0, (SIDE, SIDE), LAYERS)
-    assert [line.seed for line in lines] == [0, 1, 2]
+@pytest.mark.parametrize(
+    ("text", "seed", "seeds"),
+    [
+        ("random", 5, [5, 6, 7]),
+        ("random(seed=7)", 0, [7]),
+        ("random(seed=7)", 5, [7]),
+        ("random(seed=0)", 5, [0]),
+        ("random,random(seed=7)", 0, [0, 1, 2, 7]),
+        ("random(seed=1),random", 0, [1, 0, 2]),
+        ("random(seed=7),random(seed=8),random(seed=7)", 0, [7, 8]),
+    ],
+)
+def test_a_written_seed_runs_alone_and_the_option_moves_the_others(text: str, seed: int, seeds: list[int]) -> None:
+    lines = expand(parse(text), (8,), seed, (SIDE, SIDE), LAYERS)
+    assert [line.seed for line in lines] == seeds == [line.pruner.parameters()["seed"] for line in lines]
+    assert {line.name for line in lines} == {"random"}
 
 
 @pytest.mark.parametrize("budget", [0, PATCHES + 1])
@@ -306,9 +320,14 @@ def test_an_image_that_cannot_be_encoded_costs_only_itself(root: Path, tmp_path:
 @pytest.mark.parametrize(
     ("select", "message"),
     [
-        (lambda tokens, budget: 1 / 0, "uniform failed on refcoco:val:1 at 8 tokens"),
-        (lambda tokens, budget: tokens.text_embeds, "UndeclaredNeed"),
-        (lambda tokens, budget: tokens.patches, "uniform failed"),
+        (
+            lambda tokens, budget: 1 / 0,
+            r"uniform \(.*uniform.py:\d+\) failed on refcoco:val:1 at 8 tokens with ZeroDivisionError",
+        ),
+        (lambda tokens, budget: tokens.text_embeds, "reads .*text_embeds.*, which its `needs` do not declare"),
+        (lambda tokens, budget: tokens.patches, "returned Tensor where a Selection is asked"),
+        (lambda tokens, budget: Selection(torch.randperm(64)[:budget]), "draws from a global random state"),
+        (lambda tokens, budget: Selection(tokens.patches.zero_()[:budget, 0].long()), "changes tokens.patches in place"),
     ],
 )
 def test_a_pruner_that_fails_stops_the_run(
@@ -316,9 +335,25 @@ def test_a_pruner_that_fails_stops_the_run(
 ) -> None:
     pruner = type(parse("uniform")[0])
     monkeypatch.setattr(pruner, "select", lambda self, tokens, budget: select(tokens, budget))
+    monkeypatch.setattr(checks, "_watched", set())
     with pytest.raises(UserError, match=message):
         start(plan_of(root, "uniform"), tmp_path)
     assert not (tmp_path / records.DONE).exists()
+
+
+def test_a_layer_pruner_that_fails_stops_the_run(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pruner, original = type(parse("fastv")[0]), type(parse("fastv")[0]).keep
+    monkeypatch.setattr(checks, "_watched", set())
+    monkeypatch.setattr(pruner, "keep", lambda self, row, count: original(self, row, count).flip(0))
+    with pytest.raises(UserError, match="returned kept indices that do not ascend"):
+        start(plan_of(root, "fastv"), tmp_path / "order")
+    monkeypatch.setattr(pruner, "keep", lambda self, row, count: torch.randperm(64)[:count].sort().values)
+    with pytest.raises(UserError, match="global random state"):
+        start(plan_of(root, "fastv(layer=3)"), tmp_path / "draw")
+    monkeypatch.setattr(pruner, "tokens_after", lambda self, budget, patches, layers: budget + 1)
+    with pytest.raises(UserError, match="ends at 9 tokens where 8 were asked"):
+        start(plan_of(root, "fastv"), tmp_path / "stated")
+    assert not (tmp_path / "stated").exists(), "a false statement is refused before anything runs"
 
 
 def test_a_pruner_that_misses_its_budget_stops_the_run(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import pruners
-from pruners.base import CLS, ImpossibleBudget, Pruner, ScorePruner, Selection, UserError, VisualTokens
+from pruners.base import CLS, ImpossibleBudget, Need, Pruner, ScorePruner, Selection, UserError, VisualTokens
 from pruners.fastv import FastV
 from pruners.oracle import Oracle
 from pruners.prumerge import plus_budget
@@ -38,6 +39,8 @@ def test_board_is_complete() -> None:
         (" trim , trim ", ["trim"]),
         ("trim(similarity='cosine', keep='highest')", ["trim(keep='highest', similarity='cosine')"]),
         ("fastv(layer=2)", ["fastv"]),
+        ("fastv(layer=3\n)", ["fastv(layer=3)"]),
+        ("random,random(seed=0),random(seed=7)", ["random", "random(seed=0)", "random(seed=7)"]),
         ("all,litelvlm(combine='intersection')", [*pruners.names(), "litelvlm(combine='intersection')"]),
     ],
 )
@@ -64,6 +67,24 @@ def test_parse(text: str, specs: list[str]) -> None:
         ("prumerge(plus=1)", "plus is True or False, not 1"),
         ("fastv(layer=2.5)", "layer is a whole number, not 2.5"),
         ("visionzip(contextual='ten')", "a whole number or None"),
+        ("fastv(layer=3).__class__()", "behind the bracket"),
+        ("fastv(layer=3)#", "behind the bracket"),
+        ("fastv(layer=2)(", "unclosed bracket"),
+        ("fastv(layer=2, layer=3)", "layer is given twice"),
+        ("fastv(**{'layer': 3})", "give parameters by name"),
+        ("fastv(layer=" + "-" * 900 + "1)", "Cannot read the pruner"),
+        ("fastv(layer=" + "-" * 20000 + "1)", "20014 letters long; 1000 is the most"),
+        ("fastv(layer=" + "(" * 400 + "1" + ")" * 400 + ")", "Cannot read the pruner"),
+        ("f" * 100_000, "100000 letters long"),
+        ("litelvlm(context_share=" + "9" * 500 + ")", "context_share is a number"),
+        ("litelvlm(context_share=1e999)", "context_share is a number, not inf"),
+        ("litelvlm(combine='\\ud800')", "'union' or 'intersection'"),
+        ("litelvlm(combine='),(')", "'union' or 'intersection'"),
+        ("litelvlm(combine=')", "unclosed bracket"),
+        ("\ud800", "There is no pruner '\\ud800'"),
+        ("litelvlm(\x00)", "Cannot read the pruner"),
+        ("random(seed=-1)", "seed is a whole number from 0 to 4294967295, not -1"),
+        ("random(seed=4294967296)", "seed is a whole number from 0 to 4294967295"),
         ("xyz*", "matches no pruner"),
         (" , ", "No pruner was given"),
     ],
@@ -90,6 +111,65 @@ def test_register_wants_a_named_pruner() -> None:
 
             def score(self, tokens: VisualTokens) -> torch.Tensor:
                 return tokens.patches.sum(1)
+
+
+def make(bases: tuple[type, ...] = (ScorePruner,), *, dataclass_: bool = True, types: object = None, **facts: object) -> type:
+    """A pruner class that is right but for `facts`."""
+    right = {"name": "mine", "reference": "here", "score": lambda self, tokens: tokens.patches[:, 0], "__module__": __name__}
+    made = type("Mine", bases, right | {"__annotations__": types or {}} | facts)
+    return dataclass(frozen=True)(made) if dataclass_ else made
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(pruners.registry, "_registry", dict(pruners.registry._registry))
+
+
+@pytest.mark.parametrize(
+    "name", ["", " mine", "a,b", "a(b)", "a[0]", "a*", "a?", "a@64", "a\nb", "a\tb", "\ud800", "all", "x" * 501]
+)
+def test_names_that_lists_and_tables_cannot_hold(name: str, registry: None) -> None:
+    with pytest.raises(UserError, match="name") as caught:
+        pruners.register(make(name=name))
+    assert "test_pruners.py" in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["mine", "my pruner", "é", "剪枝", "v1.0+b/2", "<b>"])
+def test_names_that_can_be_written(name: str, registry: None) -> None:
+    pruners.register(make(name=name))
+    assert [pruner.spec() for pruner in pruners.parse(name)] == [name]
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"kind": "magic"}, "'method' or 'control'"),
+        ({"stage": "layer"}, "subclasses of LayerPruner have 'layer'"),
+        ({"stochastic": 1}, "True or False"),
+        ({"stochastic": True}, "give it a field seed: int = 0"),
+        ({"stochastic": True, "types": {"seed": float}, "seed": 0.0}, "give it a field seed: int = 0"),
+        ({"needs": {Need("keys", -1)}}, "declares its needs as set"),
+        ({"needs": frozenset({"keys"})}, "which is no pruners.Need"),
+        ({"needs": frozenset({Need("attention", -1)})}, "there are cls_attention"),
+        ({"needs": frozenset({Need("keys")})}, "takes a layer: -1 is the last"),
+        ({"needs": frozenset({Need("text_embeds", -1)})}, "takes no layer"),
+        ({"types": {"power": float}}, "cannot be made with its defaults|gives power no default"),
+        ({"types": {"power": float}, "power": "much"}, "cannot be made with its defaults"),
+        ({"types": {"name": str}}, "makes name a parameter"),
+        ({"__init__": lambda self, power=1.0: None}, "does not take exactly its fields"),
+        ({"dataclass_": False}, "no frozen dataclass"),
+        ({"dataclass_": False, "types": {"power": float}, "power": 1.0}, "no frozen dataclass"),
+        ({"bases": (FastV,), "dataclass_": False, "types": {"more": int}, "more": 1}, "no frozen dataclass"),
+        ({"bases": (pruners.LayerPruner,), "tokens_after": lambda *_: 1, "keep": lambda *_: None}, "give it a field layer: int"),
+        ({"bases": (Pruner,), "select": Pruner.select}, "cannot be made with its defaults"),
+    ],
+)
+def test_registration_looks_at_what_the_harness_reads(facts: dict[str, Any], says: str, registry: None) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        pruners.register(make(**facts))
+    assert "'mine'" in str(caught.value) and len(str(caught.value).splitlines()) == 1
+    assert "mine" not in pruners.names()
 
 
 def test_a_name_is_taken_once() -> None:
@@ -123,7 +203,7 @@ def test_installed_plugin(tmp_path: Path) -> None:
     subprocess.run([*install, str(tmp_path / "site"), str(source)], check=True, capture_output=True)
     done = run("import pruners; print(pruners.parse('bright*')[0].spec(), 'brightest' in pruners.names())", tmp_path / "site")
     assert done.stdout.split() == ["brightest", "True"], done.stderr
-    tests = "import pytest, sys; sys.exit(pytest.main(['-q', 'tests/test_conformance.py', '-k', '[brightest']))"
+    tests = "import pytest, sys; sys.exit(pytest.main(['-q', 'tests/test_conformance.py', '--pruners', 'bright*']))"
     conforms = run(tests, tmp_path / "site")
     assert conforms.returncode == 0 and " passed" in conforms.stdout, conforms.stdout + conforms.stderr
 
@@ -149,16 +229,34 @@ def test_plugin_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Two pruners are named 'mine'"):
         pruners.load_plugin(twin)
     del pruners.registry._registry["mine"]
+    half = good.read_text().replace("brightest", "half") + "\n1 / 0\n"
     for name, text, says in (
         ("none.py", None, "no plugin file"),
         ("empty.py", "x = 1", "registers no pruner"),
         ("broken.py", "1 +", "cannot be imported"),
+        ("half.py", half, "ZeroDivisionError"),
+        ("leaves.py", "raise SystemExit(0)", "SystemExit"),
+        ("null.py", "x = '\0'", "cannot be imported"),
     ):
         path = tmp_path / name
         if text is not None:
             path.write_text(text)
         with pytest.raises(UserError, match=says):
             pruners.load_plugin(path)
+    assert "half" not in pruners.names() and "mine" not in pruners.names()
+
+
+def test_a_plugins_source_is_what_ran(tmp_path: Path, registry: None) -> None:
+    """Also after an edit, and whatever encoding it declares."""
+    path = tmp_path / "mine.py"
+    ran = "# coding: latin-1\n" + (HERE / "sample_plugin" / "sample_pruner.py").read_text().replace("brightest", "h\xe9")
+    path.write_bytes(ran.encode("latin-1"))
+    assert pruners.load_plugin(path) == ["h\xe9"]
+    path.write_text("\n\n\nx = 1\n")
+    cls = pruners.get("h\xe9")
+    assert pruners.registry.plugin_source(cls.__module__) == ran
+    assert pruners.registry.plugin_source(Pruner.__module__) is None
+    assert pruners.registry.source_of(cls) == f"{path}:{ran.splitlines().index('@register') + 1}"
 
 
 def test_published_splits() -> None:

@@ -22,7 +22,7 @@ from backbones.base import Encoding, Row, Turn
 from backbones.glamm.backbone import GlammBackbone
 from harness import data, metrics
 from harness.protocol import conversations
-from pruners import Pruner, Selection, UserError, parse
+from pruners import Pruner, Selection, UserError, checks, parse
 
 Chooser = Callable[[GlammBackbone, Encoding, Encoding, tuple[Turn, ...], str, NDArray[np.bool_]], Row]
 
@@ -32,7 +32,7 @@ def _pruned(text: str, budget: int) -> Chooser:
 
     def choose(backbone: GlammBackbone, own: Encoding, other: Encoding, turns: Any, sample: str, truth: Any) -> Row:
         tokens = backbone.tokens(own, turns, sample, truth)
-        return Row(own, turns, pruner, budget, pruner.select(tokens, budget))
+        return Row(own, turns, pruner, budget, checks.select(pruner, tokens, budget))
 
     return choose
 

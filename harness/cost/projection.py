@@ -28,6 +28,7 @@ from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer, behind_image
 from harness.cost import meters
 from harness.cost.formulas import PRESETS, Shape
 from harness.sweep import Line
+from pruners import checks
 from pruners.base import TEXT_EMBEDS, LayerPruner, UserError
 
 SEED = 0
@@ -174,7 +175,7 @@ class Chooser:
         counting = meters.counter()
         tokens = visual_tokens(self, self.inputs, self.states, self.text)  # type: ignore[arg-type]
         with torch.no_grad(), counting:
-            kept = line.pruner.select(tokens.only(line.pruner.needs), line.budget).gather(tokens)
+            kept = checks.select(line.pruner, tokens, line.budget).gather(tokens)
         return len(kept), counting.get_total_flops() // 2
 
 
