@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +65,9 @@ def read_ahead(parts: Parts, keys: Iterable[Key], workers: int, pin: bool) -> It
     Args:
         workers: processes that load; 0 loads in this one, when asked.
         pin: pinned memory, for copies to a GPU that overlap with its work.
+
+    Raises:
+        UserError: a loading process was killed.
     """
     keys = iter(keys)
     for first in keys:  # no worker is started for nothing
@@ -75,4 +80,25 @@ def read_ahead(parts: Parts, keys: Iterable[Key], workers: int, pin: bool) -> It
             pin_memory=pin,
             prefetch_factor=2 if workers else None,
         )
-        yield from loader
+        try:
+            yield from _unsignalled(loader)
+        except RuntimeError as error:
+            if not workers or "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                "A process that reads images ahead was killed, as happens when memory ends; nothing recorded is lost, "
+                f"give the same command again, with fewer than --workers {workers}."
+            ) from error
+
+
+def _unsignalled(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The loader's parts. A worker's death is told where the next part is asked for.
+
+    torch's handler of SIGCHLD would raise wherever this process is at that moment: amid a forward pass, where it would
+    be taken for the fault of an image.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    found = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    yield from found

@@ -160,14 +160,14 @@ def broken(change: str, root: Path) -> None:
         ("binary json", "is not valid JSON"),
         ("deep json", "is not valid JSON"),
         ("other json", "not a COCO instances file"),
-        ("other name", "image 1 has no usable size or file name"),
+        ("other name", "image 1: no usable file name: '../../secret.png'"),
         ("no size", "'height' is '40', not a whole number"),
         ("lost annotation", r"annotation 500 \(ref 0\), annotation 501 \(ref 1\), .* and 2 more, which instances"),
         ("lost image", r"image 77 \(ref 3\), which instances\.json does not hold"),
         ("not a list", "holds a dict"),
         ("no split", "Ref 0 of .* has no usable 'split'"),
         ("no text", "Ref 0 of .* sentence without text"),
-        ("odd annotation", "Ref 0 of .* 'ann_id'"),
+        ("odd annotation", r"Ref 0 of .*\('ann_id' is None, not a whole number"),
     ],
 )
 def test_damaged_trees_are_named_in_one_sentence(tmp_path: Path, change: str, said: str) -> None:
