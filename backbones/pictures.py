@@ -169,6 +169,6 @@ def user_image(image: str | Path | Image.Image) -> NDArray[np.uint8]:
     try:
         return read_image(image) if isinstance(image, str | Path) else picture_rgb(image)
     except FileNotFoundError:
-        raise UserError(f"There is no image {name!r}; give a PNG or JPEG file.") from None
+        raise UserError(f"The image {name!r} cannot be read (there is no such file); give a PNG or JPEG file.") from None
     except UnreadableImage as error:
         raise UserError(f"The image {name!r} cannot be read ({error}); give a PNG or JPEG file.") from error

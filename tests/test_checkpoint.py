@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicCache
 import backbones
 from backbones.glamm import reading
 from backbones.glamm.decoder import run_layers
-from backbones.glamm.sizes import llm_config, sam_config
+from backbones.glamm.sizes import llm_config, sam_config, sam_numbers
 from pruners import UserError, parse
 
 Damage = Callable[[Path], object]
@@ -165,12 +165,37 @@ def test_files_beside_an_index_are_left_alone(folder: Path) -> None:
     load(folder)
 
 
-def test_the_fingerprint_knows_the_tokenizers(folder: Path) -> None:
-    before = reading.fingerprint(folder / "checkpoint", folder / "clip")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        replace("checkpoint/model.safetensors", model__norm__weight=torch.ones(64)),
+        change("checkpoint/config.json", rms_norm_eps=1e-6),
+        change("checkpoint/added_tokens.json", **{"<point>": 470}),
+        change("checkpoint/sam_dims.json", window_size=7),
+        change("clip/preprocessor_config.json", do_rescale=None),
+        change("clip/config.json", projection_dim=25),
+        lambda folder: (folder / "clip/merges.txt").open("a").write("\n"),
+    ],
+)
+def test_the_fingerprint_knows_what_the_model_depends_on(folder: Path, damage: Damage) -> None:
+    def mark() -> str:
+        return reading.fingerprint(folder / "checkpoint", folder / "clip", sam_numbers(folder / "checkpoint"))
+
+    before = mark()
+    damage(folder)
+    assert mark() != before
+
+
+def test_the_fingerprint_knows_nothing_else(folder: Path) -> None:
+    before = load(folder).fingerprint
+    shutil.copyfile(folder / "checkpoint/sam_dims.json", folder / "numbers.json")
+    for name in ("trainer_state.json", "README.md", "generation_config.json", "tokenizer_config.json"):
+        (folder / "checkpoint" / name).write_text('{"step": 7}')
+        (folder / "clip" / name).write_text('{"step": 7}')
+    path = folder / "checkpoint/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=7).replace("\n", "\r\n"))
     assert load(folder).fingerprint == before
-    with (folder / "clip" / "merges.txt").open("a") as handle:
-        handle.write("\n")
-    assert reading.fingerprint(folder / "checkpoint", folder / "clip") != before
+    assert load(folder, sam_dims=folder / "numbers.json").fingerprint == before
 
 
 @pytest.mark.parametrize(
