@@ -168,8 +168,9 @@ def _clip(folder: Path) -> Iterator[Finding]:
         config = clip_config(reading.clip_folder(str(folder)))
         with torch.device("meta"):
             count = checkpoint.clip_part(CLIPModel(config), folder).check()
-        clip_tokenizer(folder, config.text_config.vocab_size)
         vision: Any = config.vision_config
+        text: Any = config.text_config
+        clip_tokenizer(folder, text.vocab_size)
         side = vision.image_size // vision.patch_size
         yield Finding("ok", f"CLIP '{folder}': {count} tensors, {side} x {side} visual tokens")
     except UserError as error:

@@ -111,7 +111,7 @@ class _Watch:
     """
 
     def __init__(self, theirs: Any) -> None:
-        self.theirs = theirs.theirs if isinstance(theirs, _Watch) else theirs
+        self.theirs: Any = theirs.theirs if isinstance(theirs, _Watch) else theirs
         self.waiting = False
         self.died: RuntimeError | None = None
 

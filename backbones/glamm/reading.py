@@ -54,8 +54,13 @@ def weight_files(folder: Path) -> list[Path]:
     """The weight files of a folder: safetensors if there are any, else pytorch_model*.bin; those of an index if it has one.
 
     Raises:
-        UserError: there are none, or the index names files that are not there.
+        UserError: there are none, an adapter stands beside them, or the index names files that are not there.
     """
+    if adapters := sorted(path.name for path in folder.glob("adapter_*")):
+        raise UserError(
+            f"{str(folder)!r} holds an adapter ({sample(adapters)}) beside its model; merge it with peft's merge_and_unload() and "
+            "save the result, or take these files away if they are merged."
+        )
     for index, pattern in FORMATS:
         found = sorted(folder.glob(pattern))
         if found and (folder / index).is_file():
@@ -196,7 +201,7 @@ def fingerprint(folder: Path, tower: Path | None, sam: dict[str, Any]) -> str:
         sam: the grounding encoder's numbers.
     """
     digest = hashlib.sha256(json.dumps(sam, sort_keys=True).encode())
-    of = {folder: ("config.json", *LLAMA_WORDS)}
+    of: dict[Path, tuple[str, ...]] = {folder: ("config.json", *LLAMA_WORDS)}
     if tower is not None:
         of[tower] = ("config.json", "preprocessor_config.json", *CLIP_WORDS)
     for place, names in of.items():

@@ -55,6 +55,8 @@ class LlamaTokenizer:
         if not model.is_file():
             raise UserError(f"There is no tokenizer.model in {str(folder)!r}; copy it from the GLaMM-RefSeg release.")
         try:
+            if model.stat().st_size > MOST_BYTES:
+                raise ValueError(f"it has {model.stat().st_size >> 20} MiB")
             self._pieces = sentencepiece.SentencePieceProcessor(str(model))
             vocabulary = {self._pieces.id_to_piece(k): k for k in range(self._pieces.get_piece_size())}
             special = [self._pieces.id_to_piece(k) for k in (self._pieces.unk_id(), self._pieces.bos_id(), self._pieces.eos_id())]

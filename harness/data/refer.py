@@ -108,7 +108,7 @@ def load_refer(root: str | Path, dataset: str, split: str) -> list[Sample]:
     refs = [ref for ref in tree.refs if chosen(ref.split)]
     if not refs:
         held = sorted({ref.split for ref in tree.refs})
-        raise DataError(f"{dataset} has no split {split!r}, it has {', '.join(held)}.{nearest(split, held)}")
+        raise DataError(f"{dataset} has no split {split!r}, it has {', '.join(held) or 'none'}.{nearest(split, held)}")
     if ".." in re.split(r"[/\\]", split) or split.startswith(("/", "\\")):
         raise DataError(f"The split {split!r} of {dataset} is a path; give it another name in {_files(root, dataset)[0]}.")
     by_image: dict[int, list[Ref]] = {}

@@ -51,14 +51,14 @@ def _unpickle(data: bytes) -> Any:
     names: tuple[str, ...] = ()  # the last two texts, which protocol 4 names a class by
     for opcode, argument, _ in pickletools.genops(data):
         # the C unpickler fills a table as long as the largest memo index; an honest index is below the file's length
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
+        if isinstance(argument, int) and opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
             raise pickle.UnpicklingError(f"it counts {argument} objects in {len(data)} bytes")
         if opcode.name not in PLAIN:
-            wanted = argument.replace(" ", ".") if opcode.name in ("GLOBAL", "INST") else ".".join(names)
-            if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
-                hint = "; convert numpy's values with int() and str()" if wanted.startswith("numpy") else ""
-                raise pickle.UnpicklingError(f"it asks for {wanted}{hint}")
-            raise pickle.UnpicklingError(f"it holds a {opcode.name.rstrip('123').lower()}; write lists instead")
+            if opcode.name not in ("GLOBAL", "INST", "STACK_GLOBAL"):
+                raise pickle.UnpicklingError(f"it asks for {opcode.name}; write lists, dicts, text and numbers alone")
+            wanted = ".".join(names) if opcode.name == "STACK_GLOBAL" else str(argument).replace(" ", ".")
+            hint = "; convert numpy's values with int() and str()" if wanted.startswith("numpy") else ""
+            raise pickle.UnpicklingError(f"it asks for {wanted}{hint}")
         if isinstance(argument, str):
             names = (*names[-1:], argument)
     # latin-1 takes every byte string that Python 2 may have written
