@@ -58,8 +58,8 @@ def weight_files(folder: Path) -> list[Path]:
     """
     if adapters := sorted(path.name for path in folder.glob("adapter_*")):
         raise UserError(
-            f"{str(folder)!r} holds an adapter ({sample(adapters)}) beside its model; merge it with peft's merge_and_unload() and "
-            "save the result, or take these files away if they are merged."
+            f"{str(folder)!r} holds an adapter ({sample(adapters)}) beside its model; "
+            "merge it with peft's merge_and_unload() and save the result, or take these files away if they are merged."
         )
     for index, pattern in FORMATS:
         found = sorted(folder.glob(pattern))
