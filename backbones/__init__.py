@@ -124,12 +124,13 @@ def load(
     from backbones.glamm.backbone import GlammBackbone
     from backbones.glamm.checkpoint import load_checkpoint
     from backbones.glamm.parallel import mesh, split
+    from backbones.glamm.sizes import sam_numbers
     from backbones.glamm.tokenizer import LlamaTokenizer
 
     folder = Path(checkpoint)
-    sam = reading.read_json(Path(sam_dims), "--sam-dims names a json file") if sam_dims is not None else None
     if not folder.is_dir():
         raise UserError(f"There is no checkpoint folder {str(folder)!r}; give --checkpoint the folder with config.json.")
+    sam = sam_numbers(folder, Path(sam_dims) if sam_dims is not None else None)
     tokenizer = LlamaTokenizer(folder)
     tower = reading.clip_folder(clip or reading.CLIP_HUB)
     team = mesh(tensor_parallel, device) if tensor_parallel > 1 else None
@@ -148,7 +149,7 @@ def load(
         tokenizer,
         tower,
         name=name,
-        fingerprint=reading.fingerprint(folder, tower),
+        fingerprint=reading.fingerprint(folder, tower, sam),
         device=device,
         dtype=dtype,
         attn=attn,

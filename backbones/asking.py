@@ -15,6 +15,7 @@ from PIL import Image
 
 from backbones.base import Answer, Backbone, Encoding, Picture, Row
 from backbones.glamm.conversation import plain_turn
+from backbones.pictures import UnreadableImage, check_size, user_image
 from pruners import checks, parse
 from pruners.base import LayerPruner, Pruner, UserError
 
@@ -68,17 +69,15 @@ def pixels(image: Picture) -> NDArray[np.uint8]:
     Raises:
         UserError: the file is no image, or the array is not of that shape and type.
     """
-    if isinstance(image, str | Path):
-        try:
-            with Image.open(image) as opened:
-                return np.array(opened.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"The image {str(image)!r} cannot be read ({error}); give a PNG or JPEG file.") from error
-    if isinstance(image, Image.Image):
-        return np.array(image.convert("RGB"))
+    if isinstance(image, str | Path | Image.Image):
+        return user_image(image)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise UserError(f"An image is a (height, width, 3) array of uint8, a pillow image or a file's name, not {what}.")
+    try:
+        check_size(*image.shape[:2])
+    except UnreadableImage as error:
+        raise UserError(f"The image cannot be used ({error}).") from error
     return image
 
 

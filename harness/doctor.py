@@ -160,6 +160,7 @@ def _clip(folder: Path) -> Iterator[Finding]:
 
     from backbones.glamm import checkpoint, reading
     from backbones.glamm.sizes import clip_config
+    from backbones.glamm.tokenizer import clip_tokenizer
 
     try:
         if not folder.is_dir():
@@ -168,6 +169,8 @@ def _clip(folder: Path) -> Iterator[Finding]:
         with torch.device("meta"):
             count = checkpoint.clip_part(CLIPModel(config), folder).check()
         vision: Any = config.vision_config
+        text: Any = config.text_config
+        clip_tokenizer(folder, text.vocab_size)
         side = vision.image_size // vision.patch_size
         yield Finding("ok", f"CLIP '{folder}': {count} tensors, {side} x {side} visual tokens")
     except UserError as error:
@@ -179,7 +182,7 @@ def _checkpoint(folder: Path, clip: Path | None, sam_dims: Path | None = None) -
     from transformers import CLIPConfig
 
     from backbones.glamm import checkpoint, reading
-    from backbones.glamm.sizes import clip_config
+    from backbones.glamm.sizes import check_resolution, clip_config, sam_numbers
     from backbones.glamm.tokenizer import LlamaTokenizer
 
     if clip is not None:
@@ -188,17 +191,17 @@ def _checkpoint(folder: Path, clip: Path | None, sam_dims: Path | None = None) -
         if not folder.is_dir():
             raise UserError(f"There is no checkpoint folder {str(folder)!r}; give --checkpoint the folder with config.json.")
         settings = reading.read_json(folder / "config.json", "--checkpoint needs the files of a GLaMM-RefSeg release")
-        numbers = sam_dims or folder / "sam_dims.json"
-        sam = (
-            reading.read_json(numbers, "it gives the numbers of the grounding encoder") if sam_dims or numbers.is_file() else None
-        )
+        sam = sam_numbers(folder, sam_dims)
         stub = CLIPConfig(vision_config={"hidden_size": settings.get("mm_hidden_size", 1024), "num_attention_heads": 1})
-        tower = clip_config(clip) if clip is not None and (clip / "config.json").is_file() else stub
+        known = clip is not None and (clip / "config.json").is_file()
+        tower = clip_config(clip) if clip is not None and known else stub
+        if clip is not None and known:
+            check_resolution(settings, tower, clip)
         model = checkpoint.build_meta(settings, tower, sam)
         count = checkpoint.glamm_part(model, folder).check()
         words, rows = LlamaTokenizer(folder), model.language_model.config.vocab_size
         words.check(rows)
-        mark = reading.fingerprint(folder, clip) if clip is not None and clip.is_dir() else reading.fingerprint(folder)
+        mark = reading.fingerprint(folder, clip if clip is not None and clip.is_dir() else None, sam)
         yield Finding("ok", f"checkpoint '{folder}': {count} tensors, {rows} embedding rows, fingerprint {mark}")
     except UserError as error:
         yield Finding("wrong", str(error))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from transformers.cache_utils import DynamicCache
 import backbones
 from backbones.glamm import reading
 from backbones.glamm.decoder import run_layers
-from backbones.glamm.sizes import llm_config, sam_config
+from backbones.glamm.sizes import llm_config, sam_config, sam_numbers
 from pruners import UserError, parse
 
 Damage = Callable[[Path], object]
@@ -90,6 +92,53 @@ def shards(folder: Path) -> list[Path]:
     return files
 
 
+def tower(part: str, **values: object) -> Damage:
+    """Set entries of one tower's part of CLIP's config.json."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "clip" / "config.json"
+        found = json.loads(path.read_text())
+        found[part] |= values
+        path.write_text(json.dumps(found))
+
+    return damage
+
+
+def index(name: str) -> Damage:
+    return write("checkpoint/model.safetensors.index.json", json.dumps({"weight_map": {"model.norm.weight": name}}))
+
+
+def pipe(path: str) -> Damage:
+    """A named pipe in a file's place: a reader would wait for ever."""
+
+    def damage(folder: Path) -> None:
+        (folder / path).unlink()
+        os.mkfifo(folder / path)
+
+    return damage
+
+
+class Asks:
+    """Pickles as a call."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> Any:
+        return self.call[0], self.call[1:]
+
+
+def compressed(folder: Path) -> None:
+    """A .bin file whose members unpack to more than they take, as torch never writes them."""
+    as_bin(lambda found: {"x": torch.zeros(10**6)})(folder)
+    path = folder / "checkpoint" / "pytorch_model.bin"
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -119,6 +168,43 @@ def shards(folder: Path) -> list[Path]:
         (write("clip/config.json", "{}"), "no vision_config and text_config"),
         (replace("clip/model.safetensors", surprise=torch.zeros(2)), "unexpected: surprise"),
         (replace("clip/model.safetensors", logit_scale=torch.tensor(float("inf"))), "NaN or infinite: logit_scale"),
+        (replace("clip/model.safetensors", logit_scale=torch.tensor(3)), r"no floating-point numbers: logit_scale \(int64\)"),
+        (write("checkpoint/config.json", '{"a":' + "[" * 10**5), "nested too deeply"),
+        (write("checkpoint/added_tokens.json", "[" * 10**5), "nested too deeply"),
+        (write("checkpoint/config.json", '{"hidden_size": ' + "9" * 5000 + "}"), "not readable json"),
+        (lambda folder: os.truncate(folder / "clip/vocab.json", 2**40), "it has 1048576 MiB, more than 64"),
+        (lambda folder: os.truncate(folder / "checkpoint/tokenizer.model", 2**40), "no sentencepiece model"),
+        (change("checkpoint/config.json", hidden_size=10**9), "hidden_size is 1000000000, not a whole number from 1 to 65536"),
+        (change("checkpoint/config.json", num_hidden_layers=10**7), "num_hidden_layers is 10000000"),
+        (change("checkpoint/config.json", rope_theta=float("nan")), "rope_theta is nan"),
+        (change("checkpoint/sam_dims.json", depth=10**8, mlp_ratio=float("inf")), "depth is 100000000.*mlp_ratio is inf"),
+        (tower("vision_config", num_hidden_layers=10**8), "vision_config's num_hidden_layers is 100000000"),
+        (tower("text_config", hidden_size=True), "text_config's hidden_size is True"),
+        (change("checkpoint/added_tokens.json", **{"[SEG]": -5}), r"'\[SEG\]' has the id -5"),
+        (change("checkpoint/added_tokens.json", **{"[SEG]": 5}), r"'\[SEG\]' and '<0x02>' share the id 5"),
+        (change("checkpoint/added_tokens.json", **{"<p>": 460, "<q>": 460}), "'<p>' and .* share the id|and '<q>' share the id"),
+        (change("checkpoint/added_tokens.json", **{"": 466}), "'' has the id 466"),
+        (write("clip/vocab.json", "{}"), "do not fit together"),
+        (write("clip/merges.txt", "x\n" * 9), "no pair of pieces"),
+        (write("clip/merges.txt", "qqq zzz\n"), "'qqq' and 'zzz' merge into no piece"),
+        (change("clip/vocab.json", **{"a": 10**6}), "'a' has the id 1000000"),
+        (change("clip/preprocessor_config.json", size=24, crop_size={"height": 24, "width": 24}), "size is 24 where .* is 48"),
+        (change("clip/preprocessor_config.json", image_mean=[0.5, 0.5, 0.5]), "image_mean is"),
+        (
+            change("checkpoint/config.json", mm_vision_tower="openai/clip-vit-large-patch14"),
+            "16 x 16 visual .* has 24 x 24",
+        ),
+        (change("checkpoint/config.json", vision_tower="/models/clip-vit-base-patch32/"), "7 x 7 visual tokens"),
+        (write("checkpoint/adapter_config.json", "{}"), r"holds an adapter \(adapter_config\.json\)"),
+        (replace("checkpoint/model.safetensors", x__lora_A__weight=torch.zeros(2)), r"unexpected: x\.lora_A\.weight\); merge it"),
+        (replace("checkpoint/model.safetensors", base_model__model__x=torch.zeros(2)), r"base_model\.model\.x\); merge it"),
+        (index("../outside.safetensors"), "names '../outside.safetensors', which is no file of its folder"),
+        (index("/etc/passwd"), "names '/etc/passwd'"),
+        (pipe("checkpoint/model.safetensors"), "model.safetensors in .* is no regular file"),
+        (as_bin(lambda found: {"x": Asks(bytearray, 2**40)}), r"it asks for (__builtin__|builtins)\.bytearray"),
+        (as_bin(lambda found: {"x": Asks(bytearray, 2**40)}, _use_new_zipfile_serialization=False), "it asks for .*bytearray"),
+        (compressed, "it is compressed"),
+        (write("checkpoint/model.safetensors", "\xff" * 100), "is damaged"),
     ],
 )
 def test_one_sentence(folder: Path, damage: Damage, says: str) -> None:
@@ -165,12 +251,37 @@ def test_files_beside_an_index_are_left_alone(folder: Path) -> None:
     load(folder)
 
 
-def test_the_fingerprint_knows_the_tokenizers(folder: Path) -> None:
-    before = reading.fingerprint(folder / "checkpoint", folder / "clip")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        replace("checkpoint/model.safetensors", model__norm__weight=torch.ones(64)),
+        change("checkpoint/config.json", rms_norm_eps=1e-6),
+        change("checkpoint/added_tokens.json", **{"<point>": 470}),
+        change("checkpoint/sam_dims.json", window_size=7),
+        change("clip/preprocessor_config.json", do_rescale=None),
+        change("clip/config.json", projection_dim=25),
+        lambda folder: (folder / "clip/merges.txt").open("a").write("\n"),
+    ],
+)
+def test_the_fingerprint_knows_what_the_model_depends_on(folder: Path, damage: Damage) -> None:
+    def mark() -> str:
+        return reading.fingerprint(folder / "checkpoint", folder / "clip", sam_numbers(folder / "checkpoint"))
+
+    before = mark()
+    damage(folder)
+    assert mark() != before
+
+
+def test_the_fingerprint_knows_nothing_else(folder: Path) -> None:
+    before = load(folder).fingerprint
+    shutil.copyfile(folder / "checkpoint/sam_dims.json", folder / "numbers.json")
+    for name in ("trainer_state.json", "README.md", "generation_config.json", "tokenizer_config.json"):
+        (folder / "checkpoint" / name).write_text('{"step": 7}')
+        (folder / "clip" / name).write_text('{"step": 7}')
+    path = folder / "checkpoint/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=7).replace("\n", "\r\n"))
     assert load(folder).fingerprint == before
-    with (folder / "clip" / "merges.txt").open("a") as handle:
-        handle.write("\n")
-    assert reading.fingerprint(folder / "checkpoint", folder / "clip") != before
+    assert load(folder, sam_dims=folder / "numbers.json").fingerprint == before
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from harness.data import DataError, load_refer
 from harness.data.sample import Annotation, rasterise
@@ -160,14 +162,14 @@ def broken(change: str, root: Path) -> None:
         ("binary json", "is not valid JSON"),
         ("deep json", "is not valid JSON"),
         ("other json", "not a COCO instances file"),
-        ("other name", "image 1 has no usable size or file name"),
+        ("other name", "image 1: no usable file name: '../../secret.png'"),
         ("no size", "'height' is '40', not a whole number"),
         ("lost annotation", r"annotation 500 \(ref 0\), annotation 501 \(ref 1\), .* and 2 more, which instances"),
         ("lost image", r"image 77 \(ref 3\), which instances\.json does not hold"),
         ("not a list", "holds a dict"),
         ("no split", "Ref 0 of .* has no usable 'split'"),
         ("no text", "Ref 0 of .* sentence without text"),
-        ("odd annotation", "Ref 0 of .* 'ann_id'"),
+        ("odd annotation", r"Ref 0 of .*\('ann_id' is None, not a whole number"),
     ],
 )
 def test_damaged_trees_are_named_in_one_sentence(tmp_path: Path, change: str, said: str) -> None:
@@ -193,3 +195,147 @@ def test_images_of_another_size_or_kind(tmp_path: Path) -> None:
     sample.path.unlink()
     with pytest.raises(DataError, match="is gone"):
         sample.image()
+
+
+def write_refs(root: Path, payload: bytes | list[Any]) -> None:
+    content = payload if isinstance(payload, bytes) else pickle.dumps(payload, protocol=2)
+    (root / "Refer_Segm" / "refcoco" / "refs(unc).p").write_bytes(content)
+
+
+def nested_tuples() -> bytes:
+    """A dict whose key is a tuple of twice a tuple of twice ..., 60 deep: hashing it takes 2**60 steps."""
+    double = b"".join(b"0h" + bytes([k]) + b"h" + bytes([k]) + b"\x86q" + bytes([k + 1]) for k in range(60))
+    return b"\x80\x02]}K\x01\x85q\x00" + double + b"K\x01sa."
+
+
+def shared(key: str, value: Any, times: int = 5000) -> list[Any]:
+    return [ref(1, 1, 11, "val", "it") | {key: value}] * times
+
+
+@pytest.mark.parametrize(
+    ("payload", "said"),
+    [
+        (shared("sentences", [{"sent_id": 1, "sent": "it"}] * 5000), "unfold to more than .* objects"),
+        (shared("ann_id", [11] * 5000), "unfold to more than .* objects"),
+        (shared("sentences", [{"sent_id": 1, "sent": "x" * 10**6}]), "unfold to more than .* characters"),
+        (nested_tuples(), "asks for TUPLE1"),
+        (shared("ref_id", 10**6000, 1), "'ref_id' is a number of 19932 bits, not a whole number"),
+        (shared("image_id", True, 1), "'image_id' is True, not a whole number"),
+        (shared("image_id", 1.5, 1), "'image_id' is 1.5, not a whole number"),
+        (shared("sentences", [{"sent_id": 1, "sent": "the \ud83d star"}], 1), "half a character"),
+        (shared("ref_id", np.int64(1), 1), r"numpy.*convert numpy's values with int\(\)"),
+        ([ref(1, 1, 11, "val", "it"), ref(1, 1, 11, "val", "it")], r"sentence id 10 twice in image 1 \(refs 1 and 1\)"),
+        ([ref(1, 1, 11, "val")], "No ref of refcoco:val has a sentence"),
+        ([], "it has none"),
+    ],
+)
+def test_refs_files_that_explode_or_contradict_themselves(tmp_path: Path, payload: bytes | list[Any], said: str) -> None:
+    write_tree(tmp_path, [])
+    write_refs(tmp_path, payload)
+    with pytest.raises(DataError, match=said) as caught:
+        load_refer(tmp_path, "refcoco", "val")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_that_nothing_is_said_about_is_left_out(tmp_path: Path) -> None:
+    write_tree(tmp_path, [ref(1, 1, 11, "val", "it"), ref(2, 2, 11, "val")])
+    assert [sample.image_id for sample in load_refer(tmp_path, "refcoco", "val")] == [1]
+
+
+@pytest.mark.parametrize("split", ["../x", "x/../../y", "/x", "..\\x"])
+def test_a_split_that_leaves_its_folder(tmp_path: Path, split: str) -> None:
+    write_tree(tmp_path, [ref(1, 1, 11, split, "it")])
+    with pytest.raises(DataError, match="is a path"):
+        load_refer(tmp_path, "refcoco", split)
+
+
+@pytest.mark.parametrize("split", ["val/unseen", "val 2", "val..b", "ünseen", "%2e%2e"])
+def test_odd_splits_are_data(tmp_path: Path, split: str) -> None:
+    write_tree(tmp_path, [ref(1, 1, 11, split, "it\x00\n\u202e")])
+    (sample,) = load_refer(tmp_path, "refcoco", split)
+    assert sample.split == split and sample.expressions[0].text == "it\x00\n\u202e"
+
+
+def edited(root: Path, change: Any) -> None:
+    path = root / "Refer_Segm" / "refcoco" / "instances.json"
+    content = json.loads(path.read_text())
+    path.write_bytes(change(content) or json.dumps(content).encode())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["images"][0].update(height=float(HEIGHT), id=1.0),
+        lambda content: content["annotations"][0].update(id=11.0),
+        lambda content: content["images"].append({"id": 9, "file_name": "../9", "height": 0, "width": "0"}),
+        lambda content: content["images"][0].update(file_name="train2014/1.png"),
+        lambda content: content["images"][0].update(file_name="coco_2014\\train2014\\1.png"),
+        lambda content: content["annotations"][0].update(image_id=1),
+        lambda content: b"\xef\xbb\xbf" + json.dumps(content).encode(),
+    ],
+)
+def test_instances_as_other_tools_write_them(tmp_path: Path, change: Any) -> None:
+    write_tree(tmp_path, [ref(1, 1, 11, "val", "it")])
+    edited(tmp_path, change)
+    (sample,) = load_refer(tmp_path, "refcoco", "val")
+    assert sample.image().shape == (HEIGHT, WIDTH, 3) and (sample.masks() == 1).sum() == 400
+
+
+def nest(depth: int) -> Any:
+    return [nest(depth - 1)] if depth else []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: content["annotations"][0].update(image_id=2), "annotation 11 in image 2, and refs name it for image 1"),
+        (lambda content: content["annotations"][0].update(segmentation=nest(500)), "annotation 11 is nested too deeply"),
+        (lambda content: content["images"][0].update(width=10**9), "image 1 has no usable size: it has 1000000000x40 px"),
+        (lambda content: content["images"][0].update(file_name="/etc/hosts"), "image 1: no usable file name"),
+        (lambda content: b"null", "not a COCO instances file"),
+        (lambda content: b'{"images": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (lambda content: b"[" + b"[]," * 10**6 + b"[]]", "not valid JSON .it is made of brackets"),
+    ],
+)
+def test_instances_that_explode_or_contradict_the_refs(tmp_path: Path, change: Any, said: str) -> None:
+    write_tree(tmp_path, [ref(1, 1, 11, "val", "it")])
+    edited(tmp_path, change)
+    with pytest.raises(DataError, match=said) as caught:
+        load_refer(tmp_path, "refcoco", "val")
+    assert "\n" not in str(caught.value)
+
+
+def test_masks_that_do_not_fit_together(tmp_path: Path) -> None:
+    write_tree(tmp_path, [ref(1, 1, 11, "val", *["it"] * 2000)])
+    edited(tmp_path, lambda content: content["images"][0].update(height=8000, width=8000))
+    (sample,) = load_refer(tmp_path, "refcoco", "val")
+    with pytest.raises(DataError, match="2000 masks of 8000x8000 px"):
+        sample.masks()
+
+
+def packed(mask: np.ndarray) -> str:
+    return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode()  # type: ignore[no-any-return]
+
+
+def test_compressed_run_lengths_of_another_size(tmp_path: Path) -> None:
+    """pycocotools decodes too few into memory that nobody has written."""
+    mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    mask[2:5, 2:5] = 1
+    whole = packed(mask)
+    assert (rasterise(Annotation(1, {"size": [HEIGHT, WIDTH], "counts": whole}), HEIGHT, WIDTH) == mask).all()
+    for counts in (packed(mask[:10, :10]), packed(np.pad(mask, 9)), whole[:-3], whole[:-1], whole + "1", "~~~", ""):
+        with pytest.raises(DataError, match="annotation 1 is damaged"):
+            rasterise(Annotation(1, {"size": [HEIGHT, WIDTH], "counts": counts}), HEIGHT, WIDTH)
+
+
+def test_two_corners_are_no_box() -> None:
+    line, square = [40.0, 10.0, 50.0, 20.0], SQUARE
+    assert rasterise(Annotation(1, [line]), HEIGHT, WIDTH).sum() == 0
+    alone = rasterise(Annotation(1, [square]), HEIGHT, WIDTH)
+    for parts in ([line, square], [square, line]):
+        assert (rasterise(Annotation(1, parts), HEIGHT, WIDTH) == alone).all()
+
+
+def test_an_endless_outline_is_refused() -> None:
+    with pytest.raises(DataError, match="an outline of more than"):
+        rasterise(Annotation(1, [[0, 0, 99_999, 99_999] * 200]), HEIGHT, WIDTH)

@@ -69,7 +69,9 @@ def test_identity_is_stable_and_every_field_is_part_of_it() -> None:
     assert len(CELL.id) == 16
     other = {str: "another", int: 99, tuple: (("layer", 3),)}
     changed = [replace(CELL, **{f.name: other[type(getattr(CELL, f.name))]}) for f in fields(Cell) if f.name != "setting"]
-    changed += [replace(CELL, setting=replace(SETTING, **{f.name: 9 if f.name == "draws" else "another"})) for f in fields(Setting)]
+    changed += [
+        replace(CELL, setting=replace(SETTING, **{f.name: 9 if f.name == "draws" else "another"})) for f in fields(Setting)
+    ]
     assert len({cell.id for cell in [CELL, *changed]}) == 1 + len(changed) == 17
 
 

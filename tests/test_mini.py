@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from harness import metrics
 from pruners import Selection, parse
 
 ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
 STEPS = "sam=2,patches=2,match=2,point=2,whole=2"
 
 
@@ -35,6 +38,18 @@ def test_files_are_official_and_small() -> None:
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert size <= 16 * 2**20
     assert not list(folder.rglob("*.bin")) and not list(folder.rglob("*.p*kl*"))
+
+
+def test_the_official_classes_find_their_settings() -> None:
+    settings = json.loads((backbones.MINI / "checkpoint/config.json").read_text())
+    assert settings["num_level_reg_features"] == 4
+    for key in ("mm_vision_tower", "vision_tower"):
+        assert (backbones.MINI / "checkpoint" / settings[key] / "vocab.json").is_file()
+
+
+@pytest.mark.parametrize("model", [*backbones.MINI.rglob("tokenizer.model"), *GOLDEN.rglob("tokenizer.model")])
+def test_no_path_of_a_machine_is_left(model: Path) -> None:
+    assert not re.search(rb"/(work|farm|tmp|home|root|Users)/", model.read_bytes())
 
 
 def test_shape(mini: GlammBackbone) -> None:

@@ -59,6 +59,12 @@ def test_expressions_are_stripped_and_lower_cased() -> None:
         assert "  " not in conversation.turns[0].question
 
 
+@pytest.mark.parametrize("placeholder", ["<image>", "<IMAGE>", "<Image>", "<im<image>age>"])
+def test_the_images_placeholder_in_an_expression_is_no_second_image(placeholder: str) -> None:
+    (conversation,) = conversations(sample(f"the {placeholder} star"), "each", 0)
+    assert "<image>" not in conversation.turns[0].question and "star" in conversation.turns[0].question
+
+
 def test_draws_depend_on_seed_and_sample_only() -> None:
     texts = [f"thing {k}" for k in range(9)]
     first = conversations(sample(*texts), "glamm", 3)

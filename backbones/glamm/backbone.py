@@ -24,7 +24,7 @@ from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels, sam_pixels_mmcv
 from backbones.glamm.sharing import Ask, Past, Shared, filled_up
 from backbones.glamm.signals import decode_masks, embed_text, hidden_states, vision_signal
-from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer, behind_image
+from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer, behind_image, clip_tokenizer
 from pruners.base import LayerPruner, Need, Selection, UserError, VisualTokens
 
 Result = TypeVar("Result")
@@ -73,14 +73,12 @@ class GlammBackbone(Asking):
         batch_size: int = 16,
         image_backend: str = "pil",
     ) -> None:
-        from transformers import CLIPTokenizer
-
         self.model, self.tokenizer, self.name, self.fingerprint = model, tokenizer, name, fingerprint
         self.device, self.dtype, self.attn = device, dtype, attn
         self._sam_pixels = sam_pixels_mmcv if image_backend == "mmcv" else sam_pixels
         self._multiple = FULL_ROWS if device == "cpu" else 1
         self.batch_size = self._filled(batch_size)
-        self.clip_tokenizer = CLIPTokenizer.from_pretrained(str(clip_folder))
+        self.clip_tokenizer = clip_tokenizer(clip_folder, model.clip.config.text_config.vocab_size)
         vision = model.clip.config.vision_config
         side = vision.image_size // vision.patch_size
         self.grid = (side, side)

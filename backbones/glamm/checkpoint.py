@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 from transformers import CLIPConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from backbones.glamm.keys import TIED, sample, to_official, to_ours
+from backbones.glamm.keys import TIED, UNMERGED, sample, to_official, to_ours
 from backbones.glamm.model import GlammModel
 from backbones.glamm.reading import clip_folder, read_json, tensors
-from backbones.glamm.sizes import SAM_VIT_H, clip_config, llm_config, sam_config
+from backbones.glamm.sizes import SAM_VIT_H, check_resolution, clip_config, llm_config, sam_config, sam_numbers
 from pruners.base import UserError
 
 TOKENIZER_FILES = ("tokenizer.model", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
@@ -49,7 +50,7 @@ class Part:
         """
         wanted = {name: p for name, p in self.module.state_dict().items() if name.startswith(self.prefixes) and name != TIED}
         seen: set[str] = set()
-        for kind in ("missing:", "unexpected:", "stored twice:", "wrong shape:"):
+        for kind in ("missing:", "unexpected:", "stored twice:", "wrong shape:", "no floating-point numbers:"):
             problems[kind] = []
         for name, tensor in tensors(self.folder):
             try:
@@ -66,6 +67,9 @@ class Part:
             elif tensor.shape != wanted[ours].shape:
                 seen.add(ours)
                 problems["wrong shape:"].append(f"{name} {list(tensor.shape)} instead of {list(wanted[ours].shape)}")
+            elif not tensor.is_floating_point():
+                seen.add(ours)
+                problems["no floating-point numbers:"].append(f"{name} ({str(tensor.dtype).removeprefix('torch.')})")
             else:
                 seen.add(ours)
                 yield name, ours, tensor
@@ -74,6 +78,11 @@ class Part:
     def refuse(self, problems: dict[str, list[str]]) -> None:
         """Raise UserError with all problems, if there are any."""
         told = [f"{kind} {sample(names)}" for kind, names in problems.items() if names]
+        if unmerged := [name for name in problems.get("unexpected:", ()) if UNMERGED.search(name)]:
+            raise UserError(
+                f"The checkpoint {str(self.folder)!r} holds an adapter beside its model (unexpected: {sample(unmerged)}); "
+                "merge it with peft's merge_and_unload() and save the result."
+            )
         if told:
             raise UserError(
                 f"The checkpoint {str(self.folder)!r} does not fit its config ({'; '.join(told)}); copy both from one release."
@@ -175,10 +184,10 @@ def load_checkpoint(
     if not folder.is_dir():
         raise UserError(f"There is no checkpoint folder {str(folder)!r}; give --checkpoint the folder with config.json.")
     settings = read_json(folder / "config.json", "--checkpoint needs the files of a GLaMM-RefSeg release")
-    if sam is None and (folder / "sam_dims.json").exists():
-        sam = read_json(folder / "sam_dims.json", "it gives the numbers of the grounding encoder")
     tower = clip_folder(clip)
-    model = build_meta(settings, clip_config(tower), sam, attn)
+    towers = clip_config(tower)
+    check_resolution(settings, towers, tower)
+    model = build_meta(settings, towers, sam_numbers(folder) if sam is None else sam, attn)
     clip_part(model.clip, tower).fill(dtype, device)
     glamm_part(model, folder).fill(dtype, device)
     materialise(model, device)
@@ -220,6 +229,10 @@ def save_checkpoint(
             )
         },
         "mm_hidden_size": vision.hidden_size,
+        # the official classes open it from the current folder: start them in this one, or give them CLIP's place
+        "mm_vision_tower": os.path.relpath(clip, folder),
+        "vision_tower": os.path.relpath(clip, folder),
+        "num_level_reg_features": 4,
         "mm_use_im_start_end": True,
         "mm_vision_select_layer": -2,
         "mm_vision_select_feature": "patch",

@@ -41,8 +41,8 @@ def plain_turn(expression: str) -> Turn:
 
 def said(expression: str) -> str:
     """The expression as it goes into a question."""
-    # the image's placeholder inside an expression would be taken for a second image
-    return expression.replace("<image>", " ").strip().lower()
+    # the image's placeholder inside an expression, in capitals too, would be taken for a second image
+    return expression.lower().replace("<image>", " ").strip()
 
 
 def build(turns: Sequence[Turn]) -> str:

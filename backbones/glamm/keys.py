@@ -39,9 +39,10 @@ TIED = "grounding_encoder.prompt_encoder.shared_embedding.positional_embedding"
 SHARED = "grounding_encoder.shared_image_embedding.positional_embedding"
 # in official checkpoints, but not needed for referring segmentation
 UNNEEDED = re.compile(
-    r"^model\.region_encoder\.|\.rotary_emb\.inv_freq$|^model\.vision_tower\.|lora_|^base_model\.|"
-    r"^model\.(image_newline|mm_vision_resampler)"
+    r"^model\.region_encoder\.|\.rotary_emb\.inv_freq$|^model\.vision_tower\.|^model\.(image_newline|mm_vision_resampler)"
 )
+# what peft leaves beside or in front of the base model's names until an adapter is merged
+UNMERGED = re.compile(r"lora_|^base_model\.|\.modules_to_save\.|\.base_layer\.")
 _HEADS = r"(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head)\.)"
 
 

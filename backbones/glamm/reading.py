@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickletools
+import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from backbones.glamm.keys import sample
+from backbones.jsonfile import load_json
 from pruners.base import UserError
 
+LLAMA_WORDS = ("tokenizer.model", "added_tokens.json")
+CLIP_WORDS = ("vocab.json", "merges.txt")
+# what torch.save writes for tensors by name, and all that a .bin file may ask for
+PLAIN = re.compile(r"collections OrderedDict|torch \w+|torch\.storage \w+|torch\._utils _rebuild_(tensor_v2|parameter)")
+LEGACY_PICKLES = 5  # a magic number, the protocol, the writer's machine, the content, the storages' keys
 CLIP_HUB = "openai/clip-vit-large-patch14-336"
 CLIP_REVISION = "ce19dc912ca5cd21c8a653c79e251e808ccabcd1"
 # an index names the files of a sharded checkpoint; without one, all that match the pattern belong to it
@@ -29,11 +39,11 @@ def read_json(path: Path, mend: str) -> dict[str, Any]:
     Raises:
         UserError: no such file, not json, or no object; `mend` ends the sentence.
     """
-    if not path.is_file():
-        raise UserError(f"There is no {path.name} in {str(path.parent)!r}; {mend}.")
     try:
-        found = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        found = load_json(path)
+    except FileNotFoundError:
+        raise UserError(f"There is no {path.name} in {str(path.parent)!r}; {mend}.") from None
+    except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} is not readable json ({error}); {mend}.") from error
     if not isinstance(found, dict):
         raise UserError(f"{str(path)!r} holds a {type(found).__name__} where names and values are expected; {mend}.")
@@ -44,8 +54,13 @@ def weight_files(folder: Path) -> list[Path]:
     """The weight files of a folder: safetensors if there are any, else pytorch_model*.bin; those of an index if it has one.
 
     Raises:
-        UserError: there are none, or the index names files that are not there.
+        UserError: there are none, an adapter stands beside them, or the index names files that are not there.
     """
+    if adapters := sorted(path.name for path in folder.glob("adapter_*")):
+        raise UserError(
+            f"{str(folder)!r} holds an adapter ({sample(adapters)}) beside its model; "
+            "merge it with peft's merge_and_unload() and save the result, or take these files away if they are merged."
+        )
     for index, pattern in FORMATS:
         found = sorted(folder.glob(pattern))
         if found and (folder / index).is_file():
@@ -53,19 +68,59 @@ def weight_files(folder: Path) -> list[Path]:
             if not isinstance(shards, dict):
                 raise UserError(f"{str(folder / index)!r} has no weight_map, which says what is in which file; copy it again.")
             named = sorted({str(name) for name in shards.values()})
+            outside = [name for name in named if Path(name).name != name or "\0" in name]
+            if outside:
+                raise UserError(f"{str(folder / index)!r} names {outside[0]!r}, which is no file of its folder; copy it again.")
             absent = [name for name in named if not (folder / name).is_file()]
             if absent:
                 raise UserError(
-                    f"{str(folder)!r} lacks {', '.join(absent)} of the {len(named)} files that {index} names; copy them there."
+                    f"{str(folder)!r} lacks {sample(absent)} of the {len(named)} files that {index} names; copy them there."
                 )
-            return [folder / name for name in named]
+            found = [folder / name for name in named]
         if found:
+            if odd := [path.name for path in found if not path.is_file()]:
+                raise UserError(f"{odd[0]} in {str(folder)!r} is no regular file; copy it again.")
             return found
     raise UserError(f"There are no weights in {str(folder)!r}: expected *.safetensors or pytorch_model*.bin beside config.json.")
 
 
+def _check_plain(path: Path) -> None:
+    """Refuse a .bin file that unpacks to more than its size, or whose pickles build more than tensors.
+
+    torch's `weights_only` runs no code, but it allocates what a file asks for.
+
+    Raises:
+        ValueError: it is such a file.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":  # of before torch 1.6: pickles one behind another
+            file.seek(0)
+            for _ in range(LEGACY_PICKLES):
+                _check_pickle(file)
+            return
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                raise ValueError("it is compressed, which torch's own files are not")
+            if sum(member.file_size for member in members) > path.stat().st_size:
+                raise ValueError("it unpacks to more than its size")
+            for member in members:
+                if member.filename.endswith("data.pkl"):
+                    with archive.open(member) as inner:
+                        _check_pickle(inner)
+
+
+def _check_pickle(file: IO[bytes]) -> None:
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name == "GLOBAL" and not PLAIN.fullmatch(argument):
+            raise ValueError(f"it asks for {argument.replace(' ', '.')}")
+        if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
+            raise ValueError("it was not written by torch.save")
+
+
 def _load_bin(path: Path) -> dict[str, Any]:
     """The content of a .bin file; weights_only runs no code from it. Files of before torch 1.6 cannot be memory-mapped."""
+    _check_plain(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # type: ignore[no-any-return]
     except RuntimeError as error:
@@ -106,10 +161,9 @@ def clip_folder(clip: str) -> Path:
         UserError: it is neither, the hub cannot be reached, or the tokenizer's files are not in it.
     """
     folder = Path(clip) if Path(clip).is_dir() else _from_hub(clip)
-    absent = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
+    absent = [name for name in CLIP_WORDS if not (folder / name).is_file()]
     if absent:
         raise UserError(f"{str(folder)!r} lacks {' and '.join(absent)} of CLIP's tokenizer; copy them from {CLIP_HUB}.")
-    read_json(folder / "vocab.json", f"copy it from {CLIP_HUB}")
     return folder
 
 
@@ -135,12 +189,34 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
-def fingerprint(*folders: Path) -> str:
-    """16 hex digits of the contents of all weight, config and tokenizer files."""
-    digest = hashlib.sha256()
-    for folder in folders:
-        texts = sorted([*folder.glob("*.json"), *folder.glob("tokenizer.model"), *folder.glob("merges.txt")])
-        for path in [*weight_files(folder), *texts]:
-            with path.open("rb") as handle:
-                digest.update(hashlib.file_digest(handle, "sha256").digest())
+def fingerprint(folder: Path, tower: Path | None, sam: dict[str, Any]) -> str:
+    """Identity of a loaded model: 16 hex digits of all that its answers depend on, and of nothing else.
+
+    That is weights by content, both configurations and the words of both tokenizers; JSON by what it says, so that
+    line ends and spaces do not count. Neither names of folders nor other files enter.
+
+    Args:
+        folder: the checkpoint's.
+        tower: CLIP's, None where only the checkpoint is looked at.
+        sam: the grounding encoder's numbers.
+    """
+    digest = hashlib.sha256(json.dumps(sam, sort_keys=True).encode())
+    of: dict[Path, tuple[str, ...]] = {folder: ("config.json", *LLAMA_WORDS)}
+    if tower is not None:
+        of[tower] = ("config.json", "preprocessor_config.json", *CLIP_WORDS)
+    for place, names in of.items():
+        for path in weight_files(place):
+            digest.update(_content(path))
+        for name in names:
+            path = place / name
+            digest.update(f"{name}:".encode())
+            if path.suffix == ".json" and path.is_file():
+                digest.update(json.dumps(read_json(path, "copy it again"), sort_keys=True).encode())
+            elif path.is_file():
+                digest.update(_content(path))
     return digest.hexdigest()[:16]
+
+
+def _content(path: Path) -> bytes:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").digest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,48 @@ SAM_VIT_H: dict[str, Any] = {
     "decoder_num_heads": 8,
     "iou_head_hidden_dim": 256,
 }
-LLM_NUMBERS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+# the largest value of each number that is still looked at; a model is built, on the meta device, before its weights are
+MOST_LLM = {
+    "vocab_size": 2**20,
+    "hidden_size": 2**16,
+    "intermediate_size": 2**18,
+    "num_hidden_layers": 2**9,
+    "num_attention_heads": 2**10,
+}
+MOST_LLM_OPTIONAL = {"num_key_value_heads": 2**10, "max_position_embeddings": 2**24}
+MOST_SAM = {
+    "img_size": 2**13,
+    "patch_size": 2**9,
+    "embed_dim": 2**14,
+    "depth": 2**8,
+    "num_heads": 2**9,
+    "out_chans": 2**13,
+    "mask_in_chans": 2**13,
+    "decoder_mlp_dim": 2**16,
+    "decoder_num_heads": 2**9,
+    "iou_head_hidden_dim": 2**14,
+}
+_MOST_TOWER = {
+    "hidden_size": 2**14,
+    "intermediate_size": 2**16,
+    "projection_dim": 2**14,
+    "num_hidden_layers": 2**8,
+    "num_attention_heads": 2**9,
+}
+MOST_VISION = _MOST_TOWER | {"image_size": 2**12, "patch_size": 2**9, "num_channels": 3}
+MOST_TEXT = _MOST_TOWER | {"vocab_size": 2**20, "max_position_embeddings": 2**12}
+# what else of CLIP's configuration reaches the model; anything else in the file is not handed on
+CLIP_ALSO = ("hidden_act", "layer_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id")
+# what this project's preprocessing does, and the only values that a preprocessor_config.json may have
+PREPROCESSING: dict[str, Any] = {
+    "do_resize": True,
+    "do_center_crop": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "resample": 3,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
 # settings that change the answer, and the only value of each that GLaMM-RefSeg was released with
 ONLY: dict[str, Any] = {
     "mm_vision_select_layer": -2,
@@ -36,8 +79,10 @@ ONLY: dict[str, Any] = {
 }
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _problem(name: str, value: object, most: int) -> list[str]:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most:
+        return []
+    return [f"{name} is {reprlib.repr(value)}, not a whole number from 1 to {most}"]
 
 
 def _refuse(what: str, problems: list[str], mend: str) -> None:
@@ -52,17 +97,17 @@ def sam_config(dims: dict[str, Any]) -> SamConfig:
         UserError: a number is missing or no number.
     """
     problems = [f"{name} is missing" for name in SAM_VIT_H if name not in dims]
-    for name in SAM_VIT_H.keys() & dims.keys() - {"mlp_ratio", "global_attn_indexes", "window_size"}:
-        if not _is_number(dims[name]):
-            problems.append(f"{name} is {dims[name]!r}, not a whole number")
-    if not isinstance(dims.get("mlp_ratio", 4.0), int | float) or isinstance(dims.get("mlp_ratio"), bool):
-        problems.append(f"mlp_ratio is {dims['mlp_ratio']!r}, not a number")
+    for name in MOST_SAM.keys() & dims.keys():
+        problems += _problem(name, dims[name], MOST_SAM[name])
+    ratio = dims.get("mlp_ratio", 4.0)
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 64:
+        problems.append(f"mlp_ratio is {ratio!r}, not a number from 0 to 64")
     window = dims.get("window_size", 0)
-    if not (window == 0 or _is_number(window)):
-        problems.append(f"window_size is {window!r}, not a whole number")
+    if not (isinstance(window, int) and 0 <= window <= MOST_SAM["img_size"]):
+        problems.append(f"window_size is {window!r}, not a whole number of patches")
     layers = dims.get("global_attn_indexes", [])
-    if not isinstance(layers, list) or not all(index == 0 or _is_number(index) for index in layers):
-        problems.append(f"global_attn_indexes is {layers!r}, not a list of layers")
+    if not isinstance(layers, list) or not all(type(index) is int and 0 <= index < MOST_SAM["depth"] for index in layers):
+        problems.append(f"global_attn_indexes is {reprlib.repr(layers)}, not a list of layers")
     _refuse("The grounding encoder's numbers (sam_dims.json)", sorted(problems), f"give all of {', '.join(SAM_VIT_H)}")
     size, patch, width = dims["img_size"], dims["patch_size"], dims["out_chans"]
     return SamConfig(
@@ -101,14 +146,13 @@ def llm_config(settings: dict[str, Any]) -> LlamaConfig:
         UserError: a number is missing or no number, or a setting asks for a model that this one is not.
     """
     settings = {name: value for name, value in settings.items() if value is not None}
-    problems = [f"{name} is missing" for name in LLM_NUMBERS if name not in settings]
-    for name in (*LLM_NUMBERS, "num_key_value_heads", "max_position_embeddings"):
-        if name in settings and not _is_number(settings[name]):
-            problems.append(f"{name} is {settings[name]!r}, not a whole number")
+    problems = [f"{name} is missing" for name in MOST_LLM if name not in settings]
+    for name, most in (MOST_LLM | MOST_LLM_OPTIONAL).items():
+        problems += _problem(name, settings[name], most) if name in settings else []
     for name in ("rms_norm_eps", "rope_theta"):
         value = settings.get(name, 1.0)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            problems.append(f"{name} is {value!r}, not a number above 0")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+            problems.append(f"{name} is {reprlib.repr(value)}, not a number above 0")
     for name, only in ONLY.items():
         if settings.get(name, only) != only:
             problems.append(f"{name} is {settings[name]!r} where this backbone does {only!r} alone")
@@ -141,10 +185,78 @@ def clip_config(folder: Path) -> CLIPConfig:
     absent = [name for name in ("vision_config", "text_config") if not isinstance(settings.get(name), dict)]
     if absent:
         raise UserError(f"config.json in {str(folder)!r} has no {' and '.join(absent)}; --clip needs the files of {CLIP_HUB}.")
+    problems = []
+    numbers: dict[str, dict[str, Any]] = {}
+    for name, most in (("vision_config", MOST_VISION), ("text_config", MOST_TEXT)):
+        # releases of 2022 repeat the numbers that differ from the defaults, and transformers lets those win
+        held = settings[name] | (settings.get(f"{name}_dict") or {})
+        numbers[name] = {key: held[key] for key in (*most, *CLIP_ALSO) if held.get(key) is not None}
+        for key in most.keys() & numbers[name].keys():
+            problems += _problem(f"{name}'s {key}", held[key], most[key])
+    width = settings.get("projection_dim", 512)
+    problems += _problem("projection_dim", width, MOST_VISION["projection_dim"])
+    _refuse(f"config.json in {str(folder)!r}", sorted(problems), f"--clip needs the files of {CLIP_HUB}")
     try:
-        return CLIPConfig.from_dict(settings)
+        found = CLIPConfig(**numbers, projection_dim=width)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"config.json in {str(folder)!r} describes no CLIP ({reason}); --clip needs the files of {CLIP_HUB}."
         ) from error
+    _check_preprocessing(folder, found.vision_config.image_size)
+    return found
+
+
+def _check_preprocessing(folder: Path, size: int) -> None:
+    """A folder that was put together from two CLIPs shows in its preprocessor_config.json, if it has one."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return
+    held = read_json(path, f"copy it from {CLIP_HUB}")
+    problems = []
+    for name in ("size", "crop_size"):
+        value = held.get(name, size)
+        sides = list(value.values()) if isinstance(value, dict) else [value]
+        if any(side != size for side in sides):
+            problems.append(f"{name} is {reprlib.repr(value)} where config.json's image_size is {size}")
+    for name, only in PREPROCESSING.items():
+        if held.get(name, only) != only:
+            problems.append(f"{name} is {reprlib.repr(held[name])} where this backbone does {only!r} alone")
+    _refuse(str(path), problems, f"copy all of {CLIP_HUB}")
+
+
+def check_resolution(settings: dict[str, Any], clip: CLIPConfig, folder: Path) -> None:
+    """See that CLIP has the visual tokens of the tower that config.json names, as clip-vit-large-patch14-336 has 24 x 24.
+
+    Widths do not tell: the 224-pixel model fits every shape of the 336-pixel one, with 16 x 16 tokens.
+
+    Args:
+        settings: the checkpoint's config.json.
+        folder: CLIP's, for the message.
+
+    Raises:
+        UserError: it has others.
+    """
+    vision: Any = clip.vision_config
+    side = vision.image_size // vision.patch_size
+    for key in ("mm_vision_tower", "vision_tower"):
+        named = settings.get(key)
+        if isinstance(named, str) and (match := re.search(r"clip-vit-\w+-patch(\d+)(?:-(\d+))?$", named.rstrip("/"))):
+            wanted = int(match[2] or 224) // int(match[1])
+            if side != wanted:
+                raise UserError(
+                    f"config.json names {named} as {key}, which has {wanted} x {wanted} visual tokens, and CLIP in "
+                    f"{str(folder)!r} has {side} x {side}; give --clip the files of {named}."
+                )
+
+
+def sam_numbers(folder: Path, file: Path | None = None) -> dict[str, Any]:
+    """The grounding encoder's numbers: those of a file, else of `sam_dims.json` beside config.json, else of ViT-H.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    if file is None and not (folder / "sam_dims.json").exists():
+        return SAM_VIT_H
+    found = read_json(file or folder / "sam_dims.json", "it gives the numbers of the grounding encoder")
+    return {name: found[name] for name in SAM_VIT_H if name in found}

@@ -8,16 +8,35 @@ positions that the masks are read from, so the rule is written out here.
 from __future__ import annotations
 
 import re
+import reprlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sentencepiece
 
-from backbones.glamm.reading import read_json
+from backbones.glamm.keys import sample
+from backbones.glamm.reading import CLIP_HUB, read_json
+from backbones.jsonfile import MOST_BYTES
 from pruners.base import UserError
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
 
 IMAGE = "<image>"
 IMAGE_TOKEN = -200  # stands for the visual tokens until they are spliced in
 NEEDED = ("<im_start>", "<im_end>", "[SEG]")
+
+
+def _odd_tokens(added: dict[str, int], vocabulary: dict[str, int]) -> list[str]:
+    """What is wrong with added tokens: no text, no id, an id of another token."""
+    problems = []
+    holders = {number: piece for piece, number in vocabulary.items()}
+    for token, number in added.items():
+        if not token or type(number) is not int or number < 0:
+            problems.append(f"{token!r} has the id {reprlib.repr(number)}")
+        elif holders.setdefault(number, token) != token:
+            problems.append(f"{token!r} and {holders[number]!r} share the id {number}")
+    return problems
 
 
 class LlamaTokenizer:
@@ -36,17 +55,21 @@ class LlamaTokenizer:
         if not model.is_file():
             raise UserError(f"There is no tokenizer.model in {str(folder)!r}; copy it from the GLaMM-RefSeg release.")
         try:
+            if model.stat().st_size > MOST_BYTES:
+                raise ValueError(f"it has {model.stat().st_size >> 20} MiB")
             self._pieces = sentencepiece.SentencePieceProcessor(str(model))
-        except RuntimeError as error:
-            raise UserError(f"{str(model)!r} is no sentencepiece model; copy it again.") from error
+            vocabulary = {self._pieces.id_to_piece(k): k for k in range(self._pieces.get_piece_size())}
+            special = [self._pieces.id_to_piece(k) for k in (self._pieces.unk_id(), self._pieces.bos_id(), self._pieces.eos_id())]
+        except Exception as error:  # sentencepiece has no error of its own
+            raise UserError(f"{str(model)!r} is no sentencepiece model with <unk>, <s> and </s>; copy it again.") from error
         added = folder / "added_tokens.json"
         self._added: dict[str, int] = read_json(added, "it gives the ids of the tokens that GLaMM adds, as [SEG]")
         absent = [token for token in NEEDED if type(self._added.get(token)) is not int]
         if absent:
             raise UserError(f"{str(added)!r} gives no id for {', '.join(absent)}; copy it from the GLaMM-RefSeg release.")
-        self._special = {
-            self._pieces.id_to_piece(k): k for k in (self._pieces.unk_id(), self._pieces.bos_id(), self._pieces.eos_id())
-        }
+        if problems := _odd_tokens(self._added, vocabulary):
+            raise UserError(f"{str(added)!r} cannot be used ({sample(problems)}); copy it from the GLaMM-RefSeg release.")
+        self._special = {piece: vocabulary[piece] for piece in special}
         known = sorted((*self._added, *self._special), key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, known)) + ")")
 
@@ -105,3 +128,47 @@ class LlamaTokenizer:
 def behind_image(ids: list[int]) -> list[int]:
     """Ids that stand behind the image's place."""
     return ids[ids.index(IMAGE_TOKEN) + 1 :]
+
+
+def clip_tokenizer(folder: Path, rows: int) -> CLIPTokenizer:
+    """CLIP's tokenizer from `vocab.json` and `merges.txt`, which are all that it depends on.
+
+    Args:
+        rows: of the text tower's embedding; every id needs one.
+
+    Raises:
+        UserError: the files are damaged or do not fit together.
+    """
+    from transformers import CLIPTokenizer
+
+    words = read_json(folder / "vocab.json", f"copy it from {CLIP_HUB}")
+    merges = _merges(folder / "merges.txt")
+    problems = [f"{token} is missing" for token in ("<|startoftext|>", "<|endoftext|>") if token not in words]
+    problems += [
+        f"{piece!r} has the id {reprlib.repr(k)}" for piece, k in words.items() if type(k) is not int or not 0 <= k < rows
+    ]
+    if len(set(words.values())) < len(words) and not problems:
+        problems.append("two pieces share an id")
+    problems += [f"{a!r} and {b!r} merge into no piece" for a, b in merges if not {a, b, a + b} <= words.keys()]
+    if problems:
+        raise UserError(
+            f"vocab.json and merges.txt in {str(folder)!r} do not fit together or to {rows} embedding rows "
+            f"({sample(problems, 3)}); copy them from {CLIP_HUB}."
+        )
+    return CLIPTokenizer(vocab=words, merges=merges)
+
+
+def _merges(path: Path) -> list[tuple[str, str]]:
+    """Pairs of pieces, one per line behind the file's head."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it has {path.stat().st_size >> 20} MiB")
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)!r} cannot be read ({error}); copy it from {CLIP_HUB}.") from error
+    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    if odd := [pair for pair in pairs if len(pair) != 2]:
+        raise UserError(
+            f"{str(path)!r} has a line that is no pair of pieces ({reprlib.repr(' '.join(odd[0]))}); copy it from {CLIP_HUB}."
+        )
+    return pairs  # type: ignore[return-value]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -40,9 +41,10 @@ def corpus(scenes: int = 400) -> Iterator[str]:
 def build_llama_tokenizer(folder: Path) -> int:
     """Write tokenizer.model and its three json files; returns the vocabulary size with the added tokens."""
     folder.mkdir(parents=True, exist_ok=True)
+    written = io.BytesIO()  # a file's place would be left in the model
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=corpus(),
-        model_prefix=str(folder / "tokenizer"),
+        model_writer=written,
         model_type="bpe",
         vocab_size=LLAMA_PIECES,
         byte_fallback=True,
@@ -53,7 +55,7 @@ def build_llama_tokenizer(folder: Path) -> int:
         num_threads=1,
         minloglevel=2,
     )
-    (folder / "tokenizer.vocab").unlink()
+    (folder / "tokenizer.model").write_bytes(written.getvalue())
     (folder / "added_tokens.json").write_text(json.dumps({token: LLAMA_PIECES + k for k, token in enumerate(ADDED)}, indent=2))
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>"}
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2))

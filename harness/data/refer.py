@@ -9,10 +9,6 @@ The same for refcoco+, refcocog (`refs(umd).p`), grefcoco and RefShapes. Split r
 
 from __future__ import annotations
 
-import io
-import json
-import pickle
-import pickletools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from backbones.jsonfile import load_json
+from backbones.pictures import UnreadableImage, check_size
+from harness.data.refs import Ref, read_refs, whole
 from harness.data.sample import Annotation, DataError, Expression, Sample
 from pruners.base import nearest
 
@@ -27,30 +26,25 @@ FOLDER = "Refer_Segm"
 IMAGES = Path("coco_2014") / "train2014"
 EVALUATION_SPLITS = ("val", "testA", "testB", "testC", "test")
 SPLIT_BY = {"refcocog": "umd", "refshapesg": "umd"}  # all others: unc, as the official evaluation has it
-NO_TARGET = -1
-MOST_PIXELS = 2**28  # a larger image record is a broken one, and its masks would not fit in memory
-FIELDS: dict[str, tuple[type, ...]] = {
-    "ref_id": (int,),
-    "ann_id": (int, list),
-    "image_id": (int,),
-    "split": (str,),
-    "sentences": (list,),
-}
+MOST_BYTES = 2**30  # of instances.json; that of all COCO train2014 has 450 MiB
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Builds containers, strings and numbers; every class or function that a file names is refused unseen."""
+@dataclass(frozen=True)
+class _Image:
+    """One image record; `name` is a path below the image folder."""
 
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+    id: int
+    name: str
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)
 class _Tree:
-    """The two files of a data set: refs of all splits, image records by id, the annotations that any ref names."""
+    """The two files of a data set: refs of all splits, the image records and the annotations that any of them names."""
 
-    refs: list[dict[str, Any]]
-    images: dict[int, dict[str, Any]]
+    refs: list[Ref]
+    images: dict[int, _Image]
     annotations: dict[int, Annotation]
 
 
@@ -88,7 +82,7 @@ def splits(root: Path, dataset: str) -> tuple[list[str], list[str]]:
     Raises:
         DataError: as load_refer.
     """
-    held = sorted({ref["split"] for ref in _tree(Path(root), dataset).refs})
+    held = sorted({ref.split for ref in _tree(Path(root), dataset).refs})
     own = [split for split in EVALUATION_SPLITS if split in held or (split[:-1] == "test" and any(map(_chooser(split), held)))]
     return own, [split for split in held if split not in own]
 
@@ -111,14 +105,20 @@ def load_refer(root: str | Path, dataset: str, split: str) -> list[Sample]:
     root = Path(root)
     tree = _tree(root, dataset)
     chosen = _chooser(split)
-    refs = [ref for ref in tree.refs if chosen(ref["split"])]
+    refs = [ref for ref in tree.refs if chosen(ref.split)]
     if not refs:
-        held = sorted({ref["split"] for ref in tree.refs})
-        raise DataError(f"{dataset} has no split '{split}', it has {', '.join(held)}.{nearest(split, held)}")
-    by_image: dict[int, list[dict[str, Any]]] = {}
+        held = sorted({ref.split for ref in tree.refs})
+        raise DataError(f"{dataset} has no split {split!r}, it has {', '.join(held) or 'none'}.{nearest(split, held)}")
+    if ".." in re.split(r"[/\\]", split) or split.startswith(("/", "\\")):
+        raise DataError(f"The split {split!r} of {dataset} is a path; give it another name in {_files(root, dataset)[0]}.")
+    by_image: dict[int, list[Ref]] = {}
     for ref in refs:
-        by_image.setdefault(ref["image_id"], []).append(ref)
+        if ref.sentences:  # as officially, an image that nothing is said about is left out
+            by_image.setdefault(ref.image, []).append(ref)
+    if not by_image:
+        raise DataError(f"No ref of {dataset}:{split} has a sentence; take the refs file of the release.")
     _check_ids(dataset, refs, tree)
+    _check_sentences(dataset, by_image)
     folder = _base(root) / IMAGES
     samples = [_sample(dataset, split, folder, tree.images[image_id], by_image[image_id], tree) for image_id in sorted(by_image)]
     absent = [sample.path for sample in samples if not sample.path.is_file()]
@@ -130,22 +130,22 @@ def load_refer(root: str | Path, dataset: str, split: str) -> list[Sample]:
     return samples
 
 
-def _sample(dataset: str, split: str, folder: Path, image: dict[str, Any], refs: list[dict[str, Any]], tree: _Tree) -> Sample:
+def _sample(dataset: str, split: str, folder: Path, image: _Image, refs: list[Ref], tree: _Tree) -> Sample:
     expressions, targets = [], []
     for ref in refs:
-        target = tuple(tree.annotations[number] for number in _annotation_ids(ref))
-        for sentence in ref["sentences"]:
-            expressions.append(Expression(sentence["sent_id"], sentence["sent"], ref["ref_id"]))
+        target = tuple(tree.annotations[number] for number in ref.annotations)
+        for number, text in ref.sentences:
+            expressions.append(Expression(number, text, ref.id))
             targets.append(target)
     return Sample(
-        id=f"{dataset}:{split}:{image['id']}",
+        id=f"{dataset}:{split}:{image.id}",
         dataset=dataset,
         split=split,
-        image_id=image["id"],
-        path=folder / image["file_name"],
+        image_id=image.id,
+        path=folder / image.name,
         expressions=tuple(expressions),
-        height=image["height"],
-        width=image["width"],
+        height=image.height,
+        width=image.width,
         targets=tuple(targets),
     )
 
@@ -159,23 +159,30 @@ def _chooser(split: str) -> Callable[[str], bool]:
     return lambda held: split == held
 
 
-def _annotation_ids(ref: dict[str, Any]) -> list[int]:
-    """Annotations of a ref; gRefCOCO gives a list, in which -1 means no target."""
-    ids = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
-    return [] if NO_TARGET in ids else ids
-
-
-def _check_ids(dataset: str, refs: list[dict[str, Any]], tree: _Tree) -> None:
-    lost = [f"image {ref['image_id']} (ref {ref['ref_id']})" for ref in refs if ref["image_id"] not in tree.images]
+def _check_ids(dataset: str, refs: list[Ref], tree: _Tree) -> None:
+    lost = [f"image {ref.image} (ref {ref.id})" for ref in refs if ref.image not in tree.images]
     for ref in refs:
-        absent = [number for number in _annotation_ids(ref) if number not in tree.annotations]
-        lost += [f"annotation {number} (ref {ref['ref_id']})" for number in absent]
+        lost += [f"annotation {number} (ref {ref.id})" for number in ref.annotations if number not in tree.annotations]
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise DataError(
             f"refs of {dataset} name {', '.join(lost[:3])}{more}, which instances.json does not hold; "
             "take both files from the same download."
         )
+
+
+def _check_sentences(dataset: str, by_image: dict[int, list[Ref]]) -> None:
+    """A sentence's id is its record's key within the image."""
+    for image, refs in by_image.items():
+        first: dict[int, int] = {}
+        for ref in refs:
+            for number, _ in ref.sentences:
+                if number in first:
+                    raise DataError(
+                        f"refs of {dataset} give the sentence id {number} twice in image {image} (refs {first[number]} and "
+                        f"{ref.id}), and results are kept by it; number the sentences of the refs file from 0 on."
+                    )
+                first[number] = ref.id
 
 
 def _held(base: Path) -> list[str]:
@@ -192,21 +199,27 @@ def _base(root: Path) -> Path:
 
 
 def _tree(root: Path, dataset: str) -> _Tree:
-    folder_name, author = split_name(dataset)
-    folder = _base(root) / folder_name
+    refs, instances = _files(root, dataset)
+    folder = refs.parent
     if not folder.is_dir():
         held = _held(folder.parent)
         raise DataError(
             f"Data set '{dataset}' is not in '{folder.parent}', which holds {', '.join(held) or 'none'}."
             f"{nearest(dataset, held)} It is {expected(root, dataset)}."
         )
-    refs, instances = folder / f"refs({author}).p", folder / "instances.json"
     for path in (refs, instances):
         if not path.is_file():
             others = sorted(other.name[5:-3] for other in folder.glob("refs(*).p")) if path is refs else []
-            hint = f", or ask for {folder_name}({others[0]})" if others else ""
+            hint = f", or ask for {folder.name}({others[0]})" if others else ""
             raise DataError(f"File '{path}' is missing; {expected(root, dataset)}{hint}.")
     return _read(refs, instances, _stamp(refs), _stamp(instances))
+
+
+def _files(root: Path, dataset: str) -> tuple[Path, Path]:
+    """The data set's refs file and its instances.json."""
+    folder_name, author = split_name(dataset)
+    folder = _base(root) / folder_name
+    return folder / f"refs({author}).p", folder / "instances.json"
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -217,80 +230,86 @@ def _stamp(path: Path) -> tuple[int, int]:
 @lru_cache(maxsize=4)
 def _read(refs_path: Path, instances_path: Path, *stamps: tuple[int, int]) -> _Tree:
     """Both files; the stamps only make the memory forget a file that has changed."""
-    refs = _read_refs(refs_path)
-    instances = _read_instances(instances_path)
-    named = {number for ref in refs for number in _annotation_ids(ref)}
+    refs = read_refs(refs_path)
+    return _Tree(refs, *_instances(instances_path, refs))
+
+
+def _instances(path: Path, refs: list[Ref]) -> tuple[dict[int, _Image], dict[int, Annotation]]:
+    """Image records and annotations that refs name; what is named by none may be as it likes."""
+    wanted = {ref.image for ref in refs}
+    using: dict[int, set[int]] = {}
+    for ref in refs:
+        for number in ref.annotations:
+            using.setdefault(number, set()).add(ref.image)
+    images: dict[int, _Image] = {}
+    annotations: dict[int, Annotation] = {}
     try:
-        images = {_whole(image, "id"): image for image in instances["images"]}
-        for image in images.values():
-            height, width = _whole(image, "height"), _whole(image, "width")
-            if min(height, width) < 1 or height * width > MOST_PIXELS or not _plain_name(image["file_name"]):
-                raise ValueError(f"image {image['id']} has no usable size or file name")
-        annotations = {
-            entry["id"]: Annotation(entry["id"], entry["segmentation"])
-            for entry in instances["annotations"]
-            if _whole(entry, "id") in named
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise DataError(f"'{instances_path}' is not a COCO instances file ({what}); download it again.") from None
-    return _Tree(refs, images, annotations)
-
-
-def _whole(record: Any, key: str) -> int:
-    value = record[key]
-    if type(value) is not int:
-        raise ValueError(f"'{key}' is {value!r}, not a whole number")
-    return value
-
-
-def _plain_name(name: Any) -> bool:
-    """A file name that stays inside the image folder."""
-    return isinstance(name, str) and bool(name) and Path(name).name == name and name not in (".", "..")
-
-
-def _read_instances(path: Path) -> Any:
-    try:
-        with path.open(encoding="utf-8") as file:
-            return json.load(file)
-    except (ValueError, RecursionError) as error:
+        content = load_json(path, MOST_BYTES)
+    except ValueError as error:
         raise DataError(f"'{path}' is not valid JSON ({error}); download it again.") from None
     except OSError as error:
         raise DataError(f"'{path}' cannot be read ({error.strerror}).") from None
-
-
-def _unpickle(data: bytes) -> Any:
-    """Load plain containers, and refuse what would run code or exhaust memory before it can."""
-    for opcode, argument, _ in pickletools.genops(data):
-        # the C unpickler fills a table as long as the largest memo index; an honest index is below the file's length
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument is not None and argument > len(data):
-            raise pickle.UnpicklingError(f"it counts {argument} objects in {len(data)} bytes")
-    # latin-1 takes every byte string that Python 2 may have written
-    return _PlainUnpickler(io.BytesIO(data), encoding="latin-1").load()
-
-
-def _read_refs(path: Path) -> list[dict[str, Any]]:
-    """Refs of all splits; nothing in the file can run."""
     try:
-        refs = _unpickle(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"'{path}' cannot be read ({error.strerror}).") from None
-    except Exception as error:  # a damaged pickle can raise nearly anything
+        for record in content["images"]:
+            if (number := whole(record, "id")) in wanted:
+                images[number] = _image(number, record)
+        for record in content["annotations"]:
+            if (number := whole(record, "id")) in using:
+                _check_owner(number, record, using[number])
+                annotations[number] = Annotation(number, _shallow(number, record["segmentation"]))
+    except DataError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"'{path}' is not a COCO instances file ({what}); mend that, or download it again.") from None
+    return images, annotations
+
+
+def _image(number: int, record: Any) -> _Image:
+    try:
+        height, width = whole(record, "height"), whole(record, "width")
+        check_size(height, width)
+        return _Image(number, _below(record["file_name"]), height, width)
+    except UnreadableImage as error:
+        raise ValueError(f"image {number} has no usable size: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"image {number}: {error}") from None
+
+
+def _below(name: Any) -> str:
+    """A path below the image folder: `1.jpg`, or `train2014/1.jpg` as some releases have it.
+
+    Raises:
+        ValueError: it is none, or leads out of the folder.
+    """
+    parts = name.replace("\\", "/").split("/") if isinstance(name, str) else [""]
+    for folder in IMAGES.parts:
+        parts = parts[1:] if len(parts) > 1 and parts[0] == folder else parts
+    if any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"no usable file name: {name!r}")
+    return "/".join(parts)
+
+
+def _check_owner(number: int, record: Any, users: set[int]) -> None:
+    """Ids that resolve by chance, as 1 to N do in any two files, show where no ref of the annotation's image names it."""
+    if "image_id" in record and (owner := whole(record, "image_id")) not in users:
         raise DataError(
-            f"'{path}' is not a refs file of plain lists, dicts, text and numbers ({error}); it was not loaded, "
-            "download it again."
-        ) from None
-    if not isinstance(refs, list):
-        raise DataError(f"'{path}' holds a {type(refs).__name__}, not the list of refs; download it again.")
-    for number, ref in enumerate(refs):
-        for key, kinds in FIELDS.items():
-            if not isinstance(ref, dict) or not isinstance(ref.get(key), kinds):
-                raise DataError(f"Ref {number} of '{path}' has no usable '{key}'; download it again.")
-        if not all(type(a) is int for a in (ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]])):
-            raise DataError(f"Ref {number} of '{path}' has an 'ann_id' that is no number; download it again.")
-        for sentence in ref["sentences"]:
-            if not (
-                isinstance(sentence, dict) and isinstance(sentence.get("sent"), str) and isinstance(sentence.get("sent_id"), int)
-            ):
-                raise DataError(f"Ref {number} of '{path}' has a sentence without text or id; download it again.")
-    return refs
+            f"instances.json has annotation {number} in image {owner}, and refs name it for image {min(users)} alone; "
+            "take both files from the same download."
+        )
+
+
+def _shallow(number: int, segmentation: Any) -> Any:
+    """Polygons or run lengths are lists of lists or of dicts of lists; deeper ones would only exhaust who looks at them."""
+    level = [segmentation]
+    for _ in range(4):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, list | dict)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, list | dict)
+        ]
+        if not level:
+            return segmentation
+    raise ValueError(f"the segmentation of annotation {number} is nested too deeply")

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
+from backbones.pictures import UnreadableImage, WrongSize, read_image
 from pruners.base import UserError
 
 FARTHEST = 100_000  # pixels; a polygon corner beyond it is a broken file, and would make the rasteriser allocate wildly
+LONGEST_OUTLINE = 10_000_000  # pixels; the rasteriser holds five points of each
+MOST_MASK_BYTES = 2**31
 
 
 class DataError(UserError):
@@ -70,26 +72,19 @@ class Sample:
     targets: tuple[tuple[Annotation, ...], ...] = field(default=(), repr=False, compare=False)
 
     def image(self) -> NDArray[np.uint8]:
-        """Read the pixels as they are stored, (H, W, 3) uint8 RGB; annotations know nothing of EXIF's turns.
+        """Decode the pixels as the official evaluation does, (H, W, 3) uint8 RGB; see `backbones.pictures.read_image`.
 
         Raises:
             DataError: the file is gone, unreadable, or of another size than its annotations.
         """
         try:
-            with Image.open(self.path) as opened:
-                deep = opened.mode.startswith("I")  # 16 bits, which PIL would cut off at 255
-                shown = Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8)) if deep else opened
-                pixels = np.array(shown.convert("RGB"), dtype=np.uint8)
+            return read_image(self.path, (self.height, self.width))
         except FileNotFoundError:
             raise DataError(f"Image '{self.path}' of {self.id} is gone; put it back or load the data again.") from None
-        except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        except WrongSize as error:
+            raise DataError(f"Image '{self.path}' {error}; take images and instances.json from the same release.") from None
+        except UnreadableImage as error:
             raise DataError(f"Image '{self.path}' of {self.id} cannot be read ({error}); copy it anew.") from None
-        if pixels.shape[:2] != (self.height, self.width):
-            raise DataError(
-                f"Image '{self.path}' is {pixels.shape[1]}x{pixels.shape[0]} px, but its annotations are for "
-                f"{self.width}x{self.height}; take images and instances.json from the same release."
-            )
-        return pixels
 
     def masks(self) -> NDArray[np.uint8]:
         """Rasterise the target of every expression, (E, H, W) uint8.
@@ -98,8 +93,13 @@ class Sample:
         several objects of one expression are joined by bitwise or; no target or an empty segmentation is all 0.
 
         Raises:
-            DataError: a segmentation is malformed.
+            DataError: a segmentation is malformed, or all masks together do not fit in memory.
         """
+        if len(self.expressions) * self.height * self.width > MOST_MASK_BYTES:
+            raise DataError(
+                f"{self.id} asks for {len(self.expressions)} masks of {self.width}x{self.height} px, more than "
+                f"{MOST_MASK_BYTES >> 30} GiB together; split its expressions or scale image and annotations down."
+            )
         known: dict[int, NDArray[np.uint8]] = {}
         masks = np.zeros((len(self.expressions), self.height, self.width), dtype=np.uint8)
         for mask, target in zip(masks, self.targets, strict=True):
@@ -121,43 +121,69 @@ def rasterise(annotation: Annotation, height: int, width: int) -> NDArray[np.uin
         return np.zeros((height, width), dtype=np.uint8)
     if isinstance(parts, dict):
         parts = [parts]
+    mask = np.zeros((height, width), dtype=np.uint8)
     try:
         if not isinstance(parts, list):
             raise ValueError(f"a {type(parts).__name__}, neither a list nor a dict")
-        rles = _from_polygons(parts, height, width) if isinstance(parts[0], list) else _from_rles(parts, height, width)
-        decoded: NDArray[np.uint8] = coco_mask.decode(rles)
+        run_lengths = _from_polygon if isinstance(parts[0], list) else _from_runs
+        for part in parts:  # one at a time: all of them together would take their number times the image
+            mask += coco_mask.decode(run_lengths(part, height, width))
     except Exception as error:  # pycocotools raises bare Exception for what it cannot read
         raise DataError(
             f"Segmentation of annotation {annotation.id} is damaged ({error}); download instances.json again."
         ) from None
-    return decoded.sum(axis=2).astype(np.uint8)
+    return mask
 
 
-def _from_polygons(parts: list[Any], height: int, width: int) -> list[dict[str, Any]]:
-    for part in parts:
-        if not isinstance(part, list) or len(part) < 4 or len(part) % 2:
-            raise ValueError("a polygon needs an even number of at least 4 coordinates")
-        if not all(type(v) in (int, float) and math.isfinite(v) and abs(v) <= FARTHEST for v in part):
-            raise ValueError("a polygon has a coordinate that is no pixel position")
-    rles: list[dict[str, Any]] = coco_mask.frPyObjects(parts, height, width)
-    return rles
+def _from_polygon(part: Any, height: int, width: int) -> dict[str, Any]:
+    """Run lengths of one polygon; two corners are a line without area (pycocotools would take four numbers for a box)."""
+    if not isinstance(part, list) or len(part) < 4 or len(part) % 2:
+        raise ValueError("a polygon needs an even number of at least 4 coordinates")
+    if not all(type(v) in (int, float) and math.isfinite(v) and abs(v) <= FARTHEST for v in part):
+        raise ValueError("a polygon has a coordinate that is no pixel position")
+    corners = np.asarray(part, dtype=np.float64).reshape(-1, 2)
+    if np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum() > LONGEST_OUTLINE:
+        raise ValueError(f"a polygon has an outline of more than {LONGEST_OUTLINE} pixels")
+    (rle,) = coco_mask.frPyObjects([part if len(part) > 4 else [*part, *part[2:]]], height, width)
+    return rle  # type: ignore[no-any-return]
 
 
-def _from_rles(parts: list[Any], height: int, width: int) -> list[dict[str, Any]]:
-    rles = []
-    for part in parts:
-        if not isinstance(part, dict) or not {"size", "counts"} <= part.keys():
-            raise ValueError("run lengths need 'size' and 'counts'")
-        if list(part["size"]) != [height, width]:
-            raise ValueError(f"run lengths of size {part['size']} in an image of size {[height, width]}")
-        counts = part["counts"]
-        if isinstance(counts, list):
-            if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != height * width:
-                raise ValueError(f"run lengths do not add up to {height * width} pixels")
-            rles.append(coco_mask.frPyObjects(part, height, width))
-        else:  # a copy: the caller's data stay as they were read
-            rles.append({"size": [height, width], "counts": counts.encode() if isinstance(counts, str) else counts})
-    return rles
+def _from_runs(part: Any, height: int, width: int) -> dict[str, Any]:
+    if not isinstance(part, dict) or not {"size", "counts"} <= part.keys():
+        raise ValueError("run lengths need 'size' and 'counts'")
+    if list(part["size"]) != [height, width]:
+        raise ValueError(f"run lengths of size {part['size']} in an image of size {[height, width]}")
+    counts = part["counts"] if isinstance(part["counts"], list) else _unpacked(part["counts"])
+    # pycocotools decodes too short ones into memory that it has not initialised
+    if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != height * width:
+        raise ValueError(f"run lengths do not add up to {height * width} pixels")
+    return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)  # type: ignore[no-any-return]
+
+
+def _unpacked(counts: str | bytes) -> list[int]:
+    """Run lengths of COCO's compressed form.
+
+    Six bits a character from '0' on: five of the number, least significant first, and whether more follow; the highest
+    bit of the last five is the sign. From the fourth on, a number is the difference to the run two before.
+    """
+    packed = counts.encode("ascii") if isinstance(counts, str) else counts
+    found: list[int] = []
+    value = shift = 0
+    for letter in packed:
+        six = letter - 48
+        if not 0 <= six < 64 or shift > 60:
+            raise ValueError("run lengths have a character that they cannot have")
+        value |= (six & 31) << shift
+        shift += 5
+        if six & 32:
+            continue
+        if six & 16:
+            value -= 1 << shift
+        found.append(value + found[-2] if len(found) > 2 else value)
+        value = shift = 0
+    if shift:
+        raise ValueError("run lengths are cut off")
+    return found
 
 
 def fingerprint(samples: Iterable[Sample]) -> str:
@@ -173,7 +199,8 @@ def fingerprint(samples: Iterable[Sample]) -> str:
         head = [sample.id, sample.path.name, sample.height, sample.width, said, meant]
         digest.update(json.dumps(head, sort_keys=True).encode())
         try:
-            digest.update(hashlib.sha256(sample.path.read_bytes()).digest())
+            with sample.path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError:
             digest.update(b"missing")
     return digest.hexdigest()[:16]

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
+import os
+import signal
+import threading
+import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +24,7 @@ from harness.runner import Plan, Way, prepare, run
 from pruners import UserError, parse
 from reports import render
 from tests.fake_backbone import FakeBackbone, write_data
-from tests.faults.crew import Record
+from tests.faults.crew import Record, SlowBackbone, plan_of
 from tests.refer_tree import HEIGHT, WIDTH
 
 NOISE = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -156,3 +161,25 @@ def test_reading_ahead_changes_nothing(tmp_path: Path, workers: int) -> None:
 def test_ways_that_make_no_sense(options: dict[str, float], said: str) -> None:
     with pytest.raises(UserError, match=said):
         Way(**options)  # type: ignore[arg-type]
+
+
+def test_a_killed_reader_is_one_sentence_and_the_run_goes_on(tmp_path: Path, record_property: Record) -> None:
+    """As the kernel does when memory ends: no image is blamed, and the same command ends the run."""
+    root = write_data(tmp_path / "data", images=200)
+    place = tmp_path / "run" / "records"
+
+    def kill() -> None:
+        while not list(place.glob("*/*.jsonl")):
+            time.sleep(0.01)
+        os.kill(min(child.pid or 0 for child in multiprocessing.active_children()), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    plan, backbone = plan_of(root), SlowBackbone(0.1)
+    with pytest.raises(UserError, match=r"was killed .* same command again, with fewer than --workers 2"):
+        run(plan, backbone, prepare(plan, backbone), tmp_path / "run", Way(workers=2))
+    killer.join()
+    record_property("faults", Counter({"readers killed": 1}))
+    backbone = SlowBackbone(0)
+    assert run(plan, backbone, prepare(plan, backbone), tmp_path / "run", Way())
+    assert records.failures(tmp_path / "run") == {}

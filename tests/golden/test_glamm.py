@@ -220,8 +220,9 @@ def test_litelvlm(golden_glamm_dir: Path, backbone: GlammBackbone, arrays: Array
         selection = method.select(tokens, budget)
         arrays.equal(selection.indices, pruned["retained"], f"{name} {budget} retained")
         arrays.equal(method.low_similarity(tokens, budget), pruned["lowsim_union"], f"{name} {budget} union")
-        each = (tokens.text_embeds @ tokens.projected_patches.T).argsort(dim=1, stable=True)
-        arrays.equal(each[:, : budget // len(turns)], pruned["lowsim_per_question"], f"{name} {budget} per question")
+        each = (tokens.text_embeds @ tokens.projected_patches.T).argsort(dim=1, stable=True)[:, : budget // len(turns)]
+        # of the chosen tokens the set is used alone, so two that are 6 ulp apart may change places
+        arrays.equal(np.sort(each), np.sort(pruned["lowsim_per_question"]), f"{name} {budget} per question")
         arrays.close(selection.gather(tokens), pruned["vision_tower_out"], CLOSE, "tower output")
         check_run(backbone, Row(encoding, turns, method, budget, selection), pruned, f"{name} {budget}", arrays)
 
