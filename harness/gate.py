@@ -31,9 +31,9 @@ SUBSET: dict[str, Any] = {
     "limit": 4,
     "seed": 0,
 }
-# Noise that stands for rounding when a baseline is accepted: ten times what one float32 operation rounds off, about what
-# another attention kernel does to the last hidden state.
-RELATIVE, DRAWS = 1e-6, 3
+# Noise that stands for rounding when a baseline is accepted. Another attention kernel moves the last hidden state by 2.6e-7 of
+# its norm (float32, eager against SDPA); twice that also finds near ties that it happens to leave alone.
+RELATIVE, DRAWS = 5e-7, 3
 
 __all__ = ["PAIR", "SUBSET", "Comparison", "accept", "check", "compare", "measure", "read_baseline"]
 

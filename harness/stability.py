@@ -1,7 +1,7 @@
 """What hangs on rounding: the same choice again from features that differ in their last bits.
 
-Another number of threads, attention kernel, processor or library version adds in another order, which moves features by about one
-part in a million. Noise of that size on the hidden states stands for all of them, and is the same wherever it is drawn.
+Another number of threads, attention kernel, processor or library version adds in another order, which moves float32 features by
+a few parts in ten million. Noise of that size on the hidden states stands for all of them, and is the same wherever it is drawn.
 """
 
 from __future__ import annotations
