@@ -44,6 +44,7 @@ def baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(data, "parse_datasets", lambda text: parse(text, root))
     monkeypatch.setattr(registry, "_registry", dict(registry._registry))
     (tmp_path / "plugin.py").write_text(SOUND.replace("SIGN", "1"))
+    monkeypatch.setattr(gate, "DRAWS", 1)
     subset = gate.SUBSET | {"backbone": "fake", "pruners": "none,random,contrast", "budgets": [16], "datasets": "refcoco"}
     gate.accept(tmp_path / "baseline.json", "first numbers", (str(tmp_path / "plugin.py"),), subset)
     return tmp_path / "baseline.json"
