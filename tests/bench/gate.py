@@ -1,0 +1,89 @@
+"""What the gate sees, and how often it is wrong: `python -m tests.bench.gate [RUNS]`.
+
+First the share of falls that it catches: expressions of one pruner lose so many points of IoU on average, each an exponentially
+distributed number of them (to no less than 0), in all expressions, in a random half, or in one random split. Then its false
+alarms: RUNS new runs of the subset with features that differ in rounding, alone and mixed image by image.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import backbones
+from harness import baseline as files
+from harness import gate, records
+from harness.stability import shaken
+
+BASELINE = Path(__file__).parents[2] / "results" / "baseline.json"
+FALLS, DRAWS, MIXES = (0.5, 1, 2, 5), 200, 200
+CELLS = (("visionzip", 64), ("vispruner", 64))
+WHERE = ("all", "half", "one split")
+
+
+def fallen(part: pd.DataFrame, points: float, where: str, draw: np.random.Generator) -> pd.DataFrame:
+    """A cell's rows after a fall of so many points on average where it falls."""
+    split = part["sample"].str.rsplit(":", n=1).str[0]
+    which = {"all": split == split, "half": draw.random(len(part)) < 0.5, "one split": split == draw.choice(split.unique())}
+    ratio = part["intersection"] / part["union"].clip(lower=1)
+    ratio = (ratio - which[where] * draw.exponential(points / 100, len(part))).clip(lower=0)
+    return part.assign(intersection=(ratio * part["union"]).round().astype(int))
+
+
+def power(content: dict[str, Any], rows: pd.DataFrame) -> None:
+    """Share of falls that are caught."""
+    print(f"share of falls that the gate catches, {DRAWS} draws each, by mean fall in points of IoU")
+    for pruner, budget in CELLS:
+        part = rows[(rows["pruner"] == pruner) & (rows["budget"] == budget)]
+        for where in WHERE:
+            shares = []
+            for points in FALLS:
+                draws = (fallen(part, points, where, np.random.default_rng((0, seed))) for seed in range(DRAWS))
+                shares.append(sum(bool(gate.compare(part, after, content).worse) for after in draws) / DRAWS)
+            told = ", ".join(f"-{points:g}: {share:.1%}" for points, share in zip(FALLS, shares, strict=True))
+            print(f"{pruner} at {budget}, {where}: {told}", flush=True)
+
+
+def alarms(content: dict[str, Any], rows: pd.DataFrame, runs: int) -> None:
+    """False alarms of runs that differ in rounding."""
+    backbone = backbones.load(content["subset"]["backbone"])
+    noise, found = content["noise"], []
+    for seed in range(100, 100 + runs):  # none of those by which the baseline was accepted
+        after = gate.measure(content["subset"], (), shaken(backbone, seed, noise["relative"])).frame
+        found.append(after)
+        seen = gate.compare(rows, after, content)
+        print(f"noise {seed}: {len(seen.worse)} of {seen.cells} failed, {len(seen.changes)} changed", flush=True)
+    changed = {tuple(row) for after in found for row in _changed(rows, after)}
+    false = dict.fromkeys(changed, 0)
+    for seed in range(MIXES):
+        draw = np.random.default_rng((1, seed))
+        mixed = pd.concat(found, keys=range(runs), names=["run"]).reset_index("run")
+        images = records.images(mixed["sample"])
+        chosen = {image: draw.integers(runs) for image in sorted(images.unique())}
+        mixed = mixed[mixed["run"] == images.map(chosen)]
+        for cell in changed:
+            one, other = (frame[(frame[files.KEY] == list(cell)).all(axis=1)] for frame in (rows, mixed))
+            false[cell] += bool(gate.compare(one, other, content).worse)
+    print(f"false alarms of {MIXES} runs mixed image by image: {false or 'none, no cell changed'}")
+
+
+def _changed(rows: pd.DataFrame, after: pd.DataFrame) -> set[tuple[Any, ...]]:
+    both = rows.merge(after, on=files.PAIR, suffixes=("", "_now"))
+    other = both[(both["kept"] != both["kept_now"]) | (both["intersection"] != both["intersection_now"])]
+    return set(other[files.KEY].itertuples(index=False, name=None))
+
+
+def main() -> None:
+    """Both tables."""
+    content = gate.read_baseline(BASELINE)
+    rows = files.frame(content)
+    power(content, rows)
+    alarms(content, rows, int(sys.argv[1]) if len(sys.argv) > 1 else 4)
+
+
+if __name__ == "__main__":
+    main()
