@@ -22,9 +22,9 @@ from backbones.glamm.conversation import IMAGE_SENTENCE, build
 from backbones.glamm.decoder import run_layers
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels, sam_pixels_mmcv
-from backbones.glamm.sharing import Ask, Past, Shared, filled_up
-from backbones.glamm.signals import decode_masks, embed_text, hidden_states, vision_signal
+from backbones.glamm.sharing import Ask, Shared, filled_up
 from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer, behind_image
+from backbones.parts import clip, llama, sam
 from pruners.base import LayerPruner, Need, Selection, UserError, VisualTokens
 
 Result = TypeVar("Result")
@@ -90,7 +90,7 @@ class GlammBackbone(Asking):
         self._kind = next(model.parameters()).dtype
         self._text_embeds: dict[tuple[str, ...], Tensor] = {}
         self._sentence = behind_image(tokenizer.encode(IMAGE_SENTENCE))
-        self._beginnings: dict[tuple[int, ...], Past] = {}
+        self._beginnings: dict[tuple[int, ...], llama.Past] = {}
 
     def _filled(self, count: int) -> int:
         """`count` rounded up to the multiple that rounds alike."""
@@ -124,8 +124,8 @@ class GlammBackbone(Asking):
             torch.stack(parts).to(self.device, self._kind, non_blocking=True)
             for parts in zip(*((one.vision, one.grounding) for one in filled), strict=True)
         )
-        states = hidden_states(self.model.clip.vision_model, vision)
-        embeddings = self.model.grounding_encoder.vision_encoder(grounding)[0]
+        states = clip.hidden_states(self.model.clip, vision)
+        embeddings = sam.encode(self.model.grounding_encoder, grounding)
         return [
             Encoding(tuple(state[k] for state in states), embeddings[k], one.resized, one.original)
             for k, one in enumerate(pixels)
@@ -151,8 +151,7 @@ class GlammBackbone(Asking):
                 raise UserError("This pruner sees the truth, and no truth masks were given; leave it out here.")
             return patch_shares(masks, self.image_size, self.grid).to(self.device)
         if need not in encoding.signals:
-            clip = self.model.clip
-            encoding.signals[need] = vision_signal(clip.vision_model, clip.visual_projection, encoding.hidden_states, need)
+            encoding.signals[need] = clip.signal(self.model.clip, encoding.hidden_states, need)
         return encoding.signals[need]
 
     def text_embeds(self, questions: tuple[str, ...]) -> Tensor:
@@ -160,7 +159,7 @@ class GlammBackbone(Asking):
         if questions not in self._text_embeds:
             if len(self._text_embeds) > 4096:
                 self._text_embeds.clear()
-            self._text_embeds[questions] = embed_text(self.model.clip, self.clip_words(questions))
+            self._text_embeds[questions] = clip.embed_text(self.model.clip, self.clip_words(questions))
         return self._text_embeds[questions]
 
     def clip_words(self, questions: tuple[str, ...]) -> dict[str, Tensor]:
@@ -198,7 +197,7 @@ class GlammBackbone(Asking):
                 if self.batch_size <= self._multiple:
                     raise torch.OutOfMemoryError(str(error)) from error
                 smaller = self._filled(self.batch_size // 2)
-                if hasattr(self.model.language_model, "gather_heads"):
+                if llama.is_shared(self.model.language_model):
                     raise UserError(
                         f"Out of memory with {self.batch_size} rows at once, which --tensor-parallel cannot change on the way; "
                         f"give --batch-size {smaller}."
@@ -312,8 +311,8 @@ class GlammBackbone(Asking):
         visual = self._project(rows)
         words = torch.tensor(ids, device=self.device)
         image = ids[0].index(IMAGE_TOKEN)
-        embed = model.language_model.embed_tokens
-        return torch.cat([embed(words[:, :image]), visual, embed(words[:, image + 1 :])], dim=1)
+        before, behind = (llama.embed(model.language_model, part) for part in (words[:, :image], words[:, image + 1 :]))
+        return torch.cat([before, visual, behind], dim=1)
 
     def _apart(self, rows: Sequence[Row]) -> list[_Said]:
         """Every row whole, with the language model's head, as the official forward runs; rows of equal length together."""
@@ -362,7 +361,7 @@ class GlammBackbone(Asking):
 
     def decode(self, embeddings: Tensor, prompts: Tensor) -> Tensor:
         """Mask decoder: (M, P, g, g) image embeddings and (M, P) prompts -> (M, 4g, 4g) logits of the single mask."""
-        return decode_masks(self.model.grounding_encoder, embeddings, prompts)
+        return sam.decode_masks(self.model.grounding_encoder, embeddings, prompts)
 
 
 def _nothing(need: Need) -> Tensor:
