@@ -16,7 +16,7 @@ from backbones.parts.attention import attend, implementation
 from pruners.base import Need
 
 
-def build(config: CLIPConfig, attn: str) -> CLIPModel:
+def build(config: CLIPConfig, attn: str) -> Any:
     """A model of these numbers with new weights."""
     return CLIPModel._from_config(config, attn_implementation=attn)
 
@@ -35,7 +35,7 @@ def described(clip: CLIPModel) -> dict[str, Any]:
     return found
 
 
-def random_end(config: CLIPConfig, draw: torch.Generator) -> CLIPModel:
+def random_end(config: CLIPConfig, draw: torch.Generator) -> Any:
     """A vision tower's last two layers with random weights, for pruners that look at them; the rest has no values."""
     short = CLIPConfig.from_dict(config.to_dict())
     short.vision_config.num_hidden_layers, short.text_config.num_hidden_layers = 2, 1

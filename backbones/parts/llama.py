@@ -26,7 +26,7 @@ BY_OUTPUT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.ga
 BY_INPUT = ("self_attn.o_proj", "mlp.down_proj")
 
 
-def build(config: LlamaConfig, attn: str) -> LlamaModel:
+def build(config: LlamaConfig, attn: str) -> Any:
     """A model of these numbers with new weights."""
     return LlamaModel._from_config(config, attn_implementation=attn)
 
@@ -48,7 +48,8 @@ def share(llm: LlamaModel, cut: Callable[[nn.Module], Any], gather: Callable[[Te
     """Spread every layer over several processes.
 
     Args:
-        cut: leaves this process its part of a layer's weights: some outputs of BY_OUTPUT and the inputs of BY_INPUT that belong to them.
+        cut: leaves this process its part of a layer's matrices: some outputs of BY_OUTPUT, and the inputs of BY_INPUT that
+            belong to them.
         gather: (B, H / size, K) scores of this process's heads -> (B, H, K) of all.
     """
     for weights in llm.layers:

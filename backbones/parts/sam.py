@@ -1,12 +1,17 @@
-"""SAM over transformers' `SamModel`: the one place that knows its parts; its image encoder and mask decoder run by their own forward."""
+"""SAM over transformers' `SamModel`: the one place that knows its parts.
+
+Its image encoder and its mask decoder run by their own forward.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import Tensor
 from transformers import SamConfig, SamModel
 
 
-def build(config: SamConfig, attn: str) -> SamModel:
+def build(config: SamConfig, attn: str) -> Any:
     """A model of these numbers with new weights."""
     # SAM's relative positions are an additive attention bias, which flash attention cannot take
     return SamModel._from_config(config, attn_implementation="sdpa" if attn == "flash_attention_2" else attn)
