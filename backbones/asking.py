@@ -15,7 +15,7 @@ from PIL import Image
 
 from backbones.base import Answer, Backbone, Encoding, Picture, Row
 from backbones.glamm.conversation import plain_turn
-from pruners import parse
+from pruners import checks, parse
 from pruners.base import LayerPruner, Pruner, UserError
 
 
@@ -101,9 +101,11 @@ def answer(
     if not isinstance(pruner, LayerPruner):
         masks = truth[None] if truth is not None else None
         tokens = backbone.tokens(fresh, turns, expression, masks)
-        selection = pruner.select(tokens.only(pruner.needs), budget)
+        selection = checks.select(pruner, tokens, budget)
     row = Row(fresh, turns, pruner, budget, selection)
     (result,) = backbone.ground_rows([row], share=False)  # whole, so that no earlier answer shortens this one's time
+    if result.error:
+        raise UserError(result.error)
     mask = (result.logits[0] > 0).numpy(force=True)
     seconds = _now(backbone.device) - start
     return Answer(mask, _kept(result.retained.tolist(), patches), result.tokens_final, result.tokens_mean, seconds)

@@ -22,6 +22,7 @@ from harness import data
 from harness.claims import Claims
 from harness.fill import described, fill
 from harness.loading import Key, Loaded, Parts, read_ahead
+from harness.notes import say_what_is_cut
 from harness.place import Place
 from harness.protocol import check_protocol
 from harness.provenance import collect, differences
@@ -153,6 +154,9 @@ def run(plan: Plan, backbone: Backbone, splits: Sequence[Split], folder: Path, w
     except OSError as error:
         raise UserError(f"Cannot write to {str(folder)!r} ({error.strerror}); give --out a folder that you may write.") from error
     try:
+        if way.place.leads:
+            samples = [sample for split in splits for sample in split.samples]
+            say_what_is_cut(backbone, plan.pruners, samples, plan.protocol, plan.seed)
         return crew.work()
     except torch.OutOfMemoryError as error:
         raise UserError(

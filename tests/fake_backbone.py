@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from backbones.asking import Asking
 from backbones.base import Encoding, Grounded, Pixels, Row, Turn
+from pruners import checks
 from pruners.base import LayerPruner, Need, VisualTokens
 from tests.refer_tree import HEIGHT, SHIFTED, SQUARE, ref, write_tree
 from tests.refer_tree import WIDTH as WIDTH_OF_IMAGES
@@ -69,6 +70,9 @@ class FakeBackbone(Asking):
         states = torch.cat([features.mean(0, keepdim=True), features])
         return Encoding((states,), features[:1, :1, None], pixels.resized, pixels.original)
 
+    def cut_off(self, questions: Sequence[str]) -> int:
+        return 0
+
     def tokens(
         self, encoding: Encoding, turns: Sequence[Turn], sample: str, masks: NDArray[np.bool_] | None = None
     ) -> VisualTokens:
@@ -112,7 +116,7 @@ class FakeBackbone(Asking):
             assert isinstance(row.pruner, LayerPruner)
             count = row.pruner.tokens_after(row.budget, len(features), LAYERS)
             attention = (features @ vector(row.turns[-1].question)).softmax(0).expand(HEADS, -1)
-            kept = row.pruner.keep(attention, count)
+            kept = checks.keep(row.pruner, attention, count)
             lengths[row.pruner.layer :] = [count] * (LAYERS - row.pruner.layer)
         patches = kept[kept >= 0]
         logits = []
@@ -121,7 +125,8 @@ class FakeBackbone(Asking):
             here[patches] = features[patches] @ vector(turn.question)
             large = F.interpolate(here.view(1, 1, SIDE, SIDE), row.encoding.original, mode="nearest")
             logits.append(large[0, 0])
-        return Grounded(torch.stack(logits), lengths[-1], sum(lengths) / LAYERS, kept)
+        checks.lengths(row.pruner, row.budget, len(features), lengths)
+        return Grounded(torch.stack(logits), tuple(lengths), kept)
 
 
 def known(monkeypatch: Any, **settings: Any) -> list[FakeBackbone]:

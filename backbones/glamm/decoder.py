@@ -82,7 +82,7 @@ def run_layers(
             visual = slice(visual_start, visual_start + visual_count)
             ends = last if last is not None else torch.full((batch,), length - 1, device=hidden.device)
             scores = layer.row(entered, ends, by, here.layers[layer.index][0])[..., visual]
-            kept = torch.stack([checks.keep(pruner, row, keep) for row in scores])
+            kept = torch.stack([checks.keep(pruner, row.nan_to_num(), keep) for row in scores])
             before = torch.arange(visual_start, device=hidden.device).expand(batch, -1)
             after = torch.arange(visual_start + visual_count, length, device=hidden.device).expand(batch, -1)
             stay = torch.cat([before, kept + visual_start, after], dim=1)

@@ -58,13 +58,18 @@ class _Contexts:
         start: the beginning.
         past: keys and values of the visual tokens and the sentence behind them.
         saved: input (B, T + s, width) of the layers that begin behind a cut.
-        visual: T, the number of visual tokens.
+        lengths: T, the visual tokens that ran, of every layer that ran.
     """
 
     start: Past
     past: Past
     saved: dict[int, Tensor]
-    visual: int
+    lengths: tuple[int, ...]
+
+    @property
+    def visual(self) -> int:
+        """Visual tokens that entered."""
+        return self.lengths[0]
 
     @property
     def span(self) -> slice:
@@ -80,9 +85,16 @@ class _Contexts:
 
 @dataclass(frozen=True)
 class Answer:
-    """Final hidden states (R, width) of the words that are read, and the sorted visual tokens that a cut left."""
+    """What the language model made of a row.
+
+    Attributes:
+        hidden: (R, width) final states of the words that are read; NaN where a cut had no numbers to choose by.
+        lengths: visual tokens that ran in every layer.
+        kept: sorted visual tokens that a cut left, None without one.
+    """
 
     hidden: Tensor
+    lengths: tuple[int, ...]
     kept: Tensor | None = None
 
 
@@ -94,25 +106,26 @@ def through(
     layers: range,
     saved: dict[int, Tensor] | None = None,
     read: Tensor | None = None,
-) -> Tensor:
-    """Run `layers`.
+) -> tuple[Tensor, list[int]]:
+    """Run `layers`; also gives the tokens that each of them got.
 
     Args:
         saved: what it has a key for, it gets: the input of that layer; of layer `layers.stop` the output, if all are wanted.
         read: (B, R) tokens whose states are wanted in the end; None for all. With R = 0 later rows get their keys and values.
     """
-    by = llama.rotary(llm, positions, hidden.dtype)
+    by, lengths = llama.rotary(llm, positions, hidden.dtype), []
     saved = saved if saved is not None else {}
     for index in layers:
         if index in saved:
             saved[index] = hidden
+        lengths.append(hidden.shape[1])
         layer = llama.Layer(llm, index)
         if read is not None and index == layers.stop - 1:
-            return layer.at(hidden, by, past, read)
+            return layer.at(hidden, by, past, read), lengths
         hidden = layer(hidden, by, past)
     if layers.stop in saved:
         saved[layers.stop] = hidden
-    return hidden
+    return hidden, lengths
 
 
 class Shared:
@@ -185,10 +198,12 @@ class Shared:
         saved = dict.fromkeys(cuts, hidden)
         if hidden.shape[1]:
             places = _places(len(beginning), hidden.shape[1], rows, self.device)
-            through(self.llm, hidden, places, past, range(deep), saved, places[:, :0] if deep == self.depth else None)
+            unread = places[:, :0] if deep == self.depth else None
+            _, lengths = through(self.llm, hidden, places, past, range(deep), saved, unread)
         else:  # an image of no token and no sentence: questions follow the beginning at once
             past.layers = {layer: (key[past.owner], value[past.owner]) for layer, (key, value) in start.layers.items()}
-        known = _Contexts(start, past, saved, visual.shape[1])
+            lengths = [0] * deep
+        known = _Contexts(start, past, saved, tuple(length - len(sentence) for length in lengths))
         # rows of one context and the same words are one branch until a cut parts them
         branches: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(list)
         for number in numbers:
@@ -221,12 +236,12 @@ class Shared:
         wanted = dict.fromkeys(cuts | {cut - 1 for cut in cuts}, own)
         here = Past(contexts.past, owner, keep={cut - 1 for cut in cuts})
         places = _places(contexts.end, words.shape[1], len(words), self.device)
-        hidden = through(llm, own, places, here, range(deep), wanted, read if deep == self.depth else None)
+        hidden, _ = through(llm, own, places, here, range(deep), wanted, read if deep == self.depth else None)
         answers: dict[int, Answer] = {}
         if deep == self.depth:
             final = llama.norm(llm, hidden)
             for row, branch in enumerate(branches):
-                answers |= {number: Answer(final[row]) for number in branch if asks[number].pruner is None}
+                answers |= {number: Answer(final[row], contexts.lengths) for number in branch if asks[number].pruner is None}
         for cut in cuts:
             lasts = torch.zeros(len(words), dtype=torch.long, device=self.device)
             for row, branch in enumerate(branches):
@@ -253,8 +268,9 @@ class Shared:
             for number in branch:
                 pruner = asks[number].pruner
                 if pruner is not None and pruner.layer == cut:
-                    budgets[asks[number].keep].append((number, row, checks.keep(pruner, scores[row], asks[number].keep)))
-        length = contexts.saved[cut].shape[1]
+                    kept = checks.keep(pruner, scores[row].nan_to_num(), asks[number].keep)
+                    budgets[asks[number].keep].append((number, row, kept))
+        length, finite = contexts.saved[cut].shape[1], scores.isfinite().flatten(1).all(1)
         answers: dict[int, Answer] = {}
         for found in budgets.values():
             for portion, filled in self._batches(range(len(found))):
@@ -265,10 +281,12 @@ class Shared:
                 hidden = tokens_at(torch.cat([contexts.saved[cut][owner[rows]], own[rows]], dim=1), stay)
                 past = Past(contexts.start, torch.zeros(len(rows), dtype=torch.long, device=self.device), keep=())
                 behind = read[rows] + stay.shape[1] - own.shape[1]
-                run = through(self.llm, hidden, stay + contexts.span.start, past, range(cut, self.depth), read=behind)
-                final = llama.norm(self.llm, run)
+                places = stay + contexts.span.start
+                run, seen = through(self.llm, hidden, places, past, range(cut, self.depth), read=behind)
+                final = llama.norm(self.llm, run).masked_fill(~finite[rows, None, None], torch.nan)
+                lengths = contexts.lengths[:cut] + tuple(tokens - text.shape[1] for tokens in seen)
                 for place, k in enumerate(portion):
-                    answers[found[k][0]] = Answer(final[place], found[k][2])
+                    answers[found[k][0]] = Answer(final[place], lengths, found[k][2])
         return answers
 
 

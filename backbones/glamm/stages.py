@@ -160,10 +160,10 @@ def forward(model: GlammModel, inputs: Inputs, pruner: Pruner, budget: int, stag
         with stage("text"):
             text = clip.embed_text(model.clip, inputs.words)
     tokens = visual_tokens(model, inputs, states, text)
-    features, layered, keep = tokens.patches, None, 0
+    features, layered, keep, patches = tokens.patches, None, 0, len(tokens)
     if isinstance(pruner, LayerPruner):
         layered = pruner
-        keep = pruner.tokens_after(budget, len(tokens), model.language_model.config.num_hidden_layers)
+        keep = pruner.tokens_after(budget, patches, model.language_model.config.num_hidden_layers)
     else:
         with stage("pruner"):
             features = checks.select(pruner, tokens, budget).gather(tokens)
@@ -181,4 +181,5 @@ def forward(model: GlammModel, inputs: Inputs, pruner: Pruner, budget: int, stag
     with stage("mask_decoder"):
         low = sam.decode_masks(model.grounding_encoder, embedding.expand(len(prompts), -1, -1, -1), prompts)
         logits = masks_to_image(low, inputs.large.shape[-1], inputs.resized, inputs.original)
+    checks.lengths(pruner, budget, patches, [length - inputs.text for length in run.lengths])
     return Passed(run.lengths, logits)
