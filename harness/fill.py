@@ -82,7 +82,8 @@ def _fill(
 
 def _scored(sample: data.Sample, job: Job, results: Iterable[tuple[_Asked, Grounded]]) -> Iterator[dict[str, Any]]:
     """The rows of one image under one cell; one that says why, if any of them has no answer."""
-    rows, error = [], ""
+    rows: list[dict[str, Any]] = []
+    error = ""
     for one, result in results:
         error = error or result.error
         if not error:

@@ -288,7 +288,8 @@ class _Crew:
 
     def _check_failures(self, latest: str) -> None:
         failed = sum(claims.failed for claims in self.claims)
-        if failed > max(1, math.ceil(self.way.max_failures * self.total)):
+        most = max(1, math.ceil(self.way.max_failures * self.total))
+        if failed > most or failed == self.total > self.way.max_failures * self.total:  # a run without any answer is none
             raise UserError(
                 f"{failed} of {self.total} samples failed, more than --max-failures {self.way.max_failures:g}"
                 f"{f' ({latest})' if latest else ''}; mend the data, or go on with --out {self.folder} and a larger share."
