@@ -1,7 +1,7 @@
 """The two ends of the dependency ranges: `python -m tests.bounds oldest|newest FILE` writes what pip should install there.
 
-Oldest: every lower bound of pyproject.toml, exactly. Newest: whatever is served, above the upper bounds too, so that a release that
-breaks something is noticed; torch alone stays at its locked version, because builds of other ones are made for other machines.
+Oldest: every lower bound of pyproject.toml, exactly. Newest: whatever is served, above the upper bounds too, so that a
+release that breaks something is noticed; torch alone stays at its locked version, since other builds are for other machines.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ class GlammBackbone(Asking):
     def cut_off(self, questions: Sequence[str]) -> int:
         """How many of the questions are longer than CLIP's text tower, so that text-guided pruners see their beginning alone."""
         most = clip.positions(self.model.clip)
-        return sum(len(ids) > most for ids in self.clip_tokenizer(list(questions), verbose=False)["input_ids"])
+        return sum(len(self.clip_tokenizer(question, verbose=False)["input_ids"]) > most for question in questions)
 
     # -- from tokens to masks
 
