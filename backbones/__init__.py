@@ -118,6 +118,29 @@ def load(
     elif checkpoint is None:
         raise UserError("The backbone glamm needs weights: give --checkpoint DIR, or use --backbones glamm-mini.")
 
+    from backbones import versions
+
+    versions.warn()
+    try:
+        return _load(name, Path(checkpoint), clip, sam_dims, device, dtype, attn, batch_size, image_backend, tensor_parallel)
+    except (ImportError, AttributeError, TypeError, KeyError) as error:  # how a changed interface shows
+        if not (strange := versions.untested()):
+            raise
+        raise UserError(f"The model cannot be built with what is installed ({error!r}); {strange[0]}.") from error
+
+
+def _load(
+    name: str,
+    folder: Path,
+    clip: str | None,
+    sam_dims: str | Path | None,
+    device: str,
+    dtype: str,
+    attn: str,
+    batch_size: int,
+    image_backend: str,
+    tensor_parallel: int,
+) -> Backbone:
     import torch
 
     from backbones.glamm import reading
@@ -127,7 +150,6 @@ def load(
     from backbones.glamm.sizes import sam_numbers
     from backbones.glamm.tokenizer import LlamaTokenizer
 
-    folder = Path(checkpoint)
     if not folder.is_dir():
         raise UserError(f"There is no checkpoint folder {str(folder)!r}; give --checkpoint the folder with config.json.")
     sam = sam_numbers(folder, Path(sam_dims) if sam_dims is not None else None)

@@ -103,6 +103,8 @@ def answer(
         selection = checks.select(pruner, tokens, budget)
     row = Row(fresh, turns, pruner, budget, selection)
     (result,) = backbone.ground_rows([row], share=False)  # whole, so that no earlier answer shortens this one's time
+    if result.error:
+        raise UserError(result.error)
     mask = (result.logits[0] > 0).numpy(force=True)
     seconds = _now(backbone.device) - start
     return Answer(mask, _kept(result.retained.tolist(), patches), result.tokens_final, result.tokens_mean, seconds)

@@ -80,15 +80,25 @@ class Grounded:
 
     Attributes:
         logits: (M, H, W) float32, one mask per [SEG], at the raw image's size; the mask is where it is positive.
-        tokens_final: visual tokens in the language model's last layer.
-        tokens_mean: their mean over its layers.
+        lengths: visual tokens that every layer of the language model saw, read from the tensors that ran.
         retained: (tokens_final,) as in `Selection.indices`.
+        error: why there is no answer, in one sentence; empty if there is one. Then nothing else here means anything.
     """
 
     logits: Tensor
-    tokens_final: int
-    tokens_mean: float
+    lengths: tuple[int, ...]
     retained: Tensor
+    error: str = ""
+
+    @property
+    def tokens_final(self) -> int:
+        """Visual tokens in the language model's last layer."""
+        return self.lengths[-1]
+
+    @property
+    def tokens_mean(self) -> float:
+        """Visual tokens, mean over the language model's layers."""
+        return sum(self.lengths) / len(self.lengths)
 
 
 Picture = NDArray[np.uint8] | Image | str | Path  # (H, W, 3) RGB, a picture of pillow's, or an image file
@@ -135,6 +145,10 @@ class Backbone(Protocol):
 
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Encoding]:
         """Encode raw (H, W, 3) images."""
+        ...
+
+    def cut_off(self, questions: Sequence[str]) -> int:
+        """How many of the questions are longer than what pruners that read text see of one."""
         ...
 
     def tokens(

@@ -5,23 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from packaging.requirements import Requirement
 from tqdm import tqdm
 
+from backbones import versions
 from harness import data
 from harness.data.refer import FOLDER, expected, names, splits
 from harness.data.refshapes.writer import MANIFEST, cache_folder
 from harness.data.refshapes.writer import SPLITS as REFSHAPES
 from harness.data.sample import DataError, Sample
-from harness.provenance import HOME
 from pruners.base import UserError, nearest
 
 # images, refs and expressions of the published splits: RefCOCO and RefCOCO+ by unc, RefCOCOg by umd
@@ -81,28 +78,13 @@ def examine(
 # -- the machine
 
 
-def _requirements() -> list[Requirement]:
-    """What this project needs without extras, from its source folder or from the installed package."""
-    project = HOME / "pyproject.toml"
-    if project.is_file():
-        texts = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
-    else:
-        texts = [text for text in requires("groundprune") or [] if "extra ==" not in text]
-    return [Requirement(text) for text in texts]
-
-
 def _packages() -> Iterator[Finding]:
     fine = [f"python {sys.version.split()[0]}"]
-    for wanted in _requirements():
-        try:
-            found = version(wanted.name)
-        except PackageNotFoundError:
-            yield Finding("wrong", f"package {wanted.name} is not installed; pip install '{wanted}'")
-            continue
-        if wanted.specifier.contains(found, prereleases=True):
-            fine.append(f"{wanted.name} {found}")
+    for one in versions.installed():
+        if one.tested:
+            fine.append(f"{one.wanted.name} {one.found}")
         else:
-            yield Finding("wrong", f"package {wanted.name} is {found}, and {wanted.specifier} is needed; pip install '{wanted}'")
+            yield Finding("wrong" if one.found is None else "note", str(one))
     yield Finding("ok", ", ".join(fine))
     absent = [f"pip install 'groundprune[{extra}]'" for module, extra in OPTIONAL.items() if find_spec(module) is None]
     if absent:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from harness.protocol import Conversation, conversations
 from harness.rows import NO_CELL, NO_EXPRESSION, pack_tokens
 from harness.sweep import Job
 from pruners import checks
-from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner, Selection
+from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner, Selection, UserError
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class _Asked:
     of: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Seen:
     """An image with its truth; `shares` (E, N) is the part of every patch that an expression's referent covers."""
 
@@ -69,7 +70,7 @@ def _fill(
     encodings = _encode(backbone, [pixels for _, pixels, _ in readable])
     for (sample, _, truth), encoding in zip(readable, encodings, strict=True):
         if isinstance(encoding, Exception):
-            yield from failed(sample, jobs, repr(encoding))
+            yield from failed(sample, jobs, str(encoding) if isinstance(encoding, UserError) else repr(encoding))
             continue
         talks = conversations(sample, protocol, seed)
         of = sum(len(talk.expressions) for talk in talks)
@@ -77,8 +78,20 @@ def _fill(
         for job in jobs:
             for talk, selection in _select(backbone, seen, encoding, talks, job):
                 asked.append(_Asked(Row(encoding, talk.turns, job.pruner, job.cell.budget, selection), seen, job, talk, of))
-    for one, result in zip(asked, backbone.ground_rows([one.row for one in asked], share=share), strict=True):
-        yield from _score(one, result)
+    results = zip(asked, backbone.ground_rows([one.row for one in asked], share=share), strict=True)
+    for (seen, job), together in groupby(results, key=lambda pair: (pair[0].seen, pair[0].job)):
+        yield from _scored(seen.sample, job, together)
+
+
+def _scored(sample: data.Sample, job: Job, results: Iterable[tuple[_Asked, Grounded]]) -> Iterator[dict[str, Any]]:
+    """The rows of one image under one cell; one that says why, if any of them has no answer."""
+    rows: list[dict[str, Any]] = []
+    error = ""
+    for one, result in results:
+        error = error or result.error
+        if not error:
+            rows += _score(one, result)
+    yield from failed(sample, [job], error) if error else rows
 
 
 def _encode(backbone: Backbone, pixels: list[Pixels]) -> list[Encoding | Exception]:

@@ -24,6 +24,7 @@ from harness.editions import Opened, open_run
 from harness.fill import described, fill
 from harness.journal import write_atomically
 from harness.loading import Key, Loaded, Parts, read_ahead
+from harness.notes import say_what_is_cut
 from harness.place import Place
 from harness.protocol import DRAWN, check_protocol
 from harness.records import (
@@ -168,6 +169,9 @@ def run(plan: Plan, backbone: Backbone, splits: Sequence[Split], folder: Path, w
     except OSError as error:
         raise UserError(f"Cannot write to {str(folder)!r} ({error.strerror}); give --out a folder that you may write.") from error
     try:
+        if way.place.leads:
+            samples = [sample for split in splits for sample in split.samples]
+            say_what_is_cut(backbone, plan.pruners, samples, plan.protocol, plan.seed)
         return crew.work()
     except torch.OutOfMemoryError as error:
         raise UserError(
@@ -375,7 +379,8 @@ class _Crew:
 
     def _check_failures(self, latest: str) -> None:
         failed = sum(claims.failed for claims in self.claims)
-        if failed > max(1, math.ceil(self.way.max_failures * self.total)):
+        most = max(1, math.ceil(self.way.max_failures * self.total))
+        if failed > most or failed == self.total > self.way.max_failures * self.total:  # a run without any answer is none
             raise UserError(
                 f"{failed} of {self.total} samples failed, more than --max-failures {self.way.max_failures:g}"
                 f"{f' ({latest})' if latest else ''}; mend the data, or go on with --out {self.folder} and a larger share."

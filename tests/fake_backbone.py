@@ -71,6 +71,9 @@ class FakeBackbone(Asking):
         states = torch.cat([features.mean(0, keepdim=True), features])
         return Encoding((states,), features[:1, :1, None], pixels.resized, pixels.original)
 
+    def cut_off(self, questions: Sequence[str]) -> int:
+        return 0
+
     def tokens(
         self, encoding: Encoding, turns: Sequence[Turn], sample: str, masks: NDArray[np.bool_] | None = None
     ) -> VisualTokens:
@@ -123,7 +126,8 @@ class FakeBackbone(Asking):
             here[patches] = features[patches] @ vector(turn.question)
             large = F.interpolate(here.view(1, 1, SIDE, SIDE), row.encoding.original, mode="nearest")
             logits.append(large[0, 0])
-        return Grounded(torch.stack(logits), lengths[-1], sum(lengths) / LAYERS, kept)
+        checks.lengths(row.pruner, row.budget, len(features), lengths)
+        return Grounded(torch.stack(logits), tuple(lengths), kept)
 
 
 class SlowBackbone(FakeBackbone):

@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaModel
-from transformers.cache_utils import DynamicCache
 
 import backbones
 from backbones.glamm import reading
 from backbones.glamm.decoder import run_layers
 from backbones.glamm.sizes import llm_config, sam_config, sam_numbers
+from backbones.parts.llama import Past
 from pruners import UserError, parse
 
 Damage = Callable[[Path], object]
@@ -352,9 +352,9 @@ def test_layers_agree_with_transformers_in_one_piece_and_in_two(attn: str) -> No
     with torch.inference_mode():
         expected = llm(inputs_embeds=given).last_hidden_state
         torch.testing.assert_close(run_layers(llm, given).hidden, expected)
-        cache = DynamicCache()
-        first = run_layers(llm, given[:, :7], cache=cache).hidden
-        second = run_layers(llm, given[:, 7:], cache=cache, first_position=7).hidden
+        past = Past()
+        first = run_layers(llm, given[:, :7], past=past).hidden
+        second = run_layers(llm, given[:, 7:], past=Past(past), first_position=7).hidden
         torch.testing.assert_close(torch.cat([first, second], 1), expected)
 
 
@@ -369,9 +369,9 @@ def test_fastv_keeps_position_ids_and_reads_the_real_row(attn: str) -> None:
     eager.load_state_dict(llm.state_dict())
     given = torch.randn(2, 30, 64, dtype=torch.float64)
     pruner = parse("fastv(layer=2)")[0]
-    cache = DynamicCache()
+    past = Past()
     with torch.inference_mode():
-        run = run_layers(llm, given, visual_start=5, visual_count=16, pruner=pruner, keep=6, cache=cache)  # type: ignore[arg-type]
+        run = run_layers(llm, given, visual_start=5, visual_count=16, pruner=pruner, keep=6, past=past)  # type: ignore[arg-type]
         rows = eager(inputs_embeds=given, output_attentions=True).attentions[1][:, :, -1, 5:21]
     assert run.kept is not None and run.scores is not None
     torch.testing.assert_close(run.scores, rows)
@@ -379,4 +379,4 @@ def test_fastv_keeps_position_ids_and_reads_the_real_row(attn: str) -> None:
         assert kept.tolist() == row.mean(0).topk(6).indices.sort().values.tolist()
         assert places.tolist() == [*range(5), *(kept + 5).tolist(), *range(21, 30)]
     assert run.lengths == (30, 30, 20, 20)
-    assert [cache.get_seq_length(layer) for layer in range(4)] == [30, 30, 20, 20]
+    assert [past.layers[layer][0].shape[2] for layer in range(4)] == [30, 30, 20, 20]

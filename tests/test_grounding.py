@@ -11,8 +11,9 @@ import torch
 import backbones
 from backbones.base import Row, Turn
 from backbones.glamm.backbone import FULL_ROWS, GlammBackbone
+from backbones.glamm.conversation import build
 from backbones.glamm.decoder import run_layers
-from pruners import LayerPruner, Selection, UserError, parse
+from pruners import LayerPruner, Selection, UserError, checks, parse
 from tests.tiny_glamm import TURN, load, picture
 
 
@@ -193,3 +194,69 @@ def test_conversation_without_seg(glamm: GlammBackbone) -> None:
     row = Row(encoding, (Turn("Hello?", "Sure."),), parse("uniform")[0], 4, Selection(torch.arange(4)))
     assert next(glamm.ground_rows([row])).logits.shape == (0, 40, 60)
     assert list(glamm.ground_rows([])) == list(glamm.ground_rows([], share=False)) == []
+
+
+def rows_of(backbone: GlammBackbone, *texts: str, turns: tuple[Turn, ...] = (TURN,), budget: int = 64) -> list[Row]:
+    """One image under several pruners."""
+    encoding = backbone.encode([picture(60, 60)])[0]
+    rows = []
+    for pruner in (one for text in texts for one in parse(text)):
+        count = 576 if pruner.name == "none" else budget
+        tokens = backbone.tokens(encoding, turns, "s")
+        chosen = None if isinstance(pruner, LayerPruner) else pruner.select(tokens, count)
+        rows.append(Row(encoding, turns, pruner, count, chosen))
+    return rows
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_lengths_are_read_from_what_ran(glamm: GlammBackbone, share: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of(glamm, "none", "uniform", "fastv", "fastv(layer=1)", "visionzip")
+    found = [one.lengths for one in glamm.ground_rows(rows, share)]
+    assert found == [(576,) * 3, (64,) * 3, (576, 576, 64), (576, 64, 64), (64,) * 3]
+    # a cut that leaves other tokens than it states is seen in what ran
+    monkeypatch.setattr(checks, "keep", lambda pruner, row, count: torch.arange(count - 5))
+    with pytest.raises(UserError, match="lengths"):
+        list(glamm.ground_rows(rows_of(glamm, "fastv"), share))
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_values_that_are_not_finite_fail_their_row_alone(glamm_folder: Path, share: bool) -> None:
+    """A NaN is no empty mask, and no choice of tokens; other rows of the batch are answered."""
+    backbone = load(glamm_folder, dtype="float16")
+    fine = Turn("Can you segment the dog in this image?", TURN.answer)
+    word = next(k for k in backbone.tokenizer.encode("left") if k not in backbone.tokenizer.encode(build((fine,))))
+    with torch.no_grad():
+        backbone.model.language_model.embed_tokens.weight[word] = torch.inf
+    rows = [row for turns in ((TURN,), (fine,)) for row in rows_of(backbone, "none", "uniform", "fastv", turns=turns)]
+    errors = [one.error for one in backbone.ground_rows(rows, share)]
+    assert errors == [*["The model's values are not finite in float16; give --dtype bfloat16 or float32."] * 3, "", "", ""]
+    with pytest.raises(UserError, match="not finite in float16; give --dtype bfloat16 or float32"):
+        backbone.ground(picture(60, 60), "left dog", "uniform")
+    with torch.no_grad():
+        backbone.model.projector[0].weight.fill_(torch.nan)
+    assert all(one.error for one in backbone.ground_rows(rows, share))
+
+
+def test_an_image_that_cannot_be_encoded_in_numbers_is_an_error(glamm_folder: Path) -> None:
+    backbone = load(glamm_folder)
+    with torch.no_grad():
+        backbone.model.grounding_encoder.vision_encoder.neck.conv1.weight.fill_(torch.inf)
+    with pytest.raises(UserError, match="not finite in float32; look at the weights"):
+        backbone.encode([picture(60, 60)])
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_conversation_beyond_the_positions_is_refused_alone(glamm: GlammBackbone, share: bool) -> None:
+    most = glamm.model.language_model.config.max_position_embeddings
+    long = Turn("Where is the dog " + "that is left of the dog " * most + "?", TURN.answer)
+    rows = [*rows_of(glamm, "uniform", "fastv", turns=(long,)), *rows_of(glamm, "uniform")]
+    errors = [one.error for one in glamm.ground_rows(rows, share)]
+    assert errors[2] == "" and all(f"has {most} positions; write a shorter expression" in error for error in errors[:2])
+    with pytest.raises(UserError, match=f"has {most} positions"):
+        glamm.ground(picture(60, 60), "dog left of the " * most, "trim")
+
+
+def test_questions_that_clip_cuts_are_counted(glamm: GlammBackbone) -> None:
+    short, long = "the dog", "the dog left of " * 77
+    assert glamm.cut_off([short, long, short, long]) == 2 and glamm.cut_off([]) == 0
+    assert glamm.text_embeds((long,)).equal(glamm.text_embeds((long + " the cat",))), "as officially"

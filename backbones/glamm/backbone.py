@@ -22,9 +22,10 @@ from backbones.glamm.conversation import IMAGE_SENTENCE, build
 from backbones.glamm.decoder import run_layers
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels, sam_pixels_mmcv
-from backbones.glamm.sharing import Ask, Past, Shared, filled_up
-from backbones.glamm.signals import decode_masks, embed_text, hidden_states, vision_signal
+from backbones.glamm.sharing import Ask, Shared, filled_up
 from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer, behind_image, clip_tokenizer
+from backbones.parts import clip, llama, sam
+from pruners import checks
 from pruners.base import LayerPruner, Need, Selection, UserError, VisualTokens
 
 Result = TypeVar("Result")
@@ -42,13 +43,12 @@ class _Said:
     """What the language model said of a row.
 
     Attributes:
-        prompts: (M, P) mask prompts, one per [SEG].
-        tokens_final, tokens_mean, retained: as in `Grounded`.
+        prompts: (M, P) mask prompts, one per [SEG]; NaN where a pruner inside the model had no numbers to choose by.
+        lengths, retained: as in `Grounded`.
     """
 
     prompts: Tensor
-    tokens_final: int
-    tokens_mean: float
+    lengths: tuple[int, ...]
     retained: Tensor
 
 
@@ -88,7 +88,7 @@ class GlammBackbone(Asking):
         self._kind = next(model.parameters()).dtype
         self._text_embeds: dict[tuple[str, ...], Tensor] = {}
         self._sentence = behind_image(tokenizer.encode(IMAGE_SENTENCE))
-        self._beginnings: dict[tuple[int, ...], Past] = {}
+        self._beginnings: dict[tuple[int, ...], llama.Past] = {}
 
     def _filled(self, count: int) -> int:
         """`count` rounded up to the multiple that rounds alike."""
@@ -106,7 +106,11 @@ class GlammBackbone(Asking):
         return self.encode_pixels([self.preprocess(image) for image in images])
 
     def encode_pixels(self, pixels: Sequence[Pixels]) -> list[Encoding]:
-        """Both image branches; the vision tower's last layer is not run, since nothing reads its output."""
+        """Both image branches; the vision tower's last layer is not run, since nothing reads its output.
+
+        Raises:
+            UserError: what a branch says of an image is not finite in this precision.
+        """
         return self._within_memory(
             lambda: [
                 encoding
@@ -122,8 +126,10 @@ class GlammBackbone(Asking):
             torch.stack(parts).to(self.device, self._kind, non_blocking=True)
             for parts in zip(*((one.vision, one.grounding) for one in filled), strict=True)
         )
-        states = hidden_states(self.model.clip.vision_model, vision)
-        embeddings = self.model.grounding_encoder.vision_encoder(grounding)[0]
+        states = clip.hidden_states(self.model.clip, vision)
+        embeddings = sam.encode(self.model.grounding_encoder, grounding)
+        if not (states[-1].isfinite().all() and embeddings.isfinite().all()):
+            raise UserError(self._not_finite())
         return [
             Encoding(tuple(state[k] for state in states), embeddings[k], one.resized, one.original)
             for k, one in enumerate(pixels)
@@ -149,8 +155,7 @@ class GlammBackbone(Asking):
                 raise UserError("This pruner sees the truth, and no truth masks were given; leave it out here.")
             return patch_shares(masks, self.image_size, self.grid).to(self.device)
         if need not in encoding.signals:
-            clip = self.model.clip
-            encoding.signals[need] = vision_signal(clip.vision_model, clip.visual_projection, encoding.hidden_states, need)
+            encoding.signals[need] = clip.signal(self.model.clip, encoding.hidden_states, need)
         return encoding.signals[need]
 
     def text_embeds(self, questions: tuple[str, ...]) -> Tensor:
@@ -158,26 +163,54 @@ class GlammBackbone(Asking):
         if questions not in self._text_embeds:
             if len(self._text_embeds) > 4096:
                 self._text_embeds.clear()
-            self._text_embeds[questions] = embed_text(self.model.clip, self.clip_words(questions))
+            self._text_embeds[questions] = clip.embed_text(self.model.clip, self.clip_words(questions))
         return self._text_embeds[questions]
 
     def clip_words(self, questions: tuple[str, ...]) -> dict[str, Tensor]:
         """CLIP's `input_ids` and `attention_mask` of the questions, each (M, W)."""
-        words = self.clip_tokenizer(list(questions), padding=True, truncation=True, max_length=77, return_tensors="pt")
+        most = clip.positions(self.model.clip)
+        words = self.clip_tokenizer(list(questions), padding=True, truncation=True, max_length=most, return_tensors="pt")
         return {name: words[name].to(self.device) for name in ("input_ids", "attention_mask")}
+
+    def cut_off(self, questions: Sequence[str]) -> int:
+        """How many of the questions are longer than CLIP's text tower, so that text-guided pruners see their beginning alone."""
+        most = clip.positions(self.model.clip)
+        return sum(len(self.clip_tokenizer(question, verbose=False)["input_ids"]) > most for question in questions)
 
     # -- from tokens to masks
 
     def ground_rows(self, rows: Sequence[Row], share: bool = True) -> Iterator[Grounded]:
         """Segment every row, masks batch by batch as they are asked for; when memory does not suffice, in smaller batches."""
-        if not rows:
-            return
-        said = self._within_memory(lambda: self._shared(rows) if share else self._apart(rows))
-        masks = self._masks(rows, [one.prompts for one in said])
-        for row, one in zip(rows, said, strict=True):
+        errors = [self._too_long(row) for row in rows]
+        short = [row for row, error in zip(rows, errors, strict=True) if not error]
+        said = self._within_memory(lambda: self._shared(short) if share else self._apart(short)) if short else []
+        masks, found = self._masks(short, [one.prompts for one in said]), iter(said)
+        for row, error in zip(rows, errors, strict=True):
+            if error:
+                yield Grounded(torch.zeros(0, *row.encoding.original), (0,) * self.num_layers, torch.arange(0), error)
+                continue
+            one = next(found)
             logits = list(islice(masks, len(one.prompts)))
             together = torch.stack(logits) if logits else torch.zeros(0, *row.encoding.original)
-            yield Grounded(together, one.tokens_final, one.tokens_mean, one.retained)
+            checks.lengths(row.pruner, row.budget, self._patches(row), one.lengths)
+            yield Grounded(together, one.lengths, one.retained, "" if together.isfinite().all() else self._not_finite())
+
+    def _not_finite(self) -> str:
+        """What to say of values beyond the precision's range."""
+        if self.dtype == "float16":
+            return "The model's values are not finite in float16; give --dtype bfloat16 or float32."
+        return f"The model's values are not finite in {self.dtype}; look at the weights with python -m harness doctor."
+
+    def _too_long(self, row: Row) -> str:
+        """Why the language model cannot take a row: it has more tokens than there are positions; empty if it can."""
+        ids, most = self.tokenizer.encode(build(row.turns)), self.model.language_model.config.max_position_embeddings
+        length = len(ids) - 1 + self._tokens(row)
+        if length <= most:
+            return ""
+        return (
+            f"The conversation is {len(ids) - 1} tokens long and {self._tokens(row)} visual ones come to it, "
+            f"where the language model has {most} positions; write a shorter expression."
+        )
 
     def _within_memory(self, work: Callable[[], Result]) -> Result:
         """Halve the batch until `work` fits.
@@ -196,7 +229,7 @@ class GlammBackbone(Asking):
                 if self.batch_size <= self._multiple:
                     raise torch.OutOfMemoryError(str(error)) from error
                 smaller = self._filled(self.batch_size // 2)
-                if hasattr(self.model.language_model, "gather_heads"):
+                if llama.is_shared(self.model.language_model):
                     raise UserError(
                         f"Out of memory with {self.batch_size} rows at once, which --tensor-parallel cannot change on the way; "
                         f"give --batch-size {smaller}."
@@ -245,14 +278,10 @@ class GlammBackbone(Asking):
         )
         prompts = self._prompts([answers[k].hidden for k in range(len(rows))])
         found = []
-        for k, (row, ask) in enumerate(zip(rows, asks, strict=True)):
+        for k, row in enumerate(rows):
             kept = answers[k].kept
-            count = len(kept) if kept is not None else self._tokens(row)
-            mean = float(count)
-            if ask.pruner is not None:
-                mean = (ask.pruner.layer * self._patches(row) + (self.num_layers - ask.pruner.layer) * count) / self.num_layers
-            retained = kept if kept is not None else (row.selection or _all(count)).indices
-            found.append(_Said(prompts[k], count, mean, retained))
+            retained = kept if kept is not None else (row.selection or _all(self._patches(row))).indices
+            found.append(_Said(prompts[k], answers[k].lengths, retained))
         return found
 
     def _content(self, row: Row) -> object:
@@ -310,8 +339,8 @@ class GlammBackbone(Asking):
         visual = self._project(rows)
         words = torch.tensor(ids, device=self.device)
         image = ids[0].index(IMAGE_TOKEN)
-        embed = model.language_model.embed_tokens
-        return torch.cat([embed(words[:, :image]), visual, embed(words[:, image + 1 :])], dim=1)
+        before, behind = (llama.embed(model.language_model, part) for part in (words[:, :image], words[:, image + 1 :]))
+        return torch.cat([before, visual, behind], dim=1)
 
     def _apart(self, rows: Sequence[Row]) -> list[_Said]:
         """Every row whole, with the language model's head, as the official forward runs; rows of equal length together."""
@@ -348,10 +377,11 @@ class GlammBackbone(Asking):
         )
         model.lm_head(run.hidden)
         prompts = self._prompts([run.hidden[k, marks] for k, (_, _, marks) in enumerate(words)])
-        seen = [length - text for length in run.lengths]
+        lengths = tuple(length - text for length in run.lengths)
         for k, row in enumerate(rows):
             retained = run.kept[k] if run.kept is not None else (row.selection or _all(count)).indices
-            yield _Said(prompts[k], seen[-1], sum(seen) / len(seen), retained)
+            finite = run.scores is None or bool(run.scores[k].isfinite().all())
+            yield _Said(prompts[k] if finite else torch.full_like(prompts[k], torch.nan), lengths, retained)
 
     def _last(self, words: Sequence[int]) -> int:
         """Position of the last token that is not fill."""
@@ -360,7 +390,7 @@ class GlammBackbone(Asking):
 
     def decode(self, embeddings: Tensor, prompts: Tensor) -> Tensor:
         """Mask decoder: (M, P, g, g) image embeddings and (M, P) prompts -> (M, 4g, 4g) logits of the single mask."""
-        return decode_masks(self.model.grounding_encoder, embeddings, prompts)
+        return sam.decode_masks(self.model.grounding_encoder, embeddings, prompts)
 
 
 def _nothing(need: Need) -> Tensor:

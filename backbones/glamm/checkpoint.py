@@ -14,12 +14,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from backbones.glamm.keys import TIED, UNMERGED, sample, to_official, to_ours
 from backbones.glamm.model import GlammModel
 from backbones.glamm.reading import clip_folder, read_json, tensors
 from backbones.glamm.sizes import SAM_VIT_H, check_resolution, clip_config, llm_config, sam_config, sam_numbers
+from backbones.parts import clip as clips
+from backbones.parts import llama
+from backbones.parts import sam as sams
 from pruners.base import UserError
 
 TOKENIZER_FILES = ("tokenizer.model", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
@@ -132,13 +134,9 @@ def glamm_part(module: nn.Module, folder: Path) -> Part:
 
 def materialise(model: GlammModel, device: str) -> None:
     """Give buffers that no checkpoint holds their values after a build on the meta device."""
-    llm, clip = model.language_model, model.clip
-    llm.rotary_emb = LlamaRotaryEmbedding(llm.config).to(device)
-    for embeddings in (clip.text_model.embeddings, clip.vision_model.embeddings):
-        count = embeddings.position_embedding.num_embeddings
-        embeddings.register_buffer("position_ids", torch.arange(count, device=device)[None], persistent=False)
-    sam = model.grounding_encoder
-    sam.prompt_encoder.shared_embedding.positional_embedding = sam.shared_image_embedding.positional_embedding
+    llama.materialise(model.language_model, device)
+    clips.materialise(model.clip, device)
+    sams.materialise(model.grounding_encoder)
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if left:
         raise RuntimeError(f"tensors without values after loading: {sample(left)}")
@@ -244,9 +242,7 @@ def save_checkpoint(
     (folder / "sam_dims.json").write_text(json.dumps(sam_dims, indent=2))
     tower = {k: v.to(dtype).contiguous() for k, v in model.clip.state_dict().items()}
     save_file(tower, clip / "model.safetensors", {"format": "pt"})
-    described = model.clip.config.to_dict()
-    described.pop("_attn_implementation", None)
-    (clip / "config.json").write_text(json.dumps(described, indent=2, default=str))
+    (clip / "config.json").write_text(json.dumps(clips.described(model.clip), indent=2, default=str))
     size = vision.image_size
     (clip / "preprocessor_config.json").write_text(
         json.dumps({"crop_size": size, "size": size, "resample": 3, "do_center_crop": True}, indent=2)

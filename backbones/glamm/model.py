@@ -8,7 +8,11 @@ state at [SEG] to the mask decoder's prompt space.
 from __future__ import annotations
 
 from torch import nn
-from transformers import CLIPConfig, CLIPModel, LlamaConfig, LlamaModel, SamConfig, SamModel
+from transformers import CLIPConfig, LlamaConfig, SamConfig
+
+from backbones.parts import clip as clips
+from backbones.parts import llama
+from backbones.parts import sam as sams
 
 
 class GlammModel(nn.Module):
@@ -23,10 +27,9 @@ class GlammModel(nn.Module):
 
     def __init__(self, clip: CLIPConfig, llm: LlamaConfig, sam: SamConfig, attn: str = "sdpa") -> None:
         super().__init__()
-        self.clip = CLIPModel._from_config(clip, attn_implementation=attn)
-        self.language_model = LlamaModel._from_config(llm, attn_implementation=attn)
-        # SAM's relative positions are an additive attention bias, which flash attention cannot take.
-        self.grounding_encoder = SamModel._from_config(sam, attn_implementation="sdpa" if attn == "flash_attention_2" else attn)
+        self.clip = clips.build(clip, attn)
+        self.language_model = llama.build(llm, attn)
+        self.grounding_encoder = sams.build(sam, attn)
         vision_width, width = clip.vision_config.hidden_size, llm.hidden_size
         prompt_width = sam.prompt_encoder_config.hidden_size
         self.projector = nn.Sequential(nn.Linear(vision_width, width), nn.GELU(), nn.Linear(width, width))

@@ -1,4 +1,4 @@
-"""A language model over several devices: transformers' own plan says which matrices are cut along which side."""
+"""A language model over several devices: each has some of the heads and some of the feed-forward part of every layer."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from transformers import LlamaModel
 
+from backbones.parts import llama
 from pruners.base import UserError
-
-STYLES = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
 
 
 def mesh(size: int, device: str) -> DeviceMesh:
@@ -47,10 +46,9 @@ def split(llm: LlamaModel, team: DeviceMesh) -> None:
             f"--tensor-parallel {size} does not divide {config.num_attention_heads} attention heads "
             f"({config.num_key_value_heads} of keys); give a number that does."
         )
-    plan = {name.removeprefix("layers.*."): STYLES[style]() for name, style in config.base_model_tp_plan.items()}
-    for layer in llm.layers:
-        parallelize_module(layer, team, plan)
-    llm.gather_heads = partial(_gather, team=team)  # type: ignore[assignment]
+    # torch names the styles after the columns of x W: the outputs, which are the rows of a linear layer's weight
+    plan = {name: ColwiseParallel() for name in llama.BY_OUTPUT} | {name: RowwiseParallel() for name in llama.BY_INPUT}
+    llama.share(llm, lambda layer: parallelize_module(layer, team, plan), partial(_gather, team=team))
 
 
 def _gather(scores: Tensor, team: DeviceMesh) -> Tensor:

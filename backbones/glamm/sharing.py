@@ -10,7 +10,7 @@ other tokens.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,38 +18,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaModel
 
-from backbones.glamm.decoder import attention_row, causal_mask, layer_at, tokens_at
+from backbones.parts import llama
+from backbones.parts.llama import Past, tokens_at
+from pruners import checks
 from pruners.base import LayerPruner
 
 Member = TypeVar("Member")
-
-
-class Past:
-    """Keys and values of earlier tokens, in the place of a transformers cache.
-
-    Args:
-        before: what stands before these tokens.
-        owner: (B,) for every row of the batch, the row of `before` that it stands on.
-        keep: layers whose keys and values are needed afterwards; None for all.
-    """
-
-    def __init__(self, before: Past | None = None, owner: Tensor | None = None, keep: Container[int] | None = None) -> None:
-        self.before, self.owner, self.keep = before, owner, keep
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, H, L, d) of all tokens up to these."""
-        if self.before is not None and self.owner is not None:
-            earlier = self.before.layers[layer]
-            key = torch.cat([earlier[0][self.owner], key], dim=2)
-            value = torch.cat([earlier[1][self.owner], value], dim=2)
-        if self.keep is None or layer in self.keep:
-            self.layers[layer] = key, value
-        return key, value
-
-    def get_seq_length(self, layer: int = 0) -> int:
-        """Tokens before these."""
-        return self.before.layers[layer][0].shape[2] if self.before is not None else 0
 
 
 @dataclass(frozen=True)
@@ -84,18 +58,23 @@ class _Contexts:
         start: the beginning.
         past: keys and values of the visual tokens and the sentence behind them.
         saved: input (B, T + s, width) of the layers that begin behind a cut.
-        visual: T, the number of visual tokens.
+        lengths: T, the visual tokens that ran, of every layer that ran.
     """
 
     start: Past
     past: Past
     saved: dict[int, Tensor]
-    visual: int
+    lengths: tuple[int, ...]
+
+    @property
+    def visual(self) -> int:
+        """Visual tokens that entered."""
+        return self.lengths[0]
 
     @property
     def span(self) -> slice:
         """Where the visual tokens stand."""
-        first = self.past.get_seq_length()
+        first = self.past.length()
         return slice(first, first + self.visual)
 
     @property
@@ -106,9 +85,16 @@ class _Contexts:
 
 @dataclass(frozen=True)
 class Answer:
-    """Final hidden states (R, width) of the words that are read, and the sorted visual tokens that a cut left."""
+    """What the language model made of a row.
+
+    Attributes:
+        hidden: (R, width) final states of the words that are read; NaN where a cut had no numbers to choose by.
+        lengths: visual tokens that ran in every layer.
+        kept: sorted visual tokens that a cut left, None without one.
+    """
 
     hidden: Tensor
+    lengths: tuple[int, ...]
     kept: Tensor | None = None
 
 
@@ -120,25 +106,26 @@ def through(
     layers: range,
     saved: dict[int, Tensor] | None = None,
     read: Tensor | None = None,
-) -> Tensor:
-    """Run `layers`.
+) -> tuple[Tensor, list[int]]:
+    """Run `layers`; also gives the tokens that each of them got.
 
     Args:
         saved: what it has a key for, it gets: the input of that layer; of layer `layers.stop` the output, if all are wanted.
         read: (B, R) tokens whose states are wanted in the end; None for all. With R = 0 later rows get their keys and values.
     """
-    rotary = llm.rotary_emb(hidden, positions)
+    by, lengths = llama.rotary(llm, positions, hidden.dtype), []
     saved = saved if saved is not None else {}
     for index in layers:
         if index in saved:
             saved[index] = hidden
+        lengths.append(hidden.shape[1])
+        layer = llama.Layer(llm, index)
         if read is not None and index == layers.stop - 1:
-            return layer_at(llm, index, hidden, positions, past, read)
-        mask = causal_mask(llm, hidden, past.get_seq_length(index))
-        hidden = llm.layers[index](hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=past, use_cache=True)
+            return layer.at(hidden, by, past, read), lengths
+        hidden = layer(hidden, by, past)
     if layers.stop in saved:
         saved[layers.stop] = hidden
-    return hidden
+    return hidden, lengths
 
 
 class Shared:
@@ -153,7 +140,7 @@ class Shared:
     def __init__(self, llm: LlamaModel, batch_size: int, multiple: int, beginnings: dict[tuple[int, ...], Past]) -> None:
         self.llm, self.batch_size, self.multiple, self._beginnings = llm, batch_size, multiple, beginnings
         self.depth = llm.config.num_hidden_layers
-        self.device = llm.embed_tokens.weight.device
+        self.device = llm.device
 
     def _beginning(self, ids: tuple[int, ...]) -> Past:
         """Keys and values of the constant beginning, computed once for all images and runs."""
@@ -161,7 +148,7 @@ class Shared:
             past = Past()
             words = torch.tensor([ids], device=self.device)
             places = _places(0, len(ids), 1, words.device)
-            through(self.llm, self.llm.embed_tokens(words), places, past, range(self.depth), read=places[:, :0])
+            through(self.llm, llama.embed(self.llm, words), places, past, range(self.depth), read=places[:, :0])
             self._beginnings[ids] = past
         return self._beginnings[ids]
 
@@ -206,15 +193,17 @@ class Shared:
         cuts = {pruner.layer for k in numbers if (pruner := asks[k].pruner) is not None}
         deep = self.depth if any(asks[k].pruner is None for k in numbers) else max(cuts)
         ids = torch.tensor(sentence, dtype=torch.long, device=self.device)
-        hidden = torch.cat([visual, self.llm.embed_tokens(ids).expand(rows, -1, -1)], dim=1)
+        hidden = torch.cat([visual, llama.embed(self.llm, ids).expand(rows, -1, -1)], dim=1)
         past = Past(start, torch.zeros(rows, dtype=torch.long, device=self.device))
         saved = dict.fromkeys(cuts, hidden)
         if hidden.shape[1]:
             places = _places(len(beginning), hidden.shape[1], rows, self.device)
-            through(self.llm, hidden, places, past, range(deep), saved, places[:, :0] if deep == self.depth else None)
+            unread = places[:, :0] if deep == self.depth else None
+            _, lengths = through(self.llm, hidden, places, past, range(deep), saved, unread)
         else:  # an image of no token and no sentence: questions follow the beginning at once
             past.layers = {layer: (key[past.owner], value[past.owner]) for layer, (key, value) in start.layers.items()}
-        known = _Contexts(start, past, saved, visual.shape[1])
+            lengths = [0] * deep
+        known = _Contexts(start, past, saved, tuple(length - len(sentence) for length in lengths))
         # rows of one context and the same words are one branch until a cut parts them
         branches: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(list)
         for number in numbers:
@@ -243,21 +232,22 @@ class Shared:
         llm, numbers = self.llm, [number for branch in branches for number in branch]
         cuts = {pruner.layer for k in numbers if (pruner := asks[k].pruner) is not None}
         deep = self.depth if any(asks[k].pruner is None for k in numbers) else max(cuts)
-        own = llm.embed_tokens(words)
+        own = llama.embed(llm, words)
         wanted = dict.fromkeys(cuts | {cut - 1 for cut in cuts}, own)
         here = Past(contexts.past, owner, keep={cut - 1 for cut in cuts})
         places = _places(contexts.end, words.shape[1], len(words), self.device)
-        hidden = through(llm, own, places, here, range(deep), wanted, read if deep == self.depth else None)
+        hidden, _ = through(llm, own, places, here, range(deep), wanted, read if deep == self.depth else None)
         answers: dict[int, Answer] = {}
         if deep == self.depth:
-            final = llm.norm(hidden)
+            final = llama.norm(llm, hidden)
             for row, branch in enumerate(branches):
-                answers |= {number: Answer(final[row]) for number in branch if asks[number].pruner is None}
+                answers |= {number: Answer(final[row], contexts.lengths) for number in branch if asks[number].pruner is None}
         for cut in cuts:
             lasts = torch.zeros(len(words), dtype=torch.long, device=self.device)
             for row, branch in enumerate(branches):
                 lasts[row] = asks[branch[0]].last
-            scores = attention_row(llm, cut - 1, wanted[cut - 1], lasts, places, here.layers[cut - 1][0])[..., contexts.span]
+            by = llama.rotary(llm, places, own.dtype)
+            scores = llama.Layer(llm, cut - 1).row(wanted[cut - 1], lasts, by, here.layers[cut - 1][0])[..., contexts.span]
             answers |= self._cut(contexts, owner, wanted[cut], scores, read, asks, branches, cut)
         return answers
 
@@ -278,8 +268,9 @@ class Shared:
             for number in branch:
                 pruner = asks[number].pruner
                 if pruner is not None and pruner.layer == cut:
-                    budgets[asks[number].keep].append((number, row, pruner.keep(scores[row], asks[number].keep)))
-        length = contexts.saved[cut].shape[1]
+                    kept = checks.keep(pruner, scores[row].nan_to_num(), asks[number].keep)
+                    budgets[asks[number].keep].append((number, row, kept))
+        length, finite = contexts.saved[cut].shape[1], scores.isfinite().flatten(1).all(1)
         answers: dict[int, Answer] = {}
         for found in budgets.values():
             for portion, filled in self._batches(range(len(found))):
@@ -290,10 +281,12 @@ class Shared:
                 hidden = tokens_at(torch.cat([contexts.saved[cut][owner[rows]], own[rows]], dim=1), stay)
                 past = Past(contexts.start, torch.zeros(len(rows), dtype=torch.long, device=self.device), keep=())
                 behind = read[rows] + stay.shape[1] - own.shape[1]
-                run = through(self.llm, hidden, stay + contexts.span.start, past, range(cut, self.depth), read=behind)
-                final = self.llm.norm(run)
+                places = stay + contexts.span.start
+                run, seen = through(self.llm, hidden, places, past, range(cut, self.depth), read=behind)
+                final = llama.norm(self.llm, run).masked_fill(~finite[rows, None, None], torch.nan)
+                lengths = contexts.lengths[:cut] + tuple(tokens - text.shape[1] for tokens in seen)
                 for place, k in enumerate(portion):
-                    answers[found[k][0]] = Answer(final[place], found[k][2])
+                    answers[found[k][0]] = Answer(final[place], lengths, found[k][2])
         return answers
 
 

@@ -21,8 +21,9 @@ from backbones.glamm.conversation import build
 from backbones.glamm.decoder import LayerRun, Stage, run_layers
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels
-from backbones.glamm.signals import decode_masks, embed_text, hidden_states, vision_signal
 from backbones.glamm.tokenizer import IMAGE_TOKEN
+from backbones.parts import clip, llama, sam
+from pruners import checks
 from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner, Need, Pruner, VisualTokens
 
 if TYPE_CHECKING:
@@ -118,7 +119,6 @@ def visual_tokens(model: GlammModel, inputs: Inputs, states: tuple[Tensor, ...],
         states: hidden states of the vision tower up to the penultimate layer, each (N+1, C).
         text: (M, P) text embeddings, None if the pruner reads none.
     """
-    clip = model.clip
 
     def answer(need: Need) -> Tensor:
         given = {TEXT_EMBEDS: text, REFERENT: inputs.referent}
@@ -127,9 +127,9 @@ def visual_tokens(model: GlammModel, inputs: Inputs, states: tuple[Tensor, ...],
             if found is None:
                 raise ValueError(f"{need.kind} was not prepared")
             return found
-        return vision_signal(clip.vision_model, clip.visual_projection, states, need)
+        return clip.signal(model.clip, states, need)
 
-    heads = clip.config.vision_config.num_attention_heads
+    heads = model.clip.config.vision_config.num_attention_heads
     return VisualTokens(states[-1][1:], states[-1][0], inputs.grid, heads, answer, inputs.sample)
 
 
@@ -143,7 +143,7 @@ def prefill(
     stage: Stage = nullcontext,
 ) -> LayerRun:
     """The language model's layers over ids (1, a), visual tokens (1, n, width) and ids (1, b); `keep` as in `run_layers`."""
-    embeds = torch.cat([llm.embed_tokens(before), visual, llm.embed_tokens(after)], dim=1)
+    embeds = torch.cat([llama.embed(llm, before), visual, llama.embed(llm, after)], dim=1)
     start, count = before.shape[1], visual.shape[1]
     return run_layers(llm, embeds, visual_start=start, visual_count=count, pruner=pruner, keep=keep, stage=stage)
 
@@ -152,21 +152,21 @@ def prefill(
 def forward(model: GlammModel, inputs: Inputs, pruner: Pruner, budget: int, stage: Stage = nullcontext) -> Passed:
     """Run every stage once; `stage(name)` is entered around each, a layer-stage pruner's inside "prefill"."""
     with stage("vision"):
-        batch = hidden_states(model.clip.vision_model, inputs.small)
-        model.clip.vision_model.encoder.layers[-1](batch[-1], attention_mask=None)
+        batch = clip.hidden_states(model.clip, inputs.small)
+        clip.layer(model.clip, -1, batch[-1])
         states = tuple(state[0] for state in batch)
     text = None
     if TEXT_EMBEDS in pruner.needs:
         with stage("text"):
-            text = embed_text(model.clip, inputs.words)
+            text = clip.embed_text(model.clip, inputs.words)
     tokens = visual_tokens(model, inputs, states, text)
-    features, layered, keep = tokens.patches, None, 0
+    features, layered, keep, patches = tokens.patches, None, 0, len(tokens)
     if isinstance(pruner, LayerPruner):
         layered = pruner
-        keep = pruner.tokens_after(budget, len(tokens), model.language_model.config.num_hidden_layers)
+        keep = pruner.tokens_after(budget, patches, model.language_model.config.num_hidden_layers)
     else:
         with stage("pruner"):
-            features = pruner.select(tokens.only(pruner.needs), budget).gather(tokens)
+            features = checks.select(pruner, tokens, budget).gather(tokens)
     del batch, states, tokens
     with stage("projector"):
         visual = model.projector(features[None].to(inputs.small.dtype))
@@ -177,8 +177,9 @@ def forward(model: GlammModel, inputs: Inputs, pruner: Pruner, budget: int, stag
     with stage("seg_head"):
         prompts = model.text_hidden_fcs(run.hidden)[0, list(inputs.seg)]
     with stage("grounding_encoder"):
-        embedding = model.grounding_encoder.vision_encoder(inputs.large)[0]
+        embedding = sam.encode(model.grounding_encoder, inputs.large)
     with stage("mask_decoder"):
-        low = decode_masks(model.grounding_encoder, embedding.expand(len(prompts), -1, -1, -1), prompts)
+        low = sam.decode_masks(model.grounding_encoder, embedding.expand(len(prompts), -1, -1, -1), prompts)
         logits = masks_to_image(low, inputs.large.shape[-1], inputs.resized, inputs.original)
+    checks.lengths(pruner, budget, patches, [length - inputs.text for length in run.lengths])
     return Passed(run.lengths, logits)

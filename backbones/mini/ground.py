@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from backbones.base import Turn
 from backbones.glamm.conversation import ANSWER_TEMPLATES, QUESTION_TEMPLATES, build
@@ -23,6 +22,7 @@ from backbones.mini.config import CLIP_PATCH, IMAGE
 from backbones.mini.data import VALUES, Scenes
 from backbones.mini.see import GRID, OFFSET_UNIT
 from backbones.mini.segment import point_prompt
+from backbones.parts import llama
 
 PATCHES = GRID * GRID
 POINT_LAYERS = (3, 4)  # layers whose first two heads are asked to look at the referent
@@ -34,12 +34,10 @@ def initialise(model: GlammModel) -> None:
     """Start the language side at unit scale; transformers' 0.02 is made for widths of thousands."""
     llm = model.language_model
     width, depth = llm.config.hidden_size, llm.config.num_hidden_layers
-    nn.init.normal_(llm.embed_tokens.weight, std=0.5)
-    for layer in llm.layers:
-        for name, linear in layer.named_modules():
-            if isinstance(linear, nn.Linear):
-                shrink = (2 * depth) ** -0.5 if name.endswith(("o_proj", "down_proj")) else 1.0
-                nn.init.normal_(linear.weight, std=shrink * linear.in_features**-0.5)
+    nn.init.normal_(llm.get_input_embeddings().weight, std=0.5)
+    for name, linear in llama.matrices(llm):
+        shrink = (2 * depth) ** -0.5 if name in llama.BY_INPUT else 1.0
+        nn.init.normal_(linear.weight, std=shrink * linear.in_features**-0.5)
     nn.init.normal_(model.lm_head.weight, std=width**-0.5)
 
 
@@ -132,31 +130,22 @@ def run_branches(model: GlammModel, visual: Tensor, branches: Branches) -> tuple
         hidden states of the branches behind NAMING_LAYER.
     """
     llm = model.language_model
-    heads = llm.config.num_attention_heads
     batch, count, length = branches.ids.shape
     start, n = len(branches.prefix), visual.shape[1]
     context = start + n + len(branches.lead)
-    prefix, lead = (llm.embed_tokens(ids).expand(batch, -1, -1) for ids in (branches.prefix, branches.lead))
+    prefix, lead = (llama.embed(llm, ids).expand(batch, -1, -1) for ids in (branches.prefix, branches.lead))
     shared = torch.cat([prefix, visual, lead], dim=1)
-    own = llm.embed_tokens(branches.ids).flatten(0, 1)  # (B*E, S, width)
+    own = llama.embed(llm, branches.ids).flatten(0, 1)  # (B*E, S, width)
     positions = torch.arange(context + length, device=visual.device)[None]
-    cos, sin = llm.rotary_emb(shared, positions)
-    cos_c, sin_c, cos_o, sin_o = cos[:, :context], sin[:, :context], cos[:, context:], sin[:, context:]
+    by_c, by_o = (llama.rotary(llm, part, shared.dtype) for part in (positions[:, :context], positions[:, context:]))
     causal = torch.ones(length, length, dtype=torch.bool, device=visual.device).tril()
     mask = torch.cat([causal.new_ones(length, context), causal], dim=1)
     read = branches.read.clamp(min=0).view(batch * count, 1, -1, 1)
     looks, halfway = [], own
 
-    def split(x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
-
-    for number, layer in enumerate(llm.layers):
-        attention = layer.self_attn
-        normed_c, normed_o = layer.input_layernorm(shared), layer.input_layernorm(own)
-        q_c, k_c, v_c = (split(p(normed_c)) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
-        q_o, k_o, v_o = (split(p(normed_o)) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
-        q_c, k_c = apply_rotary_pos_emb(q_c, k_c, cos_c, sin_c)
-        q_o, k_o = apply_rotary_pos_emb(q_o, k_o, cos_o, sin_o)
+    for number, layer in enumerate(llama.layers(llm)):
+        q_c, k_c, v_c = layer.project(shared, by_c)
+        q_o, k_o, v_o = layer.project(own, by_o)
         out_c = F.scaled_dot_product_attention(q_c, k_c, v_c, is_causal=True)
         keys = torch.cat([k_c.repeat_interleave(count, 0), k_o], dim=2)
         values = torch.cat([v_c.repeat_interleave(count, 0), v_o], dim=2)
@@ -167,13 +156,16 @@ def run_branches(model: GlammModel, visual: Tensor, branches: Branches) -> tuple
             allowed = torch.arange(context + length, device=visual.device) <= context + read
             share = scores.masked_fill(~allowed, -torch.inf).softmax(-1)[..., start : start + n].mean(1)
             looks.append(share.view(batch, count, -1, n))
-        shared = shared + attention.o_proj(out_c.transpose(1, 2).flatten(2))
-        own = own + attention.o_proj(out_o.transpose(1, 2).flatten(2))
-        shared = shared + layer.mlp(layer.post_attention_layernorm(shared))
-        own = own + layer.mlp(layer.post_attention_layernorm(own))
+        shared = layer.finish(shared, out_c.transpose(1, 2).flatten(2))
+        own = layer.finish(own, out_o.transpose(1, 2).flatten(2))
         if number == NAMING_LAYER:
             halfway = own
-    return llm.norm(shared), llm.norm(own).view(batch, count, length, -1), looks, halfway.view(batch, count, length, -1)
+    return (
+        llama.norm(llm, shared),
+        llama.norm(llm, own).view(batch, count, length, -1),
+        looks,
+        halfway.view(batch, count, length, -1),
+    )
 
 
 def patch_owner(owner: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from backbones.glamm.preprocess import CLIP_MEAN, CLIP_STD
 from backbones.mini.config import CLIP_PATCH, IMAGE
 from backbones.mini.data import VALUES, Scenes
 from backbones.mini.loop import cache
+from backbones.parts import clip as clips
 
 GRID = IMAGE // CLIP_PATCH
 OFFSET_UNIT = 32.0  # pixels
@@ -43,21 +44,19 @@ def initialise(clip: CLIPModel) -> None:
     "one to the left" is a linear map of the own position. Later layers start with equal queries and keys. Everything
     is trained on from there; from random weights a model of this size needs far longer to read shapes.
     """
-    vision = clip.vision_model
-    width, heads = vision.embeddings.embed_dim, vision.config.num_attention_heads
+    width, heads = clip.config.vision_config.hidden_size, clip.config.vision_config.num_attention_heads
     quarter, head = width // 4, width // heads
     frequency = 1.0 / (100 ** (torch.arange(quarter) / quarter))
     angles = torch.arange(GRID)[:, None] * frequency
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (GRID, width / 2)
     table = torch.cat([axis[:, None].expand(GRID, GRID, -1), axis[None].expand(GRID, GRID, -1)], dim=-1)
     with torch.no_grad():
-        vision.embeddings.position_embedding.weight[1:] = 0.5 * table.reshape(GRID * GRID, width)
-        for number, layer in enumerate(vision.encoder.layers):
-            attention = layer.self_attn
-            nn.init.normal_(attention.v_proj.weight, std=width**-0.5)
+        clips.position_table(clip)[1:] = 0.5 * table.reshape(GRID * GRID, width)
+        for number, (asking, asked, told) in enumerate(clips.looks(clip)):
+            nn.init.normal_(told, std=width**-0.5)
             if number >= 2:
-                nn.init.normal_(attention.q_proj.weight, std=width**-0.5)
-                attention.k_proj.weight.copy_(attention.q_proj.weight)
+                nn.init.normal_(asking, std=width**-0.5)
+                asked.copy_(asking)
                 continue
             query, key = torch.zeros(width, width), torch.zeros(width, width)
             for h, step in enumerate(NEIGHBOURS):
@@ -69,31 +68,8 @@ def initialise(clip: CLIPModel) -> None:
                         key[row, sine] = key[row + 1, cosine] = 1.0
                         query[row, sine], query[row, cosine] = turn.cos(), turn.sin()
                         query[row + 1, cosine], query[row + 1, sine] = turn.cos(), -turn.sin()
-            attention.k_proj.weight.copy_(key + 0.02 * torch.randn_like(key))
-            attention.q_proj.weight.copy_(2.5 * head**0.5 * query + 0.02 * torch.randn_like(query))
-
-
-def vision_states(clip: CLIPModel, pixels: Tensor, window: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Vision tower with a choice of positions.
-
-    Args:
-        pixels: (B, 3, h, w) normalised.
-        window: (B, h*w/64) raster positions of the crop's patches in the full grid; None for whole images.
-
-    Returns:
-        Penultimate hidden states (B, 1 + patches, width), and the last layer's class token after post_layernorm.
-    """
-    vision = clip.vision_model
-    embeddings = vision.embeddings
-    patches = embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
-    table = embeddings.position_embedding.weight
-    place = table[1:][window] if window is not None else table[1:].expand(len(pixels), -1, -1)
-    first = (embeddings.class_embedding + table[0]).expand(len(pixels), 1, -1)
-    states = vision.pre_layrnorm(torch.cat([first, patches + place], dim=1))
-    for layer in vision.encoder.layers[:-1]:
-        states = layer(states, attention_mask=None)
-    last = vision.encoder.layers[-1](states, attention_mask=None)
-    return states, vision.post_layernorm(last[:, 0])
+            asked.copy_(key + 0.02 * torch.randn_like(key))
+            asking.copy_(2.5 * head**0.5 * query + 0.02 * torch.randn_like(query))
 
 
 class PatchReader(nn.Module):
@@ -199,7 +175,7 @@ class PatchReading(nn.Module):
             ys, xs = np.mgrid[top : top + side, left : left + side]
             windows.append((ys * GRID + xs).ravel())
         pixels = clip_pixels(np.stack(images), device)
-        states, _ = vision_states(self.clip, pixels, torch.from_numpy(np.stack(windows)).to(device))
+        states = clips.hidden_states(self.clip, pixels, torch.from_numpy(np.stack(windows)).to(device))[-1]
         labels, offsets, drawn = (torch.from_numpy(np.stack(part)).to(device) for part in zip(*targets, strict=True))
         return helper_loss(self.reader(states[:, 1:]), labels, offsets, drawn)
 
@@ -231,14 +207,14 @@ class SceneMatching(nn.Module):
         picks = np.sort(rng.choice(len(scenes), self.batch, replace=False))
         whole = (slice(0, IMAGE), slice(0, IMAGE))
         targets = [patch_targets(scenes.owner[i], whole, scenes.looks[i], scenes.centers[i]) for i in picks]
-        states, pooled = vision_states(self.clip, clip_pixels(scenes.images[picks], device))
+        states = clips.hidden_states(self.clip, clip_pixels(scenes.images[picks], device))[-1]
         labels, offsets, drawn = (torch.from_numpy(np.stack(part)).to(device) for part in zip(*targets, strict=True))
         helper, figures = helper_loss(self.reader(states[:, 1:]), labels, offsets, drawn)
         words = self.tokenizer(
             [self._sentence(int(i), rng) for i in picks], padding=True, truncation=True, return_tensors="pt"
         ).to(device)
-        text = self.clip.text_projection(self.clip.text_model(**words).pooler_output)
-        image = self.clip.visual_projection(pooled)
+        text = clips.embed_text(self.clip, words)
+        image = clips.pooled(self.clip, states)
         scores = self.clip.logit_scale.exp() * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
         same = torch.arange(len(picks), device=device)
         match = (F.cross_entropy(scores, same) + F.cross_entropy(scores.T, same)) / 2
@@ -255,4 +231,4 @@ def cache_features(clip: CLIPModel, scenes: Scenes, path: Path, batch: int = 32)
 
 def _features(clip: CLIPModel, scenes: Scenes, part: slice) -> Tensor:
     device = next(clip.parameters()).device
-    return vision_states(clip, clip_pixels(scenes.images[part], device))[0][:, 1:]
+    return clips.hidden_states(clip, clip_pixels(scenes.images[part], device))[-1][:, 1:]

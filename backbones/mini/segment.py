@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import SamModel
 
 from backbones.glamm.preprocess import SAM_MEAN, SAM_STD
 from backbones.mini.config import IMAGE
 from backbones.mini.data import Scenes
+from backbones.parts import sam as sams
 
 
 def sam_pixels(images: np.ndarray, device: torch.device) -> Tensor:
@@ -22,7 +24,7 @@ def sam_pixels(images: np.ndarray, device: torch.device) -> Tensor:
     return (pixels - SAM_MEAN.to(device)) / SAM_STD.to(device)
 
 
-def initialise(sam: nn.Module) -> None:
+def initialise(sam: SamModel) -> None:
     """Give every SAM parameter a working start: transformers leaves most of them at or near zero."""
     for module in sam.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
@@ -41,27 +43,9 @@ def initialise(sam: nn.Module) -> None:
             parameter.requires_grad_(False)
 
 
-def point_prompt(sam: nn.Module, points: Tensor) -> Tensor:
+def point_prompt(sam: SamModel, points: Tensor) -> Tensor:
     """Code of a positive point: points (..., 2) in pixels (x, y) -> (..., prompt width)."""
-    code = sam.shared_image_embedding((points[None, None] + 0.5) / IMAGE)[0, 0]  # type: ignore[operator]
-    return code + sam.prompt_encoder.point_embed[1].weight[0]  # type: ignore[union-attr, index]
-
-
-def decode(sam: nn.Module, embedding: Tensor, prompts: Tensor) -> Tensor:
-    """Masks of prompts.
-
-    Args:
-        embedding: (B, prompt width, g, g) image embeddings.
-        prompts: (B, P, prompt width), one sparse prompt per mask.
-
-    Returns:
-        (B, P, 4g, 4g) logits.
-    """
-    batch, grid = len(embedding), embedding.shape[-1]
-    dense = sam.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand(batch, -1, grid, grid)  # type: ignore
-    position = sam.get_image_wide_positional_embeddings().expand(batch, -1, -1, -1)  # type: ignore[operator]
-    logits, _ = sam.mask_decoder(embedding, position, prompts[:, :, None], dense, multimask_output=False)  # type: ignore
-    return logits[:, :, 0]
+    return sams.point_prompt(sam, (points + 0.5) / IMAGE)
 
 
 def mask_loss(logits: Tensor, truth: Tensor, bce_weight: float = 20.0) -> tuple[Tensor, Tensor]:
@@ -97,7 +81,7 @@ def point_in(owner: np.ndarray, k: int, center: np.ndarray, rng: np.random.Gener
 class PointSegmentation:
     """Loss of stage 1 for `run_stage`."""
 
-    def __init__(self, sam: nn.Module, scenes: Scenes, batch: int = 8, masks: int = 4) -> None:
+    def __init__(self, sam: SamModel, scenes: Scenes, batch: int = 8, masks: int = 4) -> None:
         self.sam, self.scenes, self.batch, self.masks = sam, scenes, batch, masks
 
     def __call__(self, step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -109,8 +93,8 @@ class PointSegmentation:
             for k in draw_objects(self.scenes, i, self.masks, rng):
                 points.append(point_in(owner, int(k), self.scenes.centers[i, k], rng))
                 truth.append(owner == k + 1)
-        embedding = self.sam.vision_encoder(sam_pixels(self.scenes.images[picks], device))[0]  # type: ignore[operator]
+        embedding = sams.encode(self.sam, sam_pixels(self.scenes.images[picks], device))
         prompts = point_prompt(self.sam, torch.tensor(points, device=device))
-        logits = decode(self.sam, embedding, prompts.view(self.batch, self.masks, -1))
+        logits, _ = sams.decode(self.sam, embedding, prompts.view(self.batch, self.masks, -1))
         loss, iou = mask_loss(logits.flatten(0, 1), torch.from_numpy(np.stack(truth)).to(device))
         return loss, {"iou": float(iou)}

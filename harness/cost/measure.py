@@ -19,7 +19,7 @@ from backbones.glamm.conversation import build
 from backbones.glamm.stages import Inputs, forward, prefill, prepare
 from harness import code, metrics
 from harness.cost import meters, projection
-from harness.cost.formulas import Shape
+from harness.cost.formulas import Shape, language_model_macs
 from harness.cost.rows import lines_of
 from harness.cost.store import BASELINE, LOCK, SCHEMA, Ledgers, complete, counted, key, timed
 from harness.journal import alone
@@ -71,6 +71,12 @@ def count(backbone: GlammBackbone, inputs: Inputs, line: Line) -> dict[str, Any]
     ledger = meters.mac_ledger(counting)
     with counting:
         passed = forward(model, inputs, pruner, line.budget, ledger)
+    expected = language_model_macs(passed.lengths, Shape.of(model.language_model.config))
+    if (counted_macs := int(ledger.spent()["prefill"])) != expected:
+        raise UserError(
+            f"The decoder layers' multiply-adds were counted as {counted_macs:,}, and their lengths give {expected:,}: "
+            "an operator is hidden from the counter; give --attn sdpa or eager, or --costs off."
+        )
     layered, llm = pruner if isinstance(pruner, LayerPruner) else None, model.language_model
     visual = torch.zeros(1, passed.lengths[0] - inputs.text, llm.config.hidden_size).to(backbone.device, inputs.small.dtype)
     keep = passed.lengths[-1] - inputs.text

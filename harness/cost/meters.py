@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from pruners.base import UserError
 
 aten = torch.ops.aten
 
@@ -46,6 +50,11 @@ def _dot(one: Any, other: Any, *rest: Any, out_shape: Any = None, **named: Any) 
     return 2 * int(one[0])
 
 
+def _distances(one: Any, other: Any, *rest: Any, out_shape: Any = None, **named: Any) -> int:
+    """All pairs of rows (..., n, d) and (..., m, d)."""
+    return 2 * prod(one[:-1]) * int(other[-2]) * int(one[-1])
+
+
 # operators that torch's counter takes for free
 FORMULAS: dict[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
@@ -53,6 +62,8 @@ FORMULAS: dict[Any, Callable[..., int]] = {
     aten.mv: _matrix_vector,
     aten.addmv: _added_matrix_vector,
     aten.dot: _dot,
+    aten.vdot: _dot,
+    aten._cdist_forward: _distances,
 }
 
 
@@ -63,9 +74,67 @@ def _formulas() -> dict[Any, Callable[..., int]]:
     return found
 
 
-def counter() -> FlopCounterMode:
-    """Torch's counter with the missing formulas; it counts two per multiply-add. Never time what runs under it."""
-    return FlopCounterMode(display=False, custom_mapping=_formulas())
+# what multiplies matrices, by name; an operator that only chooses a kernel or prepares a mask for one does not
+MULTIPLIES = re.compile(
+    r"attention|(^|_)attn|(^|_|add|b)mm(_|$)|matmul|linear(?!1d)|conv(?!ert)|einsum|dot(_|$)|(^|_|add)mv(_|$)|gemm|addr_?$"
+    r"|^ger$|outer|(^|_)(gru|lstm|rnn)(_|$)|c?dist(_|$)|linalg_|(^|_)(svd|qr|cholesky|solve)(_|$)|(^|_)fft_|transformer|multi_head"
+)
+FREE = ("_upsample_", "upsample_", "linalg_vector_norm", "linalg_norm", "linalg__powsum", "linalg_cross", "linalg_diagonal")
+OWN = ("aten", "prim", "prims", "_c10d_functional", "c10d", "profiler", "debugprims", "rngprims", "inductor_prims")
+
+
+def multiplies(namespace: str, name: str) -> bool:
+    """Whether an operator may multiply matrices: by its name, or because another package brought it."""
+    return namespace not in OWN or bool(MULTIPLIES.search(name.lower()) and not name.startswith(FREE))
+
+
+def _refuse(names: Iterable[str]) -> None:
+    """Raise UserError about operators that would be counted as nothing."""
+    if found := sorted(set(names)):
+        raise UserError(
+            f"The operator {', '.join(found)} has no formula for its multiply-adds, and would be counted as none; "
+            "give --attn sdpa or eager, or --costs off."
+        )
+
+
+class _Guard(TorchDispatchMode):
+    """Sees every operator that is left when the counter has taken those it has a formula for apart or down."""
+
+    def __init__(self, known: Container[Any]) -> None:
+        super().__init__()
+        self._known = known
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator, unless it may multiply matrices and nobody counts it."""
+        if func._overloadpacket not in self._known and multiplies(func.namespace, func._opname):
+            _refuse([str(func._overloadpacket)])
+        return func(*args, **(kwargs or {}))
+
+
+class Counter(FlopCounterMode):
+    """Torch's counter with the missing formulas; it counts two per multiply-add. Never time what runs under it.
+
+    Raises:
+        UserError: an operator that multiplies matrices has no formula.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(display=False, custom_mapping=_formulas())
+        self._guard = _Guard(self.flop_registry)
+
+    def __enter__(self) -> Counter:
+        self._guard.__enter__()  # first, so that it sees what the counter passes on
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> Any:
+        super().__exit__(*error)
+        return self._guard.__exit__(*error)
+
+
+def counter() -> Counter:
+    """A new counter."""
+    return Counter()
 
 
 # -- what is read at the edges of stages
@@ -246,6 +315,10 @@ def _attention_handle(inputs: list[Any], outputs: list[Any]) -> int:
     return int(sdpa_flop_count(*shapes)) // 2
 
 
+def _flash_handle(inputs: list[Any], outputs: list[Any]) -> int:
+    return _flash(*(value.type().sizes() for value in inputs[:3])) // 2
+
+
 def _norm_free(inputs: list[Any], outputs: list[Any]) -> int:
     return 0
 
@@ -260,6 +333,9 @@ def fvcore_macs(weights: nn.Module, run: Callable[[Tensor], Tensor], inputs: Ten
 
     analysis = FlopCountAnalysis(_Whole(weights, run), inputs)
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_handle)
+    analysis.set_op_handle("flash_attn::_flash_attn_forward", _flash_handle)
     analysis.set_op_handle("aten::layer_norm", _norm_free)  # elementwise work is in neither count
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-    return int(analysis.total())
+    total = int(analysis.total())
+    _refuse(name for name in analysis.unsupported_ops() if multiplies(*name.split("::", 1)))
+    return total

@@ -16,15 +16,15 @@ from typing import Any
 import pandas as pd
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import CLIPConfig, CLIPModel, LlamaConfig, LlamaModel
+from transformers import CLIPConfig, LlamaConfig, LlamaModel
 
 from backbones.base import Turn
 from backbones.glamm.conversation import ANSWER_TEMPLATES, IMAGE_SENTENCE, QUESTION_TEMPLATES, build
 from backbones.glamm.decoder import run_layers
 from backbones.glamm.model import GlammModel
-from backbones.glamm.signals import decode_masks, embed_text, hidden_states
 from backbones.glamm.stages import Inputs, prefill, visual_tokens
 from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer, behind_image
+from backbones.parts import clip, llama, sam
 from harness.cost import meters
 from harness.cost.formulas import PRESETS, Shape
 from harness.sweep import Line
@@ -115,7 +115,7 @@ class _Layers:
         before = torch.get_default_dtype()
         torch.set_default_dtype(self.dtype)
         try:
-            return LlamaModel._from_config(config, attn_implementation=self.attn).eval().requires_grad_(False)
+            return llama.build(config, self.attn).eval().requires_grad_(False)
         finally:
             torch.set_default_dtype(before)
 
@@ -153,22 +153,14 @@ class Chooser:
 
     def __init__(self, config: CLIPConfig, prompt: Prompt) -> None:
         vision = config.vision_config
-        short = CLIPConfig.from_dict(config.to_dict())
-        short.vision_config.num_hidden_layers, short.text_config.num_hidden_layers = 2, 1
-        with torch.device("meta"):
-            clip = CLIPModel._from_config(short)
         draw = torch.Generator().manual_seed(SEED)
-        for part in (clip.vision_model.encoder, clip.vision_model.post_layernorm, clip.visual_projection):
-            part.to_empty(device="cpu")
-            for weight in part.parameters():
-                weight.data.normal_(0, 0.02, generator=draw)
+        self.clip = clip.random_end(config, draw)
         side = vision.image_size // vision.patch_size
         self.states = tuple(torch.randn(side * side + 1, vision.hidden_size, generator=draw) for _ in range(2))
         self.text = torch.randn(prompt.turns, config.projection_dim, generator=draw)
         nothing = torch.empty(0)
         referent = torch.rand(side * side, generator=draw)
         self.inputs = Inputs(nothing, nothing, (0, 0), (0, 0), nothing, nothing, (), {}, (side, side), referent, "projection")
-        self.clip = clip
 
     def macs(self, line: Line) -> tuple[int, int]:
         """Visual tokens that are left, and multiply-adds of signals and choice."""
@@ -188,9 +180,9 @@ def _count(run: Callable[[], Any]) -> int:
 
 def shared_macs(model: GlammModel, prompt: Prompt) -> dict[str, int]:
     """Multiply-adds of what no pruner changes, on the meta device: whole towers, one mask per turn."""
-    vision, sam = model.clip.config.vision_config, model.grounding_encoder.config
-    side, large, prompt_width = vision.image_size, sam.vision_config.image_size, sam.prompt_encoder_config.hidden_size
-    grid = large // sam.vision_config.patch_size
+    vision, encoder = model.clip.config.vision_config, model.grounding_encoder.config
+    side, large, prompt_width = vision.image_size, encoder.vision_config.image_size, encoder.prompt_encoder_config.hidden_size
+    grid = large // encoder.vision_config.patch_size
     with torch.device("meta"):
         small, big = torch.empty(1, 3, side, side), torch.empty(1, 3, large, large)
         words = {
@@ -199,16 +191,15 @@ def shared_macs(model: GlammModel, prompt: Prompt) -> dict[str, int]:
             "attention_mask": torch.zeros(prompt.turns, 1, prompt.words, prompt.words),
         }
         image, prompts = torch.empty(prompt.turns, prompt_width, grid, grid), torch.empty(prompt.turns, prompt_width)
-        tower = model.clip.vision_model
 
         def see() -> None:
-            tower.encoder.layers[-1](hidden_states(tower, small)[-1], attention_mask=None)
+            clip.layer(model.clip, -1, clip.hidden_states(model.clip, small)[-1])
 
         return {
             "vision_tower": _count(see),
-            "text_tower": _count(lambda: embed_text(model.clip, words)),
-            "grounding_encoder": _count(lambda: model.grounding_encoder.vision_encoder(big)),
-            "mask_decoder": _count(lambda: decode_masks(model.grounding_encoder, image, prompts)),
+            "text_tower": _count(lambda: clip.embed_text(model.clip, words)),
+            "grounding_encoder": _count(lambda: sam.encode(model.grounding_encoder, big)),
+            "mask_decoder": _count(lambda: sam.decode_masks(model.grounding_encoder, image, prompts)),
         }
 
 

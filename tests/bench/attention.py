@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 
-from backbones.glamm.decoder import attention_row
 from backbones.glamm.released import LLM
-from backbones.glamm.signals import class_row
+from backbones.parts import llama
+from backbones.parts.clip import class_row
 from pruners import Need, Pruner, VisualTokens, parse
 from pruners.base import PROJECTED_PATCHES, TEXT_EMBEDS
 from pruners.fastv import FastV
@@ -126,13 +126,14 @@ def _row(name: str, what: str, dtype: torch.dtype, mine: float, theirs: float, e
 def layer_of(dtype: torch.dtype, width: int, heads: int, inner: int) -> LlamaModel:
     """One decoder layer with random weights."""
     config = LlamaConfig(hidden_size=width, intermediate_size=inner, num_attention_heads=heads, num_hidden_layers=1, vocab_size=3)
-    return LlamaModel._from_config(config, attn_implementation="sdpa").to(dtype).eval().requires_grad_(False)
+    return llama.build(config, "sdpa").to(dtype).eval().requires_grad_(False)
 
 
 def ours_row(llm: LlamaModel, hidden: Tensor, keys: Tensor, visual: slice) -> Tensor:
     """(1, H, n): the one row that FastV reads."""
     length = hidden.shape[1]
-    return attention_row(llm, 0, hidden, torch.tensor([length - 1]), torch.arange(length)[None], keys)[..., visual]
+    by = llama.rotary(llm, torch.arange(length)[None], hidden.dtype)
+    return llama.Layer(llm, 0).row(hidden, torch.tensor([length - 1]), by, keys)[..., visual]
 
 
 def fastv(repeat: int, dtype: torch.dtype, width: int, heads: int, inner: int) -> list[dict[str, Any]]:

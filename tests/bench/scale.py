@@ -77,7 +77,7 @@ class Nothing:
         for k, row in enumerate(rows):
             assert row.selection is not None
             count = row.selection.tokens
-            found.append(Grounded(self.logits[k % 8][None], count, float(count), row.selection.indices))
+            found.append(Grounded(self.logits[k % 8][None], (count,) * self.num_layers, row.selection.indices))
         return found
 
 

@@ -22,6 +22,7 @@ from backbones.glamm.keys import UNNEEDED, to_official
 from backbones.glamm.preprocess import clip_pixels, sam_pixels
 from backbones.glamm.released import on_meta
 from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer
+from backbones.parts import clip, sam
 from harness import metrics
 from harness.data.refer import load_refer
 from pruners.base import Pruner, Selection, top
@@ -154,7 +155,7 @@ def test_signals(golden_glamm_dir: Path, backbone: GlammBackbone, arrays: Arrays
         tokens = backbone.tokens(encoding, turns_of(given), name)
         arrays.close(tokens.patches, full["clip_patch_features"], CLOSE, "features")
         arrays.close(encoding.embedding[None], full["sam_embedding"], LOOSE, "grounding embedding")
-        pe = backbone.model.grounding_encoder.get_image_wide_positional_embeddings()
+        pe = sam.positional(backbone.model.grounding_encoder)
         arrays.close(pe, full["dense_pe"], CLOSE, "dense positions")
         arrays.close(tokens.text_embeds, select["text_embeds"], CLOSE, "text")
         arrays.close(tokens.projected_patches, select["projected_patches"], CLOSE, "projected patches")
@@ -166,8 +167,7 @@ def test_signals(golden_glamm_dir: Path, backbone: GlammBackbone, arrays: Arrays
         arrays.close(scores, select["context_scores"], CLOSE, "context scores")
         arrays.equal(top(scores, len(tokens)), select["context_rank"], "context rank")
         with torch.inference_mode():
-            vision = backbone.model.clip.vision_model
-            last = vision.encoder.layers[-1](encoding.hidden_states[-1][None], attention_mask=None)[0]
+            last = clip.layer(backbone.model.clip, -1, encoding.hidden_states[-1][None])[0]
         arrays.close(last, full["clip_last_hidden"], CLOSE, "last layer")
 
 
@@ -189,11 +189,9 @@ def check_run(backbone: GlammBackbone, row: Row, expected: dict[str, np.ndarray]
         arrays.close(model.lm_head(hidden[marks]), expected["seg_logits"], LOOSE, f"{name} [SEG] logits")
         prompts = model.text_hidden_fcs(hidden[marks])
         arrays.close(prompts, expected["seg_embeddings"], LOOSE, f"{name} prompts")
-        qualities: list[torch.Tensor] = []
-        hook = model.grounding_encoder.mask_decoder.register_forward_hook(lambda *call: qualities.append(call[2][1]))
         low = backbone.decode(row.encoding.embedding.expand(len(marks), -1, -1, -1), prompts)
-        hook.remove()
-        arrays.close(qualities[0].flatten(1), expected["iou_pred"], LOOSE, f"{name} mask quality")
+        _, quality = sam.decode(model.grounding_encoder, row.encoding.embedding[None], prompts[None])
+        arrays.close(quality[0][:, None], expected["iou_pred"], LOOSE, f"{name} mask quality")
         arrays.close(low[:, None], expected["low_res_logits"], LOOSE, f"{name} low-resolution logits")
     result = next(backbone.ground_rows([row]))
     arrays.close(result.logits, expected["pred_masks"], LOOSE, f"{name} masks")

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, LlamaConfig, LlamaModel
-from transformers.cache_utils import DynamicCache
 
 import pruners
 from backbones.glamm.decoder import run_layers
-from backbones.glamm.signals import hidden_states, vision_signal
+from backbones.parts import clip
+from backbones.parts.llama import Past
 from pruners import prumerge
 from pruners.base import TEXT_EMBEDS, Need, VisualTokens, outliers, top
 from pruners.fastv import FastV
@@ -84,15 +84,14 @@ def clip_tokens(given: Arrays, texts: int) -> VisualTokens:
     )
     model = CLIPVisionModelWithProjection(config).double()
     model.load_state_dict({key: value for key, value in weights.items() if not key.endswith("position_ids")})
-    vision = model.vision_model
     with torch.no_grad():
-        states = tuple(state[0] for state in hidden_states(vision, double(given["pixel_values"])))
+        states = tuple(state[0] for state in clip.hidden_states(model, double(given["pixel_values"])))
 
     def answer(need: Need) -> Tensor:
         if need == TEXT_EMBEDS:
             return double(given["text"])[:texts]
         with torch.no_grad():
-            return vision_signal(vision, model.visual_projection, states, need)
+            return clip.signal(model, states, need)
 
     side = config.image_size // config.patch_size
     return VisualTokens(states[-1][1:], states[-1][0], (side, side), config.num_attention_heads, answer)
@@ -288,15 +287,15 @@ def fastv_file(path: Path, attn: str) -> int:
     for setting, expected in settings(given):
         layer, keep = (int(v) for v in numbers(setting, "K", "keep"))
         pruner = FastV(layer=layer)
-        cache = DynamicCache()
-        run = run_layers(model, embeds, visual_start=start, visual_count=count, pruner=pruner, keep=keep, cache=cache)
+        past = Past()
+        run = run_layers(model, embeds, visual_start=start, visual_count=count, pruner=pruner, keep=keep, past=past)
         assert run.scores is not None
         steps = double(given["decode_embeds"])
-        lengths = [cache.get_seq_length(k) for k in range(len(model.layers))]
-        decoded = [
-            run_layers(model, step[None, None], cache=cache, first_position=length + k).hidden[0, 0]
-            for k, step in enumerate(steps)
-        ]
+        lengths = [past.layers[k][0].shape[2] for k in range(len(model.layers))]
+        decoded = []
+        for k, step in enumerate(steps):
+            past = Past(past)
+            decoded.append(run_layers(model, step[None, None], past=past, first_position=length + k).hidden[0, 0])
         without = run_layers(model, embeds, visual_start=start, visual_count=count, pruner=pruner, keep=keep)
         compare(f"{setting} without cache", without.hidden[0], expected["final_hidden"])
         got = {

@@ -1,0 +1,223 @@
+"""Llama's decoder layers over the weights of transformers' `LlamaModel`: the one place that knows what is inside it.
+
+A layer is two norms, four projections, rotary positions, attention and a gated feed-forward part (SwiGLU):
+
+    h = x + o(attend(q(norm x), k(norm x), v(norm x)))        y = h + down(silu(gate(norm h)) * up(norm h))
+
+The weights are transformers', with its names and configuration; which layers run on which tokens is the caller's, and keys and
+values of earlier tokens are kept in a `Past` of our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaModel
+
+from backbones.parts.attention import attend, for_queries, implementation
+
+Rotary = tuple[Tensor, Tensor]  # cosine and sine, each (B, L, head width)
+# where several devices share a layer, each has some outputs of these matrices, and the inputs of those that belong to them
+BY_OUTPUT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
+BY_INPUT = ("self_attn.o_proj", "mlp.down_proj")
+
+
+def build(config: LlamaConfig, attn: str) -> Any:
+    """A model of these numbers with new weights."""
+    return LlamaModel._from_config(config, attn_implementation=attn)
+
+
+def materialise(llm: LlamaModel, device: str) -> None:
+    """Give a model of the meta device the buffers that no checkpoint holds: the rotary frequencies."""
+    llm.rotary_emb = type(llm.rotary_emb)(llm.config).to(device)
+
+
+def matrices(llm: LlamaModel) -> Iterator[tuple[str, nn.Linear]]:
+    """All matrices of the decoder layers, by their names inside a layer."""
+    for weights in llm.layers:
+        for name, module in weights.named_modules():
+            if isinstance(module, nn.Linear):
+                yield name, module
+
+
+def share(llm: LlamaModel, cut: Callable[[nn.Module], Any], gather: Callable[[Tensor], Tensor]) -> None:
+    """Spread every layer over several processes.
+
+    Args:
+        cut: leaves this process its part of a layer's matrices: some outputs of BY_OUTPUT, and the inputs of BY_INPUT that
+            belong to them.
+        gather: (B, H / size, K) scores of this process's heads -> (B, H, K) of all.
+    """
+    for weights in llm.layers:
+        cut(weights)
+    llm.gather_heads = gather  # type: ignore[assignment]
+
+
+def is_shared(llm: LlamaModel) -> bool:
+    """Whether other processes compute parts of these layers at the same time."""
+    return hasattr(llm, "gather_heads")
+
+
+class Past:
+    """Keys and values of tokens, layer by layer, for tokens that come later.
+
+    Args:
+        before: what stands before these tokens.
+        owner: (B,) for every row of the batch, the row of `before` that it stands on; None if row k stands on row k.
+        keep: layers whose keys and values are needed afterwards; None for all.
+
+    Attributes:
+        layers: (B, H', K, d) rotated keys, and values, of all tokens up to these, by layer.
+    """
+
+    def __init__(self, before: Past | None = None, owner: Tensor | None = None, keep: Container[int] | None = None) -> None:
+        self.before, self.owner, self.keep = before, owner, keep
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def extended(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all tokens up to these, given these tokens' own; they are kept where `keep` asks for it."""
+        if self.before is not None:
+            earlier = self.before.layers[layer]
+            if self.owner is not None:
+                earlier = earlier[0][self.owner], earlier[1][self.owner]
+            key, value = torch.cat([earlier[0], key], dim=2), torch.cat([earlier[1], value], dim=2)
+        if self.keep is None or layer in self.keep:
+            self.layers[layer] = key, value
+        return key, value
+
+    def length(self, layer: int = 0) -> int:
+        """Tokens before these."""
+        return self.before.layers[layer][0].shape[2] if self.before is not None else 0
+
+
+def rotary(llm: LlamaModel, positions: Tensor, dtype: torch.dtype) -> Rotary:
+    """Cosine and sine of `positions` (B, L), computed in float32."""
+    angles = positions[..., None].float() * llm.rotary_emb.inv_freq.to(positions.device, torch.float32)
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def turned(states: Tensor, by: Rotary) -> Tensor:
+    """Queries or keys (B, H, L, d) turned to their positions."""
+    cos, sin = (part.unsqueeze(1) for part in by)
+    half = states.shape[-1] // 2
+    return states * cos + torch.cat([-states[..., half:], states[..., :half]], dim=-1) * sin
+
+
+def tokens_at(hidden: Tensor, read: Tensor) -> Tensor:
+    """(B, R, width): the tokens `read` (B, R) of (B, L, width)."""
+    return hidden.gather(1, read[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def embed(llm: LlamaModel, ids: Tensor) -> Tensor:
+    """(..., width): what tokens enter the first layer as."""
+    return llm.embed_tokens(ids)  # type: ignore[no-any-return]
+
+
+def norm(llm: LlamaModel, hidden: Tensor) -> Tensor:
+    """The norm behind the last layer."""
+    return _rms(hidden, llm.norm.weight, llm.config.rms_norm_eps)
+
+
+def _rms(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """w x / sqrt(mean(x^2) + eps), in float32 up to the weight as released."""
+    x = hidden.to(torch.float32)
+    x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * x.to(hidden.dtype)
+
+
+class Layer:
+    """Decoder layer number `index` of a model."""
+
+    def __init__(self, llm: LlamaModel, index: int) -> None:
+        config = llm.config
+        self.index, self._weights, self._eps = index, llm.layers[index], config.rms_norm_eps
+        self._kind = implementation(config)
+        self._head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._scale = self._head**-0.5
+        self._gather = getattr(llm, "gather_heads", None)
+
+    def __call__(self, hidden: Tensor, by: Rotary, past: Past | None = None) -> Tensor:
+        """(B, L, width) -> (B, L, width).
+
+        Args:
+            by: rotary positions of these tokens.
+            past: has what stands before them, and takes their keys and values.
+        """
+        query, key, value = self.project(hidden, by)
+        if past is not None:
+            key, value = past.extended(self.index, key, value)
+        mixed = attend(self._kind, query, key, value, self._scale, causal=True)
+        del query, key, value
+        return self.finish(hidden, mixed)
+
+    def project(self, hidden: Tensor, by: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries (B, H, L, d) and keys (B, H', L, d), and values."""
+        attention, normed = self._weights.self_attn, self._normed(hidden)
+        query, key, value = (self._heads(p(normed)) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+        return turned(query, by), turned(key, by), value
+
+    def finish(self, hidden: Tensor, mixed: Tensor) -> Tensor:
+        """The layer's output from its input and what attention gathered, (B, L, H * d)."""
+        hidden = hidden + self._weights.self_attn.o_proj(mixed)
+        feed = self._weights.mlp
+        normed = _rms(hidden, self._weights.post_attention_layernorm.weight, self._eps)
+        return hidden + feed.down_proj(F.silu(feed.gate_proj(normed)) * feed.up_proj(normed))  # type: ignore[no-any-return]
+
+    def at(self, hidden: Tensor, by: Rotary, past: Past, read: Tensor) -> Tensor:
+        """(B, R, width): the output at the tokens `read` (B, R); of the others only keys and values are computed.
+
+        Args:
+            hidden: (B, L, width) input of the layer.
+            by: rotary positions of these tokens.
+            read: positions in `hidden`; R may be 0, where later rows need the keys and values alone.
+        """
+        attention, normed = self._weights.self_attn, self._normed(hidden)
+        key, value = turned(self._heads(attention.k_proj(normed)), by), self._heads(attention.v_proj(normed))
+        key, value = past.extended(self.index, key, value)
+        states = tokens_at(hidden, read)
+        if not read.shape[1]:
+            return states
+        scores = self._rows(hidden, read, by, key)
+        mixed = scores @ for_queries(value, scores.shape[1])
+        return self.finish(states, mixed.transpose(1, 2).flatten(2))
+
+    def row(self, hidden: Tensor, last: Tensor, by: Rotary, keys: Tensor) -> Tensor:
+        """(B, H, K): probabilities of one token per row over the keys up to itself.
+
+        Args:
+            hidden: (B, L, width) input of the layer; its tokens are the last L of the keys.
+            last: (B,) the token, a position in `hidden`; what stands behind it is fill.
+            by: rotary positions of `hidden`.
+            keys: (B, H', K, d) rotated keys of all tokens.
+        """
+        scores = self._rows(hidden, last[:, None], by, keys)[:, :, 0]
+        return self._gather(scores) if self._gather else scores
+
+    def _rows(self, hidden: Tensor, read: Tensor, by: Rotary, keys: Tensor) -> Tensor:
+        """(B, H, R, K): probabilities of the tokens `read` (B, R) over the keys (B, H', K, d) up to themselves.
+
+        In plain products: torch's fused CPU attention rounds a lone query differently from place to place in the batch.
+        """
+        cos, sin = (tokens_at(part.expand(len(read), -1, -1), read) for part in by)
+        query = turned(self._heads(self._weights.self_attn.q_proj(self._normed(tokens_at(hidden, read)))), (cos, sin))
+        keys = for_queries(keys, query.shape[1])
+        behind = torch.arange(keys.shape[2], device=hidden.device) > (read + keys.shape[2] - hidden.shape[1])[..., None]
+        logits = (query @ keys.transpose(-1, -2) * self._scale).masked_fill(behind[:, None], -torch.inf)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).to(hidden.dtype)
+
+    def _normed(self, hidden: Tensor) -> Tensor:
+        return _rms(hidden, self._weights.input_layernorm.weight, self._eps)
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        """(B, L, H * d) -> (B, H, L, d)."""
+        return projected.unflatten(-1, (-1, self._head)).transpose(1, 2)
+
+
+def layers(llm: LlamaModel) -> list[Layer]:
+    """All decoder layers, first to last."""
+    return [Layer(llm, index) for index in range(len(llm.layers))]
