@@ -34,6 +34,7 @@ EVALUATES = (
     "harness/metrics.py",
     "harness/protocol.py",
     "harness/rows.py",
+    "harness/stability.py",
     "harness/sweep.py",
     "pruners/base.py",
     "pruners/checks.py",

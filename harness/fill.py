@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -17,6 +17,7 @@ from harness import data, metrics
 from harness.loading import Loaded
 from harness.protocol import Conversation, conversations
 from harness.rows import NO_CELL, NO_EXPRESSION, pack_tokens
+from harness.stability import of_type, perturbed, same_choice
 from harness.sweep import Job
 from pruners import checks
 from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner, Selection, UserError
@@ -24,13 +25,21 @@ from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner, Selection, UserErro
 
 @dataclass(frozen=True)
 class _Asked:
-    """A row for the backbone and where its answer belongs; `of` counts the expressions of its (cell, sample)."""
+    """A row for the backbone and where its answer belongs.
+
+    Attributes:
+        of: expressions of its (cell, sample).
+        stable: whether rounding leaves the choice as it is; None where nobody looked.
+        twin: whether this is the row before once more, from features that are rounded otherwise.
+    """
 
     row: Row
     seen: _Seen
     job: Job
     talk: Conversation
     of: int
+    stable: bool | None = None
+    twin: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,20 +52,34 @@ class _Seen:
 
 
 def fill(
-    loaded: Sequence[Loaded], jobs: Sequence[Job], backbone: Backbone, protocol: str, seed: int, *, share: bool = True
+    loaded: Sequence[Loaded],
+    jobs: Sequence[Job],
+    backbone: Backbone,
+    protocol: str,
+    seed: int,
+    *,
+    share: bool = True,
+    probed: Container[str] = (),
 ) -> Iterator[dict[str, Any]]:
     """Records of a few images under all cells of their split.
 
     Args:
         share: encode every image once and let rows share the layers and tokens that they have in common; without, every
             cell does everything anew.
+        probed: samples of which is looked at what rounding changes.
     """
     for part in [jobs] if share else [[job] for job in jobs]:
-        yield from _fill(loaded, part, backbone, protocol, seed, share)
+        yield from _fill(loaded, part, backbone, protocol, seed, share, probed)
 
 
 def _fill(
-    loaded: Sequence[Loaded], jobs: Sequence[Job], backbone: Backbone, protocol: str, seed: int, share: bool
+    loaded: Sequence[Loaded],
+    jobs: Sequence[Job],
+    backbone: Backbone,
+    protocol: str,
+    seed: int,
+    share: bool,
+    probed: Container[str],
 ) -> Iterator[dict[str, Any]]:
     for job in jobs:
         checks.watch(job.pruner)
@@ -75,23 +98,71 @@ def _fill(
         talks = conversations(sample, protocol, seed)
         of = sum(len(talk.expressions) for talk in talks)
         seen = _Seen(sample, truth, _shares(backbone, sample, encoding, talks, truth))
+        other = perturbed(encoding, seed, sample.id, rounding(encoding)) if sample.id in probed else None
         for job in jobs:
-            for talk, selection in _select(backbone, seen, encoding, talks, job):
-                asked.append(_Asked(Row(encoding, talk.turns, job.pruner, job.cell.budget, selection), seen, job, talk, of))
+            asked += _asked(backbone, seen, encoding, other, talks, job, of)
     results = zip(asked, backbone.ground_rows([one.row for one in asked], share=share), strict=True)
-    for (seen, job), together in groupby(results, key=lambda pair: (pair[0].seen, pair[0].job)):
-        yield from _scored(seen.sample, job, together)
+    for (_, _), together in groupby(results, key=lambda pair: (pair[0].seen.sample.id, pair[0].job.cell.id)):
+        yield from _scored(list(together))
 
 
-def _scored(sample: data.Sample, job: Job, results: Iterable[tuple[_Asked, Grounded]]) -> Iterator[dict[str, Any]]:
+def rounding(encoding: Encoding) -> float:
+    """Relative noise that stands for another kernel's rounding of an encoding."""
+    return of_type(encoding.hidden_states[-1].dtype)
+
+
+def _asked(
+    backbone: Backbone,
+    seen: _Seen,
+    encoding: Encoding,
+    other: Encoding | None,
+    talks: Sequence[Conversation],
+    job: Job,
+    of: int,
+) -> Iterator[_Asked]:
+    """The rows of one image under one cell; behind each whose choice hangs on rounding, its twin from `other`."""
+    chosen = list(_select(backbone, seen, encoding, talks, job))
+    again = list(_select(backbone, seen, other, talks, job)) if other is not None else []
+    for k, (talk, selection) in enumerate(chosen):
+        row = Row(encoding, talk.turns, job.pruner, job.cell.budget, selection)
+        if other is None:
+            yield _Asked(row, seen, job, talk, of)
+            continue
+        twin = again[k][1]
+        # a layer-stage pruner chooses while the model runs, so its choice is seen there
+        stable = selection is not None and twin is not None and same_choice(selection, twin, rounding(encoding))
+        yield _Asked(row, seen, job, talk, of, stable)
+        if not stable:
+            yield _Asked(Row(other, talk.turns, job.pruner, job.cell.budget, twin), seen, job, talk, of, twin=True)
+
+
+def _scored(results: Sequence[tuple[_Asked, Grounded]]) -> Iterator[dict[str, Any]]:
     """The rows of one image under one cell; one that says why, if any of them has no answer."""
-    rows: list[dict[str, Any]] = []
-    error = ""
-    for one, result in results:
-        error = error or result.error
-        if not error:
-            rows += _score(one, result)
-    yield from failed(sample, [job], error) if error else rows
+    first = results[0][0]
+    error = next((result.error for _, result in results if result.error), "")
+    if error:
+        yield from failed(first.seen.sample, [first.job], error)
+        return
+    for k, (one, result) in enumerate(results):
+        if one.twin:
+            continue
+        rows = list(_score(one, result))
+        if one.stable is False:
+            moved = _exchanged(result, results[k + 1][1])
+            twins = _score(*results[k + 1])
+            rows = [
+                row | {"rounding_tokens": moved, "rounding_iou": twin["iou"] - row["iou"]}
+                for row, twin in zip(rows, twins, strict=True)
+            ]
+        elif one.stable:
+            rows = [row | {"rounding_tokens": 0.0, "rounding_iou": 0.0} for row in rows]
+        yield from rows
+
+
+def _exchanged(one: Grounded, other: Grounded) -> float:
+    """How many patches the one kept that the other did not."""
+    kept = [result.retained.numpy(force=True) for result in (one, other)]
+    return float(len(np.setdiff1d(kept[0][kept[0] >= 0], kept[1])))
 
 
 def _encode(backbone: Backbone, pixels: list[Pixels]) -> list[Encoding | Exception]:

@@ -30,8 +30,10 @@ from harness.rows import (
     KEYS,
     NO_CELL,
     NO_EXPRESSION,
+    NULLABLE,
     OF_CELL,
     OF_SAMPLE,
+    ROUNDED,
     SHOWN,
     STATUS,
     kept_tokens,
@@ -48,7 +50,7 @@ SCHEMAS = (2, 3)  # 2: journals without checksums, cells without the digests of 
 FOLDER, RUN, DONE = "records", "run.json", "done.json"
 LOOSE = ("provenance", "continued")  # of run.json: told, but no number hangs on it
 ROWS_AT_ONCE = 20_000
-COLUMNS = (*ASKED, *OF_CELL, *COUNTED, *SHOWN, "sample", "cell", "text")
+COLUMNS = (*ASKED, *OF_CELL, *COUNTED, *ROUNDED, *SHOWN, "sample", "cell", "text")
 # looked up by the row's cell
 FROM_RUN = (
     *("fingerprint", "dtype", "attn", "device", "data", "source"),
@@ -397,7 +399,8 @@ def load(path: str | Path) -> pd.DataFrame:
     said = samples(folder).set_index(["sample", "expression"])["text"]
     wanted = pd.MultiIndex.from_frame(frame[["sample", "expression"]])
     frame["text"] = said[~said.index.duplicated()].reindex(wanted).to_numpy()
-    frame["coverage"] = frame["coverage"].astype(float)
+    for name in NULLABLE:
+        frame[name] = frame[name].astype(float)
     for name in FROM_RUN:
         frame[name] = frame["cell"].map({cell: _fact(entry, name) for cell, entry in cells.items()})
     return frame[[*COLUMNS, *FROM_RUN]].sort_values(ORDER, kind="stable", ignore_index=True)

@@ -29,13 +29,20 @@ OF_CELL = {
 }
 COUNTED = {"tokens_final": "int64", "tokens_mean": "float64", "intersection": "int64", "union": "int64", "iou": "float64"}
 SHOWN = {"coverage": "float64", "kept": "string", "mask": "string"}
+# of some images: what another kernel's rounding would change, kept patches exchanged and IoU (0..1) moved
+ROUNDED = {"rounding_tokens": "float64", "rounding_iou": "float64"}
 STATUS = {
     "failed": ASKED | OF_CELL | {"reason": "string"},
     "sample": OF_SAMPLE,
-    "ok": ASKED | OF_CELL | COUNTED | SHOWN,
+    "ok": ASKED | OF_CELL | COUNTED | ROUNDED | SHOWN,
 }
-OPTIONAL = {"code": ""}  # absent in journals of schema 2
-NULLABLE = ("coverage",)
+# absent in journals of schema 2
+OPTIONAL: dict[str, dict[str, Any]] = {
+    "ok": {"code": "", "rounding_tokens": None, "rounding_iou": None},
+    "failed": {"code": ""},
+    "sample": {},
+}
+NULLABLE = ("coverage", *ROUNDED)
 LARGEST = 2**63
 RUN_LENGTHS = re.compile(r"[0-o]*")  # the letters of COCO's compressed run lengths
 PICTURE = re.compile(r"images/[^/\\\x00]+\.jpg")
@@ -71,7 +78,7 @@ def validate(row: dict[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> dic
     status = row.get("status")
     if not isinstance(status, str) or status not in STATUS:
         raise ValueError(f"its status is {status!r}")
-    row = OPTIONAL | row if status != "sample" else row
+    row = OPTIONAL[status] | row
     for name, kind in (KEYS | STATUS[status]).items():
         if name not in row:
             raise ValueError(f"it has no {name}")
@@ -131,6 +138,8 @@ def _counts(row: dict[str, Any], cell: Mapping[str, Any]) -> None:
         raise ValueError(f"its coverage is {row['coverage']}")
     if not RUN_LENGTHS.fullmatch(row["mask"]):
         raise ValueError("its mask is no run-length code")
+    if (row["rounding_tokens"] or 0) < 0 or abs(row["rounding_iou"] or 0) > 1:
+        raise ValueError(f"its rounding is {row['rounding_tokens']} tokens and {row['rounding_iou']} of IoU")
     final, mean, budget = row["tokens_final"], row["tokens_mean"], row["budget"]
     try:
         kept = int.from_bytes(base64.b64decode(row["kept"], validate=True), "big").bit_count()

@@ -43,6 +43,7 @@ from harness.sweep import Job, Setting, expand, jobs
 from pruners.base import Pruner, UserError
 
 IMAGES_AT_ONCE = 8  # encoded, grounded and written together; at most nine, so that a digit counts a part's failures
+PROBED = 8  # parts of a split whose first image is looked at for what rounding changes
 CLAIMS = "claims"
 PATIENCE = 0.5  # seconds between looks at what others work on
 FIRST_WORD = 10.0  # seconds of waiting for others before it is said, then after twice as long again and again
@@ -347,7 +348,8 @@ class _Crew:
     def _fill(self, number: int, part: int, loaded: list[Loaded]) -> None:
         recorded, jobs = self.recorded[number], self._left(number, part)
         rows = [row for k, one in enumerate(loaded) for row in described(one, self._picture(part * IMAGES_AT_ONCE + k, one))]
-        rows += fill(loaded, jobs, self.backbone, self.plan.protocol, self.plan.seed, share=self.way.share)
+        probed = {self.parts[number][part][0].id} if part < PROBED else set()
+        rows += fill(loaded, jobs, self.backbone, self.plan.protocol, self.plan.seed, share=self.way.share, probed=probed)
         self.filled.add((number, part))
         if not self.way.place.leads:
             return

@@ -60,12 +60,14 @@ class Resampled:
         replicates: (draws, C); NaN where no image of a score was drawn.
         influence: (n, C), what each image does to each score; their mean square over n is its variance.
         images: (C,) how many of the n images each score rests on.
+        noise: (C,) variance of each score that drawing images does not show: choices that hang on rounding. None for none.
     """
 
     values: Floats
     replicates: Floats
     influence: Floats
     images: NDArray[np.int64]
+    noise: Floats | None = None
 
 
 def per_image(values: ArrayLike, images: ArrayLike) -> Floats:
@@ -124,6 +126,11 @@ def estimate(parts: Sequence[Resampled], weights: Sequence[ArrayLike]) -> Estima
     replicates: Floats = np.sum([part.replicates[:, weight != 0] @ weight[weight != 0] for part, weight in pairs], axis=0)
     replicates = replicates[~np.isnan(replicates)]
     variances = np.array([_variance(part.influence @ weight) for part, weight in pairs])
+    noise = float(sum(part.noise @ weight**2 for part, weight in pairs if part.noise is not None))
+    if variances.sum() < ROUNDING and noise:
+        half = special.ndtri((1 + LEVEL) / 2) * np.sqrt(noise)
+        p = 2 * special.ndtr(-abs(value) / np.sqrt(noise))
+        return Estimate(value, value - half, value + half, float(p), int(sizes.min()))
     if variances.sum() < ROUNDING:  # every image says the same
         return Estimate(value, value, value, 1.0 if value == 0 else 1 / (len(replicates) + 1), int(sizes.min()))
     freedom = variances.sum() ** 2 / (variances**2 / (sizes - 1)).sum()
@@ -132,6 +139,10 @@ def estimate(parts: Sequence[Resampled], weights: Sequence[ArrayLike]) -> Estima
     low, high = min(low, value), max(high, value)  # of a handful of images all replicates may lie on one side
     beyond = min((replicates <= 0).sum(), (replicates >= 0).sum()) + 1
     p = 2 * special.stdtr(freedom, special.ndtri(min(beyond / (len(replicates) + 1), 0.5)))
+    if noise:  # independent of which images were drawn, so variances add
+        wider = np.sqrt(1 + noise / variances.sum())
+        low, high = value - wider * (value - low), value + wider * (high - value)
+        p = 2 * special.stdtr(freedom, special.stdtrit(freedom, p / 2) / wider)
     return Estimate(value, float(low), float(high), float(p), int(sizes.min()))
 
 

@@ -65,6 +65,7 @@ def row(line: Line, table: Table) -> dict[str, str]:
     cells["gIoU"] = percent(float(np.mean(list(line.giou.values()))))
     cells["tokens"] = f"{line.tokens_final:g}"
     cells["mean over layers"] = f"{line.tokens_mean:.4g}"
+    cells["on rounding"] = NONE if line.rounding is None else f"{100 * line.rounding[0]:.1f} / {100 * line.rounding[1]:.2f}"
     return cells
 
 
@@ -204,7 +205,18 @@ def footer(runs: Runs, tables: list[Table]) -> list[str]:
     counted = frame.drop_duplicates(["dataset", "split", "sample", "expression"])
     columns = sorted(set(counted[COLUMN].itertuples(index=False, name=None)), key=column_rank)
     parts = [(d, s, counted[(counted["dataset"] == d) & (counted["split"] == s)]["sample"]) for d, s in columns]
-    wanted = ["method", "data set and split", "Avg.", "Rel. %", "95 %", "not apart from", "gIoU", "tokens", "mean over layers"]
+    wanted = [
+        "method",
+        "data set and split",
+        "Avg.",
+        "Rel. %",
+        "95 %",
+        "not apart from",
+        "gIoU",
+        "tokens",
+        "mean over layers",
+        "on rounding",
+    ]
     if any(_baseline(table) for table in tables):
         wanted.insert(6, "vs baseline")
     lines = [*warning(runs), *explain(wanted), *costs.explain(runs.costs)]

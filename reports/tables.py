@@ -56,6 +56,8 @@ class Line:
         average: mean of all columns of the table, None if the row lacks one.
         seeds: the average of each seed.
         sees_truth: whether the pruner reads the truth masks.
+        rounding: share of the kept tokens that another kernel's rounding exchanges, and by how much IoU (0..1) moves then,
+            mean over the expressions that were looked at; None if none were.
         against: 'random', 'best' and 'baseline', where there is such a row.
     """
 
@@ -71,6 +73,7 @@ class Line:
     tokens_final: float
     tokens_mean: float
     sees_truth: bool = False
+    rounding: tuple[float, float] | None = None
     against: dict[str, Against] = field(default_factory=dict)
 
 
@@ -160,7 +163,9 @@ class _Drawn:
             inner, outer = sums["intersection"], sums["union"][sums["intersection"].columns]
             seed = zlib.crc32(" ".join(map(" ".join, together)).encode())
             self._places.append(list(inner.columns))
-            self._parts.append(resample(inner.to_numpy(dtype=np.float64), outer.to_numpy(dtype=np.float64), seed))
+            drawn = resample(inner.to_numpy(dtype=np.float64), outer.to_numpy(dtype=np.float64), seed)
+            noise = _rounding(rows, keys).reindex(inner.columns).fillna(0.0)
+            self._parts.append(replace(drawn, noise=np.asarray(noise, dtype=np.float64)))
 
     def weights(self, pruner: str, budget: int, columns: Sequence[Column]) -> list[Weights] | None:
         """Of the mean over columns of the mean over seeds, per part; None if the row lacks a column."""
@@ -179,6 +184,17 @@ class _Drawn:
 
     def estimate(self, weights: list[Weights]) -> Estimate:
         return estimate(self._parts, weights)
+
+
+def _rounding(rows: pd.DataFrame, keys: list[str]) -> pd.Series[float]:
+    """Variance of a score by choices that hang on rounding, from the images that were looked at.
+
+    An image whose choice goes the other way moves the mean over n images by D/n, and goes either way by chance: D is its mean
+    change of IoU, and the variance of the score the mean of D^2 over n.
+    """
+    probed = rows[rows["rounding_iou"].notna()]
+    change = probed.groupby([*keys, "image"])["rounding_iou"].mean()
+    return (change**2).groupby(level=keys).mean() / rows.groupby(keys)["image"].nunique()
 
 
 def _sharing(frame: pd.DataFrame, columns: Sequence[Column]) -> list[list[Column]]:
@@ -232,8 +248,16 @@ def _line(key: tuple[str, int], rows: pd.DataFrame, drawn: _Drawn) -> Line:
         seeds=tuple(seeds),
         tokens_final=float(rows["tokens_final"].mean()),
         tokens_mean=float(rows["tokens_mean"].mean()),
+        rounding=_hanging(rows),
         sees_truth=REFERENT.kind in str(rows["needs"].iloc[0]).split(),
     )
+
+
+def _hanging(rows: pd.DataFrame) -> tuple[float, float] | None:
+    probed = rows[rows["rounding_iou"].notna()]
+    if probed.empty:
+        return None
+    return float((probed["rounding_tokens"] / probed["tokens_final"]).mean()), float(probed["rounding_iou"].abs().mean())
 
 
 def _compared(lines: Sequence[Line], drawn: _Drawn, baseline: str | None) -> list[Line]:
