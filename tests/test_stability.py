@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from backbones.base import Encoding, Pixels
+from harness import records
 from harness.records import pack_tokens
-from harness.stability import moved_tokens, perturbed, shaken
-from tests.fake_backbone import FakeBackbone
+from harness.runner import Plan, prepare, run
+from harness.stability import moved_tokens, of_type, perturbed, same_choice, shaken
+from harness.statistics import estimate, resample
+from pruners import Selection, VisualTokens, parse
+from reports import render
+from tests.fake_backbone import FakeBackbone, write_data
 
 
 def encoding() -> Encoding:
@@ -58,3 +67,63 @@ def test_moved_tokens_are_those_that_are_kept_no_more() -> None:
     before = [pack_tokens(np.array(kept), 64) for kept in ([1, 2, 3], [1, 2, 3], [60, 63, -2])]
     after = [pack_tokens(np.array(kept), 64) for kept in ([3, 2, 1], [1, 9, 8], [60, 63, -2])]
     assert moved_tokens(before, after, 64).tolist() == [0, 2, 0]
+
+
+def test_noise_is_that_of_the_precision() -> None:
+    assert of_type(torch.float32) == pytest.approx(9.5e-7, rel=0.01)
+    assert of_type(torch.bfloat16) == pytest.approx(7.8e-3, rel=0.01)
+    assert of_type(torch.float64) < 1e-14
+
+
+def test_a_choice_is_the_same_up_to_noise_in_what_it_merges() -> None:
+    kept, features = torch.arange(3), torch.ones(3, 4)
+    assert same_choice(Selection(kept), Selection(kept), 1e-6)
+    assert not same_choice(Selection(kept), Selection(kept + 1), 1e-6)
+    assert not same_choice(Selection(kept, features), Selection(kept), 1e-6)
+    assert same_choice(Selection(kept, features), Selection(kept, features + 1e-6), 1e-6)
+    assert not same_choice(Selection(kept, features), Selection(kept, features + 1e-2), 1e-6)  # another member
+
+
+def test_a_run_records_what_rounding_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the first image of every part: none for a method that reads no features, some for one that lives of the last bits."""
+    root = write_data(tmp_path / "data", images=4)
+    chosen = type(parse("uniform")[0])
+    original = chosen.select
+
+    def other(encoding: Encoding, *_: object) -> Encoding:
+        return replace(encoding, hidden_states=tuple(-state for state in encoding.hidden_states), signals={})
+
+    def select(self: Any, tokens: VisualTokens, budget: int) -> Selection:
+        """Even or odd patches, by the sign of one number."""
+        return Selection(original(self, tokens, budget).indices // 2 * 2 + int(tokens.patches[0, 0] > 0))
+
+    monkeypatch.setattr("harness.fill.perturbed", other)
+    monkeypatch.setattr(chosen, "select", select)
+    plan = Plan(tuple(parse("none,uniform,random,fastv")), (8,), (("refcoco", "val"),), root=str(root))
+    backbone = FakeBackbone()
+    run(plan, backbone, prepare(plan, backbone), tmp_path / "run")
+    frame = records.load(tmp_path / "run")
+    first = frame["sample"] == "refcoco:val:1"
+    assert frame["rounding_iou"].notna().equals(first)
+    moved = frame[first].groupby("pruner")[["rounding_tokens", "rounding_iou"]].agg(lambda part: part.abs().max())
+    assert (moved.loc[["none", "random"]] == 0).all().all()
+    assert moved.loc["uniform", "rounding_tokens"] == 8
+    (line,) = (line for line in render(tmp_path / "run")[0].read_text().splitlines() if line.startswith("| uniform"))
+    assert "100.0 / " in line
+
+
+def test_noise_widens_an_interval_and_a_test() -> None:
+    """Of a difference whose standard error is doubled by what hangs on rounding."""
+    draw = np.random.default_rng(0)
+    inner, outer = draw.integers(20, 80, (60, 1)).astype(float), np.full((60, 1), 100.0)
+    plain = resample(inner, outer)
+    without = estimate([plain], [[1.0]])
+    variance = plain.influence.var(ddof=1) / 60
+    noisy = estimate([replace(plain, noise=np.array([3 * variance]))], [[1.0]])
+    assert noisy.high - noisy.low == pytest.approx(2 * (without.high - without.low))
+    assert noisy.p > without.p
+    zero = estimate([replace(plain, noise=np.array([0.0]))], [[1.0]])
+    assert (zero.low, zero.high, zero.p) == (without.low, without.high, without.p)
+    same = resample(np.full((60, 1), 50.0), outer)
+    certain = estimate([replace(same, noise=np.array([0.01**2]))], [[1.0]])
+    assert certain.high - certain.low == pytest.approx(2 * 1.96 * 0.01, rel=0.01)
