@@ -26,6 +26,7 @@ from backbones.glamm.sizes import sam_config
 from backbones.glamm.tokenizer import LlamaTokenizer
 from backbones.mini import config, data, ground, see, segment, text
 from backbones.mini.loop import rank_and_world, run_stage
+from backbones.parts import clip as clips
 
 STAGES = ("scenes", "sam", "patches", "match", "point", "whole", "export")
 STEPS = {"sam": 3200, "patches": 2800, "match": 1000, "point": 8000, "whole": 2700}
@@ -86,8 +87,8 @@ def train(
             restore(stage, module, work)
 
     run("sam", sam, segment.PointSegmentation(sam, split))
-    clip.text_model.requires_grad_(False)
-    clip.text_projection.requires_grad_(False)
+    for part in clips.text_side(clip):
+        part.requires_grad_(False)
     run("patches", patches, patches.loss)
     clip.requires_grad_(True)
     run("match", matching, matching.loss)

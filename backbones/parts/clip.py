@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
 from backbones.parts.attention import attend, implementation
@@ -144,6 +144,11 @@ def class_row(query: Tensor, keys: Tensor, heads: int) -> Tensor:
 
 
 # -- the text tower
+
+
+def text_side(clip: CLIPModel) -> tuple[nn.Module, nn.Module]:
+    """The text tower and its projection."""
+    return clip.text_model, clip.text_projection
 
 
 def positions(clip: CLIPModel) -> int:
