@@ -57,6 +57,7 @@ FROM_RUN = (
     *("stage", "budget_kind", "kind", "needs", "stochastic", "grid"),
 )
 ORDER = ["dataset", "split", "pruner", "budget", "seed", "sample", "expression"]
+CUT_OFF = "questions are longer than the text tower takes; pruners that read text see their beginning, as officially"
 JOURNAL = "delete that line, and the same command does its sample again"
 CLOSED = "`python -m harness rebuild {folder}` makes it again from the run's journals"
 

@@ -26,8 +26,9 @@ from harness.journal import write_atomically
 from harness.loading import Key, Loaded, Parts, read_ahead
 from harness.notes import say_what_is_cut
 from harness.place import Place
-from harness.protocol import DRAWN, check_protocol
+from harness.protocol import DRAWN, check_protocol, conversations
 from harness.records import (
+    CUT_OFF,
     DONE,
     SCHEMA,
     Journals,
@@ -40,7 +41,7 @@ from harness.records import (
 from harness.rows import NO_CELL, key
 from harness.stops import Stops
 from harness.sweep import Job, Setting, expand, jobs
-from pruners.base import Pruner, UserError
+from pruners.base import TEXT_EMBEDS, Pruner, UserError
 
 IMAGES_AT_ONCE = 8  # encoded, grounded and written together; at most nine, so that a digit counts a part's failures
 PROBED = 8  # parts of a split whose first image is looked at for what rounding changes
@@ -152,7 +153,9 @@ def run(plan: Plan, backbone: Backbone, splits: Sequence[Split], folder: Path, w
         UserError: the folder holds another run or cannot be written, memory does not suffice, or too many samples failed.
     """
     way = way or Way()
-    asked = asdict(plan) | {"pruners": [pruner.spec() for pruner in plan.pruners]}
+    asked = asdict(plan) | {"pruners": [pruner.spec() for pruner in plan.pruners], "cut_off": _cut_off(plan, backbone, splits)}
+    if asked["cut_off"] and way.place.rank == 0:
+        print(f"{asked['cut_off']} {CUT_OFF}", file=sys.stderr)
     try:
         opened = open_run(
             folder, identity(splits), asked, [split.jobs for split in splits], backbone.grid, backbone.device, way.keep_code
@@ -186,6 +189,14 @@ def run(plan: Plan, backbone: Backbone, splits: Sequence[Split], folder: Path, w
         ) from error
     finally:
         crew.close()
+
+
+def _cut_off(plan: Plan, backbone: Backbone, splits: Sequence[Split]) -> int:
+    """How many questions are longer than the text tower that a pruner of the plan reads."""
+    if not any(TEXT_EMBEDS in pruner.needs for pruner in plan.pruners):
+        return 0
+    talks = (talk for split in splits for sample in split.samples for talk in conversations(sample, plan.protocol, plan.seed))
+    return sum(backbone.cut_off([turn.question for turn in talk.turns]) for talk in talks)
 
 
 class _Recorded:

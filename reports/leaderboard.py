@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from harness import metrics, statistics
+from harness.records import CUT_OFF
 from harness.statistics import Estimate
 from reports import costs
 from reports.columns import explain
@@ -240,6 +241,7 @@ def _provenance(run: Run, frame: pd.DataFrame) -> list[str]:
     packages = [f"{name} {number}" for name, number in facts.get("packages", {}).items() if number]
     return [
         *settings,
+        *([f"{asked['cut_off']} {CUT_OFF}."] if asked.get("cut_off") else []),
         f"Code {str(facts.get('commit'))[:10]}{' with local changes' if facts.get('dirty') else ''}, {', '.join(packages)}.",
         f"Failed samples: {len(run.failed)}" + "".join(f"; {name}: {why}" for name, why in list(run.failed.items())[:5]) + ".",
     ]

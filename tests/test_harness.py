@@ -367,6 +367,17 @@ def test_a_pruner_that_misses_its_budget_stops_the_run(root: Path, tmp_path: Pat
         start(plan_of(root, "uniform"), tmp_path)
 
 
+def test_questions_beyond_the_text_tower_are_counted_and_said(
+    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeBackbone, "cut_off", lambda self, questions: sum("other" in question for question in questions))
+    start(plan_of(root, "none,uniform"), tmp_path / "blind")
+    assert "longer than" not in capfd.readouterr().err
+    start(plan_of(root, "none,litelvlm"), tmp_path / "run")
+    assert "3 questions are longer than the text tower takes" in capfd.readouterr().err
+    assert "3 questions are longer than the text tower takes" in render(tmp_path / "run")[0].read_text()
+
+
 def test_a_full_disk_is_one_sentence_and_loses_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(number: int) -> None:
         raise OSError(28, "No space left on device")
