@@ -22,6 +22,7 @@ from backbones.glamm.conversation import IMAGE_SENTENCE, build
 from backbones.glamm.decoder import run_layers
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels, sam_pixels_mmcv
+from backbones.glamm.refusals import not_finite, too_long
 from backbones.glamm.sharing import Ask, Shared, filled_up
 from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer, behind_image, clip_tokenizer
 from backbones.parts import clip, llama, sam
@@ -88,6 +89,7 @@ class GlammBackbone(Asking):
         self._kind = next(model.parameters()).dtype
         self._text_embeds: dict[tuple[str, ...], Tensor] = {}
         self._sentence = behind_image(tokenizer.encode(IMAGE_SENTENCE))
+        self._known_ids: dict[tuple[Turn, ...], list[int]] = {}
         self._beginnings: dict[tuple[int, ...], llama.Past] = {}
 
     def _filled(self, count: int) -> int:
@@ -129,7 +131,7 @@ class GlammBackbone(Asking):
         states = clip.hidden_states(self.model.clip, vision)
         embeddings = sam.encode(self.model.grounding_encoder, grounding)
         if not (states[-1].isfinite().all() and embeddings.isfinite().all()):
-            raise UserError(self._not_finite())
+            raise UserError(not_finite(self.dtype))
         return [
             Encoding(tuple(state[k] for state in states), embeddings[k], one.resized, one.original)
             for k, one in enumerate(pixels)
@@ -181,7 +183,8 @@ class GlammBackbone(Asking):
 
     def ground_rows(self, rows: Sequence[Row], share: bool = True) -> Iterator[Grounded]:
         """Segment every row, masks batch by batch as they are asked for; when memory does not suffice, in smaller batches."""
-        errors = [self._too_long(row) for row in rows]
+        most = self.model.language_model.config.max_position_embeddings
+        errors = [too_long(len(self._ids(row.turns)) - 1, self._tokens(row), most) for row in rows]
         short = [row for row, error in zip(rows, errors, strict=True) if not error]
         said = self._within_memory(lambda: self._shared(short) if share else self._apart(short)) if short else []
         masks, found = self._masks(short, [one.prompts for one in said]), iter(said)
@@ -193,24 +196,7 @@ class GlammBackbone(Asking):
             logits = list(islice(masks, len(one.prompts)))
             together = torch.stack(logits) if logits else torch.zeros(0, *row.encoding.original)
             checks.lengths(row.pruner, row.budget, self._patches(row), one.lengths)
-            yield Grounded(together, one.lengths, one.retained, "" if together.isfinite().all() else self._not_finite())
-
-    def _not_finite(self) -> str:
-        """What to say of values beyond the precision's range."""
-        if self.dtype == "float16":
-            return "The model's values are not finite in float16; give --dtype bfloat16 or float32."
-        return f"The model's values are not finite in {self.dtype}; look at the weights with python -m harness doctor."
-
-    def _too_long(self, row: Row) -> str:
-        """Why the language model cannot take a row: it has more tokens than there are positions; empty if it can."""
-        ids, most = self.tokenizer.encode(build(row.turns)), self.model.language_model.config.max_position_embeddings
-        length = len(ids) - 1 + self._tokens(row)
-        if length <= most:
-            return ""
-        return (
-            f"The conversation is {len(ids) - 1} tokens long and {self._tokens(row)} visual ones come to it, "
-            f"where the language model has {most} positions; write a shorter expression."
-        )
+            yield Grounded(together, one.lengths, one.retained, "" if together.isfinite().all() else not_finite(self.dtype))
 
     def _within_memory(self, work: Callable[[], Result]) -> Result:
         """Halve the batch until `work` fits.
@@ -239,13 +225,21 @@ class GlammBackbone(Asking):
                 if self.device.startswith("cuda"):
                     torch.cuda.empty_cache()
 
+    def _ids(self, turns: tuple[Turn, ...]) -> list[int]:
+        """The conversation's ids, image included; rows of one conversation under many pruners ask for them again."""
+        if turns not in self._known_ids:
+            if len(self._known_ids) > 4096:
+                self._known_ids.clear()
+            self._known_ids[turns] = self.tokenizer.encode(build(turns))
+        return self._known_ids[turns]
+
     def _words(self, row: Row, whole: bool = True) -> tuple[list[int], list[int], list[int]]:
         """Ids before the image, ids behind it (filled up), and for every [SEG] the place before it, from their end.
 
         Args:
             whole: False leaves out what stands behind the last state that is read.
         """
-        ids = self.tokenizer.encode(build(row.turns))
+        ids = self._ids(row.turns)
         image = ids.index(IMAGE_TOKEN)
         behind = ids[image + 1 :]
         marks = [k - 1 for k, token in enumerate(behind) if token == self.tokenizer.seg_id]
