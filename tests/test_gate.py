@@ -80,6 +80,16 @@ def test_a_broken_pruner_is_caught_and_named(
     assert "1 of 5" in told
 
 
+def test_a_broken_ranking_is_caught_in_every_pruner_that_uses_it(
+    baseline: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pruners.base.top", lambda score, count: score.argsort(dim=-1)[..., :count])  # the lowest stay
+    assert command(monkeypatch, baseline) == 1
+    told = capsys.readouterr().out
+    assert "gate: 4 of 5" in told  # contrast, random with three seeds
+    assert told.count("    kept tokens changed for") == 4
+
+
 def test_a_pruner_that_got_better_by_other_tokens_needs_a_reason_too(
     baseline: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
