@@ -67,7 +67,7 @@ def cells(frame: pd.DataFrame, costs: dict[tuple[str, int], int], rounding: dict
     Args:
         frame: columns PAIR, PIXELS, TOKENS and `kept`.
         costs: own multiply-adds of (pruner, budget).
-        rounding: of (pruner, budget, seed), as `harness.gate.rounding` measures it.
+        rounding: of (pruner, budget, seed), as `harness.comparison.rounding` measures it.
     """
     found = []
     for pruner, budget, seed in frame[KEY].drop_duplicates().itertuples(index=False, name=None):
@@ -141,7 +141,9 @@ def _check(content: dict[str, Any]) -> None:
     rows = frame(content)
     check_counts(rows, "it")
     for cell in content["cells"]:
-        numbers = [*cell["rounding"].values(), *([] if cell["macs"] is None else [cell["macs"]])]
+        usual = cell["rounding"]
+        falls = [points for scores in usual["falls"].values() for points in scores.values()]
+        numbers = [usual["tokens"], usual["lost"], *falls, *([] if cell["macs"] is None else [cell["macs"]])]
         if not all(math.isfinite(value) and value >= 0 for value in numbers):
             raise Damaged(f"the cell of {cell['pruner']} at {cell['budget']} tokens holds {numbers}")
 
