@@ -26,7 +26,7 @@ class Claims:
     """
 
     def __init__(self, path: Path, parts: int) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         self.path, self.parts = path, parts
         self._lock(parts, wait=True)
         if (size := os.fstat(self._file).st_size) < parts:

@@ -9,18 +9,18 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-import inspect
+import secrets
 import sys
 import sysconfig
 import time
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from pruners.base import Pruner, UserError
-from pruners.registry import plugin_source
+from pruners.registry import STARTED, plugin_source
 
 HOME = Path(__file__).resolve().parent.parent
 # files that can change a count or a choice of tokens, and those among them that cannot
@@ -39,27 +39,39 @@ EVALUATES = (
     "pruners/base.py",
     "pruners/checks.py",
 )
-# costs, diagnosis, shapes without weights
-HARMLESS = ("backbones/glamm/looking.py", "backbones/glamm/released.py", "backbones/glamm/stages.py")
+# one question at a time, versions, costs, diagnosis, shapes without weights
+HARMLESS = (
+    "backbones/asking.py",
+    "backbones/versions.py",
+    "backbones/glamm/looking.py",
+    "backbones/glamm/released.py",
+    "backbones/glamm/stages.py",
+)
 NEUTRAL = ("pruners", "pruners.base", "pruners.checks", "pruners.registry")  # in EVALUATES, or deciding nothing
 DIGITS = 16
-STARTED = time.time()
+IMPORTERS = ("import_module", "__import__")
+PROCESS = secrets.token_hex(8)
 
 
-def _without_docstrings(tree: ast.AST) -> ast.AST:
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and body:
-            first = body[0]
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-                node.body = body[1:] or [ast.Pass()]
-    return tree
+def _canonical(node: object) -> str:
+    """A syntax tree as text that no Python version changes: node types and what is filled in; texts that stand alone left out."""
+    if isinstance(node, list):
+        return f"[{','.join(_canonical(one) for one in node if not _stands_alone(one))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []) and name != "kind")
+    return f"{type(node).__name__}({','.join(f'{name}={_canonical(value)}' for name, value in fields)})"
+
+
+def _stands_alone(node: object) -> bool:
+    """Whether a statement is a text and nothing else, as docstrings are."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def of_text(source: str | bytes) -> str:
     """Digest of Python source; of text that does not parse, of the text itself."""
     try:
-        text = ast.unparse(_without_docstrings(ast.parse(source)))
+        text = _canonical(ast.parse(source))
     except (SyntaxError, ValueError, RecursionError):
         text = source if isinstance(source, str) else source.decode(errors="replace")
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:DIGITS]
@@ -79,9 +91,19 @@ def evaluation() -> dict[str, str]:
     """
     found = sorted({path for pattern in EVALUATES for path in HOME.glob(pattern)})
     names = [path.relative_to(HOME).as_posix() for path in found]
-    if edited := [name for name, path in zip(names, found, strict=True) if path.stat().st_mtime > STARTED]:
-        raise UserError(f"{', '.join(edited[:3])} was edited after this process began, which runs the old code; start it again.")
+    for path in found:
+        _not_edited(path)
     return {name: of_text(path.read_bytes()) for name, path in zip(names, found, strict=True) if name not in HARMLESS}
+
+
+def _not_edited(path: Path) -> None:
+    """See that a file is what this process imported.
+
+    Raises:
+        UserError: it is newer than the process (a time to come is a clock that differs, and tells nothing).
+    """
+    if STARTED < path.stat().st_mtime <= time.time():
+        raise UserError(f"{str(path)!r} was edited after this process began, which runs the old code; start it again.")
 
 
 def costs() -> list[str]:
@@ -111,52 +133,47 @@ def _sources(cls: type) -> dict[str, str]:
     return dict(sorted(modules.items()))
 
 
-def _collect(name: str, cls: type | None, found: dict[str, str]) -> None:
+def _collect(name: str, cls: type | None, found: dict[str, str], known: ModuleType | None = None) -> None:
     """Add the digest of a module and of those that it imports and that belong to the pruner."""
     if name in found:
         return
-    module = sys.modules.get(name)
+    module = sys.modules.get(name) or known
     source = plugin_source(name) or _read(module)
-    if source is None:  # a notebook, an interactive session
+    if source is None:  # a notebook, an interactive session: what it rests on cannot be known, so it is never the same again
         if cls is not None:
-            found[name] = _of_object(cls)
+            found[name] = of_all([PROCESS, str(id(cls))])
         return
     found[name] = of_text(source)
+    top = name.partition(".")[0]
+    if top != "pruners" and (package := sys.modules.get(top)) is not None and hasattr(package, "__path__"):
+        found |= _package(package)
     for other in _imported(source, module):
         if other.__name__ not in NEUTRAL and _own(other, name):
-            _collect(other.__name__, None, found)
+            _collect(other.__name__, None, found, other)
+
+
+def _package(package: ModuleType) -> dict[str, str]:
+    """Digest of every file of a package, data included, by its path in it."""
+    found = {}
+    for home in map(Path, package.__path__):
+        for path in sorted(home.rglob("*")):
+            if path.is_file() and path.suffix not in (".pyc", ".pyo"):
+                _not_edited(path)
+                content = path.read_bytes()
+                name = f"{package.__name__}/{path.relative_to(home).as_posix()}"
+                found[name] = of_text(content) if path.suffix == ".py" else hashlib.sha256(content).hexdigest()
+    return found
 
 
 def _read(module: ModuleType | None) -> str | None:
-    if module is None:
+    file = getattr(module, "__file__", None)
+    if file is None or not file.endswith(".py"):
         return None
     try:
-        return inspect.getsource(module)
-    except (OSError, TypeError):
+        _not_edited(Path(file))
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
         return None
-
-
-def _of_object(cls: type) -> str:
-    """Digest of a class without a source file: what the interpreter runs of it, or the source that it remembers."""
-    try:
-        return of_text(inspect.cleandoc(inspect.getsource(cls)))
-    except (OSError, TypeError):
-        pass
-    parts = [repr(sorted((k, v) for k, v in vars(cls).items() if isinstance(v, str | int | float | bool | tuple)))]
-    parts += [part for name in sorted(vars(cls)) for part in _bytecode(getattr(vars(cls)[name], "__code__", None))]
-    return of_all(hashlib.sha256(part.encode()).hexdigest() for part in parts)
-
-
-def _bytecode(code: CodeType | None) -> Iterator[str]:
-    if code is None:
-        return
-    yield code.co_code.hex()
-    yield " ".join(map(str, code.co_names))
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _bytecode(constant)
-        else:
-            yield repr(constant)
 
 
 def _imported(source: str | bytes, module: ModuleType | None) -> Iterator[ModuleType]:
@@ -166,6 +183,10 @@ def _imported(source: str | bytes, module: ModuleType | None) -> Iterator[Module
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield from _module(alias.name)
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in IMPORTERS:
+            for word in node.args[:1]:
+                if isinstance(word, ast.Constant) and isinstance(word.value, str):
+                    yield from _module(word.value)
         elif isinstance(node, ast.ImportFrom):
             name = "." * node.level + (node.module or "")
             try:
@@ -181,9 +202,21 @@ def _imported(source: str | bytes, module: ModuleType | None) -> Iterator[Module
 
 
 def _module(name: str) -> Iterator[ModuleType]:
-    """The module of that name, if it was imported."""
-    if isinstance(found := sys.modules.get(name), ModuleType):
-        yield found
+    """The modules of that name and of its parents; one that nobody imported yet is looked for without running it."""
+    parts = name.split(".") if name and not name.startswith(".") else []
+    for count in range(1, len(parts) + 1):
+        part = ".".join(parts[:count])
+        if isinstance(found := sys.modules.get(part), ModuleType):
+            yield found
+        elif count == 1 and part not in sys.stdlib_module_names:
+            try:
+                spec = importlib.util.find_spec(part)
+            except (ImportError, ValueError):
+                return
+            if spec is not None and spec.origin:
+                module = ModuleType(part)
+                module.__file__ = spec.origin
+                yield module
 
 
 def _own(module: ModuleType, of: str) -> bool:
@@ -191,10 +224,11 @@ def _own(module: ModuleType, of: str) -> bool:
     top = module.__name__.partition(".")[0]
     if top in ("backbones", "harness", "reports"):
         return False
-    if top == of.partition(".")[0]:
+    if top in ("pruners", of.partition(".")[0]):
         return True
     file = getattr(module, "__file__", None)
     if file is None:
         return False
     paths = {Path(path).resolve() for name, path in sysconfig.get_paths().items() if name in ("stdlib", "purelib", "platlib")}
-    return not paths & set(Path(file).resolve().parents) and "site-packages" not in file
+    foreign = {"site-packages", "dist-packages"} & set(Path(file).parts)
+    return not foreign and not paths & set(Path(file).resolve().parents)

@@ -90,7 +90,7 @@ def open_run(
             raise UserError(
                 f"{str(folder)!r} was made by an earlier version, which a report still reads; give a new --out folder to go on."
             )
-        before = info["editions"][info["edition"]] if info["editions"] else None
+        before = _current(info) if info["editions"] else None
         jobs = [list(part) for part in splits]
         if before and keep_code:
             jobs = [[_kept(job, info["cells"], before["cells"]) for job in part] for part in jobs]
@@ -98,8 +98,12 @@ def open_run(
         said: tuple[str, ...] = ()
         changed = before is None or set(before["cells"]) != set(cells)
         if changed:
+            known = len(info["editions"])
             info = _with_edition(info, cells, [entry(job, grid) for part in jobs for job in part])
-            said = _changes(info, before) if before else ()
+            back = before is not None and len(info["editions"]) == known
+            said = (
+                (f"back to the code of {_clock(_current(info)['time'])}",) if back else _changes(info, before) if before else ()
+            )
             write_atomically(folder / RUN, info, LOOSE)
         opened = Opened(info, info["edition"], jobs, said)
         if (folder / DONE).exists() and (done := done_info(folder)):
@@ -110,6 +114,11 @@ def open_run(
             info.setdefault("continued", []).append({"changed": moved, "provenance": facts})
             write_atomically(folder / RUN, info, LOOSE)
         return opened
+
+
+def _current(info: Mapping[str, Any]) -> dict[str, Any]:
+    edition: dict[str, Any] = info["editions"][info["edition"]]
+    return edition
 
 
 def _kept(job: Job, known: Mapping[str, Any], current: Sequence[str]) -> Job:
@@ -138,7 +147,7 @@ def _with_edition(info: dict[str, Any], cells: list[str], entries: list[dict[str
 
 def _changes(info: Mapping[str, Any], before: Mapping[str, Any]) -> tuple[str, ...]:
     """Sentences about what was edited since an edition, and how many cells run again for it."""
-    now = info["editions"][info["edition"]]
+    now = _current(info)
     since = _clock(before["time"])
     known = info["cells"]
     old = {known[cell]["asked"]: known[cell] for cell in before["cells"]}

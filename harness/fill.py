@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -16,7 +17,7 @@ from backbones.base import Backbone, Encoding, Grounded, Pixels, Row
 from harness import data, metrics
 from harness.loading import Loaded
 from harness.protocol import Conversation, conversations
-from harness.rows import NO_CELL, NO_EXPRESSION, pack_tokens
+from harness.rows import NO_EXPRESSION, description, pack_tokens
 from harness.stability import of_type, perturbed, same_choice
 from harness.sweep import Job
 from pruners import checks
@@ -122,10 +123,13 @@ def _asked(
 ) -> Iterator[_Asked]:
     """The rows of one image under one cell; behind each whose choice hangs on rounding, its twin from `other`."""
     chosen = list(_select(backbone, seen, encoding, talks, job))
-    again = list(_select(backbone, seen, other, talks, job)) if other is not None else []
+    again: list[tuple[Conversation, Selection | None]] = []
+    if other is not None:
+        with suppress(UserError):  # what noise breaks says nothing of the sample
+            again = list(_select(backbone, seen, other, talks, job))
     for k, (talk, selection) in enumerate(chosen):
         row = Row(encoding, talk.turns, job.pruner, job.cell.budget, selection)
-        if other is None:
+        if other is None or not again:
             yield _Asked(row, seen, job, talk, of)
             continue
         twin = again[k][1]
@@ -139,7 +143,7 @@ def _asked(
 def _scored(results: Sequence[tuple[_Asked, Grounded]]) -> Iterator[dict[str, Any]]:
     """The rows of one image under one cell; one that says why, if any of them has no answer."""
     first = results[0][0]
-    error = next((result.error for _, result in results if result.error), "")
+    error = next((result.error for one, result in results if result.error and not one.twin), "")
     if error:
         yield from failed(first.seen.sample, [first.job], error)
         return
@@ -147,7 +151,7 @@ def _scored(results: Sequence[tuple[_Asked, Grounded]]) -> Iterator[dict[str, An
         if one.twin:
             continue
         rows = list(_score(one, result))
-        if one.stable is False:
+        if one.stable is False and not results[k + 1][1].error:
             moved = _exchanged(result, results[k + 1][1])
             twins = _score(*results[k + 1])
             rows = [
@@ -231,10 +235,11 @@ def failed(sample: data.Sample, jobs: Sequence[Job], reason: str) -> Iterator[di
         }
 
 
-def described(one: Loaded, image: str) -> Iterator[dict[str, Any]]:
+def described(one: Loaded, image: str, code: str) -> Iterator[dict[str, Any]]:
     """What was asked of an image: one row per expression, of no cell.
 
     Args:
+        code: digest of the code that evaluates, which makes the masks.
         image: path of a picture of it below the run folder, or empty.
     """
     if one.truth is None:
@@ -242,7 +247,7 @@ def described(one: Loaded, image: str) -> Iterator[dict[str, Any]]:
     for place, (expression, truth) in enumerate(zip(one.sample.expressions, one.truth, strict=True)):
         yield {
             "status": "sample",
-            "cell": NO_CELL,
+            "cell": description(code),
             "sample": one.sample.id,
             "place": place,
             "of": len(one.truth),

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import stat
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -62,7 +63,6 @@ class Reader:
     Args:
         schemas: those that this version reads.
         mend: ends the sentence about another schema or a damaged line.
-        numbers: lines to read before any, by an earlier reader of the same file: where it stopped.
     """
 
     def __init__(self, path: Path, schemas: Iterable[int], mend: str) -> None:
@@ -77,6 +77,8 @@ class Reader:
         Raises:
             UserError: another schema, or a damaged line; names file and line.
         """
+        if isinstance(self.path, Path) and not stat.S_ISREG(os.lstat(self.path).st_mode):
+            raise UserError(f"{self.path} is a link or no file, and no journal of this run; take it away.")
         with self.path.open("rb") as file:
             if self.offset:
                 file.seek(self.offset)

@@ -9,7 +9,6 @@ most a torn last line, which is dropped and its sample done again. Whoever reads
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 import socket
@@ -36,6 +35,8 @@ from harness.rows import (
     ROUNDED,
     SHOWN,
     STATUS,
+    description,
+    is_description,
     kept_tokens,
     key,
     pack_tokens,
@@ -53,7 +54,7 @@ ROWS_AT_ONCE = 20_000
 COLUMNS = (*ASKED, *OF_CELL, *COUNTED, *ROUNDED, *SHOWN, "sample", "cell", "text")
 # looked up by the row's cell
 FROM_RUN = (
-    *("fingerprint", "dtype", "attn", "device", "data", "source"),
+    *("fingerprint", "dtype", "attn", "device", "data", "source", "evaluation"),
     *("stage", "budget_kind", "kind", "needs", "stochastic", "grid"),
 )
 ORDER = ["dataset", "split", "pruner", "budget", "seed", "sample", "expression"]
@@ -186,7 +187,7 @@ def _agree(one: tuple[str, dict[str, Any]], other: tuple[str, dict[str, Any]]) -
         )
 
 
-def incomplete(rows: Iterable[dict[str, Any]], wanted: Iterable[tuple[str, str]]) -> set[str]:
+def incomplete(rows: Iterable[dict[str, Any]], wanted: Iterable[tuple[str, str]], described: str = NO_CELL) -> set[str]:
     """Samples that lack rows: a (cell, sample) pair of `wanted`, the sample's description, or one of a pair's several rows."""
     seen: Counter[tuple[str, str]] = Counter()
     of: dict[tuple[str, str], int] = {}
@@ -199,7 +200,7 @@ def incomplete(rows: Iterable[dict[str, Any]], wanted: Iterable[tuple[str, str]]
             scored.add(row["sample"])
     lost = {pair[1] for pair in wanted if pair not in of}
     lost |= {pair[1] for pair, count in of.items() if seen[pair] < count}
-    return lost | {sample for sample in scored if (NO_CELL, sample) not in of}
+    return lost | {sample for sample in scored if (described, sample) not in of}
 
 
 def compact(place: Path, rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -272,14 +273,50 @@ def run_info(path: str | Path) -> dict[str, Any]:
     if content and schema not in SCHEMAS:
         raise UserError(f"{str(file)!r} has schema {schema!r}, this version reads {' and '.join(map(str, SCHEMAS))}; {mend}.")
     cells = content.get("cells", {})
-    sound = isinstance(cells, dict) and all(
-        isinstance(cell, dict) and isinstance(cell.get("setting"), dict) for cell in cells.values()
-    )
+    sound = isinstance(cells, dict) and all(map(_is_cell, cells.values())) if content else True
+    editions = content.get("editions", [])
+    sound = sound and isinstance(editions, list) and all(_is_edition(one, cells) for one in editions)
+    sound = sound and (not editions or content.get("edition") in range(len(editions))) and _are_told(content)
     if not sound or not all(isinstance(content.get(name, {}), dict) for name in ("provenance", "asked")):
         raise UserError(f"{str(file)!r} is damaged (its cells are no cells); {mend}.")
     if content and schema == 2:
         content["cells"] = {number: _of_schema_2(cell) for number, cell in cells.items()}
     return content
+
+
+def _is_cell(cell: Any) -> bool:
+    """Whether an entry of `cells` says what a table needs of it."""
+    if not isinstance(cell, dict) or not isinstance(cell.get("setting"), dict):
+        return False
+    texts = [cell.get(name) for name in ("dataset", "split", "pruner")]
+    texts += [cell["setting"].get(name) for name in ("backbone", "protocol")]
+    return all(isinstance(text, str) for text in texts) and type(cell.get("budget")) is int and type(cell.get("seed")) is int
+
+
+def _is_edition(edition: Any, cells: Mapping[str, Any]) -> bool:
+    return (
+        isinstance(edition, dict)
+        and all(isinstance(edition.get(name), kind) for name, kind in (("time", str), ("cells", list), ("files", dict)))
+        and all(isinstance(cell, str) and cell in cells for cell in edition["cells"])
+    )
+
+
+def _are_told(content: Mapping[str, Any]) -> bool:
+    """Whether what no number hangs on has the shape that reports print."""
+    continued, facts = content.get("continued", []), content.get("provenance", {})
+    return (
+        isinstance(continued, list)
+        and all(isinstance(part, dict) and isinstance(part.get("changed"), list) for part in continued)
+        and isinstance(facts, dict)
+        and isinstance(facts.get("packages", {}), dict)
+    )
+
+
+def _is_tables(tables: Any) -> bool:
+    return isinstance(tables, dict) and all(
+        isinstance(facts, dict) and type(facts.get("rows")) is int and isinstance(facts.get("sha256"), str)
+        for facts in tables.values()
+    )
 
 
 def _of_schema_2(cell: dict[str, Any]) -> dict[str, Any]:
@@ -309,8 +346,20 @@ def done_info(path: str | Path) -> dict[str, Any]:
         UserError: it is damaged.
     """
     content = read_whole(Path(path) / DONE, "delete it, and the same command closes the run again")
-    if content and content.get("schema") != SCHEMA:
+    schema = content.get("schema", 2)
+    if content and schema not in SCHEMAS:
+        raise UserError(f"{str(Path(path) / DONE)!r} has schema {schema!r}, this version reads {SCHEMA}; use that version.")
+    if schema != SCHEMA:
         return {}
+    tables = content.get("splits")
+    if (
+        not isinstance(content.get("finished", ""), str)
+        or not isinstance(tables, dict)
+        or not all(map(_is_tables, tables.values()))
+    ):
+        raise UserError(
+            f"{str(Path(path) / DONE)!r} is damaged (it names no tables); delete it, and the same command closes the run again."
+        )
     return content if content.get("cells") == cells_digest(cells_of(run_info(path))) else {}
 
 
@@ -374,8 +423,11 @@ def _frame(folder: Path, status: str) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def _shown(row: Mapping[str, Any], cells: Mapping[str, Any]) -> bool:
-    return row["cell"] == NO_CELL or row["cell"] in cells
+def _shown(row: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a row is of these cells, or describes a sample of theirs."""
+    if not is_description(row["cell"]):
+        return row["cell"] in cells
+    return row["cell"] == NO_CELL or any(description(cell["setting"].get("code", "")) == row["cell"] for cell in cells.values())
 
 
 def load(path: str | Path) -> pd.DataFrame:
@@ -409,6 +461,8 @@ def load(path: str | Path) -> pd.DataFrame:
 
 def _fact(cell: Mapping[str, Any], name: str) -> Any:
     """One fact of a cell; lists as text."""
+    if name == "evaluation":
+        return cell["setting"].get("code")
     value = cell.get(name, cell["setting"].get(name))
     if isinstance(value, list):
         return ("x" if name == "grid" else " ").join(map(str, value))
@@ -442,7 +496,7 @@ def failures(path: str | Path) -> dict[str, str]:
 
 def peak_memory(path: str | Path) -> int:
     """Most bytes of main memory that the process held which closed the run."""
-    return int(json.loads((Path(path) / DONE).read_text())["peak_memory_bytes"])
+    return int(read_whole(Path(path) / DONE, "delete it, and the same command closes the run again")["peak_memory_bytes"])
 
 
 def rebuild(path: str | Path) -> bool:
@@ -461,14 +515,29 @@ def rebuild(path: str | Path) -> bool:
     if not closed:
         return False
     shown = cells_of(info)
+    if closed.get("cells") != cells_digest(shown):
+        return False
+    whole = True
     for dataset, split in splits_of(shown):
         place = split_folder(folder, dataset, split)
-        rows = (row for row in Journals(place, info["cells"]).rows() if _shown(row, shown))
-        found = compact(place, rows) if place.is_dir() else {}
-        for table, facts in closed.get("splits", {}).get(place.name, {}).items():
-            if found.get(table, {}).get("rows") != facts["rows"]:
-                (folder / DONE).unlink()
-                return False
-        closed.setdefault("splits", {})[place.name] = found
-    write_atomically(folder / DONE, closed)
-    return True
+        tables = closed["splits"].get(place.name, {})
+        if tables and all(_intact(place / table, facts) for table, facts in tables.items()):
+            continue
+
+        def rows(place: Path = place) -> Iterator[dict[str, Any]]:
+            return (row for row in Journals(place, info["cells"]).rows() if _shown(row, shown))
+
+        counts = Counter(f"{row['status']}.parquet" for row in rows())
+        if all(counts[table] == facts["rows"] for table, facts in tables.items()):
+            closed["splits"][place.name] = compact(place, rows())
+        else:
+            whole = False
+    if whole:
+        write_atomically(folder / DONE, closed)
+    else:
+        (folder / DONE).unlink()
+    return whole
+
+
+def _intact(file: Path, facts: Mapping[str, Any]) -> bool:
+    return file.is_file() and _sha256(file) == facts["sha256"]

@@ -99,21 +99,31 @@ def validate(row: dict[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> dic
 
 def _is(value: Any, kind: str) -> bool:
     if kind == "string":
-        return isinstance(value, str)
+        return isinstance(value, str) and (value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value))
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return math.isfinite(value) if kind == "float64" else isinstance(value, int) and -LARGEST <= value < LARGEST
+    return -LARGEST <= value < LARGEST and (kind == "float64" or isinstance(value, int))  # NaN is neither
 
 
 def _description(row: dict[str, Any]) -> None:
-    if row["cell"] != NO_CELL or row["place"] < 0:
-        raise ValueError("it describes a sample and names a cell")
+    if not is_description(row["cell"]) or not 0 <= row["place"] < row["of"]:
+        raise ValueError("it describes a sample, and names a cell or no place")
     if min(row["height"], row["width"]) < 1:
         raise ValueError(f"its image is {row['width']}x{row['height']} px")
     if row["image"] and not PICTURE.fullmatch(row["image"]):
         raise ValueError(f"its picture {row['image'][:40]!r} is not one of the run's images/")
     if not RUN_LENGTHS.fullmatch(row["truth"]):
         raise ValueError("its truth is no run-length code")
+
+
+def description(code: str) -> str:
+    """What stands for the cell in a row that describes a sample: the code that made its masks."""
+    return f"@{code}"
+
+
+def is_description(cell: str) -> bool:
+    """Whether a row's cell says that it describes a sample; in journals of schema 2 it is empty."""
+    return cell == NO_CELL or cell.startswith("@")
 
 
 def _of_cell(row: dict[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> None:
@@ -138,14 +148,16 @@ def _counts(row: dict[str, Any], cell: Mapping[str, Any]) -> None:
         raise ValueError(f"its coverage is {row['coverage']}")
     if not RUN_LENGTHS.fullmatch(row["mask"]):
         raise ValueError("its mask is no run-length code")
-    if (row["rounding_tokens"] or 0) < 0 or abs(row["rounding_iou"] or 0) > 1:
+    if row["protocol"] == "each" and row["place"] >= row["of"]:
+        raise ValueError(f"it is number {row['place']} of {row['of']}")
+    if not 0 <= (row["rounding_tokens"] or 0) <= row["tokens_final"] or abs(row["rounding_iou"] or 0) > 1:
         raise ValueError(f"its rounding is {row['rounding_tokens']} tokens and {row['rounding_iou']} of IoU")
     final, mean, budget = row["tokens_final"], row["tokens_mean"], row["budget"]
     try:
         kept = int.from_bytes(base64.b64decode(row["kept"], validate=True), "big").bit_count()
     except binascii.Error as error:
         raise ValueError(f"its kept tokens are no bitmap ({error})") from None
-    if not 0 <= kept <= final or mean <= 0:
+    if not 0 <= kept <= final or mean < final or (cell.get("stage") == "tower" and mean != final):
         raise ValueError(f"it kept {kept} patches as {final} tokens, {mean} on average")
     if cell.get("budget_kind") == "final" and final != budget:
         raise ValueError(f"it ended at {final} tokens where the budget is {budget}")

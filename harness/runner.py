@@ -20,11 +20,10 @@ from tqdm import tqdm
 from backbones.base import Backbone
 from harness import code, data
 from harness.claims import Claims
-from harness.editions import Opened, open_run
+from harness.editions import LOCK, Opened, open_run
 from harness.fill import described, fill
-from harness.journal import write_atomically
+from harness.journal import alone, write_atomically
 from harness.loading import Key, Loaded, Parts, read_ahead
-from harness.notes import say_what_is_cut
 from harness.place import Place
 from harness.protocol import DRAWN, check_protocol, conversations
 from harness.records import (
@@ -34,11 +33,14 @@ from harness.records import (
     Journals,
     Writer,
     cells_digest,
+    cells_of,
     compact,
+    done_info,
     incomplete,
+    run_info,
     split_folder,
 )
-from harness.rows import NO_CELL, key
+from harness.rows import description, key
 from harness.stops import Stops
 from harness.sweep import Job, Setting, expand, jobs
 from pruners.base import TEXT_EMBEDS, Pruner, UserError
@@ -86,6 +88,11 @@ class Split:
     def name(self) -> tuple[str, str]:
         """Data set and split."""
         return self.jobs[0].cell.dataset, self.jobs[0].cell.split
+
+    @property
+    def described(self) -> str:
+        """What stands for the cell in the rows that describe its samples."""
+        return description(self.jobs[0].cell.setting.code)
 
     @property
     def parts(self) -> list[list[data.Sample]]:
@@ -165,6 +172,8 @@ def run(plan: Plan, backbone: Backbone, splits: Sequence[Split], folder: Path, w
                 print(sentence, file=sys.stderr)
         if opened.finished:
             return True
+        if not all(split_folder(folder, *split.name).resolve().is_relative_to(folder.resolve()) for split in splits):
+            raise UserError(f"Records of {str(folder)!r} lie in a linked folder outside of it; give a new --out folder.")
         splits = [replace(split, jobs=jobs) for split, jobs in zip(splits, opened.jobs, strict=True)]
         places = [split_folder(folder, *split.name) for split in splits]
         for place in places:
@@ -173,9 +182,6 @@ def run(plan: Plan, backbone: Backbone, splits: Sequence[Split], folder: Path, w
     except OSError as error:
         raise UserError(f"Cannot write to {str(folder)!r} ({error.strerror}); give --out a folder that you may write.") from error
     try:
-        if way.place.leads:
-            samples = [sample for split in splits for sample in split.samples]
-            say_what_is_cut(backbone, plan.pruners, samples, plan.protocol, plan.seed)
         return crew.work()
     except torch.OutOfMemoryError as error:
         raise UserError(
@@ -208,6 +214,11 @@ class _Recorded:
         self._of: dict[tuple[str, str], int] = {}
         self._failed: set[tuple[str, str]] = set()
 
+    @property
+    def failures(self) -> set[tuple[str, str]]:
+        """(cell, sample) that are recorded as failed."""
+        return self._failed
+
     def update(self) -> None:
         """Read what was written since the last time."""
         for _, row in self._journals.new():
@@ -222,18 +233,14 @@ class _Recorded:
 
     def has_of(self, sample: str, cells: Iterable[str]) -> bool:
         """Whether anything of a sample is there."""
-        return any((cell, sample) in self._of for cell in (NO_CELL, *cells))
+        return any((cell, sample) in self._of for cell in cells)
 
-    def complete(self, cell: str, sample: str) -> bool:
+    def complete(self, cell: str, sample: str, described: str) -> bool:
         """Whether a cell has all rows of a sample, and the sample is described if it could be read."""
         pair = cell, sample
         if pair not in self._of or len(self._places[pair]) < self._of[pair]:
             return False
-        return cell == NO_CELL or pair in self._failed or self.complete(NO_CELL, sample)
-
-    def failed(self, cell: str, sample: str) -> bool:
-        """Whether a cell's sample is recorded as failed."""
-        return (cell, sample) in self._failed
+        return cell == described or pair in self._failed or self.complete(described, sample, described)
 
 
 class _Crew:
@@ -261,7 +268,7 @@ class _Crew:
         self.total = sum(len(split.samples) for split in splits)
         for number, recorded in enumerate(self.recorded):
             recorded.update()
-            cells = [job.cell.id for job in splits[number].jobs]
+            cells = [splits[number].described, *(job.cell.id for job in splits[number].jobs)]
             for k, part in enumerate(self.parts[number]):
                 if any(recorded.has_of(sample.id, cells) for sample in part):
                     self.begun.add((number, k))
@@ -349,16 +356,25 @@ class _Crew:
         if (number, part) not in self.begun:
             return split.jobs
         samples = self.parts[number][part]
-        return [job for job in split.jobs if not all(recorded.complete(job.cell.id, sample.id) for sample in samples)]
+        return [
+            job for job in split.jobs if not all(recorded.complete(job.cell.id, sample.id, split.described) for sample in samples)
+        ]
 
     def _failures(self, number: int, part: int) -> int:
         """Samples of a recorded part that failed under any cell."""
-        recorded, jobs = self.recorded[number], self.splits[number].jobs
-        return sum(any(recorded.failed(job.cell.id, sample.id) for job in jobs) for sample in self.parts[number][part])
+        return len(self._failed(number) & {sample.id for sample in self.parts[number][part]})
+
+    def _failed(self, number: int) -> set[str]:
+        """Samples of a split that are recorded as failed under any of its cells."""
+        cells = {job.cell.id for job in self.splits[number].jobs}
+        return {sample for cell, sample in self.recorded[number].failures if cell in cells}
 
     def _fill(self, number: int, part: int, loaded: list[Loaded]) -> None:
         recorded, jobs = self.recorded[number], self._left(number, part)
-        rows = [row for k, one in enumerate(loaded) for row in described(one, self._picture(part * IMAGES_AT_ONCE + k, one))]
+        code = self.splits[number].jobs[0].cell.setting.code
+        rows = [
+            row for k, one in enumerate(loaded) for row in described(one, self._picture(part * IMAGES_AT_ONCE + k, one), code)
+        ]
         probed = {self.parts[number][part][0].id} if part < PROBED else set()
         rows += fill(loaded, jobs, self.backbone, self.plan.protocol, self.plan.seed, share=self.way.share, probed=probed)
         self.filled.add((number, part))
@@ -405,11 +421,12 @@ class _Crew:
         Raises:
             UserError: a part lacks records although this process has filled it.
         """
-        shown = {job.cell.id for split in self.splits for job in split.jobs} | {NO_CELL}
+        cells = {job.cell.id for split in self.splits for job in split.jobs}
+        shown = cells | {split.described for split in self.splits}
         for number, (split, parts, claims) in enumerate(zip(self.splits, self.parts, self.claims, strict=True)):
             rows = (row for row in Journals(self.places[number], self.cells).rows() if row["cell"] in shown)
             wanted = ((job.cell.id, sample.id) for job in split.jobs for sample in split.samples)
-            if not (lost := incomplete(rows, wanted)):
+            if not (lost := incomplete(rows, wanted, split.described)):
                 continue
             for part, samples in enumerate(parts):
                 if absent := lost & {sample.id for sample in samples}:
@@ -421,6 +438,13 @@ class _Crew:
                     self.begun.add((number, part))
                     claims.reopen(part)
             return False
+        with alone(self.folder / LOCK):  # others may be complete, too, or have gone on with other code
+            info = run_info(self.folder)
+            if set(cells_of(info)) == cells and not done_info(self.folder):
+                self._close_run(cells, shown)
+        return True
+
+    def _close_run(self, cells: set[str], shown: set[str]) -> None:
         tables = {}
         for place in self.places:
             rows = (row for row in Journals(place, self.cells).rows() if row["cell"] in shown)
@@ -428,10 +452,9 @@ class _Crew:
         closed = {
             "schema": SCHEMA,
             "run": identity(self.splits),
-            "cells": cells_digest(shown - {NO_CELL}),
+            "cells": cells_digest(cells),
             "splits": tables,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
         write_atomically(self.folder / DONE, closed)
-        return True

@@ -67,8 +67,8 @@ class Cell:
 
     @cached_property
     def asked(self) -> str:
-        """The same without the code: what the user asked for."""
-        return replace(self, source="", setting=replace(self.setting, code="")).id
+        """The same without the code, and without the defaults that it gives: what the user asked for, in his words."""
+        return replace(self, parameters=(), source="", setting=replace(self.setting, code="")).id
 
 
 @dataclass(frozen=True)

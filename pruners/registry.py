@@ -10,7 +10,9 @@ import importlib.util
 import inspect
 import linecache
 import sys
+import time
 import warnings
+from contextlib import suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -21,7 +23,8 @@ ENTRY_POINTS = "groundprune.pruners"
 LONGEST = 1000  # letters of a pruner's text: far more than any needs, and less than what Python's own parser dies of
 SYNTAX = ",()[]*?@"  # separate pruners, hold parameters, make patterns, name costs: no part of a name
 FACTS = ("name", "reference", "kind", "stage", "stochastic", "needs", "budget_kind", "seed_written")
-_sources: dict[str, str] = {}  # of plugin files that ran, by module
+_sources: dict[str, str] = {}  # of modules that registered a pruner
+STARTED = time.time()  # before any pruner is imported
 _registry: dict[str, type[Pruner]] = {}
 _loaded_entry_points = False
 P = TypeVar("P", bound=type[Pruner])
@@ -58,6 +61,7 @@ def register(cls: P) -> P:
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise UserError(f"Two pruners are named {cls.name!r}: {source_of(known)} and {source_of(cls)}; rename one of them.")
     _registry[cls.name] = cls
+    _remember(cls.__module__)
     return cls
 
 
@@ -167,8 +171,16 @@ def load_plugin(path: str | Path) -> list[str]:
     return added
 
 
+def _remember(module_name: str) -> None:
+    """Keep the source of a module as it is imported: the file may be another one by the time somebody asks."""
+    file = getattr(sys.modules.get(module_name), "__file__", None)
+    if module_name not in _sources and file is not None and file.endswith(".py"):
+        with suppress(OSError, UnicodeDecodeError, SyntaxError):
+            _sources[module_name] = importlib.util.decode_source(Path(file).read_bytes())
+
+
 def plugin_source(module_name: str) -> str | None:
-    """The text that ran when a plugin file was loaded as this module; None for other modules."""
+    """The text of a module that registered a pruner, as it was when it did; None for other modules."""
     return _sources.get(module_name)
 
 

@@ -10,13 +10,14 @@ import pandas as pd
 
 COLUMN = ["dataset", "split"]
 LINE = ["pruner", "budget"]
-SETTING = ["backbone", "protocol", "device", "dtype", "attn", "fingerprint"]
+SETTING = ["backbone", "protocol", "device", "dtype", "attn", "fingerprint", "evaluation"]
 WORDS = {
     "device": ("device", "a processor rounds in its own way, and rounding can turn a choice of tokens"),
     "dtype": ("precision", "fewer digits move masks, whatever the pruner"),
     "attn": ("attention implementation", "it rounds differently and limits what a pruner can read"),
     "protocol": ("protocol", "expressions asked alone are not those asked in one conversation"),
     "fingerprint": ("weights", "another checkpoint is another model"),
+    "evaluation": ("code", "other code of backbone, data or metric may count otherwise"),
     "data": ("data", "the same split name stands for other images, expressions or masks"),
     "budget_kind": ("what a budget counts", "tokens in the last layer and mean tokens over the layers are different prices"),
 }

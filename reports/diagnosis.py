@@ -17,6 +17,7 @@ from harness.statistics import DRAWS, Estimate
 from pruners.base import UserError
 from reports.style import COLOURS, STYLE, save
 
+SCHEMA = 1
 FOLDER, FILE, SUMMARY = "diagnosis", "diagnosis.md", "diagnosis.json"
 BAR, LEVEL, EDGE = *COLOURS[:2], "#1c2f42"
 CAPTIONS = {
@@ -63,7 +64,12 @@ def write(found: Diagnosis, out: Path) -> Path:
             for name, draw in figures.items():
                 save(draw(), out / name)
         (out / FILE).write_text(_markdown(found), encoding="utf-8")
-        told: dict[str, Any] = {"backbone": found.backbone, "fingerprint": found.fingerprint, "verdict": verdict(found)}
+        told: dict[str, Any] = {
+            "schema": SCHEMA,
+            "backbone": found.backbone,
+            "fingerprint": found.fingerprint,
+            "verdict": verdict(found),
+        }
         told["figures"] = {name: CAPTIONS[name] for name in figures}
         write_atomically(out / SUMMARY, told)
     except OSError as error:
@@ -81,7 +87,9 @@ def read(folder: Path) -> dict[str, Any] | None:
     told = read_whole(path, f"delete {folder}, or diagnose again")
     if not told:
         return None
-    sound = all(isinstance(told.get(name), str) for name in ("backbone", "fingerprint", "verdict"))
+    sound = told.get("schema") == SCHEMA and all(
+        isinstance(told.get(name), str) for name in ("backbone", "fingerprint", "verdict")
+    )
     figures = told.get("figures")
     if not sound or not isinstance(figures, dict) or figures.keys() - CAPTIONS.keys():
         raise UserError(f"{str(path)!r} is damaged (it is no diagnosis); delete {folder}, or diagnose again.")

@@ -51,7 +51,10 @@ def _diagnosis(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
     """The verdict, and every figure with its caption, as an address that holds it."""
     drawn = []
     for name, caption in told["figures"].items():
-        content = base64.b64encode((folder / diagnosis.FOLDER / f"{name}.svg").read_bytes()).decode()
+        file = folder / diagnosis.FOLDER / f"{name}.svg"
+        if not file.is_file() or file.is_symlink():
+            continue
+        content = base64.b64encode(file.read_bytes()).decode()
         drawn.append({"address": f"data:image/svg+xml;base64,{content}", "caption": caption})
     return {"backbone": told["backbone"], "verdict": told["verdict"], "figures": drawn}
 

@@ -128,7 +128,7 @@ def _address(runs: Runs, path: str) -> str:
 def _picture(folder: Path, name: str) -> Path | None:
     """The file of a picture, if it is a JPEG in the run's own images/: a record may come from anywhere."""
     path, home = (folder / name).resolve(), (folder / PICTURES).resolve()
-    if path.parent != home or not path.is_file() or path.stat().st_size > BYTES:
+    if path.parent != home or home.parent != folder.resolve() or not path.is_file() or path.stat().st_size > BYTES:
         return None
     try:
         with Image.open(path, formats=["JPEG"]) as opened:
