@@ -54,7 +54,7 @@ ROWS_AT_ONCE = 20_000
 COLUMNS = (*ASKED, *OF_CELL, *COUNTED, *ROUNDED, *SHOWN, "sample", "cell", "text")
 # looked up by the row's cell
 FROM_RUN = (
-    *("fingerprint", "dtype", "attn", "device", "data", "source", "evaluation"),
+    *("fingerprint", "dtype", "attn", "device", "data", "source", "evaluation", "parameters"),
     *("stage", "budget_kind", "kind", "needs", "stochastic", "grid"),
 )
 ORDER = ["dataset", "split", "pruner", "budget", "seed", "sample", "expression"]
@@ -463,6 +463,8 @@ def _fact(cell: Mapping[str, Any], name: str) -> Any:
     """One fact of a cell; lists as text."""
     if name == "evaluation":
         return cell["setting"].get("code")
+    if name == "parameters":  # those that are not drawn
+        return " ".join(f"{field}={value!r}" for field, value in cell.get("parameters", []) if field != "seed")
     value = cell.get(name, cell["setting"].get(name))
     if isinstance(value, list):
         return ("x" if name == "grid" else " ").join(map(str, value))

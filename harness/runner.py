@@ -407,9 +407,17 @@ class _Crew:
         )
 
     def _check_failures(self, latest: str) -> None:
-        failed = sum(claims.failed for claims in self.claims)
         most = max(1, math.ceil(self.way.max_failures * self.total))
-        if failed > most or failed == self.total > self.way.max_failures * self.total:  # a run without any answer is none
+
+        def too_many(failed: int) -> bool:
+            return failed > most or failed == self.total > self.way.max_failures * self.total  # a run without answers is none
+
+        failed = sum(claims.failed for claims in self.claims)
+        if too_many(failed):  # a claim is one byte that may be damaged; the records know
+            for recorded in self.recorded:
+                recorded.update()
+            failed = sum(len(self._failed(number)) for number in range(len(self.splits)))
+        if too_many(failed):
             raise UserError(
                 f"{failed} of {self.total} samples failed, more than --max-failures {self.way.max_failures:g}"
                 f"{f' ({latest})' if latest else ''}; mend the data, or go on with --out {self.folder} and a larger share."

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from harness import cost, records
+from harness.journal import digest
 from harness.provenance import differences
 from pruners.base import UserError
 from reports import diagnosis
@@ -86,8 +87,14 @@ def gather(folders: Sequence[str | Path]) -> Runs:
             )
         frames.append(frame.assign(run=number))
         samples.append(asked.assign(run=number))
-        costs.append(cost.load(folder).assign(run=number))
+        prices, left_out = _prices(cost.load(folder), frame)
+        notes += [
+            f"The costs of {names} in {str(folder)!r} are of other code or another setting, and left out." for names in left_out
+        ]
+        costs.append(prices.assign(run=number))
     frame = pd.concat(frames, ignore_index=True)
+    frame, marked = _by_source(frame)
+    notes += marked
     twice = frame.duplicated(RESULT)
     if twice.any():
         again = frame.drop_duplicates([*RESULT, "intersection", "union"]).duplicated(RESULT).sum()
@@ -95,6 +102,39 @@ def gather(folders: Sequence[str | Path]) -> Runs:
         notes.append(f"{twice.sum()} results are in several of the runs. {agree}.")
     notes += _changes(runs)
     return Runs(tuple(runs), frame[~twice].reset_index(drop=True), pd.concat(samples), pd.concat(costs), tuple(notes))
+
+
+def _prices(prices: pd.DataFrame, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The costs that are of the same setting and code as the records, and the pruners of the others."""
+    if prices.empty or "source" not in prices:
+        return prices, []
+    facts = frame.drop_duplicates(["pruner", "source", "evaluation"])
+    known = {name: set(part["source"]) for name, part in facts.groupby("pruner")}
+    same = prices["source"].isna() | pd.Series(
+        [name not in known or source in known[name] for name, source in zip(prices["pruner"], prices["source"], strict=True)],
+        index=prices.index,
+    )
+    for name in cost.SETTING:
+        of_run = frame[name].astype(str).str.split(":").str[0] if name == "device" else frame[name]
+        of_cost = prices[name].astype(str).str.split(":").str[0] if name == "device" else prices[name]
+        same &= of_cost.isna() | of_cost.isin(set(of_run)) | (of_cost == "None")
+    others = ", ".join(sorted(set(prices["pruner"][~same])))
+    return prices[same], [others] if others else []
+
+
+def _by_source(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Rows of one pruner's name and of several sources or defaults, told apart by a mark behind the name."""
+    notes = []
+    frame = frame.copy()
+    kinds = frame["source"].fillna("").astype(str) + " " + frame["parameters"].fillna("").astype(str)
+    for name in sorted(set(frame["pruner"])):
+        mine = frame["pruner"] == name
+        several = list(dict.fromkeys(kinds[mine]))
+        if len(several) > 1:
+            marks = {kind: f"{name} #{digest({'kind': kind})[:4]}" for kind in several}
+            frame.loc[mine, "pruner"] = kinds[mine].map(marks)
+            notes.append(f"{name} was computed by {len(several)} sources or defaults, whose rows are told apart by a mark.")
+    return frame, notes
 
 
 def _changes(runs: Sequence[Run]) -> list[str]:

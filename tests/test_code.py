@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +37,8 @@ class Norm(ScorePruner):
 
 
 @pytest.fixture(autouse=True)
-def _forget_plugins() -> object:
+def _forget_plugins(monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.setattr(code, "STARTED", float("inf"))  # files of these tests are younger than the process
     known = dict(registry._registry)
     yield
     registry._registry.clear()
@@ -109,14 +112,77 @@ def test_an_edit_of_one_pruner_is_none_of_another(tmp_path: Path) -> None:
         assert set(code._sources(get(name))) == {f"pruners.{name}"}
 
 
-def test_a_class_without_a_file_has_a_digest_of_its_code() -> None:
-    def made(sign: int) -> type[Pruner]:
-        names: dict[str, object] = {"__name__": f"nowhere_{sign}"}
-        exec(PLUGIN.replace("SIGN * ", f"{sign} * ").replace("@register\n", ""), names)
+def test_a_class_without_a_file_is_never_taken_for_the_same_again() -> None:
+    """What it rests on, helpers and globals, cannot be known."""
+
+    def made() -> type[Pruner]:
+        names: dict[str, object] = {"__name__": "nowhere"}
+        exec(PLUGIN.replace("@register\n", ""), names)
         return names["Norm"]  # type: ignore[return-value]
 
-    assert code.of_pruner(made(1)) != code.of_pruner(made(-1))
-    assert code.of_pruner(made(1)) == code.of_pruner(made(1))
+    one, other = made(), made()
+    assert code.of_pruner(one) == code.of_pruner(one)
+    assert code.of_pruner(one) != code.of_pruner(other)
+
+
+@pytest.mark.parametrize("how", ["lazy", "by name", "relative", "data", "parent"])
+def test_whatever_a_plugin_rests_on_is_part_of_it(tmp_path: Path, how: str) -> None:
+    """In processes of their own, as an edit between two runs has it."""
+    package = tmp_path / "groundprune_demo"
+    package.mkdir()
+    text = PLUGIN.replace("SIGN = 1", "")
+    body = {
+        "lazy": "        from loose_helper import SIGN\n",
+        "by name": "        import importlib\n        SIGN = importlib.import_module('loose_helper').SIGN\n",
+        "relative": "        from .helper import SIGN\n",
+        "data": "        import json, pathlib\n"
+        "        SIGN = json.loads((pathlib.Path(__file__).parent / 'sign.json').read_text())\n",
+        "parent": "        import groundprune_demo.helper\n        SIGN = groundprune_demo.SIGN\n",
+    }[how]
+    text = text.replace("    def score(self, tokens):\n", "    def score(self, tokens):\n" + body)
+    (package / "pruner.py").write_text(text)
+    found = []
+    for sign in ("1", "-1"):
+        (package / "__init__.py").write_text(f"SIGN = {sign}\n")
+        (package / "helper.py").write_text(f"SIGN = {sign}\n")
+        (package / "sign.json").write_text(sign)
+        (tmp_path / "loose_helper.py").write_text(f"SIGN = {sign}\n")
+        if how in ("lazy", "by name"):
+            (tmp_path / "loose.py").write_text(text)
+        module = "loose" if how in ("lazy", "by name") else "groundprune_demo.pruner"
+        words = f"from {module} import Norm; from harness import code; print(code.of_pruner(Norm))"
+        done = subprocess.run(
+            [sys.executable, "-c", words],
+            cwd=code.HOME,
+            env=os.environ | {"PYTHONPATH": f"{code.HOME}{os.pathsep}{tmp_path}", "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found.append(done.stdout)
+    assert found[0] != found[1]
+
+
+def test_a_changed_default_is_another_edition_of_the_same_run(root: Path, tmp_path: Path) -> None:
+    text = PLUGIN.replace('    name = "norm"', '    power: int = 1\n    name = "norm"').replace("dim=1)", "dim=1) ** self.power")
+    loaded(tmp_path / "mine.py", text)
+    go(root, tmp_path / "run")
+    loaded(tmp_path / "mine.py", text.replace("power: int = 1", "power: int = -1"))
+    go(root, tmp_path / "run")
+    go(root, tmp_path / "fresh")
+    assert records.load(tmp_path / "run").equals(records.load(tmp_path / "fresh"))
+
+
+def test_two_codes_of_one_name_are_two_rows_of_a_report(root: Path, tmp_path: Path) -> None:
+    for k, text in enumerate((PLUGIN, PLUGIN.replace("SIGN = 1", "SIGN = -1"))):
+        loaded(tmp_path / "mine.py", text)
+        go(root, tmp_path / f"run{k}")
+    from reports import render
+
+    page = render([tmp_path / "run0", tmp_path / "run1"], tmp_path / "out")[0].read_text()
+    assert "norm was computed by 2 sources" in page
+    assert len([line for line in page.splitlines() if line.startswith("| norm #")]) == 2
+    assert len([line for line in page.splitlines() if line.startswith("| uniform")]) == 1
 
 
 def test_everything_that_an_evaluation_imports_is_part_of_its_digest_or_known_not_to_matter() -> None:

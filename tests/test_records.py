@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import random
 import re
 import shutil
@@ -91,7 +92,8 @@ def test_no_flipped_bit_changes_a_number_silently(
             said["named"] += 1
         file.write_bytes(raw)
     record_property("faults", Counter({"bits flipped": said.total()}))
-    assert said["named"] > (0.5 * said.total() if which in ("jsonl", "parquet") else -1)
+    # what is not named lies between the values, or where no number hangs on it
+    assert said["named"] > {"jsonl": 0.9, "parquet": 0.9, "run.json": 0.5, "done.json": 0.5, "claims": -1}[which] * said.total()
 
 
 # --- rows that are sound JSON with a sound checksum, and no sound rows ---------------------------------------------
@@ -131,6 +133,10 @@ def resummed(row: dict[str, Any]) -> bytes:
         {"tokens_final": 10**6},
         {"tokens_final": 7},
         {"tokens_mean": -1.0},
+        {"tokens_mean": 50.0},
+        {"tokens_mean": 10**400},
+        {"rounding_tokens": 1e9},
+        {"place": 7},
         {"coverage": 2.0},
         {"pruner": "other"},
         {"seed": 5},
@@ -293,6 +299,41 @@ def test_tables_and_journals_that_are_lost_together_are_not_hidden(
     assert "give its command again" in capsys.readouterr().out
     finish(root, folder)
     assert records.load(folder).equals(records.load(whole))
+
+
+def test_rebuild_touches_no_table_that_is_as_it_was_written(folder: Path, whole: Path) -> None:
+    for file in journals(folder):
+        file.unlink()
+    rebuild(folder)
+    assert records.load(folder).equals(records.load(whole))
+
+
+@pytest.mark.parametrize("what", ["journal", "claims", "split", "pipe"])
+def test_links_and_pipes_in_a_run_folder_are_refused(unfinished: Path, root: Path, tmp_path: Path, what: str) -> None:
+    place = records.split_folder(unfinished, "refcoco", "val")
+    foreign = tmp_path / "foreign"
+    if what == "journal":
+        next(place.glob("*.jsonl")).rename(foreign)
+        (place / "linked.jsonl").symlink_to(foreign)
+    elif what == "claims":
+        (place / "claims").rename(foreign)
+        (place / "claims").symlink_to(foreign)
+    elif what == "split":
+        place.rename(foreign)
+        place.symlink_to(foreign)
+    else:
+        os.mkfifo(place / "pipe.jsonl")
+    before = foreign.read_bytes() if foreign.is_file() else sorted(path.name for path in foreign.glob("*"))
+    with pytest.raises(UserError, match=r"link|Too many levels"):
+        finish(root, unfinished)
+    assert before == (foreign.read_bytes() if foreign.is_file() else sorted(path.name for path in foreign.glob("*")))
+
+
+def test_a_claim_that_counts_failures_which_nobody_recorded(unfinished: Path, root: Path, whole: Path) -> None:
+    for claims in (unfinished / records.FOLDER).glob("*/claims"):
+        claims.write_bytes(b"8" * len(claims.read_bytes()))
+    finish(root, unfinished)
+    assert records.load(unfinished).equals(records.load(whole))
 
 
 def test_folders_that_lie_beside_the_splits_are_no_splits(folder: Path, whole: Path) -> None:

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from harness import cost, metrics, statistics
+from harness.journal import write_atomically
 from harness.rows import pack_tokens
 from pruners import UserError
 from reports import __main__ as command
@@ -403,7 +404,7 @@ def test_a_diagnosis_of_the_runs_weights_is_told_and_one_of_others_is_not(rows: 
     folder = store(tmp_path / "run", rows)
     told = {"backbone": "glamm-mini", "fingerprint": "a1b2", "verdict": "It holds.", "figures": {}}
     (folder / diagnosis.FOLDER).mkdir()
-    (folder / diagnosis.FOLDER / diagnosis.SUMMARY).write_text(json.dumps(told))
+    write_atomically(folder / diagnosis.FOLDER / diagnosis.SUMMARY, told | {"schema": diagnosis.SCHEMA})
     text = render(folder, out=tmp_path / "out")
     assert "It holds. Numbers and figures: [diagnosis.md](../run/diagnosis/diagnosis.md)." in text
     (folder / diagnosis.FOLDER / diagnosis.SUMMARY).write_text(json.dumps(told | {"fingerprint": "beef"}))

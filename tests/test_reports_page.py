@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from harness import cost, statistics
+from harness.journal import write_atomically
 from reports import diagnosis, render
 from tests.a_run import some_rows, store
 from tests.browser import PROGRAM, Opened, chromium, opened
@@ -47,7 +48,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / diagnosis.FOLDER).mkdir()
         (folder / diagnosis.FOLDER / "sink.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="90" height="40"/>')
         told = {"backbone": "glamm-mini", "fingerprint": "a1b2", "verdict": HOSTILE, "figures": {"sink": "a <caption>"}}
-        (folder / diagnosis.FOLDER / diagnosis.SUMMARY).write_text(json.dumps(told))
+        write_atomically(folder / diagnosis.FOLDER / diagnosis.SUMMARY, told | {"schema": diagnosis.SCHEMA})
         written = render(folder, folder / "out")
     return next(path for path in written if path.name == "report.html")
 

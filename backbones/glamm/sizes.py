@@ -76,6 +76,10 @@ ONLY: dict[str, Any] = {
     "mm_vision_select_feature": "patch",
     "hidden_act": "silu",
     "rope_scaling": None,
+    "rope_parameters": None,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "partial_rotary_factor": 1.0,
 }
 
 
@@ -158,6 +162,9 @@ def llm_config(settings: dict[str, Any]) -> LlamaConfig:
             problems.append(f"{name} is {settings[name]!r} where this backbone does {only!r} alone")
     _refuse("The checkpoint's config.json", problems, "copy it from the GLaMM-RefSeg release")
     heads = settings["num_attention_heads"]
+    if settings.get("head_dim", settings["hidden_size"] // heads) != settings["hidden_size"] // heads:
+        problems = [f"head_dim is {settings['head_dim']!r} where hidden_size / num_attention_heads is expected"]
+        _refuse("The checkpoint's config.json", problems, "copy it from the GLaMM-RefSeg release")
     return LlamaConfig(
         vocab_size=settings["vocab_size"],
         hidden_size=settings["hidden_size"],

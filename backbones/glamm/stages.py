@@ -149,8 +149,15 @@ def prefill(
 
 
 @torch.no_grad()
-def forward(model: GlammModel, inputs: Inputs, pruner: Pruner, budget: int, stage: Stage = nullcontext) -> Passed:
-    """Run every stage once; `stage(name)` is entered around each, a layer-stage pruner's inside "prefill"."""
+def forward(
+    model: GlammModel, inputs: Inputs, pruner: Pruner, budget: int, stage: Stage = nullcontext, checked: bool = True
+) -> Passed:
+    """Run every stage once; `stage(name)` is entered around each, a layer-stage pruner's inside "prefill".
+
+    Args:
+        checked: False for clocks and memory meters: a choice that was checked before is taken as it is, so that the
+            pruner's own work is all that the stage holds.
+    """
     with stage("vision"):
         batch = clip.hidden_states(model.clip, inputs.small)
         clip.layer(model.clip, -1, batch[-1])
@@ -166,7 +173,8 @@ def forward(model: GlammModel, inputs: Inputs, pruner: Pruner, budget: int, stag
         keep = pruner.tokens_after(budget, patches, model.language_model.config.num_hidden_layers)
     else:
         with stage("pruner"):
-            features = checks.select(pruner, tokens, budget).gather(tokens)
+            chosen = checks.select(pruner, tokens, budget) if checked else pruner.select(tokens.only(pruner.needs), budget)
+            features = chosen.gather(tokens)
     del batch, states, tokens
     with stage("projector"):
         visual = model.projector(features[None].to(inputs.small.dtype))

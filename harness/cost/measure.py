@@ -99,12 +99,12 @@ def peaks(backbone: GlammBackbone, inputs: Inputs, line: Line) -> dict[str, int]
     """Highest rise of live bytes in every stage, and of the whole run."""
     if backbone.device.startswith("cuda"):
         watch = meters.Peaks(meters.DeviceMemory(backbone.device))
-        forward(backbone.model, inputs, line.pruner, line.budget, watch)
+        forward(backbone.model, inputs, line.pruner, line.budget, watch, checked=False)
     else:
         live = meters.LiveStorages()
         watch = meters.Peaks(live)
         with live:
-            forward(backbone.model, inputs, line.pruner, line.budget, watch)
+            forward(backbone.model, inputs, line.pruner, line.budget, watch, checked=False)
     return watch.rise | {"run": watch.top}
 
 
@@ -113,16 +113,20 @@ def clock(backbone: GlammBackbone, inputs: Inputs, line: Line) -> dict[str, floa
     watch = meters.Clock(backbone.device)
     watch.finish()
     begin = time.process_time()
-    forward(backbone.model, inputs, line.pruner, line.budget, watch)
+    forward(backbone.model, inputs, line.pruner, line.budget, watch, checked=False)
     busy = 1000 * (time.process_time() - begin)
     watch.finish()
     found = watch.spent() | {"total": watch.whole()} | ({} if backbone.device.startswith("cuda") else {"compute": busy})
     return {stage: round(spent, 4) for stage, spent in found.items()}
 
 
-def code_of(backbone: GlammBackbone, lines: Sequence[Line]) -> str:
-    """Digest of all code whose costs a file holds."""
-    return code.of_all([code.of_backbone(type(backbone)), *code.costs(), *(code.of_pruner(type(line.pruner)) for line in lines)])
+def code_of(backbone: GlammBackbone, lines: Sequence[Line]) -> dict[str, Any]:
+    """Digests of all code whose costs a file holds: what evaluates, what measures, and every pruner's source by its name."""
+    return {
+        "evaluation": code.of_backbone(type(backbone)),
+        "meters": code.of_all(code.costs()),
+        "sources": {line.name: code.of_pruner(type(line.pruner)) for line in lines},
+    }
 
 
 def header(backbone: GlammBackbone, chosen: Measured, lines: Sequence[Line]) -> dict[str, Any]:
@@ -140,7 +144,7 @@ def header(backbone: GlammBackbone, chosen: Measured, lines: Sequence[Line]) -> 
         "dtype": backbone.dtype,
         "attn": backbone.attn,
         "element": chosen.inputs.small.element_size(),
-        "code": code_of(backbone, lines),
+        **code_of(backbone, lines),
         "shape": asdict(Shape.of(backbone.model.language_model.config)),
         "text": chosen.inputs.text,
         "sample": chosen.sample,

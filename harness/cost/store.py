@@ -19,6 +19,7 @@ from harness.journal import Journal, Reader, digest
 from pruners.base import UserError
 
 COSTS, LOCK, SCHEMA = "costs.jsonl", "costs.lock", 2
+SETTING = ("fingerprint", "dtype", "attn", "device", "evaluation")  # of a header, and of a run's records
 SCHEMAS = (1, 2)  # 1: without checksums and without the digests of code
 NO_GAIN = "no speed-up"
 CHANCE = 0.05  # a row is called faster if its passes would look so much faster than those of `none` less often by chance
@@ -42,10 +43,10 @@ def key(pruner: str, budget: int) -> str:
     return f"{pruner}@{budget}"
 
 
-def complete(folder: Path, costs: str, code: str, wanted: Iterable[str], rounds: int = 0) -> bool:
+def complete(folder: Path, costs: str, code: Mapping[str, Any], wanted: Iterable[str], rounds: int = 0) -> bool:
     """Whether a folder has costs of this kind and code: counts of all `wanted` keys and that many rounds, on any machine."""
     lines, _ = _read(folder / COSTS)
-    if not lines or lines[0]["costs"] != costs or lines[0].get("code") != code:
+    if not lines or lines[0]["costs"] != costs or any(lines[0].get(name) != value for name, value in code.items()):
         return False
     return set(wanted) <= counted(lines) and set(range(rounds)) <= timed(lines)
 
@@ -194,6 +195,8 @@ def _counted(header: Mapping[str, Any], line: Mapping[str, Any]) -> dict[str, An
     return {
         "backbone": header["backbone"],
         "costs": header["costs"],
+        "source": header.get("sources", {}).get(line["pruner"]),
+        **{name: header.get(name) for name in SETTING},
         "pruner": line["pruner"],
         "budget": line["budget"],
         "tokens_final": seen[-1],
