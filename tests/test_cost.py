@@ -19,7 +19,7 @@ from backbones.glamm import stages
 from backbones.glamm.backbone import GlammBackbone
 from backbones.glamm.released import on_meta
 from backbones.parts import llama
-from harness import cost, runner
+from harness import cost, journal, runner
 from harness.cost import formulas, measure, meters, projection, roofline
 from harness.cost.rows import lines_of
 from harness.cost.store import COSTS, INSIDE, MODULES
@@ -299,7 +299,8 @@ def test_cost_rows_survive_a_stop(tiny: GlammBackbone, tmp_path: Path, monkeypat
         loop = mine[mine["stage"].isin(["prefill", INSIDE])].groupby(["round", "place"])["ms"].sum()
         assert row.prefill_ms == pytest.approx(loop.median())
     head, rest = finished.split(b"\n", 1)
-    elsewhere = json.dumps(json.loads(head) | {"threads": 99}).encode() + b"\n" + rest
+    other_head = {name: value for name, value in json.loads(head).items() if name != "crc"} | {"threads": 99}
+    elsewhere = journal.line(other_head) + rest
     (stopped / COSTS).write_bytes(elsewhere)
     measure.measure(plan, splits, tiny, stopped, rounds=3)
     assert (stopped / COSTS).read_bytes() == elsewhere, "what is finished is not measured again, whoever asks"
@@ -364,7 +365,7 @@ def test_cost_table_says_what_is_no_speed_up(tmp_path: Path) -> None:
     assert costs.loc["none", "speedup_prefill"] == 1
     assert "cuda_ms" not in costs
     assert set(costs.columns) - set(cost.EXPLAIN) <= {
-        *("backbone", "costs", "budget", "rounds"),
+        *("backbone", "costs", "budget", "rounds", "source", *cost.SETTING),
         *(c for c in costs if c.startswith(("stage.", "macs.")) or c.endswith(("_p5", "_p95"))),
     }, "every column is explained"
 
@@ -380,7 +381,7 @@ def test_cost_file_that_is_damaged_is_one_sentence(tmp_path: Path) -> None:
     path = written(tmp_path, {"none@64": 1.0}) / COSTS
     good = path.read_text()
     path.write_text(good.replace('"kind": "counts"', '"kind', 1))
-    with pytest.raises(UserError, match="line 2, is damaged"):
+    with pytest.raises(UserError, match=r"costs\.jsonl:2 is damaged"):
         cost.load(tmp_path)
     path.write_text(good.replace('"schema": 1', '"schema": 7'))
     with pytest.raises(UserError, match="schema 7"):
