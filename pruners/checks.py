@@ -172,7 +172,8 @@ def lengths(pruner: Pruner, budget: int, patches: int, ran: Sequence[int]) -> No
     Raises:
         UserError: they differ; the first layer that does is named.
     """
-    schedule = stated(pruner, budget, patches, len(ran))
+    # what a tower-stage pruner may keep was checked when it chose; a backbone can also be asked what it sees of no token
+    schedule = stated(pruner, budget, patches, len(ran)) if isinstance(pruner, LayerPruner) else (budget,) * len(ran)
     with _blamed(pruner, f"at a budget of {budget}"):
         for layer, (said, saw) in enumerate(zip(schedule, ran, strict=True)):
             if said != saw:

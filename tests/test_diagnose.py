@@ -17,6 +17,7 @@ import backbones
 from backbones.glamm.backbone import GlammBackbone
 from backbones.glamm.looking import end_attention, projected_class
 from harness import cli, diagnose, diagnosis, records
+from harness.journal import write_atomically
 from pruners import UserError
 from reports.diagnosis import verdict, write
 from tests.fake_backbone import FakeBackbone
@@ -199,7 +200,7 @@ def test_a_whole_diagnosis(
     info = json.loads((run / "run.json").read_text())
     for cell in info["cells"].values():
         cell["setting"]["fingerprint"] = "0" * 16
-    (run / "run.json").write_text(json.dumps(info))
+    write_atomically(run / "run.json", info, records.LOOSE)
     assert command("diagnose", *sets, "--run", run, "--out", out) == 2
     assert "give --run a run of this backbone" in capsys.readouterr().err
 
