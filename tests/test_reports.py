@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -407,7 +406,8 @@ def test_a_diagnosis_of_the_runs_weights_is_told_and_one_of_others_is_not(rows: 
     write_atomically(folder / diagnosis.FOLDER / diagnosis.SUMMARY, told | {"schema": diagnosis.SCHEMA})
     text = render(folder, out=tmp_path / "out")
     assert "It holds. Numbers and figures: [diagnosis.md](../run/diagnosis/diagnosis.md)." in text
-    (folder / diagnosis.FOLDER / diagnosis.SUMMARY).write_text(json.dumps(told | {"fingerprint": "beef"}))
+    other = told | {"schema": diagnosis.SCHEMA, "fingerprint": "beef"}
+    write_atomically(folder / diagnosis.FOLDER / diagnosis.SUMMARY, other)
     text = render(folder)
     assert "It holds" not in text
     assert "is of other weights (beef) and left out" in text
