@@ -58,9 +58,13 @@ def _check_device(device: str, attn: str, dtype: str) -> str:
         raise UserError(f"--device {device} is not one that the backbones run on; give --device cpu or cuda.")
     if place.type == "cuda":
         if not torch.cuda.is_available():
-            raise UserError(f"--device {device} needs a CUDA GPU and a CUDA build of torch; here give --device cpu.")
+            raise UserError(
+                f"--device {device} needs a CUDA GPU and a CUDA build of torch; here give --device cpu."
+            )
         if (place.index or 0) >= torch.cuda.device_count():
-            raise UserError(f"There is no {device}; this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}.")
+            raise UserError(
+                f"There is no {device}; this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}."
+            )
     if place.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps needs a Mac with its own GPU; here give --device cpu.")
     if attn == "flash_attention_2":
@@ -70,7 +74,9 @@ def _check_device(device: str, attn: str, dtype: str) -> str:
                 " without them give --attn sdpa."
             )
         if dtype not in HALF:
-            raise UserError(f"--attn flash_attention_2 does not compute in {dtype}; add --dtype bfloat16 or give --attn sdpa.")
+            raise UserError(
+                f"--attn flash_attention_2 does not compute in {dtype}; add --dtype bfloat16 or give --attn sdpa."
+            )
     return "cpu" if place.type == "cpu" else device
 
 
@@ -93,7 +99,8 @@ def load(
         name: "glamm-mini" or "glamm".
         checkpoint: official checkpoint folder, for "glamm".
         clip: CLIP folder or hub name; by default the one that GLaMM was trained with.
-        sam_dims: json file with the grounding encoder's numbers; by default the one beside config.json, else SAM ViT-H.
+        sam_dims: json file with the grounding encoder's numbers; by default the one beside config.json, else
+            SAM ViT-H.
         image_backend: "pil", or "mmcv" for a faster grounding branch with the same pixels.
         batch_size: most rows in one forward pass; results do not depend on it.
         tensor_parallel: processes that share one language model; a launcher has started them.
@@ -102,7 +109,9 @@ def load(
         UserError: unknown name or setting, missing or unfit files, or a device that is not there.
     """
     if name not in _NAMES:
-        raise UserError(f"There is no backbone {name!r}; there are {', '.join(_NAMES)}.{nearest(name, _NAMES)}")
+        raise UserError(
+            f"There is no backbone {name!r}; there are {', '.join(_NAMES)}.{nearest(name, _NAMES)}"
+        )
     _choose("dtype", dtype, DTYPES)
     check_attention(attn)
     if batch_size < 1:
@@ -110,23 +119,40 @@ def load(
     device = _check_device(device, attn, dtype)
     _choose("image backend", image_backend, IMAGE_BACKENDS)
     if image_backend == "mmcv" and find_spec("mmcv") is None:
-        raise UserError("--image-backend mmcv needs the package: pip install 'groundprune[mmcv]'; or give --image-backend pil.")
+        raise UserError(
+            "--image-backend mmcv needs the package: pip install 'groundprune[mmcv]'; or give --image-backend pil."
+        )
     if tensor_parallel < 1:
         raise UserError(f"--tensor-parallel {tensor_parallel} is too small; give 1 or more.")
     if name == "glamm-mini":
         checkpoint, clip = MINI / "checkpoint", str(MINI / "clip")
     elif checkpoint is None:
-        raise UserError("The backbone glamm needs weights: give --checkpoint DIR, or use --backbones glamm-mini.")
+        raise UserError(
+            "The backbone glamm needs weights: give --checkpoint DIR, or use --backbones glamm-mini."
+        )
 
     from backbones import versions
 
     versions.warn()
     try:
-        return _load(name, Path(checkpoint), clip, sam_dims, device, dtype, attn, batch_size, image_backend, tensor_parallel)
+        return _load(
+            name,
+            Path(checkpoint),
+            clip,
+            sam_dims,
+            device,
+            dtype,
+            attn,
+            batch_size,
+            image_backend,
+            tensor_parallel,
+        )
     except (ImportError, AttributeError, TypeError, KeyError) as error:  # how a changed interface shows
         if not (strange := versions.untested()):
             raise
-        raise UserError(f"The model cannot be built with what is installed ({error!r}); {strange[0]}.") from error
+        raise UserError(
+            f"The model cannot be built with what is installed ({error!r}); {strange[0]}."
+        ) from error
 
 
 def _load(
@@ -146,12 +172,14 @@ def _load(
     from backbones.glamm import reading
     from backbones.glamm.backbone import GlammBackbone
     from backbones.glamm.checkpoint import load_checkpoint
-    from backbones.glamm.parallel import mesh, split
     from backbones.glamm.sizes import sam_numbers
-    from backbones.glamm.tokenizer import LlamaTokenizer
+    from backbones.parts.tensor_parallel import mesh, split
+    from backbones.parts.tokenizer import LlamaTokenizer
 
     if not folder.is_dir():
-        raise UserError(f"There is no checkpoint folder {str(folder)!r}; give --checkpoint the folder with config.json.")
+        raise UserError(
+            f"There is no checkpoint folder {str(folder)!r}; give --checkpoint the folder with config.json."
+        )
     sam = sam_numbers(folder, Path(sam_dims) if sam_dims is not None else None)
     tokenizer = LlamaTokenizer(folder)
     tower = reading.clip_folder(clip or reading.CLIP_HUB)
@@ -159,12 +187,16 @@ def _load(
     try:
         # a model that is shared is read into main memory, and each device gets its part
         first = "cpu" if team is not None else device
-        model = load_checkpoint(folder, str(tower), dtype=getattr(torch, dtype), device=first, attn=attn, sam=sam)
+        model = load_checkpoint(
+            folder, str(tower), dtype=getattr(torch, dtype), device=first, attn=attn, sam=sam
+        )
         if team is not None:
             split(model.language_model, team)
             model.to(device)
     except torch.OutOfMemoryError as error:
-        raise UserError(f"The model does not fit into {device} in {dtype}; give --dtype bfloat16 or another --device.") from error
+        raise UserError(
+            f"The model does not fit into {device} in {dtype}; give --dtype bfloat16 or another --device."
+        ) from error
     tokenizer.check(model.language_model.config.vocab_size)
     return GlammBackbone(
         model,

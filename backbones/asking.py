@@ -15,7 +15,7 @@ from PIL import Image
 
 from backbones.base import Answer, Backbone, Encoding, Picture, Row
 from backbones.glamm.conversation import plain_turn
-from backbones.pictures import UnreadableImage, check_size, user_image
+from backbones.parts.image_files import UnreadableImage, check_size, user_image
 from pruners import checks, parse
 from pruners.base import LayerPruner, Pruner, UserError
 
@@ -73,7 +73,9 @@ def pixels(image: Picture) -> NDArray[np.uint8]:
         return user_image(image)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise UserError(f"An image is a (height, width, 3) array of uint8, a pillow image or a file's name, not {what}.")
+        raise UserError(
+            f"An image is a (height, width, 3) array of uint8, a pillow image or a file's name, not {what}."
+        )
     try:
         check_size(*image.shape[:2])
     except UnreadableImage as error:
@@ -102,12 +104,16 @@ def answer(
         tokens = backbone.tokens(fresh, turns, expression, masks)
         selection = checks.select(pruner, tokens, budget)
     row = Row(fresh, turns, pruner, budget, selection)
-    (result,) = backbone.ground_rows([row], share=False)  # whole, so that no earlier answer shortens this one's time
+    (result,) = backbone.ground_rows(
+        [row], share=False
+    )  # whole, so that no earlier answer shortens this one's time
     if result.error:
         raise UserError(result.error)
     mask = (result.logits[0] > 0).numpy(force=True)
     seconds = _now(backbone.device) - start
-    return Answer(mask, _kept(result.retained.tolist(), patches), result.tokens_final, result.tokens_mean, seconds)
+    return Answer(
+        mask, _kept(result.retained.tolist(), patches), result.tokens_final, result.tokens_mean, seconds
+    )
 
 
 def _kept(indices: Sequence[int], patches: int) -> NDArray[np.bool_]:

@@ -44,8 +44,8 @@ class Encoding:
     """What an image costs once, whatever pruners and expressions follow.
 
     Attributes:
-        hidden_states: outputs of the vision tower's embedding and layers up to the penultimate, each (N+1, C); the last
-            one is what the projector gets (class token in row 0).
+        hidden_states: outputs of the vision tower's embedding and layers up to the penultimate, each (N+1,
+            C); the last one is what the projector gets (class token in row 0).
         embedding: (P, g, g) grounding-encoder embedding.
         resized: height and width after the longest-side resize, before padding.
         original: height and width of the raw image.
@@ -64,7 +64,8 @@ class Row:
     """One conversation about one image under one pruner.
 
     Attributes:
-        selection: a tower-stage pruner's choice; None for a layer-stage pruner, which chooses while the model runs.
+        selection: a tower-stage pruner's choice; None for a layer-stage pruner, which chooses while the model
+            runs.
     """
 
     encoding: Encoding
@@ -79,10 +80,12 @@ class Grounded:
     """What came out of a row.
 
     Attributes:
-        logits: (M, H, W) float32, one mask per [SEG], at the raw image's size; the mask is where it is positive.
+        logits: (M, H, W) float32, one mask per [SEG], at the raw image's size; the mask is where it is
+            positive.
         lengths: visual tokens that every layer of the language model saw, read from the tensors that ran.
         retained: (tokens_final,) as in `Selection.indices`.
-        error: why there is no answer, in one sentence; empty if there is one. Then nothing else here means anything.
+        error: why there is no answer, in one sentence; empty if there is one. Then nothing else here means
+            anything.
     """
 
     logits: Tensor
@@ -110,8 +113,8 @@ class Answer:
 
     Attributes:
         mask: (H, W) bool at the image's size.
-        kept: (N,) bool in raster order, the patches that the language model's last layer still sees; a token that a method
-            merged stands for the patch at its centre, and class or mean tokens for none.
+        kept: (N,) bool in raster order, the patches that the language model's last layer still sees; a token
+            that a method merged stands for the patch at its centre, and class or mean tokens for none.
         tokens_final: visual tokens in the language model's last layer.
         tokens_mean: their mean over its layers.
         seconds: to choose the tokens and to ground, the image being encoded.
@@ -136,7 +139,8 @@ class Backbone(Protocol):
     attn: str
 
     def preprocess(self, image: NDArray[np.uint8]) -> Pixels:
-        """Resize and normalise a raw (H, W, 3) image; no device is touched, so any process can do it ahead."""
+        """Resize and normalise a raw (H, W, 3) image; no device is touched, so any process can do it
+        ahead."""
         ...
 
     def encode_pixels(self, pixels: Sequence[Pixels]) -> list[Encoding]:
@@ -169,7 +173,8 @@ class Backbone(Protocol):
         ...
 
     def ground_rows(self, rows: Sequence[Row], share: bool = True) -> Iterable[Grounded]:
-        """Segment; results in the order of the rows, independent of what else is in the batch, in memory a few at a time.
+        """Segment; results in the order of the rows, independent of what else is in the batch, in memory a
+        few at a time.
 
         Args:
             share: compute once what rows have in common; without, every row runs whole.

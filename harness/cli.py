@@ -11,9 +11,20 @@ from typing import Annotated, Any
 
 import typer
 
-from harness import commands
-from harness.options import Checkpoint, Clip, Data, Debug, Device, Dtype, Plugins, Pruners, SamDims, numbers
-from harness.stops import Terminated, terminate
+from harness.commands import others as commands
+from harness.commands.options import (
+    Checkpoint,
+    Clip,
+    Data,
+    Debug,
+    Device,
+    Dtype,
+    Plugins,
+    Pruners,
+    SamDims,
+    numbers,
+)
+from harness.engine.interrupts import Terminated, terminate
 
 app = typer.Typer(
     add_completion=False,
@@ -22,38 +33,64 @@ app = typer.Typer(
     help="Which visual-token pruner, at which budget, keeps the masks right? Without a command: run a sweep.",
 )
 INTERRUPTED, TERMINATED = 130, 143  # exit codes after Ctrl-C (typer's own) and SIGTERM
-DEFAULT_LIMIT = 12  # images per split on the embedded backbone: a first run, costs included, ends within three minutes
+DEFAULT_LIMIT = (
+    12  # images per split on the embedded backbone: a first run, costs included, ends within three minutes
+)
 
 
 @app.callback(invoke_without_command=True)
 def sweep(
     context: typer.Context,
     pruners: Pruners = "all",
-    budgets: Annotated[str, typer.Option(help="visual tokens that the language model gets, comma separated")] = "64,128,192",
+    budgets: Annotated[
+        str, typer.Option(help="visual tokens that the language model gets, comma separated")
+    ] = "64,128,192",
     backbone_names: Annotated[str, typer.Option("--backbones", help="glamm-mini, glamm")] = "glamm-mini",
-    datasets: Annotated[str, typer.Option(help="'all' (the table's eight columns) or e.g. refshapes:val,refcoco:testA")] = "all",
-    protocol: Annotated[str, typer.Option(help="each: every expression alone; glamm: up to three in one conversation")] = "each",
+    datasets: Annotated[
+        str, typer.Option(help="'all' (the table's eight columns) or e.g. refshapes:val,refcoco:testA")
+    ] = "all",
+    protocol: Annotated[
+        str, typer.Option(help="each: every expression alone; glamm: up to three in one conversation")
+    ] = "each",
     limit: Annotated[
-        int | None, typer.Option(help=f"images per split, 0 = all; by default {DEFAULT_LIMIT} on glamm-mini, else 0")
+        int | None,
+        typer.Option(help=f"images per split, 0 = all; by default {DEFAULT_LIMIT} on glamm-mini, else 0"),
     ] = None,
     seed: Annotated[int, typer.Option(help="source of all draws")] = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     attn: Annotated[str, typer.Option(help="eager, sdpa, flash_attention_2")] = "sdpa",
-    image_backend: Annotated[str, typer.Option(help="pil, or mmcv: faster grounding branch, same pixels")] = "pil",
+    image_backend: Annotated[
+        str, typer.Option(help="pil, or mmcv: faster grounding branch, same pixels")
+    ] = "pil",
     batch_size: Annotated[int, typer.Option(help="rows per forward pass; results do not depend on it")] = 16,
-    workers: Annotated[int | None, typer.Option(help="processes that read images ahead; by default 2 with a GPU, else 0")] = None,
-    share: Annotated[bool, typer.Option(help="compute once what cells have in common; --no-share to compare")] = True,
-    max_failures: Annotated[float, typer.Option(help="share of the samples that may fail before the run stops")] = 0.01,
-    force: Annotated[bool, typer.Option("--force", help="start anew beside a run that is there already")] = False,
-    keep_code: Annotated[
-        bool, typer.Option("--keep-code", help="go on with cells that other code began; their rows are marked")
+    workers: Annotated[
+        int | None, typer.Option(help="processes that read images ahead; by default 2 with a GPU, else 0")
+    ] = None,
+    share: Annotated[
+        bool, typer.Option(help="compute once what cells have in common; --no-share to compare")
+    ] = True,
+    max_failures: Annotated[
+        float, typer.Option(help="share of the samples that may fail before the run stops")
+    ] = 0.01,
+    force: Annotated[
+        bool, typer.Option("--force", help="start anew beside a run that is there already")
     ] = False,
-    tensor_parallel: Annotated[int, typer.Option(help="processes that share one language model, under a launcher")] = 1,
-    local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,  # what deepspeed's launcher adds
+    keep_code: Annotated[
+        bool,
+        typer.Option("--keep-code", help="go on with cells that other code began; their rows are marked"),
+    ] = False,
+    tensor_parallel: Annotated[
+        int, typer.Option(help="processes that share one language model, under a launcher")
+    ] = 1,
+    local_rank: Annotated[
+        int | None, typer.Option("--local_rank", hidden=True)
+    ] = None,  # what deepspeed's launcher adds
     out: Annotated[
         Path | None,
-        typer.Option(help="run folder; an unfinished run in it goes on; by default results/runs/<identity of the run>"),
+        typer.Option(
+            help="run folder; an unfinished run in it goes on; by default results/runs/<identity of the run>"
+        ),
     ] = None,
     plugin: Plugins = [],  # noqa: B006
     checkpoint: Checkpoint = None,
@@ -62,7 +99,9 @@ def sweep(
     data: Data = None,
     costs: Annotated[
         str | None,
-        typer.Option(help="off, projected (from shapes) or measured; by default measured on glamm-mini, projected on glamm"),
+        typer.Option(
+            help="off, projected (from shapes) or measured; by default measured on glamm-mini, projected on glamm"
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:
@@ -78,9 +117,10 @@ def sweep(
 
     import backbones
     from harness import data as sets
-    from harness import folders, runner
-    from harness.cost import asked
-    from harness.place import here
+    from harness.cost import kinds as asked
+    from harness.engine import runner
+    from harness.engine.ranks import here
+    from harness.store import folders
 
     wanted = list(dict.fromkeys(name.strip() for name in backbone_names.split(",") if name.strip()))
     if not wanted:
@@ -122,12 +162,14 @@ def sweep(
             continue
         asked.write(kind, plan, splits, backbone, folder)
 
-        from harness.records import peak_memory
+        from harness.store.records import peak_memory
         from reports import render
 
         written = render(folder)
         print(written[0].read_text(encoding="utf-8"))
-        print(f"records: {folder} (run.json, records/), made within {peak_memory(folder) / 2**20:.0f} MiB of memory")
+        print(
+            f"records: {folder} (run.json, records/), made within {peak_memory(folder) / 2**20:.0f} MiB of memory"
+        )
         print("report: " + "\n        ".join(map(str, written)))
 
 
@@ -145,7 +187,9 @@ def show(plugin: Plugins = [], debug: Debug = False) -> None:  # noqa: B006
     """Pruners with their parameters and needs, backbones, data sets."""
     import dataclasses
 
-    sys.modules.setdefault("torch", _Later("torch"))  # nothing is computed here, and torch takes longer than all the rest
+    sys.modules.setdefault(
+        "torch", _Later("torch")
+    )  # nothing is computed here, and torch takes longer than all the rest
     import backbones
     from pruners import get, load_plugin, names
 
@@ -169,12 +213,14 @@ def show(plugin: Plugins = [], debug: Debug = False) -> None:  # noqa: B006
 @app.command()
 def gate(
     baseline: Annotated[Path, typer.Option(help="committed scores")] = Path("results/baseline.json"),
-    accept: Annotated[str | None, typer.Option(help="store this run as the new baseline; the text is the reason")] = None,
+    accept: Annotated[
+        str | None, typer.Option(help="store this run as the new baseline; the text is the reason")
+    ] = None,
     plugin: Plugins = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
     """Compare a fixed subset with the baseline; exit code 1 if anything changed that no rounding explains."""
-    from harness import gate as gating
+    from harness.gate import check as gating
 
     if accept is not None:
         gating.accept(baseline, accept, tuple(plugin))

@@ -1,4 +1,5 @@
-"""The doctor: looks at this machine, a data folder and a checkpoint, one line per finding with what mends it."""
+"""The doctor: looks at this machine, a data folder and a checkpoint, one line per finding with what mends
+it."""
 
 from __future__ import annotations
 
@@ -27,7 +28,11 @@ OFFICIAL: dict[str, dict[str, tuple[int, int, int]]] = {
     "refcoco+": {"val": (1500, 3805, 10758), "testA": (750, 1975, 5726), "testB": (750, 1798, 4889)},
     "refcocog": {"val": (1300, 2573, 4896), "test": (2600, 5023, 9602)},
 }
-OPTIONAL = {"mmcv": "mmcv", "flash_attn": "flash", "deepspeed": "distributed"}  # module -> extra of this project
+OPTIONAL = {
+    "mmcv": "mmcv",
+    "flash_attn": "flash",
+    "deepspeed": "distributed",
+}  # module -> extra of this project
 FREE_BYTES = 500 * 2**20  # RefShapes needs about 300 MiB
 
 
@@ -48,7 +53,10 @@ class Finding:
 
 
 def examine(
-    folder: Path | None = None, checkpoint: Path | None = None, clip: Path | None = None, sam_dims: Path | None = None
+    folder: Path | None = None,
+    checkpoint: Path | None = None,
+    clip: Path | None = None,
+    sam_dims: Path | None = None,
 ) -> Iterator[Finding]:
     """Look at everything that a run would read.
 
@@ -67,7 +75,9 @@ def examine(
     if checkpoint is not None:
         tower = clip or _cached_clip()
         if tower is None:
-            yield Finding("note", "CLIP is not on this machine: the first run fetches 1.7 GB, or give --clip DIR")
+            yield Finding(
+                "note", "CLIP is not on this machine: the first run fetches 1.7 GB, or give --clip DIR"
+            )
         yield from _checkpoint(checkpoint, tower, sam_dims)
     elif clip is not None:
         yield from _clip(clip)
@@ -86,9 +96,15 @@ def _packages() -> Iterator[Finding]:
         else:
             yield Finding("wrong" if one.found is None else "note", str(one))
     yield Finding("ok", ", ".join(fine))
-    absent = [f"pip install 'groundprune[{extra}]'" for module, extra in OPTIONAL.items() if find_spec(module) is None]
+    absent = [
+        f"pip install 'groundprune[{extra}]'"
+        for module, extra in OPTIONAL.items()
+        if find_spec(module) is None
+    ]
     if absent:
-        yield Finding("note", f"not installed and not needed unless an option asks for it: {', '.join(absent)}")
+        yield Finding(
+            "note", f"not installed and not needed unless an option asks for it: {', '.join(absent)}"
+        )
 
 
 def _devices() -> Iterator[Finding]:
@@ -101,7 +117,8 @@ def _devices() -> Iterator[Finding]:
     if not torch.cuda.is_available():
         if shutil.which("nvidia-smi"):
             yield Finding(
-                "wrong", f"torch {torch.__version__} does not see this machine's GPU; install a CUDA build and its driver"
+                "wrong",
+                f"torch {torch.__version__} does not see this machine's GPU; install a CUDA build and its driver",
             )
         else:
             yield Finding("note", "no CUDA GPU: run with --device cpu")
@@ -111,11 +128,16 @@ def _cache() -> Iterator[Finding]:
     folder = cache_folder()
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        yield Finding("wrong", f"RefShapes cannot be written to '{folder}'; set GROUNDPRUNE_CACHE to a writable folder")
+        yield Finding(
+            "wrong", f"RefShapes cannot be written to '{folder}'; set GROUNDPRUNE_CACHE to a writable folder"
+        )
         return
     free = shutil.disk_usage(there).free
     if free < FREE_BYTES:
-        yield Finding("wrong", f"'{folder}' has {free >> 20} MiB left; free {FREE_BYTES >> 20} MiB or set GROUNDPRUNE_CACHE")
+        yield Finding(
+            "wrong",
+            f"'{folder}' has {free >> 20} MiB left; free {FREE_BYTES >> 20} MiB or set GROUNDPRUNE_CACHE",
+        )
     else:
         yield Finding("ok", f"cache '{folder}': writable, {free >> 30} GiB left")
 
@@ -142,11 +164,13 @@ def _clip(folder: Path) -> Iterator[Finding]:
 
     from backbones.glamm import checkpoint, reading
     from backbones.glamm.sizes import clip_config
-    from backbones.glamm.tokenizer import clip_tokenizer
+    from backbones.parts.tokenizer import clip_tokenizer
 
     try:
         if not folder.is_dir():
-            raise UserError(f"There is no CLIP folder {str(folder)!r}; give --clip the files of {reading.CLIP_HUB}.")
+            raise UserError(
+                f"There is no CLIP folder {str(folder)!r}; give --clip the files of {reading.CLIP_HUB}."
+            )
         config = clip_config(reading.clip_folder(str(folder)))
         with torch.device("meta"):
             count = checkpoint.clip_part(CLIPModel(config), folder).check()
@@ -160,21 +184,28 @@ def _clip(folder: Path) -> Iterator[Finding]:
 
 
 def _checkpoint(folder: Path, clip: Path | None, sam_dims: Path | None = None) -> Iterator[Finding]:
-    """Config, tokenizer, key list and shapes of a GLaMM folder and its CLIP; values are not read, except for the fingerprint."""
+    """Config, tokenizer, key list and shapes of a GLaMM folder and its CLIP; values are not read, except for
+    the fingerprint."""
     from transformers import CLIPConfig
 
     from backbones.glamm import checkpoint, reading
     from backbones.glamm.sizes import check_resolution, clip_config, sam_numbers
-    from backbones.glamm.tokenizer import LlamaTokenizer
+    from backbones.parts.tokenizer import LlamaTokenizer
 
     if clip is not None:
         yield from _clip(clip)
     try:
         if not folder.is_dir():
-            raise UserError(f"There is no checkpoint folder {str(folder)!r}; give --checkpoint the folder with config.json.")
-        settings = reading.read_json(folder / "config.json", "--checkpoint needs the files of a GLaMM-RefSeg release")
+            raise UserError(
+                f"There is no checkpoint folder {str(folder)!r}; give --checkpoint the folder with config.json."
+            )
+        settings = reading.read_json(
+            folder / "config.json", "--checkpoint needs the files of a GLaMM-RefSeg release"
+        )
         sam = sam_numbers(folder, sam_dims)
-        stub = CLIPConfig(vision_config={"hidden_size": settings.get("mm_hidden_size", 1024), "num_attention_heads": 1})
+        stub = CLIPConfig(
+            vision_config={"hidden_size": settings.get("mm_hidden_size", 1024), "num_attention_heads": 1}
+        )
         known = clip is not None and (clip / "config.json").is_file()
         tower = clip_config(clip) if clip is not None and known else stub
         if clip is not None and known:
@@ -184,7 +215,9 @@ def _checkpoint(folder: Path, clip: Path | None, sam_dims: Path | None = None) -
         words, rows = LlamaTokenizer(folder), model.language_model.config.vocab_size
         words.check(rows)
         mark = reading.fingerprint(folder, clip if clip is not None and clip.is_dir() else None, sam)
-        yield Finding("ok", f"checkpoint '{folder}': {count} tensors, {rows} embedding rows, fingerprint {mark}")
+        yield Finding(
+            "ok", f"checkpoint '{folder}': {count} tensors, {rows} embedding rows, fingerprint {mark}"
+        )
     except UserError as error:
         yield Finding("wrong", str(error))
 
@@ -220,7 +253,10 @@ def _dataset(root: Path, dataset: str) -> Iterator[Finding]:
         return
     official = OFFICIAL.get(dataset, {})
     if absent := [split for split in official if split not in own]:
-        yield Finding("wrong", f"{dataset} lacks the published splits {', '.join(absent)}; take the refs file of the release")
+        yield Finding(
+            "wrong",
+            f"{dataset} lacks the published splits {', '.join(absent)}; take the refs file of the release",
+        )
     for split in own:
         try:
             samples = data.load_refer(root, dataset, split)
@@ -235,11 +271,15 @@ def _prints(root: Path) -> dict[str, str]:
 
     if not (root / MANIFEST).is_file():
         return {}
-    found = read_json(root / MANIFEST, "delete the folder, and the next run generates it again").get("fingerprints", {})
+    found = read_json(root / MANIFEST, "delete the folder, and the next run generates it again").get(
+        "fingerprints", {}
+    )
     return found if isinstance(found, dict) else {}
 
 
-def _split(samples: list[Sample], official: tuple[int, int, int] | None, known: str | None) -> Iterator[Finding]:
+def _split(
+    samples: list[Sample], official: tuple[int, int, int] | None, known: str | None
+) -> Iterator[Finding]:
     """Counts against the published ones, and every image and mask read once."""
     name = f"{samples[0].dataset}:{samples[0].split}"
     spoken = [expression for sample in samples for expression in sample.expressions]
@@ -249,7 +289,9 @@ def _split(samples: list[Sample], official: tuple[int, int, int] | None, known: 
     if official is not None and counts != official:
         whole = "{} images, {} refs, {} expressions".format(*official)
         fine = False
-        yield Finding("wrong", f"{name} has {told}, and the published split {whole}; take the refs file of the release")
+        yield Finding(
+            "wrong", f"{name} has {told}, and the published split {whole}; take the refs file of the release"
+        )
     broken = []
     for sample in tqdm(samples, desc=name, unit="image", disable=not sys.stderr.isatty(), leave=False):
         try:
@@ -260,11 +302,13 @@ def _split(samples: list[Sample], official: tuple[int, int, int] | None, known: 
     mark = data.fingerprint(samples)
     if broken:
         yield Finding(
-            "wrong", f"{name}: {len(broken)} of {len(samples)} images or their masks cannot be used, first: {broken[0]}"
+            "wrong",
+            f"{name}: {len(broken)} of {len(samples)} images or their masks cannot be used, first: {broken[0]}",
         )
     elif known is not None and mark != known:
         yield Finding(
-            "wrong", f"{name} has fingerprint {mark}, and was written with {known}; delete the folder to generate it again"
+            "wrong",
+            f"{name} has fingerprint {mark}, and was written with {known}; delete the folder to generate it again",
         )
     elif fine:
         yield Finding("ok", f"{name}: {told}{' as published' if official else ''}, fingerprint {mark}")

@@ -1,9 +1,9 @@
 """How the expressions of an image become conversations.
 
-`each` asks for every expression alone in fixed words: deterministic, and nothing is left out. `glamm` is the official
-evaluation: up to three expressions of an image in one conversation, expressions and wordings drawn at random. The
-official draws are unseeded; ours follow from (seed, sample) alone, so neither the order of samples nor the number of
-workers can change them.
+`each` asks for every expression alone in fixed words: deterministic, and nothing is left out. `glamm` is the
+official evaluation: up to three expressions of an image in one conversation, expressions and wordings drawn
+at random. The official draws are unseeded; ours follow from (seed, sample) alone, so neither the order of
+samples nor the number of workers can change them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def check_protocol(name: str) -> str:
         UnknownProtocol: it is none.
     """
     if name not in PROTOCOLS:
-        raise UnknownProtocol(f"Unknown protocol '{name}', there are {', '.join(PROTOCOLS)}.{nearest(name, PROTOCOLS)}")
+        raise UnknownProtocol(
+            f"Unknown protocol '{name}', there are {', '.join(PROTOCOLS)}.{nearest(name, PROTOCOLS)}"
+        )
     return name
 
 
@@ -58,14 +60,17 @@ def conversations(sample: Sample, protocol: str, seed: int) -> list[Conversation
         seed: source of the draws of 'glamm'; 'each' has none.
 
     Returns:
-        `each`: one conversation of one turn per expression, in order. `glamm`: one conversation of three expressions
-        drawn without replacement, or of all of them in order if there are fewer than three.
+        `each`: one conversation of one turn per expression, in order. `glamm`: one conversation of three
+        expressions drawn without replacement, or of all of them in order if there are fewer than three.
 
     Raises:
         UnknownProtocol: no such protocol.
     """
     if check_protocol(protocol) == "each":
-        return [Conversation((plain_turn(spoken.text),), (position,)) for position, spoken in enumerate(sample.expressions)]
+        return [
+            Conversation((plain_turn(spoken.text),), (position,))
+            for position, spoken in enumerate(sample.expressions)
+        ]
     turns = []
     positions = _drawn(sample, seed)
     for place in range(len(positions)):
@@ -76,7 +81,8 @@ def conversations(sample: Sample, protocol: str, seed: int) -> list[Conversation
 
 
 def _drawn(sample: Sample, seed: int) -> tuple[int, ...]:
-    """Positions of the expressions in turn order: the first of a random order, which is a draw without replacement."""
+    """Positions of the expressions in turn order: the first of a random order, which is a draw without
+    replacement."""
     positions = range(len(sample.expressions))
     if len(positions) < MOST_TURNS:
         return tuple(positions)
@@ -84,5 +90,6 @@ def _drawn(sample: Sample, seed: int) -> tuple[int, ...]:
 
 
 def _draw(seed: int, sample: str, what: str, place: int) -> int:
-    """A uniform 64-bit number for one purpose; hashing, so that it is the same under every Python and NumPy."""
+    """A uniform 64-bit number for one purpose; hashing, so that it is the same under every Python and
+    NumPy."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{sample}:{what}:{place}".encode()).digest()[:8], "big")

@@ -1,8 +1,8 @@
 """What a pruner is, what it may read, and what it returns. Imports torch alone.
 
-A tower-stage pruner sees one image's visual tokens after the vision tower and returns a `Selection`; a layer-stage pruner
-sees one row of attention inside the language model and returns the visual tokens that stay. Both end at exactly the
-budget: the number of visual tokens that the language model gets.
+A tower-stage pruner sees one image's visual tokens after the vision tower and returns a `Selection`; a
+layer-stage pruner sees one row of attention inside the language model and returns the visual tokens that
+stay. Both end at exactly the budget: the number of visual tokens that the language model gets.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class ImpossibleBudget(UserError):
 
 
 class Fault(RuntimeError):
-    """A mistake in a pruner, as the end of a sentence that begins with its name; `pruners.checks` completes it."""
+    """A mistake in a pruner, as the end of a sentence that begins with its name; `pruners.checks` completes
+    it."""
 
 
 class UndeclaredNeed(Fault):
@@ -50,7 +51,8 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 class Need:
     """One signal of the backbone.
 
-    Kinds with a layer (-1 the last, -2 the one whose output the projector gets; H heads, C channels, N patches):
+    Kinds with a layer (-1 the last, -2 the one whose output the projector gets; H heads, C channels, N
+    patches):
         cls_attention: (H, N+1) softmax of the class token's row over all tokens, class token in column 0.
         cls_query: (C,) query projection of the class token, with bias, unscaled, heads concatenated.
         keys, values: (N+1, C) key and value projections of all tokens, class token in row 0.
@@ -101,7 +103,9 @@ class VisualTokens:
 
     def only(self, needs: frozenset[Need]) -> VisualTokens:
         """The same tokens, answering nothing but `needs`."""
-        return VisualTokens(self.patches, self.cls, self.grid, self.num_heads, self._answer, self.sample, needs)
+        return VisualTokens(
+            self.patches, self.cls, self.grid, self.num_heads, self._answer, self.sample, needs
+        )
 
     def signal(self, need: Need) -> Tensor:
         """The signal, or UndeclaredNeed if the pruner did not declare it."""
@@ -147,8 +151,8 @@ class Selection:
     """Tokens that go to the language model, in its order.
 
     Attributes:
-        indices: (T,) int64 on the patches' device; a patch (kept, or the centre of a merge; none twice), or CLS (once at
-            most) or POOLED for a token that is no patch.
+        indices: (T,) int64 on the patches' device; a patch (kept, or the centre of a merge; none twice), or
+            CLS (once at most) or POOLED for a token that is no patch.
         features: (T, C) in the patches' dtype if the method merges tokens; None to gather the patches.
     """
 
@@ -169,12 +173,14 @@ class Selection:
 
 
 def precise(x: Tensor) -> Tensor:
-    """At least float32, so that a half-precision backbone does not decide ties by rounding in the method itself."""
+    """At least float32, so that a half-precision backbone does not decide ties by rounding in the method
+    itself."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def top(score: Tensor, count: int) -> Tensor:
-    """Indices of the `count` largest along the last dimension, descending; the lowest index first among equals."""
+    """Indices of the `count` largest along the last dimension, descending; the lowest index first among
+    equals."""
     return score.argsort(dim=-1, descending=True, stable=True)[..., :count]
 
 
@@ -191,14 +197,20 @@ def _fits(value: object, hint: object) -> bool:
     if get_origin(hint) in (Union, UnionType):
         return any(_fits(value, option) for option in get_args(hint))
     if hint is float:  # finite, also as float64 for whole numbers of any length
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and abs(value) <= sys.float_info.max
+        )
     return type(value) is hint if hint in _WORDS else True
 
 
 def _wanted(hint: object) -> str:
     """The values that a type allows, in words."""
     if get_origin(hint) is Literal or get_origin(hint) in (Union, UnionType):
-        return " or ".join(repr(option) if get_origin(hint) is Literal else _wanted(option) for option in get_args(hint))
+        return " or ".join(
+            repr(option) if get_origin(hint) is Literal else _wanted(option) for option in get_args(hint)
+        )
     return _WORDS.get(hint, str(hint))
 
 
@@ -216,10 +228,12 @@ class Pruner(ABC):
     """A method: a frozen dataclass whose fields are its hyper-parameters.
 
     Attributes:
-        seed_written: whether the user wrote the seed of a pruner that draws; then the sweep runs that seed alone.
+        seed_written: whether the user wrote the seed of a pruner that draws; then the sweep runs that seed
+            alone.
 
     Raises:
-        UserError: a hyper-parameter is not of its annotated type; subclasses check ranges after `super().__post_init__()`.
+        UserError: a hyper-parameter is not of its annotated type; subclasses check ranges after
+            `super().__post_init__()`.
     """
 
     name: ClassVar[str]
@@ -236,11 +250,15 @@ class Pruner(ABC):
             value, hint = getattr(self, field.name), hints[field.name]
             if not _fits(value, hint):
                 options = [str(option) for option in get_args(hint)] if get_origin(hint) is Literal else []
-                raise UserError(f"{self.name}: {field.name} is {_wanted(hint)}, not {value!r}.{nearest(str(value), options)}")
+                raise UserError(
+                    f"{self.name}: {field.name} is {_wanted(hint)}, not {value!r}.{nearest(str(value), options)}"
+                )
             if hint is float:  # 1 and 1.0 are one method, so they have one text
                 object.__setattr__(self, field.name, float(value))
         if self.stochastic and not 0 <= self.parameters()["seed"] <= MAX_SEED:  # type: ignore[operator]
-            raise UserError(f"{self.name}: seed is a whole number from 0 to {MAX_SEED}, not {self.parameters()['seed']!r}.")
+            raise UserError(
+                f"{self.name}: seed is a whole number from 0 to {MAX_SEED}, not {self.parameters()['seed']!r}."
+            )
 
     @property
     def budget_kind(self) -> str:
@@ -248,10 +266,15 @@ class Pruner(ABC):
         return "final"
 
     def spec(self) -> str:
-        """The method as one writes it on the command line, defaults left out: `litelvlm(context_share=0.25)`."""
+        """The method as one writes it on the command line, defaults left out:
+        `litelvlm(context_share=0.25)`."""
         values = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
         written = {"seed"} if self.seed_written else ()
-        given = [f"{field.name}={value!r}" for field, value in values if value != field.default or field.name in written]
+        given = [
+            f"{field.name}={value!r}"
+            for field, value in values
+            if value != field.default or field.name in written
+        ]
         return f"{self.name}({', '.join(given)})" if given else self.name
 
     def with_seed(self, seed: int) -> Self:
@@ -259,7 +282,8 @@ class Pruner(ABC):
         return dataclasses.replace(self, seed=seed)  # type: ignore[call-arg]
 
     def unseeded(self) -> Self:
-        """The same method with the default seed: what all seeds of it have in common; itself, if it does not draw."""
+        """The same method with the default seed: what all seeds of it have in common; itself, if it does not
+        draw."""
         if not self.stochastic:
             return self
         (default,) = (field.default for field in dataclasses.fields(self) if field.name == "seed")
@@ -301,7 +325,9 @@ class ScorePruner(Pruner):
         score = self.score(tokens)
         if not isinstance(score, torch.Tensor) or score.shape != (len(tokens),):
             what = tuple(score.shape) if isinstance(score, torch.Tensor) else type(score).__name__
-            raise Fault(f"scored {what} where one number per patch, a tensor of shape ({len(tokens)},), is asked")
+            raise Fault(
+                f"scored {what} where one number per patch, a tensor of shape ({len(tokens)},), is asked"
+            )
         if not bool(score.isfinite().all()):
             raise Fault("scored patches with numbers that are not finite, and nothing ranks those")
         return Selection(top(score, budget).sort().values)
@@ -330,8 +356,8 @@ class LayerPruner(Pruner):
         """Sorted visual indices that stay.
 
         Args:
-            attention: (H, n) probabilities of the last prompt token in layer `layer - 1`, taken over all keys and cut to
-                the visual span.
+            attention: (H, n) probabilities of the last prompt token in layer `layer - 1`, taken over all keys
+                and cut to the visual span.
             count: how many stay.
         """
 
@@ -341,7 +367,8 @@ class LayerPruner(Pruner):
 
 
 def outliers(score: Tensor) -> int:
-    """How many values lie strictly above Q3 + 1.5 (Q3 - Q1); quartiles interpolate linearly, in float32 as published."""
+    """How many values lie strictly above Q3 + 1.5 (Q3 - Q1); quartiles interpolate linearly, in float32 as
+    published."""
     rough = score.float()
     low, high = torch.quantile(rough, torch.tensor([0.25, 0.75], device=score.device))
     return int((rough > high + 1.5 * (high - low)).sum())

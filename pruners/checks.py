@@ -1,7 +1,8 @@
-"""What a pruner states and returns, looked at in one place for every caller: sweep, `try`, cost, diagnosis, Python.
+"""What a pruner states and returns, looked at in one place for every caller: sweep, `try`, cost, diagnosis,
+Python.
 
-A pruner gets copies of an image's tensors, so that one that writes into them harms no other, and is found by their version
-counters. Whatever it does wrong is one sentence with its text, its source and the sample.
+A pruner gets copies of an image's tensors, so that one that writes into them harms no other, and is found by
+their version counters. Whatever it does wrong is one sentence with its text, its source and the sample.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class _Lent(VisualTokens):
         patches, cls = _copy("tokens.patches", tokens.patches), _copy("tokens.cls", tokens.cls)
         self.copies = [patches, cls]
         self._signals: dict[Need, Tensor] = {}
-        super().__init__(patches.tensor, cls.tensor, tokens.grid, tokens.num_heads, tokens.signal, tokens.sample, needs)
+        super().__init__(
+            patches.tensor, cls.tensor, tokens.grid, tokens.num_heads, tokens.signal, tokens.sample, needs
+        )
 
     def signal(self, need: Need) -> Tensor:
         if need not in self._signals:
@@ -61,7 +64,8 @@ def stated(pruner: Pruner, budget: int, patches: int, num_layers: int) -> tuple[
 
     Raises:
         ImpossibleBudget: the pruner cannot end at the budget.
-        UserError: the statement is false: it does not end at (or average) the budget, grows, or leaves 0 to `patches`.
+        UserError: the statement is false: it does not end at (or average) the budget, grows, or leaves 0 to
+            `patches`.
     """
     with _blamed(pruner, f"at a budget of {budget}"):
         pruner.check(budget, patches, num_layers)
@@ -80,16 +84,22 @@ def stated(pruner: Pruner, budget: int, patches: int, num_layers: int) -> tuple[
 def _check_schedule(schedule: Sequence[int], kind: str, budget: int, patches: int) -> None:
     for layer, (before, count) in enumerate(zip((patches, *schedule), schedule, strict=False)):
         if not 0 <= count <= before:
-            raise Fault(f"states {count} tokens in layer {layer}, behind {before}; tokens are never negative and never grow")
+            raise Fault(
+                f"states {count} tokens in layer {layer}, behind {before}; tokens are never negative and never grow"
+            )
     match kind:
         case "final":
             if schedule[-1] != budget:
-                raise Fault(f"ends at {schedule[-1]} tokens where {budget} were asked; a pruner ends at exactly the budget")
+                raise Fault(
+                    f"ends at {schedule[-1]} tokens where {budget} were asked; a pruner ends at exactly the budget"
+                )
         case "mean":  # every pruned layer rounds by half a token at most
             pruned = sum(count < patches for count in schedule)
             if 2 * abs(sum(schedule) - budget * len(schedule)) > pruned:
                 mean = sum(schedule) / len(schedule)
-                raise Fault(f"averages {mean:.2f} tokens where {budget} were asked; a pruner averages exactly the budget")
+                raise Fault(
+                    f"averages {mean:.2f} tokens where {budget} were asked; a pruner averages exactly the budget"
+                )
         case _:
             raise Fault(f"counts its budget as {kind!r}; budget_kind is 'final' or 'mean'")
 
@@ -135,7 +145,9 @@ def _check_selection(chosen: Selection, tokens: _Lent, budget: int) -> None:
         raise Fault(f"returned features of shape {tuple(features.shape)} where {wanted} is asked")
     if features.dtype != tokens.patches.dtype or features.device != tokens.patches.device:
         there, asked = ((x.dtype, str(x.device)) for x in (features, tokens.patches))
-        raise Fault(f"returned features in {there} where the patches are in {asked}; end with .to(tokens.patches)")
+        raise Fault(
+            f"returned features in {there} where the patches are in {asked}; end with .to(tokens.patches)"
+        )
     if not bool(features.isfinite().all()):
         _finite(tokens.copies)
         raise Fault("returned features that are not finite")
@@ -148,7 +160,9 @@ def keep(pruner: LayerPruner, attention: Tensor, count: int) -> Tensor:
         UserError: the pruner failed, wrote into its input, or returned no `count` ascending indices.
     """
     with _blamed(pruner, f"at {count} tokens"):
-        if type(attention) is not Tensor or attention.is_meta:  # costs are projected from shapes, which hold no values
+        if (
+            type(attention) is not Tensor or attention.is_meta
+        ):  # costs are projected from shapes, which hold no values
             kept = pruner.keep(attention, count)
             _count(len(kept), count)
             return kept
@@ -172,8 +186,11 @@ def lengths(pruner: Pruner, budget: int, patches: int, ran: Sequence[int]) -> No
     Raises:
         UserError: they differ; the first layer that does is named.
     """
-    # what a tower-stage pruner may keep was checked when it chose; a backbone can also be asked what it sees of no token
-    schedule = stated(pruner, budget, patches, len(ran)) if isinstance(pruner, LayerPruner) else (budget,) * len(ran)
+    # what a tower-stage pruner may keep was checked when it chose; a backbone can also be asked what it sees
+    # of no token
+    schedule = (
+        stated(pruner, budget, patches, len(ran)) if isinstance(pruner, LayerPruner) else (budget,) * len(ran)
+    )
     with _blamed(pruner, f"at a budget of {budget}"):
         for layer, (said, saw) in enumerate(zip(schedule, ran, strict=True)):
             if said != saw:
@@ -181,15 +198,19 @@ def lengths(pruner: Pruner, budget: int, patches: int, ran: Sequence[int]) -> No
 
 
 def watch(pruner: Pruner) -> None:
-    """Let the next choice of a pruner be made twice and compared, once per process: whoever draws has to say so."""
+    """Let the next choice of a pruner be made twice and compared, once per process: whoever draws has to say
+    so."""
     known = (type(pruner), pruner.spec())
     if known not in _watched:
         _watched.add(known)
         _due.add(known)
 
 
-def _repeatable(pruner: Pruner, choose: Callable[[], _T], parts: Callable[[_T], Sequence[Tensor | None]]) -> _T:
-    """What `choose` returns; of a pruner that is watched, after it returned the same twice and drew from no global state."""
+def _repeatable(
+    pruner: Pruner, choose: Callable[[], _T], parts: Callable[[_T], Sequence[Tensor | None]]
+) -> _T:
+    """What `choose` returns; of a pruner that is watched, after it returned the same twice and drew from no
+    global state."""
     known = (type(pruner), pruner.spec())
     if known not in _due:
         return choose()
@@ -197,9 +218,13 @@ def _repeatable(pruner: Pruner, choose: Callable[[], _T], parts: Callable[[_T], 
     before = _global_draws()
     first, second = choose(), choose()
     if _global_draws() != before:
-        raise Fault("draws from a global random state, which others draw from as well; draw from a torch.Generator of its own")
+        raise Fault(
+            "draws from a global random state, which others draw from as well; draw from a torch.Generator of its own"
+        )
     for one, other in zip(parts(first), parts(second), strict=True):
-        if (one is None) != (other is None) or (one is not None and other is not None and not torch.equal(one, other)):
+        if (one is None) != (other is None) or (
+            one is not None and other is not None and not torch.equal(one, other)
+        ):
             raise Fault(
                 "chose differently when it was asked twice; declare `stochastic = True` and a field `seed: int = 0`, and let "
                 "(seed, tokens.sample) alone decide the draw"
@@ -220,13 +245,16 @@ def _global_draws() -> tuple[object, ...]:
 
 @contextmanager
 def _blamed(pruner: Pruner, where: str) -> Iterator[None]:
-    """Turn whatever a pruner does wrong into one sentence; what the user can mend, and missing memory, pass."""
+    """Turn whatever a pruner does wrong into one sentence; what the user can mend, and missing memory,
+    pass."""
     try:
         yield
     except (UserError, torch.OutOfMemoryError):
         raise
     except Fault as fault:
-        raise UserError(f"The pruner {pruner.spec()} ({source_of(type(pruner))}) {fault} ({where}).") from fault
+        raise UserError(
+            f"The pruner {pruner.spec()} ({source_of(type(pruner))}) {fault} ({where})."
+        ) from fault
     except (Exception, SystemExit) as error:
         said = " ".join(repr(error).split())
         said = said if len(said) <= SHORT else f"{said[:SHORT]}..."
@@ -236,7 +264,8 @@ def _blamed(pruner: Pruner, where: str) -> Iterator[None]:
 
 
 def _unwritten(choose: Callable[[], _T], copies: Sequence[_Copy]) -> _T:
-    """What `choose` returns, having left alone what it was given; where it fails on infinite numbers, those are at fault."""
+    """What `choose` returns, having left alone what it was given; where it fails on infinite numbers, those
+    are at fault."""
     try:
         chosen = choose()
     except (UserError, torch.OutOfMemoryError):
@@ -258,14 +287,18 @@ def _unchanged(copies: Sequence[_Copy]) -> None:
 def _finite(copies: Sequence[_Copy]) -> None:
     for copy in copies:
         if not bool(copy.tensor.isfinite().all()):
-            raise Fault(f"got numbers in {copy.name} that are not finite, so the backbone is at fault; try --dtype float32")
+            raise Fault(
+                f"got numbers in {copy.name} that are not finite, so the backbone is at fault; try --dtype float32"
+            )
 
 
 def _whole_numbers(given: object, what: str, device: torch.device) -> list[int]:
     if not isinstance(given, Tensor):
         raise Fault(f"returned {what} as {_named(given)} where an int64 tensor is asked")
     if given.dtype != torch.int64 or given.ndim != 1 or given.layout != torch.strided:
-        raise Fault(f"returned {what} as {given.dtype} of shape {tuple(given.shape)} where int64 of one dimension is asked")
+        raise Fault(
+            f"returned {what} as {given.dtype} of shape {tuple(given.shape)} where int64 of one dimension is asked"
+        )
     if given.device != device:
         raise Fault(f"returned {what} on {given.device} where the tokens are on {device}")
     found: list[int] = given.tolist()

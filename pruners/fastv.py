@@ -1,4 +1,5 @@
-"""FastV: after a couple of language-model layers, keep the visual tokens that the last prompt token looks at."""
+"""FastV: after a couple of language-model layers, keep the visual tokens that the last prompt token looks
+at."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ class FastV(LayerPruner):
 
     Args:
         layer: K, the index of the first layer that sees fewer tokens; the scores come from layer K-1.
-        budget: "final" counts the tokens after the cut; "mean" counts the average over all layers, as papers that
-            compare with methods pruning before the language model do.
+        budget: "final" counts the tokens after the cut; "mean" counts the average over all layers, as papers
+            that compare with methods pruning before the language model do.
     """
 
     layer: int = 2
@@ -42,7 +43,11 @@ class FastV(LayerPruner):
         """Also refuse a mean below what the uncut layers alone cost."""
         super().check(budget, patches, num_layers)
         if self.tokens_after(budget, patches, num_layers) < 1:
-            least = next(mean for mean in range(budget, patches + 1) if self.tokens_after(mean, patches, num_layers) >= 1)
+            least = next(
+                mean
+                for mean in range(budget, patches + 1)
+                if self.tokens_after(mean, patches, num_layers) >= 1
+            )
             raise ImpossibleBudget(
                 f"{self.spec()} cannot average {budget} tokens: {self.layer} of {num_layers} layers see all {patches}, "
                 f"so the least mean is {least}."

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from pruners.base import PROJECTED_PATCHES, TEXT_EMBEDS, Need, Pruner, Selection, UserError, VisualTokens, precise, top
+from pruners.base import (
+    PROJECTED_PATCHES,
+    TEXT_EMBEDS,
+    Need,
+    Pruner,
+    Selection,
+    UserError,
+    VisualTokens,
+    precise,
+    top,
+)
 from pruners.registry import register
 
 if TYPE_CHECKING:
@@ -22,15 +32,17 @@ class LiteLVLM(Pruner):
     Args:
         combine: how the low-similarity sets of several questions join; the code takes the union of sets of
             floor(budget / questions), the slides say intersection (here of sets of the whole budget).
-        context_share: part of the budget reserved for context tokens. The code reserves none, so with one question the
-            context branch never acts; the slides describe it as acting.
+        context_share: part of the budget reserved for context tokens. The code reserves none, so with one
+            question the context branch never acts; the slides describe it as acting.
     """
 
     combine: Literal["union", "intersection"] = "union"
     context_share: float = 0.0
     name: ClassVar[str] = "litelvlm"
     reference: ClassVar[str] = "LiteLVLM, ICML 2026, https://arxiv.org/abs/2605.13178"
-    needs = frozenset({Need("cls_query", -1), Need("keys", -1), Need("values", -1), PROJECTED_PATCHES, TEXT_EMBEDS})
+    needs = frozenset(
+        {Need("cls_query", -1), Need("keys", -1), Need("values", -1), PROJECTED_PATCHES, TEXT_EMBEDS}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,7 +57,9 @@ class LiteLVLM(Pruner):
 
     def low_similarity(self, tokens: VisualTokens, budget: int) -> Tensor:
         """Ascending indices of the patches least similar to the questions."""
-        similarity = precise(tokens.text_embeds) @ precise(tokens.projected_patches).T  # (M, N), not normalised
+        similarity = (
+            precise(tokens.text_embeds) @ precise(tokens.projected_patches).T
+        )  # (M, N), not normalised
         room = budget - int(self.context_share * budget)
         count = room // len(similarity) if self.combine == "union" else room
         chosen = torch.zeros_like(similarity, dtype=torch.bool)

@@ -25,10 +25,13 @@ class Oracle(ScorePruner):
     needs = frozenset({REFERENT})
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        """1 + coverage for the referent's tokens, minus the squared distance to the nearest of them for the others."""
+        """1 + coverage for the referent's tokens, minus the squared distance to the nearest of them for the
+        others."""
         share = tokens.referent.float()
         index = torch.arange(len(tokens), device=share.device)
-        place = torch.stack([index // tokens.grid[1], index % tokens.grid[1]], 1).float()  # whole numbers: exact ties
+        place = torch.stack(
+            [index // tokens.grid[1], index % tokens.grid[1]], 1
+        ).float()  # whole numbers: exact ties
         inside = place[share > 0]
         if len(inside) == 0:  # no target: stay near the middle
             inside = place.mean(0, keepdim=True)

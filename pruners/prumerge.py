@@ -1,4 +1,5 @@
-"""LLaVA-PruMerge: keep what the class token looks at and fold each kept token's nearest neighbours into it."""
+"""LLaVA-PruMerge: keep what the class token looks at and fold each kept token's nearest neighbours into
+it."""
 
 from __future__ import annotations
 
@@ -7,7 +8,18 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from pruners.base import POOLED, Need, Pruner, Selection, UserError, VisualTokens, others, outliers, precise, top
+from pruners.base import (
+    POOLED,
+    Need,
+    Pruner,
+    Selection,
+    UserError,
+    VisualTokens,
+    others,
+    outliers,
+    precise,
+    top,
+)
 from pruners.registry import register
 
 if TYPE_CHECKING:
@@ -17,7 +29,8 @@ NEIGHBOURS = 32
 
 
 def cls_scores(tokens: VisualTokens) -> Tensor:
-    """(N,) class attention of the last layer over the full width, one softmax with the class token's key in it."""
+    """(N,) class attention of the last layer over the full width, one softmax with the class token's key in
+    it."""
     keys = precise(tokens.keys(-1))
     return ((keys @ precise(tokens.cls_query(-1))) * keys.shape[1] ** -0.5).softmax(0)[1:]
 
@@ -30,21 +43,25 @@ def plus_adaptive(scores: Tensor) -> Tensor:
     """
     size, share = len(scores), outliers(scores) / len(scores)
     if not 0 < share <= 1 / 3:
-        raise UserError(f"PruMerge+ without a budget needs outliers up to a third of the patches, not a share of {share:.3f}.")
+        raise UserError(
+            f"PruMerge+ without a budget needs outliers up to a third of the patches, not a share of {share:.3f}."
+        )
     best = top(scores, int(size * share))
     grid = torch.arange(0, size - 1, int(int(1 / share) / 3), device=scores.device)
     return torch.cat([best, grid[~torch.isin(grid, best)]])
 
 
 def plus_fixed(scores: Tensor, ratio: float) -> Tensor:
-    """PruMerge+ with a fixed ratio as released, at no exact budget: best patches, then a grid that may repeat some."""
+    """PruMerge+ with a fixed ratio as released, at no exact budget: best patches, then a grid that may repeat
+    some."""
     size, step = len(scores), int(1 / ratio)
     grid = torch.arange(int(step / 2), size - 1, step, device=scores.device)
     return torch.cat([top(scores, int(size * ratio)), grid])
 
 
 def plus_budget(scores: Tensor, count: int) -> Tensor:
-    """EffiVLM-Bench's rule for exactly `count`: outliers first, then an even grid without them, cut at the end."""
+    """EffiVLM-Bench's rule for exactly `count`: outliers first, then an even grid without them, cut at the
+    end."""
     best = top(scores, min(count, outliers(scores)))
     if len(best) == count:
         return best
@@ -53,11 +70,16 @@ def plus_budget(scores: Tensor, count: int) -> Tensor:
 
 
 def merge(tokens: VisualTokens, scores: Tensor, kept: Tensor) -> Tensor:
-    """(len(kept) + 1, C): kept tokens with their 32 nearest added, weighted by raw scores, and the rest in one token.
+    """(len(kept) + 1, C): kept tokens with their 32 nearest added, weighted by raw scores, and the rest in
+    one token.
 
-    The official complement drops one of the lowest unselected patches for every duplicate in `kept`; so does this.
+    The official complement drops one of the lowest unselected patches for every duplicate in `kept`; so does
+    this.
     """
-    features, unit = precise(tokens.patches), torch.nn.functional.normalize(precise(tokens.keys(-1)[1:]), dim=1)
+    features, unit = (
+        precise(tokens.patches),
+        torch.nn.functional.normalize(precise(tokens.keys(-1)[1:]), dim=1),
+    )
     free = others(kept, len(tokens))
     rest = free[len(kept) - (len(tokens) - len(free)) :]
     pool = torch.cat([kept, rest])
@@ -78,7 +100,8 @@ class PruMerge(Pruner):
     That is the released code with its adaptive count off and a ratio of (budget - 0.5) / N.
 
     Args:
-        plus: add PruMerge+'s spatial grid, by EffiVLM-Bench's budget rule; the released code cannot hit a budget.
+        plus: add PruMerge+'s spatial grid, by EffiVLM-Bench's budget rule; the released code cannot hit a
+            budget.
     """
 
     plus: bool = False

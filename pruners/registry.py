@@ -46,20 +46,24 @@ def register(cls: P) -> P:
     """Class decorator: make the pruner known under its `name`.
 
     Raises:
-        UserError: it is no pruner, no frozen dataclass, has no name, a fact or a field that makes no sense, or the name is
-            taken by another class; both places are shown.
+        UserError: it is no pruner, no frozen dataclass, has no name, a fact or a field that makes no sense,
+            or the name is taken by another class; both places are shown.
     """
     if not (inspect.isclass(cls) and issubclass(cls, Pruner)):
         raise UserError(f"@register takes a subclass of pruners.Pruner, not {cls!r}.")
     for fact in ("name", "reference"):
         if not isinstance(getattr(cls, fact, None), str):
-            raise UserError(f"The pruner {cls.__qualname__} at {source_of(cls)} has no {fact}; add {fact} = '...' to its class.")
+            raise UserError(
+                f"The pruner {cls.__qualname__} at {source_of(cls)} has no {fact}; add {fact} = '...' to its class."
+            )
     for wrong in (_wrong_name(cls.name), _wrong_facts(cls), _wrong_fields(cls)):
         if wrong:
             raise UserError(f"The pruner {_short(cls.name)} at {source_of(cls)} {wrong}.")
     known = _registry.get(cls.name)
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise UserError(f"Two pruners are named {cls.name!r}: {source_of(known)} and {source_of(cls)}; rename one of them.")
+        raise UserError(
+            f"Two pruners are named {cls.name!r}: {source_of(known)} and {source_of(cls)}; rename one of them."
+        )
     _registry[cls.name] = cls
     _remember(cls.__module__)
     return cls
@@ -68,7 +72,9 @@ def register(cls: P) -> P:
 def _wrong_name(name: str) -> str | None:
     if not name or name != name.strip() or not name.isprintable() or set(name) & set(SYNTAX) or name == "all":
         return f"cannot be named so: a name is printable text without spaces around it and without {SYNTAX}, and not 'all'"
-    return f"has a name of {len(name)} letters; {LONGEST // 2} is the most" if len(name) > LONGEST // 2 else None
+    return (
+        f"has a name of {len(name)} letters; {LONGEST // 2} is the most" if len(name) > LONGEST // 2 else None
+    )
 
 
 def _wrong_facts(cls: type[Pruner]) -> str | None:
@@ -80,7 +86,9 @@ def _wrong_facts(cls: type[Pruner]) -> str | None:
     if not isinstance(cls.stochastic, bool):
         return f"says stochastic = {cls.stochastic!r}; it is True or False"
     if not isinstance(cls.needs, frozenset):
-        return f"declares its needs as {type(cls.needs).__name__}; write needs = frozenset({{Need(...), ...}})"
+        return (
+            f"declares its needs as {type(cls.needs).__name__}; write needs = frozenset({{Need(...), ...}})"
+        )
     for need in cls.needs:
         if not isinstance(need, Need):
             return f"needs {need!r}, which is no pruners.Need"
@@ -144,14 +152,20 @@ def load_plugin(path: str | Path) -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"There is no plugin file {str(path)!r}; give --plugin the path of a Python file.")
-    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]  # two files of one name are two plugins
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[
+        :8
+    ]  # two files of one name are two plugins
     module_name = f"groundprune_plugin_{path.stem}_{place}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None:
-        raise UserError(f"The plugin {str(path)!r} is not a Python file; give --plugin a file that ends in .py.")
+        raise UserError(
+            f"The plugin {str(path)!r} is not a Python file; give --plugin a file that ends in .py."
+        )
     before = dict(_registry)
     try:
-        source = path.read_bytes()  # once, so that what runs, what is shown and what makes its identity is one text
+        source = (
+            path.read_bytes()
+        )  # once, so that what runs, what is shown and what makes its identity is one text
         text = importlib.util.decode_source(source)
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
@@ -167,12 +181,15 @@ def load_plugin(path: str | Path) -> list[str]:
     _sources[module_name] = text
     added = sorted(name for name, cls in _registry.items() if cls.__module__ == module_name)
     if not added:
-        raise UserError(f"The plugin {str(path)!r} registers no pruner; decorate its class with @pruners.register.")
+        raise UserError(
+            f"The plugin {str(path)!r} registers no pruner; decorate its class with @pruners.register."
+        )
     return added
 
 
 def _remember(module_name: str) -> None:
-    """Keep the source of a module as it is imported: the file may be another one by the time somebody asks."""
+    """Keep the source of a module as it is imported: the file may be another one by the time somebody
+    asks."""
     file = getattr(sys.modules.get(module_name), "__file__", None)
     if module_name not in _sources and file is not None and file.endswith(".py"):
         with suppress(OSError, UnicodeDecodeError, SyntaxError):
@@ -220,7 +237,9 @@ def _split(text: str) -> list[str]:
         else:
             depth += (letter in "([") - (letter in ")]")
     if depth or quote:
-        raise UserError(f"The pruner list {_short(text)} has an unclosed bracket; write e.g. 'litelvlm,fastv(layer=3)'.")
+        raise UserError(
+            f"The pruner list {_short(text)} has an unclosed bracket; write e.g. 'litelvlm,fastv(layer=3)'."
+        )
     parts = [part.strip() for part in (*parts, text[start:]) if part.strip()]
     for part in parts:
         if len(part) > LONGEST:
@@ -241,7 +260,11 @@ def _given(name: str, part: str, rest: str) -> dict[str, Any]:
     try:
         with warnings.catch_warnings(action="ignore"):  # of the parser, about odd literals
             call = ast.parse(f"f({rest}", mode="eval").body
-            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or not rest.endswith(")"):
+            if (
+                not isinstance(call, ast.Call)
+                or not isinstance(call.func, ast.Name)
+                or not rest.endswith(")")
+            ):
                 raise ValueError("what stands behind the bracket is not understood")
             if call.args or any(word.arg is None for word in call.keywords):
                 raise ValueError("give parameters by name")
@@ -251,7 +274,9 @@ def _given(name: str, part: str, rest: str) -> dict[str, Any]:
             return {key: ast.literal_eval(word.value) for key, word in zip(keys, call.keywords, strict=True)}
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         why = _short(str(error))[1:-1] or type(error).__name__
-        raise UserError(f"Cannot read the pruner {_short(part)} ({why}); write e.g. '{name}(parameter=value)'.") from error
+        raise UserError(
+            f"Cannot read the pruner {_short(part)} ({why}); write e.g. '{name}(parameter=value)'."
+        ) from error
 
 
 def _build(part: str) -> Pruner:
@@ -264,7 +289,11 @@ def _build(part: str) -> Pruner:
     given = _given(name, part, rest)
     for key in given:
         if key not in valid:
-            hint = f"its parameters are {', '.join(valid)}.{nearest(key, valid)}" if valid else "it has no parameters."
+            hint = (
+                f"its parameters are {', '.join(valid)}.{nearest(key, valid)}"
+                if valid
+                else "it has no parameters."
+            )
             raise UserError(f"{name} has no parameter {key!r}; {hint}")
     try:
         made = cls(**given)
@@ -273,7 +302,9 @@ def _build(part: str) -> Pruner:
     except Exception as error:
         raise UserError(f"{name} at {source_of(cls)} does not take {_short(part)} ({error}).") from error
     if cls.stochastic and "seed" in given:
-        object.__setattr__(made, "seed_written", True)  # random(seed=0) is that draw alone, random is one of several
+        object.__setattr__(
+            made, "seed_written", True
+        )  # random(seed=0) is that draw alone, random is one of several
     return made
 
 
@@ -290,7 +321,9 @@ def parse(text: str) -> list[Pruner]:
         elif "(" not in part and any(letter in part for letter in "*?["):
             chosen = fnmatch.filter(names(), part)
             if not chosen:
-                raise UserError(f"The pattern {_short(part)} matches no pruner; there are {', '.join(names())}.")
+                raise UserError(
+                    f"The pattern {_short(part)} matches no pruner; there are {', '.join(names())}."
+                )
         else:
             chosen = [part]
         for one in chosen:

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 class Trim(Pruner):
     """TRIM, as the released code does it with a fixed ratio: the lowest dot products stay.
 
-    A budget is met as budget - 1 patches and the mean token (the code's ratio (budget - 0.5) / N); the code's adaptive
-    count, the outliers of the shares, meets none and is left out. With several questions, which the released code refuses,
-    the patches' shares are averaged over them.
+    A budget is met as budget - 1 patches and the mean token (the code's ratio (budget - 0.5) / N); the code's
+    adaptive count, the outliers of the shares, meets none and is left out. With several questions, which the
+    released code refuses, the patches' shares are averaged over them.
 
     Args:
         keep: "lowest" as in the code, "highest" as in the paper.
@@ -48,7 +48,10 @@ class Trim(Pruner):
         """(N,) softmax over patches of the (negated) similarity, mean over questions."""
         patches, text = precise(tokens.projected_patches), precise(tokens.text_embeds)
         if self.similarity == "cosine":
-            patches, text = torch.nn.functional.normalize(patches, dim=1), torch.nn.functional.normalize(text, dim=1)
+            patches, text = (
+                torch.nn.functional.normalize(patches, dim=1),
+                torch.nn.functional.normalize(text, dim=1),
+            )
         sign = -1 if self.keep == "lowest" else 1
         return (sign * text @ patches.T).softmax(1).mean(0)
 

@@ -14,7 +14,8 @@ from pruners.registry import register
 def cells(grid: tuple[int, int], budget: int) -> list[tuple[slice, slice]]:
     """Split the grid into exactly `budget` near-square cells, row by row.
 
-    Bands of rows are as equal as whole rows allow; a band gets its share of the cells, as equal as whole columns allow.
+    Bands of rows are as equal as whole rows allow; a band gets its share of the cells, as equal as whole
+    columns allow.
     """
     rows, columns = grid
     bands = min(rows, max(-(-budget // columns), round((budget * rows / columns) ** 0.5)))

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 @register
 @dataclass(frozen=True)
 class VisionZip(Pruner):
-    """VisionZip, as the released code does it: a contextual token is its target plus the mean of the target's members.
+    """VisionZip, as the released code does it: a contextual token is its target plus the mean of the target's
+    members.
 
     Args:
-        contextual: merged tokens within the budget; None takes the authors' share of 10 in 64 (192 = 162 + 30,
-            128 = 108 + 20, 64 = 54 + 10), rounded down. The class token counts among the others.
+        contextual: merged tokens within the budget; None takes the authors' share of 10 in 64 (192 = 162 +
+            30, 128 = 108 + 20, 64 = 54 + 10), rounded down. The class token counts among the others.
     """
 
     contextual: int | None = None
@@ -44,7 +45,8 @@ class VisionZip(Pruner):
             )
 
     def merge(self, tokens: VisualTokens, rest: Tensor, contextual: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Contextual features (c, C), target positions in `rest` (c,), and the target number of every other (r - c,)."""
+        """Contextual features (c, C), target positions in `rest` (c,), and the target number of every other
+        (r - c,)."""
         metric = precise(tokens.keys(-2)[1:]).unflatten(1, (tokens.num_heads, -1)).mean(1)[rest]
         unit = torch.nn.functional.normalize(metric, dim=1)
         targets = torch.arange(contextual, device=rest.device) * max(1, len(rest) // contextual)
@@ -56,7 +58,8 @@ class VisionZip(Pruner):
         return features[targets] + total / count[:, None], targets, assign
 
     def select(self, tokens: VisualTokens, budget: int) -> Selection:
-        """The class token, dominant patches in raster order, contextual tokens in the order of their targets."""
+        """The class token, dominant patches in raster order, contextual tokens in the order of their
+        targets."""
         dominant, contextual = self.split(budget)
         attention = precise(tokens.cls_attention(-2)).sum(0)[1:]
         kept = top(attention, dominant - 1).sort().values

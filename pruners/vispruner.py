@@ -1,4 +1,5 @@
-"""VisPruner: half by class attention, half by throwing away, round by round, tokens that have a near-duplicate."""
+"""VisPruner: half by class attention, half by throwing away, round by round, tokens that have a
+near-duplicate."""
 
 from __future__ import annotations
 
@@ -21,9 +22,9 @@ PER_ROUND = 8
 class VisPruner(Pruner):
     """VisPruner at any budget.
 
-    The released code fails where the list of candidates is odd or fewer than eight are to stay; here the first half is
-    one longer then, and a round drops no more than the first half holds. Wherever the released code runs, both agree.
-    Similarities are float64: a last-bit difference changes every later round.
+    The released code fails where the list of candidates is odd or fewer than eight are to stay; here the
+    first half is one longer then, and a round drops no more than the first half holds. Wherever the released
+    code runs, both agree. Similarities are float64: a last-bit difference changes every later round.
 
     Args:
         ratio: part of the budget that attention chooses.

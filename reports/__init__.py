@@ -51,7 +51,9 @@ def render(
         notes = [f"**{warning}**\n" for warning in leaderboard.warnings(table, runs)]
         shown = [f"{leaderboard.markdown(table, runs.costs)}\n", *publication.markdown(table, runs)]
         parts.append("\n".join([f"# {table.title}\n", *notes, *shown]))
-    parts += [f"{heading}\n" for run in runs.runs for heading in _diagnosed(run.folder, run.diagnosis, target)]
+    parts += [
+        f"{heading}\n" for run in runs.runs for heading in _diagnosed(run.folder, run.diagnosis, target)
+    ]
     parts.append("\n".join(f"- {line}" for line in leaderboard.footer(runs, found)) + "\n")
     texts = {
         MARKDOWN: "\n".join(parts),
@@ -67,7 +69,9 @@ def render(
             (target / name).write_text(text, encoding="utf-8")
         drawn = figures.draw(runs, found, target / FIGURES)
     except OSError as error:
-        raise UserError(f"Cannot write to {str(target)!r} ({error.strerror}); give --out a folder that you may write.") from error
+        raise UserError(
+            f"Cannot write to {str(target)!r} ({error.strerror}); give --out a folder that you may write."
+        ) from error
     return [target / name for name in texts] + drawn
 
 
@@ -78,4 +82,7 @@ def _diagnosed(folder: Path, told: dict[str, Any] | None, target: Path) -> list[
     from reports import diagnosis
 
     page = Path(os.path.relpath(folder / diagnosis.FOLDER / diagnosis.FILE, target)).as_posix()
-    return [f"# Diagnosis of {told['backbone']}", f"{told['verdict']} Numbers and figures: [{diagnosis.FILE}]({page})."]
+    return [
+        f"# Diagnosis of {told['backbone']}",
+        f"{told['verdict']} Numbers and figures: [{diagnosis.FILE}]({page}).",
+    ]

@@ -12,9 +12,14 @@ from reports import render
 
 def main(arguments: list[str]) -> int:
     """Render the runs together; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m reports", description="Leaderboard, figures and page of recorded runs.")
+    parser = argparse.ArgumentParser(
+        "python -m reports", description="Leaderboard, figures and page of recorded runs."
+    )
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="folder of a run, e.g. results/runs/<id>; several become one report"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="folder of a run, e.g. results/runs/<id>; several become one report",
     )
     parser.add_argument("--out", metavar="DIR", help="folder to write to; by default the first run's")
     parser.add_argument("--latex", action="store_true", help="write leaderboard.tex too")

@@ -1,4 +1,5 @@
-"""What each column means, in the words that the report prints below its tables and `docs/columns.md` repeats."""
+"""What each column means, in the words that the report prints below its tables and `docs/columns.md`
+repeats."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def explain(names: Iterable[str]) -> list[str]:
 def page() -> str:
     """The text of `docs/columns.md`."""
     lines = [f"- **{name}**: {text}" for name, text in COLUMNS.items()]
-    return "\n".join(["# What each column means", "", *lines, "", "Costs have a page of their own: [costs](costs.md).", ""])
+    return "\n".join(
+        ["# What each column means", "", *lines, "", "Costs have a page of their own: [costs](costs.md).", ""]
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,10 @@ WORDS = {
     "fingerprint": ("weights", "another checkpoint is another model"),
     "evaluation": ("code", "other code of backbone, data or metric may count otherwise"),
     "data": ("data", "the same split name stands for other images, expressions or masks"),
-    "budget_kind": ("what a budget counts", "tokens in the last layer and mean tokens over the layers are different prices"),
+    "budget_kind": (
+        "what a budget counts",
+        "tokens in the last layer and mean tokens over the layers are different prices",
+    ),
 }
 
 
@@ -38,15 +41,19 @@ class Group:
 def groups(frame: pd.DataFrame) -> list[Group]:
     """Part records by everything that must be equal in a ranking.
 
-    Rows of a split with another data fingerprint part; splits that only one run has do not. A row whose tokens are the same in
-    the last layer and on average stands in the tables of both kinds of budget.
+    Rows of a split with another data fingerprint part; splits that only one run has do not. A row whose
+    tokens are the same in the last layer and on average stands in the tables of both kinds of budget.
     """
     found = []
     for key, part in frame.groupby(SETTING, sort=False, dropna=False):
         facts = dict(zip(SETTING, map(str, key), strict=True))
         for prints, rows in _same_data(part):
             data = " ".join(sorted(set(prints.values())))
-            even = (rows["tokens_final"] == rows["tokens_mean"]).groupby([rows[c] for c in LINE]).transform("all")
+            even = (
+                (rows["tokens_final"] == rows["tokens_mean"])
+                .groupby([rows[c] for c in LINE])
+                .transform("all")
+            )
             for kind in sorted(rows["budget_kind"].astype(str).unique()):
                 here = rows[(rows["budget_kind"].astype(str) == kind) | even]
                 found.append(Group(facts | {"data": data, "budget_kind": kind}, here))
@@ -58,7 +65,9 @@ def _same_data(part: pd.DataFrame) -> list[tuple[dict[tuple[str, str], str], pd.
     bins: list[tuple[dict[tuple[str, str], str], list[pd.DataFrame]]] = []
     for _, rows in part.groupby("run", sort=False):
         unique = rows.drop_duplicates([*COLUMN, "data"])
-        prints = {(str(name), str(split)): str(data) for name, split, data in unique[[*COLUMN, "data"]].to_numpy()}
+        prints = {
+            (str(name), str(split)): str(data) for name, split, data in unique[[*COLUMN, "data"]].to_numpy()
+        }
         for known, frames in bins:
             if all(known.get(column, value) == value for column, value in prints.items()):
                 known |= prints
@@ -71,7 +80,11 @@ def _same_data(part: pd.DataFrame) -> list[tuple[dict[tuple[str, str], str], pd.
 
 def title(group: Group, others: Sequence[Group]) -> str:
     """Backbone, protocol, and what tells the group from others of the same backbone and protocol."""
-    twins = [one for one in others if all(one.facts[name] == group.facts[name] for name in ("backbone", "protocol"))]
+    twins = [
+        one
+        for one in others
+        if all(one.facts[name] == group.facts[name] for name in ("backbone", "protocol"))
+    ]
     telling = {name: _values(twins, name) for name in WORDS}
     place = [one is group for one in twins].index(True)
     words = [f"{WORDS[name][0]} {values[place]}" for name, values in telling.items() if len(set(values)) > 1]
@@ -79,7 +92,8 @@ def title(group: Group, others: Sequence[Group]) -> str:
 
 
 def _values(twins: Sequence[Group], name: str) -> list[str]:
-    """What each group has of one fact; of the data a digest of the fingerprints of those splits that differ somewhere."""
+    """What each group has of one fact; of the data a digest of the fingerprints of those splits that differ
+    somewhere."""
     if name != "data":
         return [group.facts[name] for group in twins]
     prints = [group.frame.drop_duplicates(COLUMN).set_index(COLUMN)["data"].astype(str) for group in twins]
@@ -89,12 +103,15 @@ def _values(twins: Sequence[Group], name: str) -> list[str]:
 
 
 def why(parted: Sequence[Group]) -> list[str]:
-    """In plain words, why tables of one backbone are not one table; empty if there is one table per backbone."""
+    """In plain words, why tables of one backbone are not one table; empty if there is one table per
+    backbone."""
     found = []
     for backbone in dict.fromkeys(group.facts["backbone"] for group in parted):
         twins = [group for group in parted if group.facts["backbone"] == backbone]
         for name, (word, reason) in WORDS.items():
             values = list(dict.fromkeys(_values(twins, name)))
             if len(values) > 1:
-                found.append(f"{backbone}: tables differ in {word} ({' / '.join(values)}) and are not ranked together: {reason}.")
+                found.append(
+                    f"{backbone}: tables differ in {word} ({' / '.join(values)}) and are not ranked together: {reason}."
+                )
     return found

@@ -35,12 +35,21 @@ def of(costs: pd.DataFrame, table: Table) -> dict[tuple[str, int], dict[str, Any
     found: dict[tuple[str, int], dict[str, Any]] = {}
     if costs.empty:
         return found
-    mine = costs[(costs["backbone"] == table.group.facts["backbone"]) & costs["run"].isin(set(table.group.frame["run"]))]
+    mine = costs[
+        (costs["backbone"] == table.group.facts["backbone"])
+        & costs["run"].isin(set(table.group.frame["run"]))
+    ]
     for record in mine.to_dict("records"):
         facts = {str(key): value for key, value in record.items()}
-        facts[MACS] = next((facts[name] for name in ("macs_measured", "macs_projected") if known(facts.get(name))), None)
+        facts[MACS] = next(
+            (facts[name] for name in ("macs_measured", "macs_projected") if known(facts.get(name))), None
+        )
         found.setdefault((str(record["pruner"]), int(record["budget"])), facts)
-    return {(line.pruner, line.budget): found[key] for line in table.lines if (key := (line.pruner, line.budget)) in found}
+    return {
+        (line.pruner, line.budget): found[key]
+        for line in table.lines
+        if (key := (line.pruner, line.budget)) in found
+    }
 
 
 def row(line: Line, measured: dict[tuple[str, int], dict[str, Any]]) -> dict[str, str]:

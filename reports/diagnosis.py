@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from harness.diagnosis import BINS, INSIDE, MAIN, SIMILARITIES, Diagnosis, Kept
-from harness.journal import read_whole, write_atomically
-from harness.statistics import DRAWS, Estimate
+from harness.diagnosis.summary import BINS, INSIDE, MAIN, SIMILARITIES, Diagnosis, Kept
+from harness.metrics.bootstrap import DRAWS, Estimate
+from harness.store.journal import read_whole, write_atomically
 from pruners.base import UserError
 from reports.style import COLOURS, STYLE, save
 
@@ -35,7 +35,11 @@ def verdict(found: Diagnosis) -> str:
     auroc = found.mean(f"auroc {MAIN}")
     figures = f"AUROC {auroc.value:.3f}, 95 % interval {auroc.low:.3f} to {auroc.high:.3f}"
     if found.reversal is None:
-        why = f"AUROC {auroc.value:.3f}, too few for an interval" if np.isnan(auroc.low) else f"{figures}, which includes 0.5"
+        why = (
+            f"AUROC {auroc.value:.3f}, too few for an interval"
+            if np.isnan(auroc.low)
+            else f"{figures}, which includes 0.5"
+        )
         return (
             f"It is undecided whether the visual-text similarity reversal holds on {found.backbone}: {auroc.images} images do "
             "not tell whether the referent's visual tokens look less or more like the question than other tokens do "
@@ -49,7 +53,8 @@ def verdict(found: Diagnosis) -> str:
 
 
 def write(found: Diagnosis, out: Path) -> Path:
-    """Write `diagnosis.md`, `diagnosis.csv` (one row per expression), the figures, and what a report tells; the markdown's path.
+    """Write `diagnosis.md`, `diagnosis.csv` (one row per expression), the figures, and what a report tells;
+    the markdown's path.
 
     Raises:
         UserError: the folder cannot be written.
@@ -57,9 +62,16 @@ def write(found: Diagnosis, out: Path) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
         found.rows.to_csv(out / "diagnosis.csv", index=False)
-        figures: dict[str, Callable[[], Figure]] = {"ranks": lambda: _ranks(found), "sink": lambda: _sink(found)}
+        figures: dict[str, Callable[[], Figure]] = {
+            "ranks": lambda: _ranks(found),
+            "sink": lambda: _sink(found),
+        }
         if (kept := found.kept) is not None:
-            figures |= {"coverage": lambda: _coverage(kept), "overlap": lambda: _overlap(kept), "places": lambda: _places(kept)}
+            figures |= {
+                "coverage": lambda: _coverage(kept),
+                "overlap": lambda: _overlap(kept),
+                "places": lambda: _places(kept),
+            }
         with matplotlib.rc_context(STYLE):
             for name, draw in figures.items():
                 save(draw(), out / name)
@@ -73,12 +85,15 @@ def write(found: Diagnosis, out: Path) -> Path:
         told["figures"] = {name: CAPTIONS[name] for name in figures}
         write_atomically(out / SUMMARY, told)
     except OSError as error:
-        raise UserError(f"Cannot write to {str(out)!r} ({error.strerror}); give --out a folder that you may write.") from error
+        raise UserError(
+            f"Cannot write to {str(out)!r} ({error.strerror}); give --out a folder that you may write."
+        ) from error
     return out / FILE
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """What `write` left in a folder: backbone, fingerprint, verdict, and per figure its caption; None if it did not.
+    """What `write` left in a folder: backbone, fingerprint, verdict, and per figure its caption; None if it
+    did not.
 
     Raises:
         UserError: it is damaged, or names figures that `write` does not make.
@@ -125,7 +140,10 @@ def _markdown(found: Diagnosis) -> str:
         ]
     ).to_markdown(index=False, disable_numparse=True)
     layers = pd.DataFrame(
-        [{"layer": k, "share on the start token": _limits(found.mean(f"start {k}"))} for k in range(found.layers)]
+        [
+            {"layer": k, "share on the start token": _limits(found.mean(f"start {k}"))}
+            for k in range(found.layers)
+        ]
     ).to_markdown(index=False, disable_numparse=True)
     tokens = found.mean("tokens")
     which = f"first {found.limit} images each" if found.limit else "all images"
@@ -167,7 +185,9 @@ def _kept_text(kept: Kept) -> list[str]:
                 "pruner": row["pruner"],
                 "budget": row["budget"],
                 "referent coverage": _between(row["coverage"], row["coverage low"], row["coverage high"], 3),
-                "its correlation with IoU": _between(row["correlation"], row["correlation low"], row["correlation high"], 2),
+                "its correlation with IoU": _between(
+                    row["correlation"], row["correlation low"], row["correlation high"], 2
+                ),
                 "gIoU": f"{100 * row['gIoU']:.1f}",
                 "expressions": row["expressions"],
             }
@@ -196,7 +216,9 @@ def _bars(axes: Any, places: Any, found: list[Estimate]) -> None:
     values = [one.value for one in found]
     reach = np.array([[one.value - one.low, one.high - one.value] for one in found]).T
     axes.bar(places, values, color=BAR, width=0.85)
-    axes.errorbar(places, values, yerr=np.nan_to_num(reach).clip(min=0), fmt="none", ecolor=EDGE, capsize=2, linewidth=1)
+    axes.errorbar(
+        places, values, yerr=np.nan_to_num(reach).clip(min=0), fmt="none", ecolor=EDGE, capsize=2, linewidth=1
+    )
 
 
 def _ranks(found: Diagnosis) -> Figure:
@@ -214,7 +236,9 @@ def _sink(found: Diagnosis) -> Figure:
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.subplots()
     _bars(axes, np.arange(found.layers), [found.mean(f"start {k}") for k in range(found.layers)])
-    axes.axhline(1 / found.mean("tokens").value, color=LEVEL, linewidth=1, linestyle="--", label="even attention")
+    axes.axhline(
+        1 / found.mean("tokens").value, color=LEVEL, linewidth=1, linestyle="--", label="even attention"
+    )
     axes.set_xticks(range(found.layers))
     axes.set_xlabel("layer of the text tower", fontsize=9)
     axes.set_ylabel("[EOS] attention on\nthe start token", fontsize=9)
@@ -232,7 +256,12 @@ def _coverage(kept: Kept) -> Figure:
         reach = np.array([part["coverage"] - part["coverage low"], part["coverage high"] - part["coverage"]])
         axes.barh(part["pruner"], part["coverage"], color=BAR)
         axes.errorbar(
-            part["coverage"], np.arange(len(part)), xerr=np.nan_to_num(reach).clip(min=0), fmt="none", ecolor=EDGE, capsize=2
+            part["coverage"],
+            np.arange(len(part)),
+            xerr=np.nan_to_num(reach).clip(min=0),
+            fmt="none",
+            ecolor=EDGE,
+            capsize=2,
         )
         axes.set_title(f"{budget} tokens", fontsize=9, loc="left")
         axes.tick_params(labelsize=8)
@@ -252,7 +281,15 @@ def _overlap(kept: Kept) -> Figure:
         axes.set_xticks(range(len(table)), table.columns, rotation=90, fontsize=7)
         axes.set_yticks(range(len(table)), table.index, fontsize=7)
         for (i, j), value in np.ndenumerate(table.to_numpy()):
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=5.5, color="black" if value > 0.6 else "white")
+            axes.text(
+                j,
+                i,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=5.5,
+                color="black" if value > 0.6 else "white",
+            )
         axes.set_title(f"{budget} tokens", fontsize=9)
     return figure
 

@@ -94,7 +94,11 @@ def notes(projection: Projection, printed: pd.DataFrame, prompt: Prompt, attn: s
         "batch 1 takes as long as reading the weights: fewer tokens buy nothing there.",
     ]
     ours = projection.cells.set_index(["pruner", "budget"])["flops_paper"] / 1e12
-    both = [("fastv", budget) for budget in (192, 64) if ("fastv", budget) in ours.index and ("fastv", budget) in printed.index]
+    both = [
+        ("fastv", budget)
+        for budget in (192, 64)
+        if ("fastv", budget) in ours.index and ("fastv", budget) in printed.index
+    ]
     if len(both) == 2:
         told = [" / ".join(f"{source[cell]:.2f}" for cell in both) for source in (ours, printed["flops_t"])]
         found.append(FASTV.format(ours=told[0], theirs=told[1]))
@@ -108,7 +112,9 @@ def render(projection: Projection, backbone: str, prompt: Prompt, attn: str, on:
     printed = published(backbone)
     parts = [cells(projection, printed, on), shared(projection, prompt, on)]
     tables = [part.to_markdown(index=False, disable_numparse=True) for part in parts]
-    return "\n\n".join([*tables, "\n".join(f"- {note}" for note in notes(projection, printed, prompt, attn, on))])
+    return "\n\n".join(
+        [*tables, "\n".join(f"- {note}" for note in notes(projection, printed, prompt, attn, on))]
+    )
 
 
 def sweep(accounts: dict[str, Account]) -> str:
@@ -119,7 +125,13 @@ def sweep(accounts: dict[str, Account]) -> str:
     lines += [{"TMAC per image": title} for title in ("shared", "ratio", "once per run")]
     for title, found in accounts.items():
         figures = [found.naive, *(-saved for saved in found.savings.values()), found.shared]
-        told = [*(f"{figure / 1e12:.2f}" for figure in figures), f"{found.ratio:.2f}x", f"{found.once / 1e12:.2f}"]
+        told = [
+            *(f"{figure / 1e12:.2f}" for figure in figures),
+            f"{found.ratio:.2f}x",
+            f"{found.once / 1e12:.2f}",
+        ]
         for line, text in zip(lines, told, strict=True):
             line[title] = text
-    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True, colalign=["left", *["right"] * len(accounts)])
+    return pd.DataFrame(lines).to_markdown(
+        index=False, disable_numparse=True, colalign=["left", *["right"] * len(accounts)]
+    )

@@ -1,4 +1,5 @@
-"""Figures for papers and slides: accuracy against budget, accuracy against cost, and where the time goes; SVG and PNG."""
+"""Figures for papers and slides: accuracy against budget, accuracy against cost, and where the time goes; SVG
+and PNG."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ def draw(runs: Runs, tables: list[Table], folder: Path) -> list[Path]:
     with matplotlib.rc_context(STYLE):
         for number, table in enumerate(tables, 1):
             facts = table.group.facts
-            stem = slug(f"{facts['backbone']} {facts['protocol']}") + (f"-{number}" if len(tables) > 1 else "")
+            stem = slug(f"{facts['backbone']} {facts['protocol']}") + (
+                f"-{number}" if len(tables) > 1 else ""
+            )
             for name, figure in _figures(runs, table, colours):
                 written += save(figure, folder / f"{stem}-{name}")
     return written
@@ -50,7 +53,9 @@ def _figures(runs: Runs, table: Table, colours: dict[str, str]) -> Iterator[tupl
         yield "budget", _budget(table, colours)
     measured = costs.of(runs.costs, table)
     for price, (label, unit) in PRICES.items():
-        points = {key: record[price] / unit for key, record in measured.items() if costs.known(record.get(price))}
+        points = {
+            key: record[price] / unit for key, record in measured.items() if costs.known(record.get(price))
+        }
         if points:
             yield price.partition("_")[0], _pareto(table, points, label, colours)
     if any(costs.stages(record) for record in measured.values()):
@@ -84,13 +89,20 @@ def _budget(table: Table, colours: dict[str, str]) -> Any:
         shift = 0.16 * (place / max(len(names) - 1, 1) - 0.5)  # side by side, so that intervals can be read
         xs = [budgets.index(line.budget) + shift for line in lines]
         ys = [100 * line.average.value for line in lines if line.average]
-        style = {"color": colours[name], "marker": MARKERS[place % len(MARKERS)], "markersize": 4, "linewidth": 1.2}
+        style = {
+            "color": colours[name],
+            "marker": MARKERS[place % len(MARKERS)],
+            "markersize": 4,
+            "linewidth": 1.2,
+        }
         axes.plot(xs, ys, linestyle="--" if lines and lines[0].control else "-", label=name, **style)
         for x, y, line in zip(xs, ys, lines, strict=True):
             if (error := _error(line)) is not None:
                 axes.errorbar([x], [y], yerr=error, color=colours[name], elinewidth=0.8, alpha=0.55)
     if table.bound and table.bound.average:
-        axes.axhline(100 * table.bound.average.value, color=GREY, linewidth=1, linestyle=":", label="all tokens")
+        axes.axhline(
+            100 * table.bound.average.value, color=GREY, linewidth=1, linestyle=":", label="all tokens"
+        )
     axes.set_xticks(range(len(budgets)), [str(budget) for budget in budgets])
     axes.set_ylim(bottom=0)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -110,7 +122,12 @@ def _pareto(table: Table, points: dict[tuple[str, int], float], label: str, colo
         name = "" if line.pruner in seen else line.pruner
         seen.add(line.pruner)
         size = 3 + 1.5 * budgets.index(line.budget)
-        style = {"fmt": "D" if line.control else "o", "color": colours[line.pruner], "markersize": size, "elinewidth": 0.6}
+        style = {
+            "fmt": "D" if line.control else "o",
+            "color": colours[line.pruner],
+            "markersize": size,
+            "elinewidth": 0.6,
+        }
         axes.errorbar([x], [y], yerr=_error(line), label=name, **style)
     front = pareto([(x, y) for x, y, line in here if not line.sees_truth])
     axes.plot(*zip(*front, strict=True), color=GREY, linewidth=0.9, linestyle=":", label="not beaten")
@@ -138,7 +155,13 @@ def _stages(measured: dict[tuple[str, int], dict[str, Any]]) -> Any:
     left = np.zeros(len(rows))
     for place, name in enumerate(names):
         widths = np.array([row.get(name, 0.0) for row in rows.values()])
-        axes.barh(range(len(rows)), widths, left=left, color=COLOURS[place % len(COLOURS)], label=name.replace("_", " "))
+        axes.barh(
+            range(len(rows)),
+            widths,
+            left=left,
+            color=COLOURS[place % len(COLOURS)],
+            label=name.replace("_", " "),
+        )
         left += widths
     axes.set_yticks(range(len(rows)), [f"{pruner} {budget}" for pruner, budget in rows], fontsize=7)
     axes.invert_yaxis()

@@ -9,9 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from harness import cost, records
-from harness.journal import digest
-from harness.provenance import differences
+from harness import cost
+from harness.store import records
+from harness.store.journal import digest
+from harness.store.provenance import differences
 from pruners.base import UserError
 from reports import diagnosis
 
@@ -45,8 +46,9 @@ class Runs:
     """What a report is made of.
 
     Attributes:
-        frame: as `harness.records.load`, and `run`, the place of the row's run in `runs`; no result twice.
-        samples: as `harness.records.samples`, and `run`.
+        frame: as `harness.store.records.load`, and `run`, the place of the row's run in `runs`; no result
+            twice.
+        samples: as `harness.store.records.samples`, and `run`.
         costs: as `harness.cost.load`, and `run`; empty where nothing was measured.
         notes: what a reader has to know of the merging.
     """
@@ -70,15 +72,21 @@ def gather(folders: Sequence[str | Path]) -> Runs:
         frame, failed = records.load(folder), records.failures(folder)
         if frame.empty:
             reason = next(iter(failed.values()), "none was recorded")
-            raise UserError(f"The run in {str(folder)!r} has no evaluated sample ({len(failed)} failed: {reason}).")
+            raise UserError(
+                f"The run in {str(folder)!r} has no evaluated sample ({len(failed)} failed: {reason})."
+            )
         told = diagnosis.read(folder / diagnosis.FOLDER)
         if told and told["fingerprint"] not in set(frame["fingerprint"]):
-            notes.append(f"The diagnosis in {str(folder)!r} is of other weights ({told['fingerprint']}) and left out.")
+            notes.append(
+                f"The diagnosis in {str(folder)!r} is of other weights ({told['fingerprint']}) and left out."
+            )
             told = None
         runs.append(Run(folder, records.run_info(folder), failed, records.finished(folder), told))
         asked = records.samples(folder)
         pictured = frame["sample"].isin(asked[asked["image"].astype(bool)]["sample"])
-        frame.loc[~pictured, ["kept", "mask"]] = ""  # nobody can see them, and of a whole data set they are gigabytes
+        frame.loc[~pictured, ["kept", "mask"]] = (
+            ""  # nobody can see them, and of a whole data set they are gigabytes
+        )
         if kept_on := sorted(set(frame["pruner"][frame["code"] != ""])):
             count = int((frame["code"] != "").sum())
             notes.append(
@@ -89,7 +97,8 @@ def gather(folders: Sequence[str | Path]) -> Runs:
         samples.append(asked.assign(run=number))
         prices, left_out = _prices(cost.load(folder), frame)
         notes += [
-            f"The costs of {names} in {str(folder)!r} are of other code or another setting, and left out." for names in left_out
+            f"The costs of {names} in {str(folder)!r} are of other code or another setting, and left out."
+            for names in left_out
         ]
         costs.append(prices.assign(run=number))
     frame = pd.concat(frames, ignore_index=True)
@@ -98,10 +107,14 @@ def gather(folders: Sequence[str | Path]) -> Runs:
     twice = frame.duplicated(RESULT)
     if twice.any():
         again = frame.drop_duplicates([*RESULT, "intersection", "union"]).duplicated(RESULT).sum()
-        agree = "They agree" if not again else f"They disagree on {again} of them; the run named first is shown"
+        agree = (
+            "They agree" if not again else f"They disagree on {again} of them; the run named first is shown"
+        )
         notes.append(f"{twice.sum()} results are in several of the runs. {agree}.")
     notes += _changes(runs)
-    return Runs(tuple(runs), frame[~twice].reset_index(drop=True), pd.concat(samples), pd.concat(costs), tuple(notes))
+    return Runs(
+        tuple(runs), frame[~twice].reset_index(drop=True), pd.concat(samples), pd.concat(costs), tuple(notes)
+    )
 
 
 def _prices(prices: pd.DataFrame, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -111,7 +124,10 @@ def _prices(prices: pd.DataFrame, frame: pd.DataFrame) -> tuple[pd.DataFrame, li
     facts = frame.drop_duplicates(["pruner", "source", "evaluation"])
     known = {name: set(part["source"]) for name, part in facts.groupby("pruner")}
     same = prices["source"].isna() | pd.Series(
-        [name not in known or source in known[name] for name, source in zip(prices["pruner"], prices["source"], strict=True)],
+        [
+            name not in known or source in known[name]
+            for name, source in zip(prices["pruner"], prices["source"], strict=True)
+        ],
         index=prices.index,
     )
     for name in cost.SETTING:
@@ -133,7 +149,9 @@ def _by_source(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         if len(several) > 1:
             marks = {kind: f"{name} #{digest({'kind': kind})[:4]}" for kind in several}
             frame.loc[mine, "pruner"] = kinds[mine].map(marks)
-            notes.append(f"{name} was computed by {len(several)} sources or defaults, whose rows are told apart by a mark.")
+            notes.append(
+                f"{name} was computed by {len(several)} sources or defaults, whose rows are told apart by a mark."
+            )
     return frame, notes
 
 
@@ -141,4 +159,8 @@ def _changes(runs: Sequence[Run]) -> list[str]:
     """Runs of different code, packages or machines: no reason to part them, but one to know."""
     first = runs[0].info.get("provenance", {})
     changed = [(run, differences(first, run.info.get("provenance", {}))) for run in runs[1:]]
-    return [f"Run {run.name} was made with other {', '.join(facts)} than run {runs[0].name}." for run, facts in changed if facts]
+    return [
+        f"Run {run.name} was made with other {', '.join(facts)} than run {runs[0].name}."
+        for run, facts in changed
+        if facts
+    ]

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness import metrics, statistics
-from harness.records import CUT_OFF
-from harness.statistics import Estimate
+from harness import metrics
+from harness.metrics import bootstrap
+from harness.metrics.bootstrap import Estimate
+from harness.store.records import CUT_OFF
 from reports import costs
 from reports.columns import explain
 from reports.comparable import COLUMN, SETTING
@@ -66,7 +67,9 @@ def row(line: Line, table: Table) -> dict[str, str]:
     cells["gIoU"] = percent(float(np.mean(list(line.giou.values()))))
     cells["tokens"] = f"{line.tokens_final:g}"
     cells["mean over layers"] = f"{line.tokens_mean:.4g}"
-    cells["on rounding"] = NONE if line.rounding is None else f"{100 * line.rounding[0]:.1f} / {100 * line.rounding[1]:.2f}"
+    cells["on rounding"] = (
+        NONE if line.rounding is None else f"{100 * line.rounding[0]:.1f} / {100 * line.rounding[1]:.2f}"
+    )
     return cells
 
 
@@ -100,13 +103,17 @@ def latex(table: Table) -> str:
         shown = [row(line, table) for line in block]
         honest = [cells for cells, line in zip(shown, block, strict=True) if not line.sees_truth]
         top = {
-            name: max((float(cells[name].split()[0]) for cells in honest if cells[name] != NONE), default=0) for name in head[1:]
+            name: max((float(cells[name].split()[0]) for cells in honest if cells[name] != NONE), default=0)
+            for name in head[1:]
         }
         for cells, line in zip(shown, block, strict=True):
             words = [_escaped(cells["method"])]
             for name in head[1:]:
                 best = (
-                    cells[name] != NONE and not line.sees_truth and float(cells[name].split()[0]) == top[name] and len(block) > 1
+                    cells[name] != NONE
+                    and not line.sees_truth
+                    and float(cells[name].split()[0]) == top[name]
+                    and len(block) > 1
                 )
                 text = _escaped(cells[name]).replace("±", r"$\pm$")
                 words.append(rf"\textbf{{{text}}}" if best else text)
@@ -132,7 +139,8 @@ def _escaped(text: str) -> str:
 
 
 def per_seed(frame: pd.DataFrame) -> pd.DataFrame:
-    """All metrics (0..1) per pruner, budget, seed and split, with counts and measured tokens; one row each."""
+    """All metrics (0..1) per pruner, budget, seed and split, with counts and measured tokens; one row
+    each."""
     rows = []
     for key, part in frame.groupby([*CELL, "seed", *COLUMN], sort=False, dropna=False):
         rows.append(
@@ -153,13 +161,16 @@ def per_seed(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def compared(tables: list[Table]) -> pd.DataFrame:
-    """Every score and every difference with its interval (0..1), one row each; column 'Avg.' is the mean of the table's."""
+    """Every score and every difference with its interval (0..1), one row each; column 'Avg.' is the mean of
+    the table's."""
     rows: list[dict[str, Any]] = []
     for table in tables:
         for line in table.lines:
             head = {"table": table.title, "pruner": line.pruner, "budget": line.budget}
             found = [("", "", line.scores, line.average, np.nan)]
-            found += [(kind, one.other, one.columns, one.average, one.q) for kind, one in line.against.items()]
+            found += [
+                (kind, one.other, one.columns, one.average, one.q) for kind, one in line.against.items()
+            ]
             for kind, other, columns, average, q in found:
                 named = [(" ".join(column), estimate, np.nan) for column, estimate in columns.items()]
                 for name, one, adjusted in [*named, *([("Avg.", average, q)] if average else [])]:
@@ -180,13 +191,21 @@ def warnings(table: Table, runs: Runs) -> list[str]:
         changed = sorted({fact for part in run.info.get("continued", []) for fact in part["changed"]})
         if changed:
             found.append(f"This run{which} was stopped and went on after a change of {', '.join(changed)}.")
-    sizes = frame.groupby([*COLUMN, *CELL, "seed"], sort=False, dropna=False).size().groupby(level=COLUMN, sort=False)
-    uneven = [f"{' '.join(map(str, key))} ({min(part)} to {max(part)})" for key, part in sizes if min(part) != max(part)]  # type: ignore[arg-type]
+    sizes = (
+        frame.groupby([*COLUMN, *CELL, "seed"], sort=False, dropna=False)
+        .size()
+        .groupby(level=COLUMN, sort=False)
+    )
+    uneven = [
+        f"{' '.join(map(str, key))} ({min(part)} to {max(part)})"  # type: ignore[arg-type]
+        for key, part in sizes
+        if min(part) != max(part)
+    ]
     if uneven:
         found.append(f"Not comparable: rows rest on different numbers of expressions in {', '.join(uneven)}.")
     if any(line.average is None for line in table.lines):
         found.append("Not comparable: rows without an Avg. lack columns that others have.")
-    if (least := frame.groupby(COLUMN)["sample"].nunique().min()) < statistics.FEWEST:
+    if (least := frame.groupby(COLUMN)["sample"].nunique().min()) < bootstrap.FEWEST:
         found.append("A split with so few images has no interval: no row can be told apart from another.")
     elif least < 10:
         found.append(
@@ -205,7 +224,9 @@ def footer(runs: Runs, tables: list[Table]) -> list[str]:
     frame = runs.frame
     counted = frame.drop_duplicates(["dataset", "split", "sample", "expression"])
     columns = sorted(set(counted[COLUMN].itertuples(index=False, name=None)), key=column_rank)
-    parts = [(d, s, counted[(counted["dataset"] == d) & (counted["split"] == s)]["sample"]) for d, s in columns]
+    parts = [
+        (d, s, counted[(counted["dataset"] == d) & (counted["split"] == s)]["sample"]) for d, s in columns
+    ]
     wanted = [
         "method",
         "data set and split",
@@ -243,5 +264,7 @@ def _provenance(run: Run, frame: pd.DataFrame) -> list[str]:
         *settings,
         *([f"{asked['cut_off']} {CUT_OFF}."] if asked.get("cut_off") else []),
         f"Code {str(facts.get('commit'))[:10]}{' with local changes' if facts.get('dirty') else ''}, {', '.join(packages)}.",
-        f"Failed samples: {len(run.failed)}" + "".join(f"; {name}: {why}" for name, why in list(run.failed.items())[:5]) + ".",
+        f"Failed samples: {len(run.failed)}"
+        + "".join(f"; {name}: {why}" for name, why in list(run.failed.items())[:5])
+        + ".",
     ]

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from harness.statistics import Estimate
+from harness.metrics.bootstrap import Estimate
 from reports import comparable, costs, diagnosis, figures, leaderboard, publication, style
+from reports.gallery import pictures
 from reports.gather import Runs
-from reports.pictures import pictures
 from reports.tables import Against, Line, Table
 
 FOLDER = Path(__file__).parent / "web"
@@ -23,7 +23,11 @@ def html(runs: Runs, tables: list[Table]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # stages and costs keep their order
     colours = figures.palette(tables)
@@ -32,7 +36,13 @@ def html(runs: Runs, tables: list[Table]) -> str:
         "runs": [{"name": run.name, "folder": run.folder.name} for run in runs.runs],
         "colours": colours,
         "palette": style.COLOURS,
-        "paint": {"mask": style.MASK, "truth": style.TRUTH, "edge": style.EDGE, "dim": style.DIM, "cover": style.COVER},
+        "paint": {
+            "mask": style.MASK,
+            "truth": style.TRUTH,
+            "edge": style.EDGE,
+            "dim": style.DIM,
+            "cover": style.COVER,
+        },
         "pictures": pictures(runs, tables),
     }
     return environment.get_template("report.html").render(
@@ -75,7 +85,15 @@ def _view(table: Table, runs: Runs, colours: dict[str, str]) -> dict[str, Any]:
         for line in lines:
             cells = leaderboard.row(line, table) | costs.row(line, prices)
             heads = heads or list(cells)
-            rows.append({"line": place, "cells": cells, "control": line.control, "colour": colours[line.pruner], "of": line})
+            rows.append(
+                {
+                    "line": place,
+                    "cells": cells,
+                    "control": line.control,
+                    "colour": colours[line.pruner],
+                    "of": line,
+                }
+            )
             place += 1
         blocks.append({"heading": heading, "rows": rows})
     return {
@@ -105,7 +123,9 @@ def _table(table: Table, runs: Runs) -> dict[str, Any]:
     }
 
 
-def _line(line: Line, table: Table, price: dict[str, Any], twins: dict[tuple[str, int], Any]) -> dict[str, Any]:
+def _line(
+    line: Line, table: Table, price: dict[str, Any], twins: dict[tuple[str, int], Any]
+) -> dict[str, Any]:
     twin = twins.get((line.pruner, line.budget))
     return {
         "pruner": line.pruner,
@@ -122,8 +142,12 @@ def _line(line: Line, table: Table, price: dict[str, Any], twins: dict[tuple[str
         "scores": [_estimate(line.scores.get(column)) for column in table.columns],
         "counts": [_counts(line.counts.get(column)) for column in table.columns],
         "against": {kind: _against(one, table) for kind, one in line.against.items()},
-        "published": [list(twin.cells[column]) if column in twin.cells else None for column in table.columns] if twin else None,
-        "costs": {key: value for key, value in costs.row(line, {(line.pruner, line.budget): price}).items()} if price else {},
+        "published": [list(twin.cells[column]) if column in twin.cells else None for column in table.columns]
+        if twin
+        else None,
+        "costs": {key: value for key, value in costs.row(line, {(line.pruner, line.budget): price}).items()}
+        if price
+        else {},
         "macs": _number(price.get(costs.MACS), costs.GIGA),
         "prefill": _number(price.get("prefill_ms")),
         "stages": {name: _number(value) for name, value in costs.stages(price).items()},

@@ -36,7 +36,8 @@ def read(name: str) -> pd.DataFrame:
 
 
 def beside(table: Table) -> list[Beside]:
-    """The rows that have a published twin: same backbone, pruner with its default parameters, budget and split."""
+    """The rows that have a published twin: same backbone, pruner with its default parameters, budget and
+    split."""
     name = BACKBONES.get(table.group.facts["backbone"])
     if name is None:
         return []
@@ -56,7 +57,8 @@ def beside(table: Table) -> list[Beside]:
 
 
 def markdown(table: Table, runs: Runs) -> list[str]:
-    """The differences as a table with what to know of them, as blocks of lines; none without a published twin."""
+    """The differences as a table with what to know of them, as blocks of lines; none without a published
+    twin."""
     twins = beside(table)
     if not twins:
         return []
@@ -65,10 +67,17 @@ def markdown(table: Table, runs: Runs) -> list[str]:
         row = {"method": twin.line.pruner, "budget": str(twin.line.budget), "published as": twin.method}
         for column in table.columns:
             ours, theirs = twin.cells.get(column, (None, None))
-            row[" ".join(column)] = "-" if ours is None or theirs is None else f"{ours:.1f} ({ours - theirs:+.1f})"
+            row[" ".join(column)] = (
+                "-" if ours is None or theirs is None else f"{ours:.1f} ({ours - theirs:+.1f})"
+            )
         rows.append(row)
     shown = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    return ["## Published numbers beside ours\n", f"{shown}\n", *(f"- {note}" for note in notes(table, runs)), ""]
+    return [
+        "## Published numbers beside ours\n",
+        f"{shown}\n",
+        *(f"- {note}" for note in notes(table, runs)),
+        "",
+    ]
 
 
 def notes(table: Table, runs: Runs) -> list[str]:
@@ -77,10 +86,16 @@ def notes(table: Table, runs: Runs) -> list[str]:
     found = ["cIoU of this run in percent, in brackets what it is above (+) or below (-) the printed number."]
     found += [f"Printed in: {source}." for source in dict.fromkeys(twin.source for twin in twins)]
     if table.group.facts["protocol"] != PROTOCOL:
-        found.append(f"This run asked with the protocol {table.group.facts['protocol']}, the publication with that of GLaMM.")
+        found.append(
+            f"This run asked with the protocol {table.group.facts['protocol']}, the publication with that of GLaMM."
+        )
     limits = {
-        run.info.get("asked", {}).get("limit") for place, run in enumerate(runs.runs) if place in set(table.group.frame["run"])
+        run.info.get("asked", {}).get("limit")
+        for place, run in enumerate(runs.runs)
+        if place in set(table.group.frame["run"])
     }
     if any(limits):
-        found.append(f"This run saw only the first {max(limit or 0 for limit in limits)} images of each split.")
+        found.append(
+            f"This run saw only the first {max(limit or 0 for limit in limits)} images of each split."
+        )
     return found

@@ -6,7 +6,18 @@ from pathlib import Path
 from typing import Any
 
 # Okabe and Ito's colours, told apart by colour-blind readers; then Tol's for what is beyond eight
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#999933", "#117733")
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#332288",
+    "#882255",
+    "#999933",
+    "#117733",
+)
 GREY = "#767676"
 STYLE: Any = {
     "svg.hashsalt": "groundprune",

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from harness import metrics, records
-from harness.statistics import Estimate, Resampled, adjusted, estimate, resample
+from harness import metrics
+from harness.metrics.bootstrap import Estimate, Resampled, adjusted, estimate, resample
+from harness.store import records
 from pruners.base import REFERENT, UserError, nearest
 from reports.comparable import COLUMN, LINE, Group, groups, title
 from reports.gather import Runs
@@ -56,8 +57,8 @@ class Line:
         average: mean of all columns of the table, None if the row lacks one.
         seeds: the average of each seed.
         sees_truth: whether the pruner reads the truth masks.
-        rounding: share of the kept tokens that another kernel's rounding exchanges, and by how much IoU (0..1) moves then,
-            mean over the expressions that were looked at; None if none were.
+        rounding: share of the kept tokens that another kernel's rounding exchanges, and by how much IoU
+            (0..1) moves then, mean over the expressions that were looked at; None if none were.
         against: 'random', 'best' and 'baseline', where there is such a row.
     """
 
@@ -106,7 +107,11 @@ class Table:
         """Rows below their headings: the upper bound, then one block per budget."""
         found: dict[str, list[Line]] = {}
         for line in self.lines:
-            heading = f"Upper bound, all {line.budget} tokens" if line.pruner == BOUND else f"Retain {line.budget} tokens"
+            heading = (
+                f"Upper bound, all {line.budget} tokens"
+                if line.pruner == BOUND
+                else f"Retain {line.budget} tokens"
+            )
             found.setdefault(heading, []).append(line)
         return list(found.items())
 
@@ -130,7 +135,9 @@ def tables(runs: Runs, baseline: str | None = None) -> list[Table]:
     parted = groups(runs.frame)
     known = sorted(set(runs.frame["pruner"]))
     if baseline is not None and baseline not in known:
-        raise UserError(f"--baseline {baseline!r} has no row; there are {', '.join(known)}.{nearest(baseline, known)}")
+        raise UserError(
+            f"--baseline {baseline!r} has no row; there are {', '.join(known)}.{nearest(baseline, known)}"
+        )
     return [_table(group, title(group, parted), baseline) for group in parted]
 
 
@@ -145,11 +152,16 @@ def _table(group: Group, heading: str, baseline: str | None) -> Table:
 
 
 def _mean(line: Line) -> float:
-    return line.average.value if line.average else float(np.mean([score.value for score in line.scores.values()]))
+    return (
+        line.average.value
+        if line.average
+        else float(np.mean([score.value for score in line.scores.values()]))
+    )
 
 
 class _Drawn:
-    """Every (column, pruner, budget, seed) of a table, drawn again: together with all that rest on the same images."""
+    """Every (column, pruner, budget, seed) of a table, drawn again: together with all that rest on the same
+    images."""
 
     def __init__(self, frame: pd.DataFrame, columns: Sequence[Column]) -> None:
         self.columns = columns
@@ -171,7 +183,10 @@ class _Drawn:
         """Of the mean over columns of the mean over seeds, per part; None if the row lacks a column."""
         found = [np.zeros(len(places)) for places in self._places]
         for column in columns:
-            here = [np.array([place[:4] == (*column, pruner, budget) for place in places]) for places in self._places]
+            here = [
+                np.array([place[:4] == (*column, pruner, budget) for place in places])
+                for places in self._places
+            ]
             seeds = sum(int(mine.sum()) for mine in here)
             if not seeds:
                 return None
@@ -189,8 +204,8 @@ class _Drawn:
 def _rounding(rows: pd.DataFrame, keys: list[str]) -> pd.Series[float]:
     """Variance of a score by choices that hang on rounding, from the images that were looked at.
 
-    An image whose choice goes the other way moves the mean over n images by D/n, and goes either way by chance: D is its mean
-    change of IoU, and the variance of the score the mean of D^2 over n.
+    An image whose choice goes the other way moves the mean over n images by D/n, and goes either way by
+    chance: D is its mean change of IoU, and the variance of the score the mean of D^2 over n.
     """
     probed = rows[rows["rounding_iou"].notna()]
     change = probed.groupby([*keys, "image"])["rounding_iou"].mean()
@@ -205,7 +220,10 @@ def _sharing(frame: pd.DataFrame, columns: Sequence[Column]) -> list[list[Column
         joined = [one for one in found if one[1] & here]
         found = [one for one in found if not one[1] & here]
         found.append(
-            (sorted([*(name for names, _ in joined for name in names), column]), here.union(*(pool for _, pool in joined)))
+            (
+                sorted([*(name for names, _ in joined for name in names), column]),
+                here.union(*(pool for _, pool in joined)),
+            )
         )
     return [names for names, _ in found]
 
@@ -229,7 +247,9 @@ def _line(key: tuple[str, int], rows: pd.DataFrame, drawn: _Drawn) -> Line:
     pruner, budget = key
     counts = {column: _counts(part) for column, part in rows.groupby(COLUMN, sort=False)}
     scores = {
-        column: drawn.estimate(weights) for column in drawn.columns if (weights := drawn.weights(*key, [column])) is not None
+        column: drawn.estimate(weights)
+        for column in drawn.columns
+        if (weights := drawn.weights(*key, [column])) is not None
     }
     whole = drawn.weights(*key, drawn.columns)
     seeds = [
@@ -257,7 +277,9 @@ def _hanging(rows: pd.DataFrame) -> tuple[float, float] | None:
     probed = rows[rows["rounding_iou"].notna()]
     if probed.empty:
         return None
-    return float((probed["rounding_tokens"] / probed["tokens_final"]).mean()), float(probed["rounding_iou"].abs().mean())
+    return float((probed["rounding_tokens"] / probed["tokens_final"]).mean()), float(
+        probed["rounding_iou"].abs().mean()
+    )
 
 
 def _compared(lines: Sequence[Line], drawn: _Drawn, baseline: str | None) -> list[Line]:
@@ -277,7 +299,9 @@ def _compared(lines: Sequence[Line], drawn: _Drawn, baseline: str | None) -> lis
         qs = adjusted([one.average.p if one else np.nan for one in made])
         for place, (one, q) in enumerate(zip(made, qs, strict=True)):
             if one:
-                found[place] = replace(found[place], against=found[place].against | {kind: replace(one, q=float(q))})
+                found[place] = replace(
+                    found[place], against=found[place].against | {kind: replace(one, q=float(q))}
+                )
     return found
 
 
@@ -289,9 +313,15 @@ def _against(line: Line, other: str, drawn: _Drawn) -> Against | None:
     def minus(columns: Sequence[Column]) -> Estimate | None:
         mine = drawn.weights(line.pruner, line.budget, columns)
         theirs = drawn.weights(other, drawn.budget(other) if other == BOUND else line.budget, columns)
-        return None if mine is None or theirs is None else drawn.estimate([a - b for a, b in zip(mine, theirs, strict=True)])
+        return (
+            None
+            if mine is None or theirs is None
+            else drawn.estimate([a - b for a, b in zip(mine, theirs, strict=True)])
+        )
 
     average = minus(drawn.columns)
     if average is None:
         return None
-    return Against(other, average, {column: one for column in drawn.columns if (one := minus([column])) is not None})
+    return Against(
+        other, average, {column: one for column in drawn.columns if (one := minus([column])) is not None}
+    )

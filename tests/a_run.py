@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from harness import records
-from harness.journal import write_atomically
+from harness.store import records
+from harness.store.journal import write_atomically
 
 COLUMNS = (("refcocog", "val"), ("refcoco", "testA"), ("refcoco", "val"), ("refcoco+", "val"))
 LINES = (
@@ -124,7 +124,10 @@ def store(
         kind: what the budgets of fastv count.
         info: more of run.json.
     """
-    rows = [row | ({"iou": row["intersection"] / row["union"]} if row["status"] == "ok" else {"place": -1}) for row in rows]
+    rows = [
+        row | ({"iou": row["intersection"] / row["union"]} if row["status"] == "ok" else {"place": -1})
+        for row in rows
+    ]
     shared = SETTING | (setting or {})
     cells = {row["cell"]: a_cell(row, shared, data, kind) for row in rows}
     whole = [*sample_rows(rows, folder, text), *rows]
@@ -146,7 +149,12 @@ def store(
     }
     write_atomically(folder / records.RUN, facts | info, records.LOOSE)
     if finished:
-        done = {"schema": records.SCHEMA, "cells": records.cells_digest(cells), "splits": tables, "peak_memory_bytes": 1}
+        done = {
+            "schema": records.SCHEMA,
+            "cells": records.cells_digest(cells),
+            "splits": tables,
+            "peak_memory_bytes": 1,
+        }
         write_atomically(folder / records.DONE, done)
     return folder
 

@@ -1,7 +1,9 @@
-"""The two ends of the dependency ranges: `python -m tests.bounds oldest|newest FILE` writes what pip should install there.
+"""The two ends of the dependency ranges: `python -m tests.bounds oldest|newest FILE` writes what pip should
+install there.
 
-Oldest: every lower bound of pyproject.toml, exactly. Newest: whatever is served, above the upper bounds too, so that a
-release that breaks something is noticed; torch alone stays at its locked version, since other builds are for other machines.
+Oldest: every lower bound of pyproject.toml, exactly. Newest: whatever is served, above the upper bounds too,
+so that a release that breaks something is noticed; torch alone stays at its locked version, since other
+builds are for other machines.
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-RUNS_TESTS = ("pytest", "hypothesis")  # of the extra `test`; the rest of it are tools that the locked set alone runs
+RUNS_TESTS = (
+    "pytest",
+    "hypothesis",
+)  # of the extra `test`; the rest of it are tools that the locked set alone runs
 
 
 def ranges() -> dict[str, str]:

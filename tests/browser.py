@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PROGRAM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+PROGRAM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 
 
 @dataclass
@@ -32,7 +34,9 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-def opened(browser: Any, path: Path, width: int = 1280, height: int = 900, scheme: str = "light", phone: bool = False) -> Opened:
+def opened(
+    browser: Any, path: Path, width: int = 1280, height: int = 900, scheme: str = "light", phone: bool = False
+) -> Opened:
     """Open a file in a window of its own.
 
     Args:
@@ -49,7 +53,10 @@ def opened(browser: Any, path: Path, width: int = 1280, height: int = 900, schem
     context.set_default_timeout(10_000)
     one = Opened(context.new_page())
     one.page.on("request", lambda request: one.requests.append(request.url))
-    one.page.on("console", lambda message: one.complaints.append(message.text) if message.type in ("error", "warning") else None)
+    one.page.on(
+        "console",
+        lambda message: one.complaints.append(message.text) if message.type in ("error", "warning") else None,
+    )
     one.page.on("pageerror", lambda error: one.complaints.append(str(error)))
     one.page.goto(path.resolve().as_uri())
     return one

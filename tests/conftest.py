@@ -17,9 +17,18 @@ HERE = Path(__file__).parent
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Golden sets can be swapped for others in the same layout."""
     parser.addoption("--golden-pruners", type=Path, default=HERE / "golden" / "pruners", help="pruner arrays")
-    parser.addoption("--golden-glamm", type=Path, default=HERE / "golden" / "glamm", help="GLaMM checkpoint and arrays")
-    parser.addoption("--plugin", action="append", default=[], help="pruner files: test these for conformance, and no others")
-    parser.addoption("--pruners", default="", help="pruner list, as on the command line: test these for conformance alone")
+    parser.addoption(
+        "--golden-glamm", type=Path, default=HERE / "golden" / "glamm", help="GLaMM checkpoint and arrays"
+    )
+    parser.addoption(
+        "--plugin",
+        action="append",
+        default=[],
+        help="pruner files: test these for conformance, and no others",
+    )
+    parser.addoption(
+        "--pruners", default="", help="pruner list, as on the command line: test these for conformance alone"
+    )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -30,7 +39,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"golden arrays compared: {arrays}")
     faults = sum((counts for name, counts in told if name == "faults"), Counter())
     if faults:
-        terminalreporter.write_line("faults injected: " + ", ".join(f"{count} {what}" for what, count in faults.items()))
+        terminalreporter.write_line(
+            "faults injected: " + ", ".join(f"{count} {what}" for what, count in faults.items())
+        )
     rows = sum((counts for name, counts in told if name == "rows"), Counter())
     if rows:
         terminalreporter.write_line(

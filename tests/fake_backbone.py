@@ -1,4 +1,5 @@
-"""A small, honest backbone for tests of the engine: features of the pixels, masks that depend on the chosen tokens alone."""
+"""A small, honest backbone for tests of the engine: features of the pixels, masks that depend on the chosen
+tokens alone."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def vector(text: str, width: int = WIDTH) -> Tensor:
 
 
 class FakeBackbone(Asking):
-    """Sees 8 x 8 patches; a mask is what the kept patches say about the question, everything else is background.
+    """Sees 8 x 8 patches; a mask is what the kept patches say about the question, everything else is
+    background.
 
     Args:
         batch_size: most rows at once, as every backbone has it.
@@ -57,7 +59,9 @@ class FakeBackbone(Asking):
         return self.encode_pixels([self.preprocess(image) for image in images])
 
     def encode_pixels(self, pixels: Sequence[Pixels]) -> list[Encoding]:
-        if self.broken is not None and any(round(255 * float(one.grounding.mean())) == self.broken for one in pixels):
+        if self.broken is not None and any(
+            round(255 * float(one.grounding.mean())) == self.broken for one in pixels
+        ):
             raise RuntimeError("the image has no usable pixels")
         self.encoded.append(len(pixels))
         return [self._encode(one) for one in pixels]
@@ -65,7 +69,9 @@ class FakeBackbone(Asking):
     def _encode(self, pixels: Pixels) -> Encoding:
         patches = pixels.vision.flatten(1).T  # (N, 3)
         place = torch.arange(SIDE * SIDE, dtype=torch.float32)
-        described = torch.cat([patches, (place % SIDE)[:, None] / SIDE, (place // SIDE)[:, None] / SIDE], dim=1)
+        described = torch.cat(
+            [patches, (place % SIDE)[:, None] / SIDE, (place // SIDE)[:, None] / SIDE], dim=1
+        )
         weights = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(0))
         features = torch.tanh(3 * described @ weights)
         states = torch.cat([features.mean(0, keepdim=True), features])
@@ -164,7 +170,10 @@ def write_data(root: Path, images: int = 6) -> Path:
     for number in numbers:
         split = "val" if number <= images // 2 else "testA"
         texts = [f"thing {number}", f"the other thing {number}"][: 1 + number % 2]
-        refs += [ref(2 * number, number, 11, split, *texts), ref(2 * number + 1, number, 12, split, f"square {number}")]
+        refs += [
+            ref(2 * number, number, 11, split, *texts),
+            ref(2 * number + 1, number, 12, split, f"square {number}"),
+        ]
     write_tree(root, refs, {11: [SQUARE], 12: [SHIFTED]}, images=numbers)
     noise = np.random.default_rng(0)
     for path in sorted((root / "Refer_Segm" / "coco_2014" / "train2014").iterdir()):

@@ -30,8 +30,12 @@ def _shot(page: Any, section: str, path: Path) -> None:
     page.locator(section).evaluate("node => node.scrollIntoView({behavior: 'instant'})")
     page.wait_for_timeout(500)
     page.screenshot(path=path)
-    with Image.open(path) as shot:  # 256 colours are enough for a page, at half the size; rare ones, as the masks', must stay
-        few = shot.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
+    with Image.open(
+        path
+    ) as shot:  # 256 colours are enough for a page, at half the size; rare ones, as the masks', must stay
+        few = shot.convert("RGB").quantize(
+            256, method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE
+        )
     few.save(path, optimize=True)
 
 

@@ -16,7 +16,10 @@ SHIFTED = [20.0, 15.0, 40.0, 15.0, 40.0, 35.0, 20.0, 35.0]  # overlaps it in x 2
 
 
 def ref(number: int, image: int, ann: int | list[int], split: str, *texts: str) -> dict[str, Any]:
-    sentences = [{"sent_id": number * 10 + k, "sent": text, "raw": text, "tokens": text.split()} for k, text in enumerate(texts)]
+    sentences = [
+        {"sent_id": number * 10 + k, "sent": text, "raw": text, "tokens": text.split()}
+        for k, text in enumerate(texts)
+    ]
     return {"ref_id": number, "ann_id": ann, "image_id": image, "split": split, "sentences": sentences}
 
 

@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.statistics import estimate, resample
+from harness.metrics.bootstrap import estimate, resample
 
 MOST = 8  # expressions of an image
 PIXELS = 640 * 480
@@ -18,8 +18,9 @@ def images(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Sums per image of intersections and unions of two pruners, (count, 2) each.
 
-    An image has 1 to 8 expressions; a hard image is hard for all of them and for both pruners, and hard images have smaller
-    objects, so that drawing expressions instead of images, or unpaired ones, would be wrong.
+    An image has 1 to 8 expressions; a hard image is hard for all of them and for both pruners, and hard
+    images have smaller objects, so that drawing expressions instead of images, or unpaired ones, would be
+    wrong.
 
     Args:
         ease: (count, 1, 1) standard normal, of images that were in another split before.
@@ -35,7 +36,8 @@ def images(
 
 @cache
 def truth() -> NDArray[np.float64]:
-    """(2,) cIoU over infinitely many images, known to about 4e-4, a fiftieth of the intervals that are tested against it."""
+    """(2,) cIoU over infinitely many images, known to about 4e-4, a fiftieth of the intervals that are tested
+    against it."""
     generator = np.random.default_rng(99)
     inner, outer = np.sum([[part.sum(0) for part in images(50_000, generator)] for _ in range(10)], axis=0)
     return np.asarray(inner / outer)
@@ -52,7 +54,8 @@ def coverage(
         shared: whether the splits ask about the same images, instead of independent ones.
 
     Returns:
-        Of a score, of the difference of two pruners, and the share of p-values below 5 % where there is no difference.
+        Of a score, of the difference of two pruners, and the share of p-values below 5 % where there is no
+        difference.
     """
     generator = np.random.default_rng(seed)
     known = truth()
@@ -62,11 +65,19 @@ def coverage(
         asked = [images(count, generator, ease) for _ in range(splits)]
         equal = []
         for inner, outer in asked:
-            swap = generator.random(count)[:, None] < 0.5  # pruners that are equal on average: each image deals them out anew
+            swap = (
+                generator.random(count)[:, None] < 0.5
+            )  # pruners that are equal on average: each image deals them out anew
             equal.append((np.where(swap, inner[:, ::-1], inner), np.where(swap, outer[:, ::-1], outer)))
         if shared:
-            asked, equal = ([(np.hstack(i), np.hstack(o))] for i, o in (zip(*asked, strict=True), zip(*equal, strict=True)))
-        parts, same = ([resample(*one, (number, place), draws) for place, one in enumerate(each)] for each in (asked, equal))
+            asked, equal = (
+                [(np.hstack(i), np.hstack(o))]
+                for i, o in (zip(*asked, strict=True), zip(*equal, strict=True))
+            )
+        parts, same = (
+            [resample(*one, (number, place), draws) for place, one in enumerate(each)]
+            for each in (asked, equal)
+        )
         first, apart = (np.tile(w, splits if shared else 1) / splits for w in ([1.0, 0.0], [1.0, -1.0]))
         score, difference = (estimate(parts, [weight] * len(parts)) for weight in (first, apart))
         hits["score"] += score.low <= known[0] <= score.high

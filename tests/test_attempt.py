@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from backbones.asking import answer
-from harness import attempt, cli
+from harness import cli
+from harness.engine import single_image as attempt
 from pruners import UserError, parse
-from reports.picture import draw, seen
+from reports.overlay import draw, seen
 from tests.fake_backbone import SIDE, FakeBackbone, known
 
 TEXT = "the red star"
@@ -67,7 +68,9 @@ def test_images_come_as_file_picture_or_array(tmp_path: Path) -> None:
         assert (other.kept == first.kept).all()
 
 
-@pytest.mark.parametrize("image", ["no/such.png", __file__, np.zeros((4, 4)), np.zeros((4, 4, 4), dtype=np.uint8), None])
+@pytest.mark.parametrize(
+    "image", ["no/such.png", __file__, np.zeros((4, 4)), np.zeros((4, 4, 4), dtype=np.uint8), None]
+)
 def test_what_is_no_image_is_refused(image: object) -> None:
     with pytest.raises(UserError, match=r"cannot be read|An image is"):
         FakeBackbone().ground(image, TEXT)
@@ -127,7 +130,10 @@ def test_the_command_writes_one_picture(
     known(monkeypatch)
     Image.fromarray(picture(60, 90)).save(tmp_path / "photo.jpg")
     out = tmp_path / "new" / "seen.png"
-    assert command(monkeypatch, tmp_path / "photo.jpg", TEXT, "--backbone", "fake", "--budget", 16, "--out", out) == 0
+    assert (
+        command(monkeypatch, tmp_path / "photo.jpg", TEXT, "--backbone", "fake", "--budget", 16, "--out", out)
+        == 0
+    )
     told = capsys.readouterr().out
     assert "only the truth tells them what to keep: oracle" in told
     assert "litelvlm                   16 tokens" in told
@@ -140,7 +146,16 @@ def test_without_an_image_there_is_a_scene_with_its_truth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     known(monkeypatch)
-    options = ("--backbone", "fake", "--pruners", "uniform,oracle", "--budget", 16, "--out", tmp_path / "a.png")
+    options = (
+        "--backbone",
+        "fake",
+        "--pruners",
+        "uniform,oracle",
+        "--budget",
+        16,
+        "--out",
+        tmp_path / "a.png",
+    )
     assert command(monkeypatch, *options) == 0
     assert capsys.readouterr().out.count("IoU") == 2
     assert command(monkeypatch, "the blue ring", *options) == 0  # another expression: its truth is not known
@@ -168,12 +183,21 @@ def test_the_same_input_gives_the_same_picture(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_one_sentence(
-    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     known(monkeypatch)
     monkeypatch.chdir(tmp_path)
     Image.fromarray(picture()).save("photo.jpg")
-    assert command(monkeypatch, *words, "--backbone", "fake", *([] if "--budget" in words else ["--budget", "8"])) == 2
+    assert (
+        command(
+            monkeypatch, *words, "--backbone", "fake", *([] if "--budget" in words else ["--budget", "8"])
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1

@@ -1,4 +1,5 @@
-"""Loading official layouts, in-model pruning, and what can go wrong with files; on the tiny official checkpoint."""
+"""Loading official layouts, in-model pruning, and what can go wrong with files; on the tiny official
+checkpoint."""
 
 from __future__ import annotations
 
@@ -76,7 +77,10 @@ def test_every_misfit_is_named_at_once(broken: Path) -> None:
 def test_files_that_are_missing_or_damaged(broken: Path) -> None:
     for damage, says in (
         (lambda: (broken / "checkpoint" / "sam_dims.json").write_text("{"), "not readable json"),
-        (lambda: [(broken / "checkpoint" / name).unlink() for name in ("sam_dims.json", "config.json")], "no config.json"),
+        (
+            lambda: [(broken / "checkpoint" / name).unlink() for name in ("sam_dims.json", "config.json")],
+            "no config.json",
+        ),
     ):
         damage()
         with pytest.raises(UserError, match=says):

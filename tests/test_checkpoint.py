@@ -1,4 +1,5 @@
-"""What users get wrong with checkpoint folders, and the official layouts that have to load; on the tiny official checkpoint."""
+"""What users get wrong with checkpoint folders, and the official layouts that have to load; on the tiny
+official checkpoint."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from transformers import LlamaConfig, LlamaModel
 
 import backbones
 from backbones.glamm import reading
-from backbones.glamm.decoder import run_layers
 from backbones.glamm.sizes import llm_config, sam_config, sam_numbers
+from backbones.parts.faithful import run_layers
 from backbones.parts.llama import Past
 from pruners import UserError, parse
 
@@ -44,7 +45,9 @@ def change(path: str, **values: object) -> Damage:
 
     def damage(folder: Path) -> None:
         found = json.loads((folder / path).read_text()) | values
-        (folder / path).write_text(json.dumps({name: value for name, value in found.items() if value is not None}))
+        (folder / path).write_text(
+            json.dumps({name: value for name, value in found.items() if value is not None})
+        )
 
     return damage
 
@@ -60,7 +63,9 @@ def remove(path: str) -> Damage:
 def replace(path: str, **tensors: torch.Tensor) -> Damage:
     def damage(folder: Path) -> None:
         found = {name: tensor.clone() for name, tensor in load_file(folder / path).items()}
-        save_file(found | {name.replace("__", "."): tensor for name, tensor in tensors.items()}, folder / path)
+        save_file(
+            found | {name.replace("__", "."): tensor for name, tensor in tensors.items()}, folder / path
+        )
 
     return damage
 
@@ -88,7 +93,9 @@ def shards(folder: Path) -> list[Path]:
         files.append(path.with_name(f"pytorch_model-0000{k + 1}-of-00002.bin"))
         torch.save(dict(part), files[-1])
         index |= {name: files[-1].name for name, _ in part}
-    path.with_name("pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    path.with_name("pytorch_model.bin.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": index})
+    )
     return files
 
 
@@ -105,7 +112,9 @@ def tower(part: str, **values: object) -> Damage:
 
 
 def index(name: str) -> Damage:
-    return write("checkpoint/model.safetensors.index.json", json.dumps({"weight_map": {"model.norm.weight": name}}))
+    return write(
+        "checkpoint/model.safetensors.index.json", json.dumps({"weight_map": {"model.norm.weight": name}})
+    )
 
 
 def pipe(path: str) -> Damage:
@@ -151,7 +160,10 @@ def compressed(folder: Path) -> None:
         (write("checkpoint/config.json", "[]"), "holds a list"),
         (change("checkpoint/config.json", hidden_size=None), "hidden_size is missing"),
         (change("checkpoint/config.json", hidden_size="64"), "hidden_size is '64', not a whole number"),
-        (change("checkpoint/config.json", num_attention_heads=7, num_key_value_heads=7), "No model can be built"),
+        (
+            change("checkpoint/config.json", num_attention_heads=7, num_key_value_heads=7),
+            "No model can be built",
+        ),
         (change("checkpoint/config.json", rms_norm_eps=0), "rms_norm_eps is 0"),
         (change("checkpoint/config.json", mm_vision_select_layer=-1), "mm_vision_select_layer is -1"),
         (change("checkpoint/config.json", rope_scaling={"type": "linear", "factor": 2}), "rope_scaling"),
@@ -160,52 +172,91 @@ def compressed(folder: Path) -> None:
         (change("checkpoint/config.json", head_dim=7), "head_dim"),
         (change("checkpoint/sam_dims.json", depth=None), "depth is missing"),
         (change("checkpoint/sam_dims.json", depth="4", window_size=-1), "depth is '4'.*window_size is -1"),
-        (change("checkpoint/sam_dims.json", mlp_ratio="4", global_attn_indexes=1), "global_attn_indexes is 1.*mlp_ratio is '4'"),
+        (
+            change("checkpoint/sam_dims.json", mlp_ratio="4", global_attn_indexes=1),
+            "global_attn_indexes is 1.*mlp_ratio is '4'",
+        ),
         (as_bin(list), "a list, not named tensors"),
         (as_bin(lambda found: {"state_dict": found}), "state_dict is a dict, not a tensor"),
         (lambda folder: shards(folder)[1].unlink(), "lacks pytorch_model-00002-of-00002.bin of the 2 files"),
-        (lambda folder: (shards(folder), write("checkpoint/pytorch_model.bin.index.json", "{}")(folder)), "no weight_map"),
+        (
+            lambda folder: (shards(folder), write("checkpoint/pytorch_model.bin.index.json", "{}")(folder)),
+            "no weight_map",
+        ),
         (remove("clip/vocab.json"), "lacks vocab.json"),
         (write("clip/vocab.json", "{"), "not readable json"),
         (remove("clip/model.safetensors"), "no weights"),
         (write("clip/config.json", "{}"), "no vision_config and text_config"),
         (replace("clip/model.safetensors", surprise=torch.zeros(2)), "unexpected: surprise"),
-        (replace("clip/model.safetensors", logit_scale=torch.tensor(float("inf"))), "NaN or infinite: logit_scale"),
-        (replace("clip/model.safetensors", logit_scale=torch.tensor(3)), r"no floating-point numbers: logit_scale \(int64\)"),
+        (
+            replace("clip/model.safetensors", logit_scale=torch.tensor(float("inf"))),
+            "NaN or infinite: logit_scale",
+        ),
+        (
+            replace("clip/model.safetensors", logit_scale=torch.tensor(3)),
+            r"no floating-point numbers: logit_scale \(int64\)",
+        ),
         (write("checkpoint/config.json", '{"a":' + "[" * 10**5), "nested too deeply"),
         (write("checkpoint/added_tokens.json", "[" * 10**5), "nested too deeply"),
         (write("checkpoint/config.json", '{"hidden_size": ' + "9" * 5000 + "}"), "not readable json"),
         (lambda folder: os.truncate(folder / "clip/vocab.json", 2**40), "it has 1048576 MiB, more than 64"),
         (lambda folder: os.truncate(folder / "checkpoint/tokenizer.model", 2**40), "no sentencepiece model"),
-        (change("checkpoint/config.json", hidden_size=10**9), "hidden_size is 1000000000, not a whole number from 1 to 65536"),
+        (
+            change("checkpoint/config.json", hidden_size=10**9),
+            "hidden_size is 1000000000, not a whole number from 1 to 65536",
+        ),
         (change("checkpoint/config.json", num_hidden_layers=10**7), "num_hidden_layers is 10000000"),
         (change("checkpoint/config.json", rope_theta=float("nan")), "rope_theta is nan"),
-        (change("checkpoint/sam_dims.json", depth=10**8, mlp_ratio=float("inf")), "depth is 100000000.*mlp_ratio is inf"),
+        (
+            change("checkpoint/sam_dims.json", depth=10**8, mlp_ratio=float("inf")),
+            "depth is 100000000.*mlp_ratio is inf",
+        ),
         (tower("vision_config", num_hidden_layers=10**8), "vision_config's num_hidden_layers is 100000000"),
         (tower("text_config", hidden_size=True), "text_config's hidden_size is True"),
         (change("checkpoint/added_tokens.json", **{"[SEG]": -5}), r"'\[SEG\]' has the id -5"),
         (change("checkpoint/added_tokens.json", **{"[SEG]": 5}), r"'\[SEG\]' and '<0x02>' share the id 5"),
-        (change("checkpoint/added_tokens.json", **{"<p>": 460, "<q>": 460}), "'<p>' and .* share the id|and '<q>' share the id"),
+        (
+            change("checkpoint/added_tokens.json", **{"<p>": 460, "<q>": 460}),
+            "'<p>' and .* share the id|and '<q>' share the id",
+        ),
         (change("checkpoint/added_tokens.json", **{"": 466}), "'' has the id 466"),
         (write("clip/vocab.json", "{}"), "do not fit together"),
         (write("clip/merges.txt", "x\n" * 9), "no pair of pieces"),
         (write("clip/merges.txt", "qqq zzz\n"), "'qqq' and 'zzz' merge into no piece"),
         (change("clip/vocab.json", **{"a": 10**6}), "'a' has the id 1000000"),
-        (change("clip/preprocessor_config.json", size=24, crop_size={"height": 24, "width": 24}), "size is 24 where .* is 48"),
+        (
+            change("clip/preprocessor_config.json", size=24, crop_size={"height": 24, "width": 24}),
+            "size is 24 where .* is 48",
+        ),
         (change("clip/preprocessor_config.json", image_mean=[0.5, 0.5, 0.5]), "image_mean is"),
         (
             change("checkpoint/config.json", mm_vision_tower="openai/clip-vit-large-patch14"),
             "16 x 16 visual .* has 24 x 24",
         ),
-        (change("checkpoint/config.json", vision_tower="/models/clip-vit-base-patch32/"), "7 x 7 visual tokens"),
+        (
+            change("checkpoint/config.json", vision_tower="/models/clip-vit-base-patch32/"),
+            "7 x 7 visual tokens",
+        ),
         (write("checkpoint/adapter_config.json", "{}"), r"holds an adapter \(adapter_config\.json\)"),
-        (replace("checkpoint/model.safetensors", x__lora_A__weight=torch.zeros(2)), r"unexpected: x\.lora_A\.weight\); merge it"),
-        (replace("checkpoint/model.safetensors", base_model__model__x=torch.zeros(2)), r"base_model\.model\.x\); merge it"),
+        (
+            replace("checkpoint/model.safetensors", x__lora_A__weight=torch.zeros(2)),
+            r"unexpected: x\.lora_A\.weight\); merge it",
+        ),
+        (
+            replace("checkpoint/model.safetensors", base_model__model__x=torch.zeros(2)),
+            r"base_model\.model\.x\); merge it",
+        ),
         (index("../outside.safetensors"), "names '../outside.safetensors', which is no file of its folder"),
         (index("/etc/passwd"), "names '/etc/passwd'"),
         (pipe("checkpoint/model.safetensors"), "model.safetensors in .* is no regular file"),
-        (as_bin(lambda found: {"x": Asks(bytearray, 2**40)}), r"it asks for (__builtin__|builtins)\.bytearray"),
-        (as_bin(lambda found: {"x": Asks(bytearray, 2**40)}, _use_new_zipfile_serialization=False), "it asks for .*bytearray"),
+        (
+            as_bin(lambda found: {"x": Asks(bytearray, 2**40)}),
+            r"it asks for (__builtin__|builtins)\.bytearray",
+        ),
+        (
+            as_bin(lambda found: {"x": Asks(bytearray, 2**40)}, _use_new_zipfile_serialization=False),
+            "it asks for .*bytearray",
+        ),
         (compressed, "it is compressed"),
         (write("checkpoint/model.safetensors", "\xff" * 100), "is damaged"),
     ],
@@ -219,7 +270,9 @@ def test_one_sentence(folder: Path, damage: Damage, says: str) -> None:
 
 def test_missing_clip_tensors_have_clip_names(folder: Path) -> None:
     path = folder / "clip" / "model.safetensors"
-    save_file({name: tensor for name, tensor in load_file(path).items() if name != "visual_projection.weight"}, path)
+    save_file(
+        {name: tensor for name, tensor in load_file(path).items() if name != "visual_projection.weight"}, path
+    )
     with pytest.raises(UserError, match=r"missing: visual_projection\.weight\)"):
         load(folder)
 
@@ -349,7 +402,9 @@ def test_layers_agree_with_transformers_in_one_piece_and_in_two(attn: str) -> No
     """Several tokens behind a cache look at all of it, and at themselves causally."""
     torch.manual_seed(0)
     numbers = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
-    llm = LlamaModel._from_config(LlamaConfig(vocab_size=8, num_hidden_layers=3, **numbers), attn_implementation=attn)
+    llm = LlamaModel._from_config(
+        LlamaConfig(vocab_size=8, num_hidden_layers=3, **numbers), attn_implementation=attn
+    )
     llm = llm.double().eval()
     given = torch.randn(2, 12, 64, dtype=torch.float64)
     with torch.inference_mode():
@@ -363,7 +418,8 @@ def test_layers_agree_with_transformers_in_one_piece_and_in_two(attn: str) -> No
 
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])
 def test_fastv_keeps_position_ids_and_reads_the_real_row(attn: str) -> None:
-    """Kept tokens keep their places, the row is the one that eager transformers reports, caches differ by layer."""
+    """Kept tokens keep their places, the row is the one that eager transformers reports, caches differ by
+    layer."""
     torch.manual_seed(0)
     numbers = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = LlamaConfig(vocab_size=8, num_hidden_layers=4, **numbers)

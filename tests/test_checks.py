@@ -15,7 +15,18 @@ from torch import Tensor
 
 import pruners
 from pruners import checks
-from pruners.base import CLS, POOLED, ImpossibleBudget, LayerPruner, Need, Pruner, ScorePruner, Selection, UserError, VisualTokens
+from pruners.base import (
+    CLS,
+    POOLED,
+    ImpossibleBudget,
+    LayerPruner,
+    Need,
+    Pruner,
+    ScorePruner,
+    Selection,
+    UserError,
+    VisualTokens,
+)
 from pruners.fastv import FastV
 from tests import test_conformance as suite
 from tests.tokens import WIDTH, attention_row, make_tokens
@@ -25,12 +36,20 @@ BUDGET = 8
 
 def tower(choose: Callable[[VisualTokens, int], Any], **facts: Any) -> Pruner:
     """A pruner that selects so."""
-    made = type("Odd", (Pruner,), {"name": "odd", "reference": "here", "select": lambda _, *given: choose(*given), **facts})
+    made = type(
+        "Odd",
+        (Pruner,),
+        {"name": "odd", "reference": "here", "select": lambda _, *given: choose(*given), **facts},
+    )
     return dataclass(frozen=True)(made)()
 
 
 def scoring(score: Callable[[VisualTokens], Any], **facts: Any) -> Pruner:
-    made = type("Odd", (ScorePruner,), {"name": "odd", "reference": "here", "score": lambda _, tokens: score(tokens), **facts})
+    made = type(
+        "Odd",
+        (ScorePruner,),
+        {"name": "odd", "reference": "here", "score": lambda _, tokens: score(tokens), **facts},
+    )
     return dataclass(frozen=True)(made)()
 
 
@@ -56,7 +75,11 @@ def refused(says: str) -> Iterator[None]:
     """One sentence that names the pruner."""
     with pytest.raises(UserError) as caught:
         yield
-    assert says in str(caught.value) and "The pruner odd (" in str(caught.value) and "\n" not in str(caught.value)
+    assert (
+        says in str(caught.value)
+        and "The pruner odd (" in str(caught.value)
+        and "\n" not in str(caught.value)
+    )
 
 
 def arange(count: int, **kind: Any) -> Tensor:
@@ -81,10 +104,22 @@ BAD_SELECTIONS: dict[str, tuple[Callable[[VisualTokens, int], Any], str]] = {
     "too many": (lambda _, n: Selection(arange(n + 1)), "kept 9 tokens where 8 were asked"),
     "nothing": (lambda _, n: None, "returned None where a Selection is asked"),
     "indices alone": (lambda _, n: arange(n), "returned Tensor where a Selection is asked"),
-    "class twice": (lambda _, n: Selection(torch.tensor([CLS, CLS, *range(n - 2)])), "the class token 2 times"),
-    "pooled without features": (lambda _, n: Selection(torch.tensor([*range(n - 1), POOLED])), "without giving features"),
-    "nan": (lambda _, n: Selection(arange(n), torch.full((n, WIDTH), torch.nan).double()), "features that are not finite"),
-    "inf": (lambda _, n: Selection(arange(n), torch.full((n, WIDTH), torch.inf).double()), "features that are not finite"),
+    "class twice": (
+        lambda _, n: Selection(torch.tensor([CLS, CLS, *range(n - 2)])),
+        "the class token 2 times",
+    ),
+    "pooled without features": (
+        lambda _, n: Selection(torch.tensor([*range(n - 1), POOLED])),
+        "without giving features",
+    ),
+    "nan": (
+        lambda _, n: Selection(arange(n), torch.full((n, WIDTH), torch.nan).double()),
+        "features that are not finite",
+    ),
+    "inf": (
+        lambda _, n: Selection(arange(n), torch.full((n, WIDTH), torch.inf).double()),
+        "features that are not finite",
+    ),
     "width": (lambda _, n: Selection(arange(n), torch.ones(n, 3).double()), "(8, 3) where (8, 32)"),
     "few features": (lambda tokens, n: Selection(arange(n), tokens.patches[:3]), "(3, 32) where (8, 32)"),
     "other precision": (lambda tokens, n: Selection(arange(n), tokens.patches[:n].float()), "torch.float32"),
@@ -111,7 +146,10 @@ def test_good_selections_pass_unchanged() -> None:
     ("score", "says"),
     [
         (lambda tokens: tokens.patches[:, 0] * torch.nan, "not finite"),
-        (lambda tokens: tokens.patches[:, 0].clone().index_fill_(0, torch.tensor([9]), -torch.inf), "not finite"),
+        (
+            lambda tokens: tokens.patches[:, 0].clone().index_fill_(0, torch.tensor([9]), -torch.inf),
+            "not finite",
+        ),
         (lambda tokens: tokens.patches, "scored (576, 32)"),
         (lambda tokens: tokens.patches[:-1, 0], "scored (575,)"),
         (lambda tokens: tokens.patches[:, 0].tolist(), "scored list"),
@@ -121,7 +159,10 @@ def test_good_selections_pass_unchanged() -> None:
         ),
         (lambda tokens: exec("raise SystemExit(0)"), "SystemExit"),
         (lambda tokens: exec("raise ValueError('a\\nb' * 500)"), "..."),
-        (lambda tokens: tokens.keys(-1), "reads Need(kind='keys', layer=-1), which its `needs` do not declare"),
+        (
+            lambda tokens: tokens.keys(-1),
+            "reads Need(kind='keys', layer=-1), which its `needs` do not declare",
+        ),
     ],
 )
 def test_bad_scores_and_failures(score: Callable[[VisualTokens], Any], says: str) -> None:
@@ -150,7 +191,9 @@ def test_the_source_is_named() -> None:
         def score(self, tokens: VisualTokens) -> Tensor:
             return tokens.patches
 
-    with pytest.raises(UserError, match=r"^The pruner odd\(power=2.0\) \(.*test_checks.py:\d+\) scored .*\.$"):
+    with pytest.raises(
+        UserError, match=r"^The pruner odd\(power=2.0\) \(.*test_checks.py:\d+\) scored .*\.$"
+    ):
         checks.select(Odd(power=2.0), make_tokens(), BUDGET)
 
 
@@ -262,7 +305,10 @@ def test_true_statements() -> None:
 def test_lengths_that_ran_are_compared_layer_by_layer() -> None:
     checks.lengths(FastV(), 64, 576, (576, 576, 64, 64))
     checks.lengths(pruners.get("trim")(), 64, 576, [64, 64])
-    for ran, says in (((576, 576, 576, 64), "576 visual tokens in layer 2 where it had stated 64"), ((576, 64, 64), "layer 1")):
+    for ran, says in (
+        ((576, 576, 576, 64), "576 visual tokens in layer 2 where it had stated 64"),
+        ((576, 64, 64), "layer 1"),
+    ):
         with pytest.raises(UserError, match=says):
             checks.lengths(FastV(), 64, 576, ran)
 
@@ -300,7 +346,9 @@ def test_undeclared_draws_are_found_once(case: str) -> None:
     torch.rand(1)
     checks.watch(pruner)
     with refused(
-        "global random state" if case in ("torch", "python", "a global seed", "tiny noise") else "declare `stochastic = True`"
+        "global random state"
+        if case in ("torch", "python", "a global seed", "tiny noise")
+        else "declare `stochastic = True`"
     ):
         checks.select(pruner, make_tokens(), BUDGET)
     checks.watch(pruner)
@@ -314,7 +362,9 @@ def test_undeclared_draws_of_features_and_of_cuts_are_found() -> None:
     def noisy(tokens: VisualTokens, count: int) -> Selection:
         generator = torch.Generator()
         generator.seed()
-        return Selection(torch.arange(count), tokens.patches[:count] + torch.rand(count, WIDTH, generator=generator))
+        return Selection(
+            torch.arange(count), tokens.patches[:count] + torch.rand(count, WIDTH, generator=generator)
+        )
 
     def drawn(attention: Tensor, count: int) -> Tensor:
         generator = torch.Generator()
@@ -353,12 +403,20 @@ def _drop(test: str) -> Callable[[], Pruner]:
         "test_schedule_meets_the_budget": lambda: layered(after=lambda budget: budget + (budget == 300)),
         "test_deterministic": lambda: scoring(lambda tokens: torch.rand(len(tokens))),
         "test_draws_follow_seed_and_sample": lambda: scoring(
-            unseeded, stochastic=True, seed=0, with_seed=lambda pruner, _: pruner, parameters=lambda _: {"seed": 0}
+            unseeded,
+            stochastic=True,
+            seed=0,
+            with_seed=lambda pruner, _: pruner,
+            parameters=lambda _: {"seed": 0},
         ),
         "test_inputs_are_not_changed": lambda: scoring(lambda tokens: tokens.patches.sub_(1).norm(dim=1)),
-        "test_featureless_image": lambda: scoring(lambda tokens: tokens.patches[:, 0] / tokens.patches.norm(dim=1)),
+        "test_featureless_image": lambda: scoring(
+            lambda tokens: tokens.patches[:, 0] / tokens.patches.norm(dim=1)
+        ),
         "test_declared_needs_are_enough": lambda: scoring(lambda tokens: tokens.keys(-1)[1:].norm(dim=1)),
-        "test_precisions": lambda: tower(lambda tokens, n: Selection(torch.arange(n), tokens.patches[:n].float())),
+        "test_precisions": lambda: tower(
+            lambda tokens, n: Selection(torch.arange(n), tokens.patches[:n].float())
+        ),
         "test_order": lambda: tower(lambda tokens, n: Selection(torch.arange(n).flip(0))),
         "test_one_and_many_expressions": lambda: tower(
             lambda tokens, n: Selection(torch.arange(n - (len(tokens.text_embeds) > 2))),
@@ -366,7 +424,9 @@ def _drop(test: str) -> Callable[[], Pruner]:
         ),
         "test_impossible_budgets": lambda: tower(lambda *_: None, check=lambda *_: None),
         "test_independent_of_other_images": lambda: scoring(_by_calls),
-        "test_is_a_frozen_value": lambda: tower(lambda tokens, n: Selection(torch.arange(n)), spec=lambda _: "odd(colour=1)"),
+        "test_is_a_frozen_value": lambda: tower(
+            lambda tokens, n: Selection(torch.arange(n)), spec=lambda _: "odd(colour=1)"
+        ),
     }[test]
 
 
@@ -384,5 +444,8 @@ def test_conformance_catches(name: str) -> None:
     """Each of its tests fails for a pruner made for it, and passes for one that keeps everything."""
     _run(SUITE[name], pruners.get("uniform")())
     broken = _drop(name)()
-    with torch.random.fork_rng(devices=[]), pytest.raises((AssertionError, UserError, RuntimeError, pytest.fail.Exception)):
+    with (
+        torch.random.fork_rng(devices=[]),
+        pytest.raises((AssertionError, UserError, RuntimeError, pytest.fail.Exception)),
+    ):
         _run(SUITE[name], broken)

@@ -1,4 +1,5 @@
-"""The command line: a whole run, and one sentence with exit code 2 for everything that a user can get wrong."""
+"""The command line: a whole run, and one sentence with exit code 2 for everything that a user can get
+wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import pruners
-from harness import cli, folders, records
+from harness import cli
+from harness.store import folders, records
 from tests.fake_backbone import FakeBackbone, known, write_data
 
 PLUGIN = Path(__file__).parent / "sample_plugin" / "sample_pruner.py"
@@ -37,7 +39,18 @@ def test_a_run_prints_its_leaderboard_and_names_its_folder(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    options = ("--backbones", "fake", "--data", root, "--datasets", "refcoco", "--budgets", "8,24", "--batch-size", 5)
+    options = (
+        "--backbones",
+        "fake",
+        "--data",
+        root,
+        "--datasets",
+        "refcoco",
+        "--budgets",
+        "8,24",
+        "--batch-size",
+        5,
+    )
     assert command(monkeypatch, *options, "--limit", 2, "--out", tmp_path / "run") == 0
     told = capsys.readouterr()
     assert "Retain 24 tokens" in told.out
@@ -55,7 +68,18 @@ def test_the_default_folder_is_named_after_the_run_and_found_again(
     root: Path, tmp_path: Path, loaded: list[FakeBackbone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    options = ("--backbones", "fake", "--data", root, "--datasets", "refcoco:val", "--budgets", "8", "--pruners", "none")
+    options = (
+        "--backbones",
+        "fake",
+        "--data",
+        root,
+        "--datasets",
+        "refcoco:val",
+        "--budgets",
+        "8",
+        "--pruners",
+        "none",
+    )
     assert command(monkeypatch, *options) == 0
     assert command(monkeypatch, *options) == 0
     (folder,) = (tmp_path / "results" / "runs").iterdir()
@@ -81,7 +105,15 @@ def test_a_plugin_file_joins_the_board(
 
     monkeypatch.setattr(registry, "_registry", dict(registry._registry))
     options = ("--backbones", "fake", "--data", root, "--datasets", "refcoco:val", "--budgets", "8")
-    words = (*options, "--plugin", PLUGIN, "--pruners", "none,brightest,brightest(power=1.0)", "--out", tmp_path / "run")
+    words = (
+        *options,
+        "--plugin",
+        PLUGIN,
+        "--pruners",
+        "none,brightest,brightest(power=1.0)",
+        "--out",
+        tmp_path / "run",
+    )
     assert command(monkeypatch, *words) == 0
     assert set(records.load(tmp_path / "run")["pruner"]) == {"none", "brightest", "brightest(power=1.0)"}
 
@@ -89,7 +121,14 @@ def test_a_plugin_file_joins_the_board(
 def test_list_names_everything(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(monkeypatch, "list") == 0
     told = capsys.readouterr().out
-    for word in ("fastv(layer=2, budget='final')", "reads", "https://arxiv.org", "glamm-mini", "refshapesg", "refcocog"):
+    for word in (
+        "fastv(layer=2, budget='final')",
+        "reads",
+        "https://arxiv.org",
+        "glamm-mini",
+        "refshapesg",
+        "refcocog",
+    ):
         assert word in told
 
 
@@ -133,8 +172,18 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     wrong, told = BAD[case]
-    right = {"--backbones": "fake", "--data": str(root), "--datasets": "refcoco", "--budgets": "8", "--out": str(tmp_path)}
-    words = wrong if not wrong[0].startswith("--") else [w for pair in (right | {wrong[0]: wrong[1]}).items() for w in pair]
+    right = {
+        "--backbones": "fake",
+        "--data": str(root),
+        "--datasets": "refcoco",
+        "--budgets": "8",
+        "--out": str(tmp_path),
+    }
+    words = (
+        wrong
+        if not wrong[0].startswith("--")
+        else [w for pair in (right | {wrong[0]: wrong[1]}).items() for w in pair]
+    )
     assert command(monkeypatch, *words) == 2
     output = capsys.readouterr()
     assert output.out == ""
@@ -157,7 +206,11 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     ],
 )
 def test_what_the_real_backbones_refuse(
-    options: list[str], told: str, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    told: str,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert command(monkeypatch, "--data", root, "--datasets", "refcoco", *options) == 2
     output = capsys.readouterr().err
@@ -173,7 +226,18 @@ def test_a_folder_that_is_a_file(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "file").write_text("")
-    options = ("--backbones", "fake", "--data", root, "--datasets", "refcoco", "--budgets", "8", "--out", tmp_path / "file")
+    options = (
+        "--backbones",
+        "fake",
+        "--data",
+        root,
+        "--datasets",
+        "refcoco",
+        "--budgets",
+        "8",
+        "--out",
+        tmp_path / "file",
+    )
     assert command(monkeypatch, *options) == 2
     assert "Cannot write" in capsys.readouterr().err
 
@@ -186,15 +250,21 @@ def test_debug_shows_the_traceback(loaded: list[FakeBackbone], monkeypatch: pyte
 
 
 def test_an_interrupt_says_how_to_go_on(
-    root: Path, loaded: list[FakeBackbone], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    root: Path,
+    loaded: list[FakeBackbone],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from harness import runner
+    from harness.engine import runner
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runner, "prepare", interrupted)
-    assert command(monkeypatch, "--backbones", "fake", "--data", root, "--datasets", "refcoco", "--budgets", "8") == 130
+    assert (
+        command(monkeypatch, "--backbones", "fake", "--data", root, "--datasets", "refcoco", "--budgets", "8")
+        == 130
+    )
     assert "give the same command again" in capsys.readouterr().err
 
 
@@ -204,7 +274,9 @@ def test_help_needs_no_heavy_import() -> None:
         "heavy = {'torch', 'transformers', 'pandas', 'numpy'} & set(sys.modules)\n"
         "raise SystemExit(f'imported {heavy}' if heavy else code)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parent.parent
+    )
     assert done.returncode == 0, done.stderr
     for option in (
         "--pruners",

@@ -1,4 +1,5 @@
-"""Code is part of a cell: an edit gives other cells, a comment does not, and one run never mixes two codes in one cell."""
+"""Code is part of a cell: an edit gives other cells, a comment does not, and one run never mixes two codes in
+one cell."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import code, records
-from harness.runner import Plan, Way, prepare, run
+from harness.engine.runner import Plan, Way, prepare, run
+from harness.store import code, records
 from pruners import Pruner, UserError, get, load_plugin, parse, registry
 from tests.fake_backbone import FakeBackbone, write_data
 
@@ -64,7 +65,8 @@ def go(root: Path, folder: Path, pruners: str = "none,uniform,norm", **way: bool
     return backbone
 
 
-# --- digests ------------------------------------------------------------------------------------------------------
+# --- digests
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,9 @@ def test_a_digest_is_of_what_runs(tmp_path: Path, old: str, new: str, same: bool
     assert (one == other) is same
 
 
-def test_a_module_that_a_plugin_imports_is_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_a_plugin_imports_is_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     text = PLUGIN.replace("SIGN = 1", "from my_own_helper import SIGN")
     found = []
@@ -100,7 +104,9 @@ def test_a_module_that_a_plugin_imports_is_part_of_it(tmp_path: Path, monkeypatc
 def test_a_mixin_and_a_base_are_part_of_it(tmp_path: Path) -> None:
     text = PLUGIN + "\n\nclass Mixin:\n    power = 1\n"
     plain = code.of_pruner(loaded(tmp_path / "a.py", text))
-    child = text.replace("class Norm(ScorePruner)", "class Norm(FastV)").replace("import ScorePruner", "import ScorePruner, get")
+    child = text.replace("class Norm(ScorePruner)", "class Norm(FastV)").replace(
+        "import ScorePruner", "import ScorePruner, get"
+    )
     child = child.replace("SIGN = 1", "from pruners.fastv import FastV\nSIGN = 1")
     assert plain != code.of_pruner(loaded(tmp_path / "b.py", child))
     assert code.of_pruner(get("fastv")) != code.of_pruner(get("trim"))
@@ -150,11 +156,12 @@ def test_whatever_a_plugin_rests_on_is_part_of_it(tmp_path: Path, how: str) -> N
         if how in ("lazy", "by name"):
             (tmp_path / "loose.py").write_text(text)
         module = "loose" if how in ("lazy", "by name") else "groundprune_demo.pruner"
-        words = f"from {module} import Norm; from harness import code; print(code.of_pruner(Norm))"
+        words = f"from {module} import Norm; from harness.store import code; print(code.of_pruner(Norm))"
         done = subprocess.run(
             [sys.executable, "-c", words],
             cwd=code.HOME,
-            env=os.environ | {"PYTHONPATH": f"{code.HOME}{os.pathsep}{tmp_path}", "PYTHONDONTWRITEBYTECODE": "1"},
+            env=os.environ
+            | {"PYTHONPATH": f"{code.HOME}{os.pathsep}{tmp_path}", "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,
             check=True,
@@ -164,7 +171,9 @@ def test_whatever_a_plugin_rests_on_is_part_of_it(tmp_path: Path, how: str) -> N
 
 
 def test_a_changed_default_is_another_edition_of_the_same_run(root: Path, tmp_path: Path) -> None:
-    text = PLUGIN.replace('    name = "norm"', '    power: int = 1\n    name = "norm"').replace("dim=1)", "dim=1) ** self.power")
+    text = PLUGIN.replace('    name = "norm"', '    power: int = 1\n    name = "norm"').replace(
+        "dim=1)", "dim=1) ** self.power"
+    )
     loaded(tmp_path / "mine.py", text)
     go(root, tmp_path / "run")
     loaded(tmp_path / "mine.py", text.replace("power: int = 1", "power: int = -1"))
@@ -191,9 +200,9 @@ def test_everything_that_an_evaluation_imports_is_part_of_its_digest_or_known_no
     harmless = {*code.HARMLESS, "pruners/__init__.py", "pruners/registry.py"}
     seen: set[str] = set()
     left = [
-        "harness/fill.py",
-        "harness/loading.py",
-        "harness/sweep.py",
+        "harness/engine/evaluate.py",
+        "harness/engine/prefetch.py",
+        "harness/engine/cells.py",
         "harness/protocol.py",
         "backbones/__init__.py",
         "backbones/glamm/backbone.py",
@@ -205,7 +214,11 @@ def test_everything_that_an_evaluation_imports_is_part_of_its_digest_or_known_no
         seen.add(name)
         for node in ast.walk(ast.parse((code.HOME / name).read_text())):
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            modules += [f"{node.module}.{alias.name}" for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+            modules += (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             for module in modules:
                 path = Path(*module.split("."))
                 for file in (path.with_suffix(".py"), path / "__init__.py"):
@@ -214,35 +227,47 @@ def test_everything_that_an_evaluation_imports_is_part_of_its_digest_or_known_no
                     own = known.startswith("pruners/") and known not in deciding
                     if (code.HOME / file).is_file() and not own and "refshapes" not in known:
                         left.append(known)
-    engine = {"harness/__init__.py", "harness/code.py", "harness/data/refshapes/__init__.py"}
+    engine = {
+        "harness/__init__.py",
+        "harness/store/__init__.py",
+        "harness/store/code.py",
+        "harness/data/refshapes/__init__.py",
+    }
     assert seen - deciding - harmless - engine == set()
 
 
 def test_two_places_of_one_code_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("backbones", "harness", "pruners"):
-        shutil.copytree(code.HOME / name, tmp_path / name, ignore=shutil.ignore_patterns("weights", "__pycache__"))
+        shutil.copytree(
+            code.HOME / name, tmp_path / name, ignore=shutil.ignore_patterns("weights", "__pycache__")
+        )
     here = code.evaluation()
     monkeypatch.setattr(code, "HOME", tmp_path)
     monkeypatch.setattr(code, "STARTED", float("inf"))
     assert code.evaluation.__wrapped__() == here
-    file = tmp_path / "harness" / "metrics.py"
+    file = tmp_path / "harness" / "metrics" / "masks.py"
     file.write_text(file.read_text() + "\n# a comment\n")
     assert code.evaluation.__wrapped__() == here
     file.write_text(file.read_text().replace("FOREGROUND = 1", "FOREGROUND = 2"))
     changed = code.evaluation.__wrapped__()
-    assert {name for name in here if here[name] != changed[name]} == {"harness/metrics.py"}
+    assert {name for name in here if here[name] != changed[name]} == {"harness/metrics/masks.py"}
 
 
-def test_a_process_that_is_older_than_its_code_does_not_claim_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_is_older_than_its_code_does_not_claim_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(code, "STARTED", 0.0)
     with pytest.raises(UserError, match="edited after this process began"):
         code.evaluation.__wrapped__()
 
 
-# --- runs ---------------------------------------------------------------------------------------------------------
+# --- runs
+# ---------------------------------------------------------------------------------------------------------
 
 
-def test_after_an_edit_only_the_cells_concerned_run_again(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_after_an_edit_only_the_cells_concerned_run_again(
+    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     loaded(tmp_path / "mine.py", PLUGIN)
     go(root, tmp_path / "run")
     before = records.load(tmp_path / "run")
@@ -275,7 +300,9 @@ def test_an_edit_that_is_taken_back_finds_its_rows_again(root: Path, tmp_path: P
     assert records.load(tmp_path / "fresh").equals(records.load(tmp_path / "run"))
 
 
-def test_a_run_that_is_only_shown_says_so(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_is_only_shown_says_so(
+    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     go(root, tmp_path / "run", "none")
     assert "nothing computed" not in capfd.readouterr().err
     assert go(root, tmp_path / "run", "none").encoded == []

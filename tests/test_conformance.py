@@ -1,7 +1,7 @@
 """What every registered pruner has to keep; a plugin inherits these tests by being registered.
 
-`pytest tests/test_conformance.py --plugin my_pruner.py` runs them on a file's pruners alone, and `--pruners "mine(power=2.0)"`
-on what a pruner list names.
+`pytest tests/test_conformance.py --plugin my_pruner.py` runs them on a file's pruners alone, and `--pruners
+"mine(power=2.0)"` on what a pruner list names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,17 @@ from torch import Tensor
 
 import pruners
 from pruners import checks
-from pruners.base import CLS, POOLED, ImpossibleBudget, LayerPruner, Need, Pruner, Selection, UndeclaredNeed, VisualTokens
+from pruners.base import (
+    CLS,
+    POOLED,
+    ImpossibleBudget,
+    LayerPruner,
+    Need,
+    Pruner,
+    Selection,
+    UndeclaredNeed,
+    VisualTokens,
+)
 from tests.tokens import WIDTH, attention_row, make_tokens
 
 LAYERS = 32
@@ -103,13 +113,18 @@ def test_exact_budget_and_valid_indices(pruner: Pruner, grid: tuple[int, int]) -
 @pytest.mark.parametrize("patches", [64, 576])
 @pytest.mark.parametrize("layers", [5, 32])
 def test_schedule_meets_the_budget(pruner: Pruner, patches: int, layers: int) -> None:
-    """What the layers see, as stated: it never grows, and ends at the budget or averages it as far as whole tokens can."""
+    """What the layers see, as stated: it never grows, and ends at the budget or averages it as far as whole
+    tokens can."""
     for budget in range(1, patches + 1) if pruner.name != "none" else [patches]:
         try:
             schedule = checks.stated(pruner, budget, patches, layers)
         except ImpossibleBudget:
             continue
-        assert len(schedule) == layers and list(schedule) == sorted(schedule, reverse=True) and schedule[0] <= patches
+        assert (
+            len(schedule) == layers
+            and list(schedule) == sorted(schedule, reverse=True)
+            and schedule[0] <= patches
+        )
         met = schedule[-1] if pruner.budget_kind == "final" else sum(schedule) / layers
         assert abs(met - budget) <= (0 if pruner.budget_kind == "final" else 0.5)
 
@@ -130,7 +145,9 @@ def test_deterministic(pruner: Pruner) -> None:
         assert same(first, choose(pruner, make_tokens(sample="a"), budget))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(123)
-            assert same(first, choose(pruner, make_tokens(sample="a"), budget)), "the global random state must not matter"
+            assert same(first, choose(pruner, make_tokens(sample="a"), budget)), (
+                "the global random state must not matter"
+            )
     assert torch.equal(state, torch.random.get_rng_state()), "the global random state is not the pruner's"
 
 
@@ -173,7 +190,8 @@ def test_inputs_are_not_changed(pruner: Pruner) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @torch.inference_mode()
 def test_precisions(pruner: Pruner, dtype: torch.dtype) -> None:
-    """Every precision gives the budget, its own dtype, and (but for VisPruner, which is chaotic) about the same choice."""
+    """Every precision gives the budget, its own dtype, and (but for VisPruner, which is chaotic) about the
+    same choice."""
     tokens = make_tokens(dtype=dtype)
     budget = usual(pruner, 128)
     chosen = choose(pruner, tokens, budget)
@@ -195,7 +213,9 @@ def test_declared_needs_are_enough(pruner: Pruner) -> None:
         asked.append(need)
         return tokens.signal(need)
 
-    spy = VisualTokens(tokens.patches, tokens.cls, tokens.grid, tokens.num_heads, answer, declared=pruner.needs)
+    spy = VisualTokens(
+        tokens.patches, tokens.cls, tokens.grid, tokens.num_heads, answer, declared=pruner.needs
+    )
     choose(pruner, spy, usual(pruner))
     assert set(asked) <= pruner.needs
     with pytest.raises(UndeclaredNeed):
@@ -204,7 +224,8 @@ def test_declared_needs_are_enough(pruner: Pruner) -> None:
 
 @torch.inference_mode()
 def test_featureless_image(pruner: Pruner) -> None:
-    """Where every patch is alike (and nothing is the referent) the budget still holds and no number is lost."""
+    """Where every patch is alike (and nothing is the referent) the budget still holds and no number is
+    lost."""
     plain = make_tokens((8, 8))
     blank = torch.zeros_like(plain.patches)
     answer = {need: torch.zeros_like(plain.signal(need)) for need in pruner.needs}.__getitem__
@@ -246,7 +267,9 @@ def test_order(pruner: Pruner) -> None:
     elif order == "class, raster, targets":
         dominant = pruner.split(64)[0]  # type: ignore[attr-defined]
         assert chosen[0] == CLS
-        assert chosen[1:dominant] == sorted(chosen[1:dominant]) and chosen[dominant:] == sorted(chosen[dominant:])
+        assert chosen[1:dominant] == sorted(chosen[1:dominant]) and chosen[dominant:] == sorted(
+            chosen[dominant:]
+        )
     elif order == "score, extra last":
         assert chosen[-1] == POOLED
     elif order == "cells":

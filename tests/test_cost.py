@@ -1,4 +1,5 @@
-"""Costs: three counts that agree, live bytes that the profiler confirms, the published table, and rows that survive a stop."""
+"""Costs: three counts that agree, live bytes that the profiler confirms, the published table, and rows that
+survive a stop."""
 
 from __future__ import annotations
 
@@ -17,12 +18,14 @@ import backbones
 from backbones.base import Row, Turn
 from backbones.glamm import stages
 from backbones.glamm.backbone import GlammBackbone
-from backbones.glamm.released import on_meta
+from backbones.glamm.full_size import on_meta
 from backbones.parts import llama
-from harness import cost, journal, runner
+from harness import cost
 from harness.cost import formulas, measure, meters, projection, roofline
-from harness.cost.rows import lines_of
+from harness.cost.lines import lines_of
 from harness.cost.store import COSTS, INSIDE, MODULES
+from harness.engine import runner
+from harness.store import journal
 from pruners import LayerPruner, UserError, parse
 from reports import efficiency
 from tests import tiny_glamm
@@ -30,7 +33,16 @@ from tests.fake_backbone import write_data
 
 TURN = Turn("Can you segment the small red star left of the ring in this image?", "It is [SEG].")
 BUDGETS = (64, 128, 192)
-COUNTED = ["pruner", "budget", "tokens_final", "tokens_mean", "macs_measured", "macs_fvcore", "flops_paper", "activation_peak"]
+COUNTED = [
+    "pruner",
+    "budget",
+    "tokens_final",
+    "tokens_mean",
+    "macs_measured",
+    "macs_fvcore",
+    "flops_paper",
+    "activation_peak",
+]
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +115,17 @@ def test_cost_of_eager_attention_is_the_same_count(glamm_folder: Path) -> None:
     check_counts(tiny_glamm.load(glamm_folder, attn="eager"), rows("fastv,litelvlm", (64,), layers=3))
 
 
-def test_cost_of_attention_that_no_counter_sees_is_an_error(tiny: GlammBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cost_of_attention_that_no_counter_sees_is_an_error(
+    tiny: GlammBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A kernel that is called past torch's dispatcher leaves no trace but the missing multiply-adds."""
 
-    def hidden(kind: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, causal: bool) -> Any:
-        return torch.from_numpy(np.zeros((query.shape[0], query.shape[2], query.shape[1] * query.shape[3]), dtype=np.float32))
+    def hidden(
+        kind: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, causal: bool
+    ) -> Any:
+        return torch.from_numpy(
+            np.zeros((query.shape[0], query.shape[2], query.shape[1] * query.shape[3]), dtype=np.float32)
+        )
 
     monkeypatch.setattr(llama, "attend", hidden)
     with pytest.raises(UserError, match="an operator is hidden from the counter"):
@@ -115,17 +133,22 @@ def test_cost_of_attention_that_no_counter_sees_is_an_error(tiny: GlammBackbone,
 
 
 def test_cost_presets() -> None:
-    """Against figures that were computed outside this project, at the lengths that the published rows imply."""
+    """Against figures that were computed outside this project, at the lengths that the published rows
+    imply."""
     seven = formulas.Shape(4096, 11008, 32, 32, 32, 128, 32007)
     stored = {700: 4.33, 330: 1.57, 322: 1.53, 204: 0.88, 194: 0.82}
     paper = {700: 0.801, 330: 0.378, 322: 0.368, 204: 0.233, 194: 0.222}
     for n in stored:
         assert formulas.stored_activation([n] * 32, seven) / 2**30 == pytest.approx(stored[n], abs=0.006)
         assert formulas.paper_activation([n] * 32, seven) / 2**30 == pytest.approx(paper[n], abs=0.001)
-    assert formulas.paper_flops([700] * 32, seven) == 32 * (4 * 700 * 4096**2 + 2 * 700**2 * 4096 + 3 * 700 * 4096 * 11008)
+    assert formulas.paper_flops([700] * 32, seven) == 32 * (
+        4 * 700 * 4096**2 + 2 * 700**2 * 4096 + 3 * 700 * 4096 * 11008
+    )
     assert formulas.fastv_flops([700], seven) == formulas.paper_flops([700], seven) - 700 * 4096 * 11008
     assert formulas.visual_flops([700], seven, 124) == formulas.paper_flops([576], seven)
-    assert formulas.language_model_macs([700], seven) == formulas.paper_flops([700], seven), "no shared keys: the same"
+    assert formulas.language_model_macs([700], seven) == formulas.paper_flops([700], seven), (
+        "no shared keys: the same"
+    )
     shared = formulas.Shape(4096, 11008, 32, 32, 8, 128, 32007)
     saved = formulas.language_model_macs([700], seven) - formulas.language_model_macs([700], shared)
     assert saved == 2 * 700 * 4096 * (4096 - 1024)
@@ -137,7 +160,8 @@ def test_cost_presets() -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 @pytest.mark.parametrize("pruner", [None, "fastv"])
 def test_cost_tracker_is_the_profiler_to_the_byte(dtype: str, pruner: str | None) -> None:
-    """Eager; in float32 the profiler's peak has 12 bytes more, of numbers that become tensors below the dispatcher."""
+    """Eager; in float32 the profiler's peak has 12 bytes more, of numbers that become tensors below the
+    dispatcher."""
     backbone = load("eager", dtype)
     inputs, llm = inputs_of(backbone), backbone.model.language_model
     layered = parse(pruner)[0] if pruner else None
@@ -150,9 +174,13 @@ def test_cost_tracker_is_the_profiler_to_the_byte(dtype: str, pruner: str | None
     with torch.no_grad():
         with live:
             run()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profiled:
             run()
-    events = [event.nbytes() for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [
+        event.nbytes() for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     assert live.peak == max(np.cumsum(events)) > 2**20
     assert live.live == 0
 
@@ -211,13 +239,19 @@ def seven() -> projection.Projection:
 
 def test_cost_projection_hits_the_published_table(seven: projection.Projection) -> None:
     ours, paper = seven.cells.set_index(["pruner", "budget"]), efficiency.published("glamm")
-    for pruner, flops, activation in (("none", 0.015, 0.01), ("litelvlm", 0.02, 0.05), ("vispruner", 0.06, 0.05)):
+    for pruner, flops, activation in (
+        ("none", 0.015, 0.01),
+        ("litelvlm", 0.02, 0.05),
+        ("vispruner", 0.06, 0.05),
+    ):
         for budget in (576,) if pruner == "none" else (64, 192):
             row, printed = ours.loc[(pruner, budget)], paper.loc[(pruner, budget)]
             assert row["flops_paper"] / 1e12 == pytest.approx(printed["flops_t"], rel=flops)
             assert row["activation_paper"] / 2**30 == pytest.approx(printed["activation_gb"], rel=activation)
     fastv = ours.loc["fastv"]
-    assert (fastv["flops_paper"] / 1e12).round(2).tolist() == [1.47, 2.26], "not the printed 2.23 and 2.65, and shown so"
+    assert (fastv["flops_paper"] / 1e12).round(2).tolist() == [1.47, 2.26], (
+        "not the printed 2.23 and 2.65, and shown so"
+    )
     assert fastv.loc[192, "tokens_mean"] == (2 * 576 + 30 * 192) / 32
     assert len(fastv.loc[192, "lengths"]) == 32
     assert seven.shared["vision_tower"] / 1e9 == pytest.approx(190.96, abs=0.01)
@@ -242,7 +276,9 @@ def test_cost_projection_is_what_a_run_measures(glamm_folder: Path, attn: str) -
     inputs = inputs_of(backbone)
     prompt = projection.Prompt(inputs.text, inputs.before.shape[1], *inputs.words["input_ids"].shape)
     lines = rows("none,fastv,litelvlm,prumerge,visionzip,vispruner", (64,), layers=3)
-    projected = projection.project(projection.shapes_of(backbone.model), lines, prompt, attn=attn, dtype=torch.float32)
+    projected = projection.project(
+        projection.shapes_of(backbone.model), lines, prompt, attn=attn, dtype=torch.float32
+    )
     for line, expected in zip(lines, projection.counts_lines(projected), strict=True):
         found = measure.count(backbone, inputs, line)
         assert list(found["lengths"]) == expected["lengths"]
@@ -254,13 +290,19 @@ def test_cost_projection_is_what_a_run_measures(glamm_folder: Path, attn: str) -
 
 def test_cost_prompt_is_counted_by_a_tokenizer(mini: GlammBackbone) -> None:
     prompt = projection.Prompt.counted(mini.tokenizer)
-    assert prompt.turns == 3 and prompt.text > inputs_of(mini).text and prompt.before == inputs_of(mini).before.shape[1]
+    assert (
+        prompt.turns == 3
+        and prompt.text > inputs_of(mini).text
+        and prompt.before == inputs_of(mini).before.shape[1]
+    )
 
 
 # -- rows of a run
 
 
-def test_cost_rows_survive_a_stop(tiny: GlammBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cost_rows_survive_a_stop(
+    tiny: GlammBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = write_data(tmp_path / "data")
     plan = runner.Plan(tuple(parse("uniform,fastv")), (64,), (("refcoco", "val"),), "each", 1, 0, str(root))
     splits = runner.prepare(plan, tiny)
@@ -304,7 +346,9 @@ def test_cost_rows_survive_a_stop(tiny: GlammBackbone, tmp_path: Path, monkeypat
     (stopped / COSTS).write_bytes(elsewhere)
     measure.measure(plan, splits, tiny, stopped, rounds=3)
     assert (stopped / COSTS).read_bytes() == elsewhere, "what is finished is not measured again, whoever asks"
-    measure.measure(plan, splits, tiny, stopped, rounds=4)  # an unfinished one goes on under its own setting only
+    measure.measure(
+        plan, splits, tiny, stopped, rounds=4
+    )  # an unfinished one goes on under its own setting only
     (aside,) = stopped.glob("costs.*.jsonl")
     assert aside.read_bytes() == elsewhere and (cost.load(stopped)["rounds"] == 4).all()
 
@@ -331,8 +375,24 @@ def test_cost_is_measured_once_by_two_processes(tiny: GlammBackbone, tmp_path: P
 
 def written(folder: Path, *rounds: dict[str, float]) -> Path:
     """A cost file with total milliseconds per row and round."""
-    shape = {"width": 4, "inner": 8, "layers": 2, "heads": 1, "key_heads": 1, "head_width": 4, "vocabulary": 9}
-    head = {"schema": 1, "costs": "measured", "backbone": "b", "device": "cpu", "text": 10, "element": 4, "shape": shape}
+    shape = {
+        "width": 4,
+        "inner": 8,
+        "layers": 2,
+        "heads": 1,
+        "key_heads": 1,
+        "head_width": 4,
+        "vocabulary": 9,
+    }
+    head = {
+        "schema": 1,
+        "costs": "measured",
+        "backbone": "b",
+        "device": "cpu",
+        "text": 10,
+        "element": 4,
+        "shape": shape,
+    }
     lines: list[dict[str, object]] = [head]
     for name in rounds[0]:
         pruner, _, budget = name.partition("@")
@@ -349,7 +409,8 @@ def written(folder: Path, *rounds: dict[str, float]) -> Path:
         )
     for number, found in enumerate(rounds):
         ms = [
-            [name, {"prefill": total / 2, "pruner": 0.1, "total": 3 * total, "compute": total}] for name, total in found.items()
+            [name, {"prefill": total / 2, "pruner": 0.1, "total": 3 * total, "compute": total}]
+            for name, total in found.items()
         ]
         lines.append({"kind": "round", "number": number, "ms": ms})
     (folder / COSTS).write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -357,11 +418,15 @@ def written(folder: Path, *rounds: dict[str, float]) -> Path:
 
 
 def test_cost_table_says_what_is_no_speed_up(tmp_path: Path) -> None:
-    rounds = [{"none@64": 10 + k, "fast@8": 5 + k, "slow@8": 12 + k, "even@8": 10 + k + (-1) ** k} for k in range(4)]
+    rounds = [
+        {"none@64": 10 + k, "fast@8": 5 + k, "slow@8": 12 + k, "even@8": 10 + k + (-1) ** k} for k in range(4)
+    ]
     costs = cost.load(written(tmp_path, *rounds)).set_index("pruner")
     assert costs["note"].to_dict() == {"none": "", "fast": "", "slow": "no speed-up", "even": "no speed-up"}
     assert costs.loc["fast", "speedup_total"] == pytest.approx(np.median([10 / 5, 11 / 6, 12 / 7, 13 / 8]))
-    assert costs.loc["fast", "compute_ms"] == 6.5 and costs.loc["fast", "compute_ms_p95"] == pytest.approx(7.85)
+    assert costs.loc["fast", "compute_ms"] == 6.5 and costs.loc["fast", "compute_ms_p95"] == pytest.approx(
+        7.85
+    )
     assert costs.loc["none", "speedup_prefill"] == 1
     assert "cuda_ms" not in costs
     assert set(costs.columns) - set(cost.EXPLAIN) <= {
@@ -372,7 +437,11 @@ def test_cost_table_says_what_is_no_speed_up(tmp_path: Path) -> None:
 
 def test_cost_page_explains_the_columns() -> None:
     page = (Path(__file__).parent.parent / "docs" / "costs.md").read_text()
-    told = {name for line in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)", line)}
+    told = {
+        name
+        for line in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+        for name in re.findall(r"`(\w+)", line)
+    }
     assert told == set(cost.EXPLAIN)
 
 

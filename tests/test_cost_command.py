@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from backbones.glamm.released import on_meta
+from backbones.glamm.full_size import on_meta
 from harness import cli, cost
 from harness.cost import measure, projection, roofline
 from harness.cost.store import COSTS
@@ -25,7 +25,10 @@ def test_cost_bench_compares_equal_selections(texts: int) -> None:
     given = attention.tower(torch.float64, texts, channels=64, shared=16, heads=4)
     for name, official in literal.OFFICIAL.items():
         for budget in (192, 64):
-            assert attention.same(attention.ours(parse(name)[0], given, budget), official(given, budget)), (name, budget)
+            assert attention.same(attention.ours(parse(name)[0], given, budget), official(given, budget)), (
+                name,
+                budget,
+            )
     assert not attention.same(literal.trim(given, 64), literal.vispruner(given, 64))
     (row,) = attention.fastv(1, torch.float32, width=64, heads=4, inner=128)
     assert row["same_in_float64"]
@@ -39,10 +42,15 @@ def test_cost_bench_of_the_gpu_runs_small_without_one(
     prompt = projection.Prompt(80, turns=2, words=8)
     model = gpu.random_weights(on_meta("glamm-mini", "eager"), "cpu", torch.float32)
     found = list(gpu.bench(model, prompt, "cpu", (1, 2), (64,), 1, roofline.gpu("h100")))
-    assert [(row["pruner"], row["batch"]) for row in found] == [(p, b) for b in (1, 2) for p in ("none", "litelvlm", "fastv")]
+    assert [(row["pruner"], row["batch"]) for row in found] == [
+        (p, b) for b in (1, 2) for p in ("none", "litelvlm", "fastv")
+    ]
     assert all(row["prefill_ms"] > 0 and row["kernel_ms"] > 0 and row["times_roofline"] > 1 for row in found)
     peaks = {(row["pruner"], row["batch"]): row["peak_prefill"] for row in found}
-    assert peaks["none", 2] == pytest.approx(2 * peaks["none", 1], rel=0.1) and peaks["litelvlm", 1] < peaks["none", 1] / 4
+    assert (
+        peaks["none", 2] == pytest.approx(2 * peaks["none", 1], rel=0.1)
+        and peaks["litelvlm", 1] < peaks["none", 1] / 4
+    )
     assert json.loads(json.dumps(found)) == found
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main([]) == 2
@@ -64,7 +72,11 @@ def test_cost_columns_of_the_main_command(
     words = ("--pruners", "uniform", "--budgets", "64", "--limit", 1, "--datasets", "refshapes:val")
     assert command(monkeypatch, *words, "--out", tmp_path / "run") == 0
     told = capsys.readouterr().out
-    assert "- MACs G: multiply-adds" in told and "speed-up prefill" in told and "- speed-up total: the same" in told
+    assert (
+        "- MACs G: multiply-adds" in told
+        and "speed-up prefill" in told
+        and "- speed-up total: the same" in told
+    )
     before = (tmp_path / "run" / COSTS).read_bytes()
     assert command(monkeypatch, *words, "--out", tmp_path / "run") == 0
     assert (tmp_path / "run" / COSTS).read_bytes() == before and "speed-up prefill" in capsys.readouterr().out
@@ -79,10 +91,25 @@ def test_cost_columns_of_the_main_command(
 
 
 def test_cost_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("cost", "--backbone", "glamm-mini", "--pruners", "fastv", "--budgets", "64", "--explain", "--attn", "eager")
+    words = (
+        "cost",
+        "--backbone",
+        "glamm-mini",
+        "--pruners",
+        "fastv",
+        "--budgets",
+        "64",
+        "--explain",
+        "--attn",
+        "eager",
+    )
     assert command(monkeypatch, *words) == 0
     told = capsys.readouterr().out
-    assert "glamm-mini, projected" in told and "attention eager" in told and "activation_peak: most bytes" in told
+    assert (
+        "glamm-mini, projected" in told
+        and "attention eager" in told
+        and "activation_peak: most bytes" in told
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,7 +137,20 @@ def test_cost_of_a_backbone_without_stages(
 ) -> None:
     known(monkeypatch)
     root = write_data(tmp_path / "data")
-    words = ("--backbones", "fake", "--data", root, "--datasets", "refcoco:val", "--budgets", "8", "--pruners", "none")
+    words = (
+        "--backbones",
+        "fake",
+        "--data",
+        root,
+        "--datasets",
+        "refcoco:val",
+        "--budgets",
+        "8",
+        "--pruners",
+        "none",
+    )
     assert command(monkeypatch, *words, "--out", tmp_path / "run") == 0, "off unless asked for"
     assert command(monkeypatch, *words, "--out", tmp_path / "other", "--costs", "measured") == 2
-    assert "give --costs off" in capsys.readouterr().err and not (tmp_path / "other").exists(), "said before anything runs"
+    assert "give --costs off" in capsys.readouterr().err and not (tmp_path / "other").exists(), (
+        "said before anything runs"
+    )

@@ -19,7 +19,10 @@ def test_cost_counter_has_no_silent_zeros() -> None:
         (lambda: torch.addmv(torch.randn(6), matrix, vector), 24),
         (lambda: torch.dot(vector, vector), 4),
         (lambda: torch.cdist(matrix, matrix), 6 * 6 * 4),
-        (lambda: torch.nn.functional.scaled_dot_product_attention(heads, heads, heads, is_causal=True), 2 * 2 * 5 * 5 * 8),
+        (
+            lambda: torch.nn.functional.scaled_dot_product_attention(heads, heads, heads, is_causal=True),
+            2 * 2 * 5 * 5 * 8,
+        ),
     ):
         counting = meters.counter()
         with counting, torch.no_grad():

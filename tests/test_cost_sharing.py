@@ -1,4 +1,5 @@
-"""The account of a sweep: the published-size target, and the closed forms against what the shared evaluation executes."""
+"""The account of a sweep: the published-size target, and the closed forms against what the shared evaluation
+executes."""
 
 from __future__ import annotations
 
@@ -8,12 +9,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel
 
-from backbones.glamm.released import on_meta
-from backbones.glamm.sharing import Ask, Shared
+from backbones.glamm.full_size import on_meta
+from backbones.parts.shared import Ask, Shared
 from harness import cli
 from harness.cost import formulas, meters, projection, sharing
-from harness.cost.rows import lines_of
-from harness.sweep import Line
+from harness.cost.lines import lines_of
+from harness.engine.cells import Line
 from pruners import LayerPruner, parse
 
 METHODS = "none,litelvlm,fastv,visionzip,prumerge,vispruner,trim"
@@ -52,7 +53,9 @@ def plan(prompt: projection.Prompt, patches: int, layers: int) -> list[tuple[Lin
 @torch.no_grad()
 def test_cost_of_sharing_is_what_the_shared_run_executes(talks: int) -> None:
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5}
-    llm = LlamaModel(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, attn_implementation="sdpa")).eval()
+    llm = LlamaModel(
+        LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, attn_implementation="sdpa")
+    ).eval()
     shape = formulas.Shape.of(llm.config)
     prompt, patches = projection.Prompt(24, before=9, sentence=4), 64
     cells = plan(prompt, patches, shape.layers)
@@ -72,14 +75,22 @@ def test_cost_of_sharing_is_what_the_shared_run_executes(talks: int) -> None:
             layered = line.pruner if isinstance(line.pruner, LayerPruner) else None
             keep = layered.tokens_after(line.budget, patches, shape.layers) if layered else 0
             read, last = (3, 5, len(words) - 1), len(words) - 1
-            asks.append(Ask(where, tuple(range(prompt.before)), (50, 51, 52, 53), words, last, read, layered, keep))
+            asks.append(
+                Ask(where, tuple(range(prompt.before)), (50, 51, 52, 53), words, last, read, layered, keep)
+            )
     counting = meters.counter()
     with counting:
-        Shared(llm, 4, 1, {}).run(list(map(len, contexts)), lambda part: torch.stack([contexts[k] for k in part]), asks)
+        Shared(llm, 4, 1, {}).run(
+            list(map(len, contexts)), lambda part: torch.stack([contexts[k] for k in part]), asks
+        )
     cuts = {cell.before_cut for line, cell, _ in cells if isinstance(line.pruner, LayerPruner)}
     expected = sharing.language_model([cell for _, cell, _ in cells], prompt, shape, talks)
-    expected += sharing.beginning(prompt, shape) - sharing.unread([cell for _, cell, _ in cells], prompt, shape, talks)
-    expected += len(cuts) * talks * formulas.row_macs(patches + prompt.text, shape)  # the rows that pruners read
+    expected += sharing.beginning(prompt, shape) - sharing.unread(
+        [cell for _, cell, _ in cells], prompt, shape, talks
+    )
+    expected += (
+        len(cuts) * talks * formulas.row_macs(patches + prompt.text, shape)
+    )  # the rows that pruners read
     assert counting.get_total_flops() == 2 * expected
 
 
@@ -103,5 +114,12 @@ def test_cost_command_of_a_sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "1 conversation of 3 (67 text tokens)" in told and "3 conversations of 1 (53 text tokens)" in told
     assert all(
         saving in told
-        for saving in (sharing.ENCODED, sharing.HEADS, sharing.BEGINNING, sharing.CONTEXTS, sharing.CUTS, sharing.LAST)
+        for saving in (
+            sharing.ENCODED,
+            sharing.HEADS,
+            sharing.BEGINNING,
+            sharing.CONTEXTS,
+            sharing.CUTS,
+            sharing.LAST,
+        )
     )

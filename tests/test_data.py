@@ -36,7 +36,8 @@ def box(*corners: tuple[int, int, int, int]) -> np.ndarray:
     return mask
 
 
-# --- the official files -------------------------------------------------------------------------------------------
+# --- the official files
+# -------------------------------------------------------------------------------------------
 
 
 def test_golden_tree(golden_glamm_dir: Path) -> None:
@@ -58,7 +59,8 @@ def test_golden_tree(golden_glamm_dir: Path) -> None:
             assert any((mask == truth).all() for mask in named)
 
 
-# --- masks ----------------------------------------------------------------------------------------------------------
+# --- masks
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_overlapping_parts_sum_to_two(tmp_path: Path) -> None:
@@ -118,7 +120,8 @@ def test_run_lengths_of_every_kind(mask: np.ndarray) -> None:
     assert (rasterise(Annotation(1, [text, plain]), height, width) == 2 * mask).all()
 
 
-# --- splits ----------------------------------------------------------------------------------------------------------
+# --- splits
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_splits_match_as_in_the_refer_api(tmp_path: Path) -> None:
@@ -161,11 +164,14 @@ def test_refcocog_takes_umd_unless_told(tmp_path: Path) -> None:
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     write_tree(tmp_path, [ref(1, 1, 11, "val", "old")])
     load_refer(tmp_path, "refcoco", "val")
-    (tmp_path / "Refer_Segm" / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps([ref(1, 1, 11, "val", "newer")]))
+    (tmp_path / "Refer_Segm" / "refcoco" / "refs(unc).p").write_bytes(
+        pickle.dumps([ref(1, 1, 11, "val", "newer")])
+    )
     assert load_refer(tmp_path, "refcoco", "val")[0].expressions[0].text == "newer"
 
 
-# --- names ----------------------------------------------------------------------------------------------------------
+# --- names
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_parse_without_a_root() -> None:
@@ -180,8 +186,11 @@ def test_parse_without_a_root() -> None:
 
 
 def test_parse_with_a_root(tmp_path: Path) -> None:
-    # `all` stays the eight columns of the tables, whatever a folder lacks: the reader then names what is missing
-    write_tree(tmp_path, [ref(1, 1, 11, "val", "it"), ref(2, 1, 11, "testB", "it"), ref(3, 1, 11, "train", "it")])
+    # `all` stays the eight columns of the tables, whatever a folder lacks: the reader then names what is
+    # missing
+    write_tree(
+        tmp_path, [ref(1, 1, 11, "val", "it"), ref(2, 1, 11, "testB", "it"), ref(3, 1, 11, "train", "it")]
+    )
     assert parse_datasets("refcoco", tmp_path) == [("refcoco", "val"), ("refcoco", "testB")]
     assert parse_datasets("refcoco:train,refcoco:test,refshapes:val", tmp_path) == [
         ("refcoco", "train"),
@@ -198,12 +207,24 @@ def test_parse_with_a_root(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "root", "said"),
     [
-        ("refshape:val", False, r"Unknown data set 'refshape', there are refshapes, .* Did you mean 'refshapes'\?"),
+        (
+            "refshape:val",
+            False,
+            r"Unknown data set 'refshape', there are refshapes, .* Did you mean 'refshapes'\?",
+        ),
         ("refshape:val", True, r"Unknown data set 'refshape', .* Did you mean 'refshapes'\?"),
-        ("refshapes:vall", False, r"refshapes has no split 'vall', it has val, testA, testB.* Did you mean 'val'\?"),
+        (
+            "refshapes:vall",
+            False,
+            r"refshapes has no split 'vall', it has val, testA, testB.* Did you mean 'val'\?",
+        ),
         ("refshapes:", False, "refshapes has no split ''"),
         ("refshapes:train", False, "refshapes has no split 'train'"),
-        ("refcoco:val", False, r"refcoco is not shipped; name the folder that holds Refer_Segm/refcoco with --data"),
+        (
+            "refcoco:val",
+            False,
+            r"refcoco is not shipped; name the folder that holds Refer_Segm/refcoco with --data",
+        ),
         ("refcoco:testA", True, r"refcoco has no split 'testA', it has val"),
         (
             "refcoco+:val",

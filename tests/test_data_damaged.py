@@ -154,7 +154,10 @@ def broken(change: str, root: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("no refs", r"refs\(unc\)\.p' is missing; expected .*Refer_Segm/\{refcoco/\{refs\(unc\)\.p, instances\.json\}"),
+        (
+            "no refs",
+            r"refs\(unc\)\.p' is missing; expected .*Refer_Segm/\{refcoco/\{refs\(unc\)\.p, instances\.json\}",
+        ),
         ("no instances", r"instances\.json' is missing; expected .*coco_2014/train2014/<images>\}"),
         ("no image", r"1 of 1 images of refcoco:val are missing, the first is '.*1\.png'; expected "),
         ("no images", "1 of 1 images .* expected"),
@@ -164,7 +167,10 @@ def broken(change: str, root: Path) -> None:
         ("other json", "not a COCO instances file"),
         ("other name", "image 1: no usable file name: '../../secret.png'"),
         ("no size", "'height' is '40', not a whole number"),
-        ("lost annotation", r"annotation 500 \(ref 0\), annotation 501 \(ref 1\), .* and 2 more, which instances"),
+        (
+            "lost annotation",
+            r"annotation 500 \(ref 0\), annotation 501 \(ref 1\), .* and 2 more, which instances",
+        ),
         ("lost image", r"image 77 \(ref 3\), which instances\.json does not hold"),
         ("not a list", "holds a dict"),
         ("no split", "Ref 0 of .* has no usable 'split'"),
@@ -185,7 +191,11 @@ def test_images_of_another_size_or_kind(tmp_path: Path) -> None:
     write_tree(tmp_path, [ref(1, 1, 11, "val", "it")])
     (sample,) = load_refer(tmp_path, "refcoco", "val")
     Image.fromarray(np.full((HEIGHT, WIDTH), 9, dtype=np.uint8)).save(sample.path)
-    assert (sample.image() == 9).all() and sample.image().shape == (HEIGHT, WIDTH, 3)  # grey images become RGB
+    assert (sample.image() == 9).all() and sample.image().shape == (
+        HEIGHT,
+        WIDTH,
+        3,
+    )  # grey images become RGB
     Image.fromarray(np.zeros((WIDTH, HEIGHT, 3), dtype=np.uint8)).save(sample.path)
     with pytest.raises(DataError, match="is 40x64 px, but its annotations are for 64x40"):
         sample.image()
@@ -224,12 +234,17 @@ def shared(key: str, value: Any, times: int = 5000) -> list[Any]:
         (shared("image_id", 1.5, 1), "'image_id' is 1.5, not a whole number"),
         (shared("sentences", [{"sent_id": 1, "sent": "the \ud83d star"}], 1), "half a character"),
         (shared("ref_id", np.int64(1), 1), r"numpy.*convert numpy's values with int\(\)"),
-        ([ref(1, 1, 11, "val", "it"), ref(1, 1, 11, "val", "it")], r"sentence id 10 twice in image 1 \(refs 1 and 1\)"),
+        (
+            [ref(1, 1, 11, "val", "it"), ref(1, 1, 11, "val", "it")],
+            r"sentence id 10 twice in image 1 \(refs 1 and 1\)",
+        ),
         ([ref(1, 1, 11, "val")], "No ref of refcoco:val has a sentence"),
         ([], "it has none"),
     ],
 )
-def test_refs_files_that_explode_or_contradict_themselves(tmp_path: Path, payload: bytes | list[Any], said: str) -> None:
+def test_refs_files_that_explode_or_contradict_themselves(
+    tmp_path: Path, payload: bytes | list[Any], said: str
+) -> None:
     write_tree(tmp_path, [])
     write_refs(tmp_path, payload)
     with pytest.raises(DataError, match=said) as caught:
@@ -288,9 +303,18 @@ def nest(depth: int) -> Any:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda content: content["annotations"][0].update(image_id=2), "annotation 11 in image 2, and refs name it for image 1"),
-        (lambda content: content["annotations"][0].update(segmentation=nest(500)), "annotation 11 is nested too deeply"),
-        (lambda content: content["images"][0].update(width=10**9), "image 1 has no usable size: it has 1000000000x40 px"),
+        (
+            lambda content: content["annotations"][0].update(image_id=2),
+            "annotation 11 in image 2, and refs name it for image 1",
+        ),
+        (
+            lambda content: content["annotations"][0].update(segmentation=nest(500)),
+            "annotation 11 is nested too deeply",
+        ),
+        (
+            lambda content: content["images"][0].update(width=10**9),
+            "image 1 has no usable size: it has 1000000000x40 px",
+        ),
         (lambda content: content["images"][0].update(file_name="/etc/hosts"), "image 1: no usable file name"),
         (lambda content: b"null", "not a COCO instances file"),
         (lambda content: b'{"images": ' + b"9" * 5000 + b"}", "not valid JSON"),
@@ -323,7 +347,15 @@ def test_compressed_run_lengths_of_another_size(tmp_path: Path) -> None:
     mask[2:5, 2:5] = 1
     whole = packed(mask)
     assert (rasterise(Annotation(1, {"size": [HEIGHT, WIDTH], "counts": whole}), HEIGHT, WIDTH) == mask).all()
-    for counts in (packed(mask[:10, :10]), packed(np.pad(mask, 9)), whole[:-3], whole[:-1], whole + "1", "~~~", ""):
+    for counts in (
+        packed(mask[:10, :10]),
+        packed(np.pad(mask, 9)),
+        whole[:-3],
+        whole[:-1],
+        whole + "1",
+        "~~~",
+        "",
+    ):
         with pytest.raises(DataError, match="annotation 1 is damaged"):
             rasterise(Annotation(1, {"size": [HEIGHT, WIDTH], "counts": counts}), HEIGHT, WIDTH)
 

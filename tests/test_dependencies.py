@@ -1,4 +1,5 @@
-"""What is imported is declared, every range has two ends, the locked set lies inside, and versions outside are said."""
+"""What is imported is declared, every range has two ends, the locked set lies inside, and versions outside
+are said."""
 
 from __future__ import annotations
 
@@ -17,12 +18,19 @@ from pruners import UserError
 from tests.bounds import ROOT, lines, locked, normal
 
 OURS = {"harness", "pruners", "backbones", "reports", "tests"}
-NAMES = {"PIL": "pillow", "flash_attn": "flash-attn", "mmcv": "mmcv-lite"}  # modules that are not named as their package
+NAMES = {
+    "PIL": "pillow",
+    "flash_attn": "flash-attn",
+    "mmcv": "mmcv-lite",
+}  # modules that are not named as their package
 
 
 def declared(*extras: str) -> dict[str, Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    texts = [*project["dependencies"], *(text for extra in extras for text in project["optional-dependencies"][extra])]
+    texts = [
+        *project["dependencies"],
+        *(text for extra in extras for text in project["optional-dependencies"][extra]),
+    ]
     return {normal(found.name): found for found in map(Requirement, texts)}
 
 
@@ -53,7 +61,14 @@ def test_the_inside_of_foreign_classes_is_known_to_the_parts_alone() -> None:
         if name.startswith(("transformers.models", "transformers.cache"))
     ]
     assert inner == []
-    words = ("._attn_implementation", ".self_attn", ".embed_tokens", "rotary_emb", ".encoder.layers", ".prompt_encoder.")
+    words = (
+        "._attn_implementation",
+        ".self_attn",
+        ".embed_tokens",
+        "rotary_emb",
+        ".encoder.layers",
+        ".prompt_encoder.",
+    )
     for folder in ("backbones", "harness"):
         for path in (ROOT / folder).rglob("*.py"):
             if path.parent.name != "parts" and path.name != "keys.py":  # official names are mapped in keys.py
@@ -68,10 +83,14 @@ def test_every_range_has_two_ends_and_holds_the_locked_version() -> None:
             assert wanted.specifier.contains(exact[name]), name
     for line in lines("oldest"):
         assert declared("test")[normal(line.split("==")[0])].specifier.contains(line.split("==")[1])
-    assert {line.split("==")[0] for line in lines("newest")} == {line.split("==")[0] for line in lines("oldest")}
+    assert {line.split("==")[0] for line in lines("newest")} == {
+        line.split("==")[0] for line in lines("oldest")
+    }
 
 
-def test_a_version_outside_its_range_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_version_outside_its_range_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     real = versions.version
     monkeypatch.setattr(versions, "version", lambda name: "99.1" if name == "transformers" else real(name))
     assert backbones.load("glamm-mini").grid == (24, 24), "no refusal"
@@ -86,7 +105,10 @@ def test_an_interface_that_changed_is_one_sentence(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(backbones, "_load", changed)
     real = versions.version
-    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"'LlamaModel'.*transformers 99.1 is outside"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match=r"'LlamaModel'.*transformers 99.1 is outside"),
+    ):
         patch.setattr(versions, "version", lambda name: "99.1" if name == "transformers" else real(name))
         backbones.load("glamm-mini")
     monkeypatch.setattr(versions, "installed", list)

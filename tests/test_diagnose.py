@@ -1,4 +1,5 @@
-"""The diagnosis: statistics on cases with known answers, both verdicts, and a whole one of the embedded backbone."""
+"""The diagnosis: statistics on cases with known answers, both verdicts, and a whole one of the embedded
+backbone."""
 
 from __future__ import annotations
 
@@ -15,9 +16,12 @@ import torch
 
 import backbones
 from backbones.glamm.backbone import GlammBackbone
-from backbones.glamm.looking import end_attention, projected_class
-from harness import cli, diagnose, diagnosis, records
-from harness.journal import write_atomically
+from backbones.glamm.probes import end_attention, projected_class
+from harness import cli
+from harness.diagnosis import similarities as diagnose
+from harness.diagnosis import summary as diagnosis
+from harness.store import records
+from harness.store.journal import write_atomically
 from pruners import UserError
 from reports.diagnosis import verdict, write
 from tests.fake_backbone import FakeBackbone
@@ -59,7 +63,9 @@ def fake(auroc: float, spread: float = 0.02) -> diagnosis.Diagnosis:
     for name in diagnosis.SIMILARITIES:
         columns[f"auroc {name}"] = auroc + spread * rng.normal(size=count)
         columns |= {f"rank {name} {k}": rng.random(count) for k in range(diagnosis.BINS)}
-    columns |= {name: rng.random(count) for name in ("pearson", "spearman", "start 0", "start 1")} | {"tokens": 12}
+    columns |= {name: rng.random(count) for name in ("pearson", "spearman", "start 0", "start 1")} | {
+        "tokens": 12
+    }
     return diagnosis.Diagnosis("glamm-mini", "f" * 16, ("refshapes:val",), 0, pd.DataFrame(columns), 0, 2)
 
 
@@ -67,7 +73,12 @@ def fake(auroc: float, spread: float = 0.02) -> diagnosis.Diagnosis:
     ("auroc", "spread", "holds", "told"),
     [
         (0.3, 0.02, True, "reversal holds on glamm-mini: the referent's visual tokens look less like"),
-        (0.7, 0.02, False, "reversal does not hold on glamm-mini: the referent's visual tokens look more like"),
+        (
+            0.7,
+            0.02,
+            False,
+            "reversal does not hold on glamm-mini: the referent's visual tokens look more like",
+        ),
         (0.5, 0.2, None, "undecided"),
     ],
 )
@@ -95,7 +106,8 @@ def test_too_few_images_leave_it_undecided() -> None:
 
 
 def rows() -> pd.DataFrame:
-    """Two pruners on 2 x 2 patches: `half` keeps the left column and `corner` one patch of it, IoU follows coverage."""
+    """Two pruners on 2 x 2 patches: `half` keeps the left column and `corner` one patch of it, IoU follows
+    coverage."""
     found = []
     for image in range(12):
         for pruner, indices in (("half", [0, 2]), ("corner", [0]), ("none", [0, 1, 2, 3])):
@@ -157,7 +169,9 @@ def test_attention_of_the_end_token_is_the_text_towers(mini: GlammBackbone) -> N
         words = mini.clip_tokenizer([text], return_tensors="pt")
         maps = eager.eval().requires_grad_(False)(**words, output_attentions=True).attentions
         assert lengths[k] == words["input_ids"].shape[1]
-        assert shares[k].tolist() == pytest.approx([float(layer[0, :, -1, 0].mean()) for layer in maps], abs=1e-5)
+        assert shares[k].tolist() == pytest.approx(
+            [float(layer[0, :, -1, 0].mean()) for layer in maps], abs=1e-5
+        )
 
 
 def test_the_class_token_goes_the_way_of_the_patches(mini: GlammBackbone) -> None:

@@ -1,4 +1,5 @@
-"""The documentation: its Python runs, its commands have the options that they are given, and its links lead somewhere."""
+"""The documentation: its Python runs, its commands have the options that they are given, and its links lead
+somewhere."""
 
 from __future__ import annotations
 
@@ -25,13 +26,21 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """What follows the harness's name in every line of the pages that calls it, by python or a launcher; comments left out."""
-    lines = (line.partition("  #")[0] for page in PAGES for block in blocks(page, "sh") for line in block.splitlines())
+    """What follows the harness's name in every line of the pages that calls it, by python or a launcher;
+    comments left out."""
+    lines = (
+        line.partition("  #")[0]
+        for page in PAGES
+        for block in blocks(page, "sh")
+        for line in block.splitlines()
+    )
     found = (re.search(r"(?:-m|--module) harness\b(.*)", line) for line in lines)
     return sorted({match[1].strip() for match in found if match})
 
 
-def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Python page and records page, one after the other; the run of the first is read by the second."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "example"}
@@ -48,16 +57,25 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "cIoU" in capsys.readouterr().out
     row, prediction, asked, kept = (names[name] for name in ("row", "prediction", "asked", "kept"))
     target = asked.set_index(["sample", "expression"]).loc[(row["sample"], row["expression"])]  # type: ignore[attr-defined,index]
-    truth = coco.decode({"size": [int(target["height"]), int(target["width"])], "counts": target["truth"].encode()}) == 1
+    truth = (
+        coco.decode(
+            {"size": [int(target["height"]), int(target["width"])], "counts": target["truth"].encode()}
+        )
+        == 1
+    )
     assert (prediction & truth).sum() == row["intersection"]  # type: ignore[operator,index]
     assert kept.sum() == row["tokens_final"]  # type: ignore[attr-defined,index]
 
 
 def test_the_columns_of_the_records_page_are_those_of_the_store() -> None:
-    from harness.records import COLUMNS, FROM_RUN
+    from harness.store.records import COLUMNS, FROM_RUN
 
     table = (ROOT / "docs" / "records.md").read_text().split("`samples`: one row")[0]
-    told = {name for line in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", line)}
+    told = {
+        name
+        for line in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", line)
+    }
     assert told == {*COLUMNS, *FROM_RUN}
 
 
@@ -79,7 +97,9 @@ def test_commands_have_the_options_that_they_are_given(command: str) -> None:
     known: Any = typer.main.get_command(cli.app)
     if words and words[0] in known.commands:
         known = known.commands[words[0]]
-    options = {option for parameter in known.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    options = {
+        option for parameter in known.params for option in (*parameter.opts, *parameter.secondary_opts)
+    }
     assert {word for word in words if word.startswith("--")} <= options
 
 

@@ -37,7 +37,11 @@ def files(tmp_path: Path, golden_glamm_dir: Path, monkeypatch: pytest.MonkeyPatc
         shutil.copytree(golden_glamm_dir / part, tmp_path / part, copy_function=shutil.copyfile)
         (tmp_path / part).chmod(0o755)
     shutil.copyfile(golden_glamm_dir / "sam_dims.json", tmp_path / "checkpoint" / "sam_dims.json")
-    refs = [ref(1, 1, 11, "val", "it", "that"), ref(2, 2, 11, "testA", "this"), ref(3, 3, 11, "testB", "those")]
+    refs = [
+        ref(1, 1, 11, "val", "it", "that"),
+        ref(2, 2, 11, "testA", "this"),
+        ref(3, 3, 11, "testB", "those"),
+    ]
     write_tree(tmp_path / "data", refs, images=(1, 2, 3))
     small = {"refcoco": {"val": (1, 1, 2), "testA": (1, 1, 1), "testB": (1, 1, 1)}}
     monkeypatch.setattr(doctor, "OFFICIAL", small)
@@ -48,7 +52,9 @@ def options(files: Path) -> tuple[object, ...]:
     return "--data", files / "data", "--checkpoint", files / "checkpoint", "--clip", files / "clip"
 
 
-def test_good_layouts(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_good_layouts(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command(monkeypatch, *options(files)) == 0
     told = capsys.readouterr().out
     assert wrong(told) == []
@@ -105,16 +111,28 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], object], part: str = "ch
 BROKEN: dict[str, tuple[Damage, list[str]]] = {
     "no refs": (remove(DATA + "refs(unc).p"), ["refs(unc).p' is missing", "expected"]),
     "no instances": (remove(DATA + "instances.json"), ["instances.json' is missing", "expected"]),
-    "refs that run code": (write(DATA + "refs(unc).p", "cos\nsystem\n(S'true'\ntR."), ["os.system", "download it again"]),
+    "refs that run code": (
+        write(DATA + "refs(unc).p", "cos\nsystem\n(S'true'\ntR."),
+        ["os.system", "download it again"],
+    ),
     "no image": (remove(IMAGES + "1.png"), ["1 of 1 images of refcoco:val are missing", "expected"]),
     "half an image": (truncated, ["refcoco:testA: 1 of 1 images", "2.png", "copy it anew"]),
     "another release": (other_size, [f"{WIDTH}x{HEIGHT} px", "same release"]),
     "a damaged polygon": (polygon, ["annotation 11 is damaged", "download instances.json again"]),
-    "fewer expressions": (fewer, ["refcoco:val has 1 images, 1 refs, 1 expressions", "2 expressions", "take the refs file"]),
+    "fewer expressions": (
+        fewer,
+        ["refcoco:val has 1 images, 1 refs, 1 expressions", "2 expressions", "take the refs file"],
+    ),
     "a split is gone": (fewer, ["lacks the published splits testB", "take the refs file"]),
     "a misspelt folder": (renamed, ["refcoco is not in", "Did you mean 'refcco'?"]),
-    "no Refer_Segm": (lambda files: (files / "data/Refer_Segm").rename(files / "data/Refer"), ["holds no folder Refer_Segm"]),
-    "a tensor is gone": (tensors(lambda held: held.pop("model.norm.weight")), ["missing: model.norm.weight", "copy"]),
+    "no Refer_Segm": (
+        lambda files: (files / "data/Refer_Segm").rename(files / "data/Refer"),
+        ["holds no folder Refer_Segm"],
+    ),
+    "a tensor is gone": (
+        tensors(lambda held: held.pop("model.norm.weight")),
+        ["missing: model.norm.weight", "copy"],
+    ),
     "a tensor too many": (
         tensors(lambda held: held.update({"model.extra": torch.zeros(1)})),
         ["unexpected: model.extra", "one release"],
@@ -128,7 +146,10 @@ BROKEN: dict[str, tuple[Damage, list[str]]] = {
     "no weights": (remove("checkpoint/model.safetensors"), ["no weights", "expected"]),
     "half the weights": (write("checkpoint/model.safetensors", "half"), ["is damaged", "copy it again"]),
     "a shard is gone": (
-        write("checkpoint/model.safetensors.index.json", '{"weight_map": {"a": "model.safetensors", "b": "second.safetensors"}}'),
+        write(
+            "checkpoint/model.safetensors.index.json",
+            '{"weight_map": {"a": "model.safetensors", "b": "second.safetensors"}}',
+        ),
         ["lacks second.safetensors of the 2 files", "copy them there"],
     ),
     "CLIP without words": (remove("clip/merges.txt"), ["lacks merges.txt", "copy"]),
@@ -151,7 +172,9 @@ def test_broken_layouts_get_one_line_with_the_mend(
     assert any(all(word in line for word in told) for line in wrong(output.out)), output.out
 
 
-def test_every_fault_is_found_in_one_go(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_fault_is_found_in_one_go(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for case in ("half an image", "no tokenizer", "CLIP without words"):
         BROKEN[case][0](files)
     assert command(monkeypatch, *options(files)) == 1
@@ -160,8 +183,15 @@ def test_every_fault_is_found_in_one_go(files: Path, monkeypatch: pytest.MonkeyP
     assert "doctor: 3 wrong" in told
 
 
-def test_a_folder_that_is_not_there(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(monkeypatch, "--data", files / "no", "--checkpoint", files / "nor", "--clip", files / "neither") == 1
+def test_a_folder_that_is_not_there(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        command(
+            monkeypatch, "--data", files / "no", "--checkpoint", files / "nor", "--clip", files / "neither"
+        )
+        == 1
+    )
     assert len(wrong(capsys.readouterr().out)) == 3
 
 
@@ -195,7 +225,9 @@ def test_the_published_counts_pass_and_others_do_not(tmp_path: Path) -> None:
     for k in range(2, image + 1):
         os.link(folder / "1.png", folder / f"{k}.png")
     instances = {
-        "images": [{"id": k, "file_name": f"{k}.png", "height": HEIGHT, "width": WIDTH} for k in range(1, image + 1)],
+        "images": [
+            {"id": k, "file_name": f"{k}.png", "height": HEIGHT, "width": WIDTH} for k in range(1, image + 1)
+        ],
         "annotations": [{"id": 11, "segmentation": [SQUARE]}],
     }
     (root / "Refer_Segm" / "refcoco" / "instances.json").write_text(json.dumps(instances))
@@ -209,7 +241,9 @@ def test_published_counts_add_up_to_the_published_totals() -> None:
     totals = {"refcoco": (50000, 142210), "refcoco+": (49856, 141564), "refcocog": (49822, 95010)}
     for dataset, held in doctor.OFFICIAL.items():
         for k in (1, 2):
-            assert sum(counts[k] for counts in held.values()) + train[dataset][k - 1] == totals[dataset][k - 1]
+            assert (
+                sum(counts[k] for counts in held.values()) + train[dataset][k - 1] == totals[dataset][k - 1]
+            )
 
 
 def test_old_and_absent_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,9 +253,12 @@ def test_old_and_absent_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> N
         return "1.0" if name == "torch" else "99"
 
     monkeypatch.setattr(versions, "version", version)
-    told = {level: [one.what for one in doctor._packages() if one.level == level] for level in ("wrong", "note")}
+    told = {
+        level: [one.what for one in doctor._packages() if one.level == level] for level in ("wrong", "note")
+    }
     assert any(
-        "torch 1.0 is outside the range that was tested (" in line and "pip install 'torch" in line for line in told["note"]
+        "torch 1.0 is outside the range that was tested (" in line and "pip install 'torch" in line
+        for line in told["note"]
     )
     assert [line.split(";")[0] for line in told["wrong"]] == ["package pandas is not installed"]
 

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import baseline as files
-from harness import cli, comparison, gate
+from harness import cli
+from harness.gate import baseline as files
+from harness.gate import check as gate
+from harness.gate import comparison
 from pruners import UserError, registry
 from tests.fake_backbone import FakeBackbone, known, write_data
 
@@ -43,18 +45,27 @@ def baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(registry, "_registry", dict(registry._registry))
     (tmp_path / "plugin.py").write_text(SOUND.replace("SIGN", "1"))
     monkeypatch.setattr(gate, "DRAWS", 1)
-    subset = gate.SUBSET | {"backbone": "fake", "pruners": "none,random,contrast", "budgets": [16], "datasets": "refcoco"}
+    subset = gate.SUBSET | {
+        "backbone": "fake",
+        "pruners": "none,random,contrast",
+        "budgets": [16],
+        "datasets": "refcoco",
+    }
     gate.accept(tmp_path / "baseline.json", "first numbers", (str(tmp_path / "plugin.py"),), subset)
     return tmp_path / "baseline.json"
 
 
 def command(monkeypatch: pytest.MonkeyPatch, baseline: Path, *words: str) -> int:
     plugin = baseline.with_name("plugin.py")
-    monkeypatch.setattr(sys, "argv", ["harness", "gate", "--baseline", str(baseline), "--plugin", str(plugin), *words])
+    monkeypatch.setattr(
+        sys, "argv", ["harness", "gate", "--baseline", str(baseline), "--plugin", str(plugin), *words]
+    )
     return cli.main()
 
 
-def test_unchanged_code_passes(baseline: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unchanged_code_passes(
+    baseline: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command(monkeypatch, baseline) == 0
     assert "0 of 5" in capsys.readouterr().out  # none, contrast, random with three seeds
 
@@ -81,7 +92,9 @@ def test_a_broken_pruner_is_caught_and_named(
 def test_a_broken_ranking_is_caught_in_every_pruner_that_uses_it(
     baseline: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pruners.base.top", lambda score, count: score.argsort(dim=-1)[..., :count])  # the lowest stay
+    monkeypatch.setattr(
+        "pruners.base.top", lambda score, count: score.argsort(dim=-1)[..., :count]
+    )  # the lowest stay
     assert command(monkeypatch, baseline) == 1
     told = capsys.readouterr().out
     assert "gate: 4 of 5" in told  # contrast, random with three seeds
@@ -162,10 +175,15 @@ def test_a_baseline_of_another_format_is_renewed_and_keeps_its_reasons(
     assert command(monkeypatch, baseline) == 2
     assert "has format 9, this version reads 2; renew it with" in capsys.readouterr().err
     assert command(monkeypatch, baseline, "--accept", "new format") == 0
-    assert [entry["reason"] for entry in gate.read_baseline(baseline)["history"]] == ["first numbers", "new format"]
+    assert [entry["reason"] for entry in gate.read_baseline(baseline)["history"]] == [
+        "first numbers",
+        "new format",
+    ]
 
 
-def test_accepting_needs_a_reason(baseline: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_accepting_needs_a_reason(
+    baseline: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = baseline.read_bytes()
     assert command(monkeypatch, baseline, "--accept", " ") == 2
     assert "reason" in capsys.readouterr().err

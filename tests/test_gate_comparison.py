@@ -1,4 +1,5 @@
-"""What the gate compares: falls in any split, kept tokens, token counts and costs, beyond what rounding explains."""
+"""What the gate compares: falls in any split, kept tokens, token counts and costs, beyond what rounding
+explains."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness import baseline as files
-from harness import comparison, gate
+from harness.gate import baseline as files
+from harness.gate import check as gate
+from harness.gate import comparison
 from pruners import UserError
 
 
@@ -22,7 +24,9 @@ def frame(**pixels: list[int]) -> pd.DataFrame:
     for split, inner in pixels.items():
         for k, value in enumerate(inner):
             place = {"sample": f"refcoco:{split}:{k}", "expression": k}
-            rows.append({"pruner": "trim", "budget": 64, "seed": 0, **place, "intersection": value, "union": 100})
+            rows.append(
+                {"pruner": "trim", "budget": 64, "seed": 0, **place, "intersection": value, "union": 100}
+            )
     return pd.DataFrame(rows)
 
 
@@ -50,7 +54,10 @@ def test_falls_within_the_tolerance_pass() -> None:
 def test_a_fall_beyond_the_tolerance_names_the_expressions_that_lost_most() -> None:
     (change,) = gate.compare(frame(val=[50, 60, 70]), frame(val=[52, 40, 61]), LIMITS).worse
     assert (change.pruner, change.budget) == ("trim", 64)
-    assert change.reasons[0] == "all splits: cIoU 60.00 -> 51.00 over 3 expressions of 3 images, rounding explains 0.00"
+    assert (
+        change.reasons[0]
+        == "all splits: cIoU 60.00 -> 51.00 over 3 expressions of 3 images, rounding explains 0.00"
+    )
     assert (change.before, change.after) == pytest.approx((60, 51))
     assert (change.fell, change.rose, change.of) == (2, 1, 3)
     assert [str(moved) for moved in change.moved[:2]] == [
@@ -77,12 +84,16 @@ def test_small_objects_count_as_much_as_large_ones() -> None:
 
 def test_a_small_fall_that_many_expressions_share_is_found_and_flips_are_not() -> None:
     before, limits = [40 + k for k in range(40)], {"tolerances": LIMITS["tolerances"] | {"unharmed": 10.0}}
-    together = gate.compare(frame(val=before), frame(val=[value - (k % 2) for k, value in enumerate(before)]), limits)
+    together = gate.compare(
+        frame(val=before), frame(val=[value - (k % 2) for k, value in enumerate(before)]), limits
+    )
     assert [reason.split(" over ")[0] for reason in together.worse[0].reasons] == [
         "all splits: unharmed 100.00 -> 50.00",
         "refcoco:val: unharmed 100.00 -> 50.00",
     ]
-    flips = [value - (58 if k == 20 else 0) for k, value in enumerate(before)]  # one expression lost all it had
+    flips = [
+        value - (58 if k == 20 else 0) for k, value in enumerate(before)
+    ]  # one expression lost all it had
     assert gate.compare(frame(val=before), frame(val=flips), limits).worse == ()
 
 
@@ -90,9 +101,15 @@ def test_what_rounding_does_to_a_pruner_is_no_fall() -> None:
     before, after = frame(val=[50] * 16), frame(val=[50] * 12 + [10] * 4)  # 10 points of both scores
     usual = {"mean IoU": 6.0, "cIoU": 6.0}
     both = {"all splits": usual, "one split": usual}
-    assert gate.compare(before, after, noisy(falls=both)).worse == ()  # 2 + 1.5 * 6, and 6 + 1.5 * 6 in the split
-    (change,) = gate.compare(before, after, noisy(falls=both | {"all splits": {"mean IoU": 5, "cIoU": 6}})).worse
-    assert change.reasons == ("all splits: mean IoU 50.00 -> 40.00 over 16 expressions of 16 images, rounding explains 7.50",)
+    assert (
+        gate.compare(before, after, noisy(falls=both)).worse == ()
+    )  # 2 + 1.5 * 6, and 6 + 1.5 * 6 in the split
+    (change,) = gate.compare(
+        before, after, noisy(falls=both | {"all splits": {"mean IoU": 5, "cIoU": 6}})
+    ).worse
+    assert change.reasons == (
+        "all splits: mean IoU 50.00 -> 40.00 over 16 expressions of 16 images, rounding explains 7.50",
+    )
 
 
 def test_the_worst_that_rounding_did_is_kept() -> None:
@@ -129,7 +146,9 @@ def tokens(kept: list[int], **columns: Any) -> pd.DataFrame:
 def test_other_kept_tokens_are_found_at_the_same_iou() -> None:
     before, after = tokens([0b11, 0b11]), tokens([0b11, 0b101])
     (change,) = gate.compare(before, after, noisy()).worse
-    assert change.reasons == ("kept tokens changed for 1 of 2 expressions, 1 in all; first on refcoco:val:1 expression 1",)
+    assert change.reasons == (
+        "kept tokens changed for 1 of 2 expressions, 1 in all; first on refcoco:val:1 expression 1",
+    )
     assert gate.compare(before, after, noisy(tokens=1)).worse == ()  # the choice hangs on rounding
     assert gate.compare(before, tokens([0b1100, 0b11000]), noisy(tokens=1)).worse != ()
 
@@ -154,7 +173,10 @@ def test_a_pruner_that_costs_more_fails_and_one_that_costs_less_is_named() -> No
 
 def test_the_largest_fall_comes_first() -> None:
     before, after = frame(val=[50, 60]), frame(val=[45, 55])
-    other = pd.concat([before, before.assign(pruner="fastv")]), pd.concat([after, before.assign(pruner="fastv", intersection=20)])
+    other = (
+        pd.concat([before, before.assign(pruner="fastv")]),
+        pd.concat([after, before.assign(pruner="fastv", intersection=20)]),
+    )
     found = gate.compare(*other, LIMITS)
     assert [change.pruner for change in found.worse] == ["fastv", "trim"]
 
@@ -164,7 +186,10 @@ def test_the_largest_fall_comes_first() -> None:
     [
         (frame(val=[50]), "The baseline has 1 results that this run lacks, first trim on refcoco:val:1; "),
         (frame(val=[50, 60]).assign(pruner="fastv"), "nothing of trim at 64"),
-        (frame(val=[50, 60, 70]), "The run has 1 results that the baseline lacks, first trim on refcoco:val:2"),
+        (
+            frame(val=[50, 60, 70]),
+            "The run has 1 results that the baseline lacks, first trim on refcoco:val:2",
+        ),
         (pd.concat([frame(val=[50, 60])] * 2), "the run has trim on refcoco:val:0 expression 0 twice"),
         (frame(val=[50, 101]), "an intersection of 101 and a union of 100"),
         (frame(val=[50, -1]), "an intersection of -1"),
@@ -176,7 +201,8 @@ def test_a_run_of_other_rows_is_not_compared(after: pd.DataFrame, said: str) -> 
         gate.compare(frame(val=[50, 60]), after, LIMITS)
 
 
-# --- the committed baseline ---------------------------------------------------------------------------------------
+# --- the committed baseline
+# ---------------------------------------------------------------------------------------
 
 
 @cache
@@ -191,7 +217,16 @@ def test_the_committed_baseline_is_small_and_complete() -> None:
     assert content["history"][-1]["reason"]
     counts = rows.groupby(files.KEY).size()
     assert counts.nunique() == 1  # every pruner on the same expressions
-    assert set(rows["pruner"]) >= {"none", "random", "litelvlm", "fastv", "visionzip", "prumerge", "vispruner", "trim"}
+    assert set(rows["pruner"]) >= {
+        "none",
+        "random",
+        "litelvlm",
+        "fastv",
+        "visionzip",
+        "prumerge",
+        "vispruner",
+        "trim",
+    }
     costs = {cell["pruner"]: cell["macs"] for cell in content["cells"]}
     assert costs["random"] == 0
     assert costs["litelvlm"] > 0
@@ -203,7 +238,9 @@ def test_the_committed_baseline_is_small_and_complete() -> None:
 def fallen(rows: pd.DataFrame, which: pd.Series[bool], points: float) -> pd.DataFrame:
     """The IoU of those rows falls by so many points, to no less than 0."""
     ratio = (rows["intersection"] / rows["union"].clip(lower=1) - points / 100).clip(lower=0)
-    return rows.assign(intersection=rows["intersection"].where(~which, (ratio * rows["union"]).round().astype(int)))
+    return rows.assign(
+        intersection=rows["intersection"].where(~which, (ratio * rows["union"]).round().astype(int))
+    )
 
 
 def swapped(rows: pd.DataFrame, which: pd.Series[bool], first: str, second: str) -> pd.DataFrame:
@@ -238,8 +275,14 @@ def crafted(kind: str, rows: pd.DataFrame) -> pd.DataFrame:
         "a tenth lost": (one & (some < 0.1), 100.0),
         "smallest tenth lost": (one & (size < size[one].quantile(0.1)), 100.0),
         "largest tenth -20": (one & (size > size[one].quantile(0.9)), 20.0),
-        "an expression per image lost": (one & ~rows.duplicated(["pruner", "budget", "seed", "sample"]), 100.0),
-        "one seed of random -2": ((rows["pruner"] == "random") & (rows["seed"] == 1) & (rows["budget"] == 64), 2.0),
+        "an expression per image lost": (
+            one & ~rows.duplicated(["pruner", "budget", "seed", "sample"]),
+            100.0,
+        ),
+        "one seed of random -2": (
+            (rows["pruner"] == "random") & (rows["seed"] == 1) & (rows["budget"] == 64),
+            2.0,
+        ),
     }[kind]
     return fallen(rows, which, points)
 
@@ -273,10 +316,19 @@ def test_a_crafted_regression_is_caught_in_its_cell_alone(kind: str) -> None:
 def test_vispruner_is_guarded_although_its_choice_hangs_on_rounding() -> None:
     content, rows = committed()
     one = rows["pruner"] == "vispruner"
-    for worse in (fallen(rows, one, 1), fallen(rows, one, 20), fallen(rows, one & (rows["expression"] % 5 == 0), 100)):
+    for worse in (
+        fallen(rows, one, 1),
+        fallen(rows, one, 20),
+        fallen(rows, one & (rows["expression"] % 5 == 0), 100),
+    ):
         assert gate.compare(rows, worse, content).worse
 
 
 def test_the_committed_rows_are_their_own_equal() -> None:
     content, rows = committed()
-    assert gate.compare(rows, rows, content, {(c["pruner"], c["budget"]): c["macs"] for c in content["cells"]}).changes == ()
+    assert (
+        gate.compare(
+            rows, rows, content, {(c["pruner"], c["budget"]): c["macs"] for c in content["cells"]}
+        ).changes
+        == ()
+    )

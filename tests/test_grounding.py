@@ -1,4 +1,5 @@
-"""From rows to masks: sizes, precisions, memory, and that sharing and company change nothing but the last digits."""
+"""From rows to masks: sizes, precisions, memory, and that sharing and company change nothing but the last
+digits."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import backbones
 from backbones.base import Row, Turn
 from backbones.glamm.backbone import FULL_ROWS, GlammBackbone
 from backbones.glamm.conversation import build
-from backbones.glamm.decoder import run_layers
+from backbones.parts.faithful import run_layers
 from pruners import LayerPruner, Selection, UserError, checks, parse
 from tests.tiny_glamm import TURN, load, picture
 
@@ -56,7 +57,9 @@ def test_layer_pruner_that_keeps_all_changes_nothing(glamm: GlammBackbone) -> No
     assert plain.logits.allclose(kept.logits, atol=1e-4)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("full"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
 def test_out_of_memory_halves_the_batch_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: RuntimeError
 ) -> None:
@@ -86,7 +89,9 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
         next(backbone.ground_rows([row]))
 
 
-def test_a_team_does_not_halve_the_batch_of_one(glamm: GlammBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_team_does_not_halve_the_batch_of_one(
+    glamm: GlammBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The others would wait for the larger batch's sums for ever."""
 
     def full(embeddings: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
@@ -109,7 +114,9 @@ def test_masks_come_batch_by_batch(glamm: GlammBackbone, monkeypatch: pytest.Mon
         return original(embeddings, prompts)
 
     monkeypatch.setattr(glamm, "decode", decode)
-    rows = [Row(encoding, (TURN,), parse("uniform")[0], 4, Selection(torch.arange(4)))] * (glamm.batch_size + 3)
+    rows = [Row(encoding, (TURN,), parse("uniform")[0], 4, Selection(torch.arange(4)))] * (
+        glamm.batch_size + 3
+    )
     for share in (True, False):
         found = glamm.ground_rows(rows, share)
         next(found)
@@ -138,14 +145,19 @@ def test_sharing_changes_no_more_than_the_last_digits(glamm: GlammBackbone) -> N
     ):
         pruner = parse(text)[0]
         for budget in (576,) if text == "none" else (40, 64):
-            chosen = None if isinstance(pruner, LayerPruner) else pruner.select(glamm.tokens(encoding, turns, "s"), budget)
+            chosen = (
+                None
+                if isinstance(pruner, LayerPruner)
+                else pruner.select(glamm.tokens(encoding, turns, "s"), budget)
+            )
             rows.append(Row(encoding, turns, pruner, budget, chosen))
     shared, apart = glamm.ground_rows(rows), glamm.ground_rows(rows, share=False)
     for row, one, other in zip(rows, shared, apart, strict=True):
         assert one.retained.equal(other.retained), row.pruner
         assert (one.tokens_final, one.tokens_mean) == (other.tokens_final, pytest.approx(other.tokens_mean))
         assert one.logits.shape == other.logits.shape
-        # fused kernels sum in another order: far below what decides a pixel, unless its logit is zero to five digits
+        # fused kernels sum in another order: far below what decides a pixel, unless its logit is zero to five
+        # digits
         torch.testing.assert_close(one.logits, other.logits, atol=2e-4, rtol=1e-4)
 
 
@@ -157,7 +169,10 @@ def test_rows_do_not_depend_on_their_company(glamm: GlammBackbone, glamm_folder:
         for text in ("uniform", "litelvlm", "fastv", "none"):
             pruner = parse(text)[0]
             budget = 576 if text == "none" else 64
-            for turns in ((TURN,), (Turn("Where is the small cup on the right in this picture?", TURN.answer), TURN)):
+            for turns in (
+                (TURN,),
+                (Turn("Where is the small cup on the right in this picture?", TURN.answer), TURN),
+            ):
                 tokens = glamm.tokens(encoding, turns, str(k))
                 selection = None if isinstance(pruner, LayerPruner) else pruner.select(tokens, budget)
                 rows.append(Row(encoding, turns, pruner, budget, selection))
@@ -165,7 +180,9 @@ def test_rows_do_not_depend_on_their_company(glamm: GlammBackbone, glamm_folder:
     for row, result in zip(rows, together, strict=True):
         assert next(glamm.ground_rows([row])).logits.equal(result.logits)
     alone = glamm.encode([picture(60, 60, 1)])[0]
-    assert alone.embedding.equal(encodings[1].embedding) and alone.hidden_states[-1].equal(encodings[1].hidden_states[-1])
+    assert alone.embedding.equal(encodings[1].embedding) and alone.hidden_states[-1].equal(
+        encodings[1].hidden_states[-1]
+    )
     small = load(glamm_folder, batch_size=FULL_ROWS)
     assert small.batch_size < glamm.batch_size < len(rows) and glamm.batch_size % FULL_ROWS == 0
     for one, other in zip(small.ground_rows(rows), together, strict=True):
@@ -196,7 +213,9 @@ def test_conversation_without_seg(glamm: GlammBackbone) -> None:
     assert list(glamm.ground_rows([])) == list(glamm.ground_rows([], share=False)) == []
 
 
-def rows_of(backbone: GlammBackbone, *texts: str, turns: tuple[Turn, ...] = (TURN,), budget: int = 64) -> list[Row]:
+def rows_of(
+    backbone: GlammBackbone, *texts: str, turns: tuple[Turn, ...] = (TURN,), budget: int = 64
+) -> list[Row]:
     """One image under several pruners."""
     encoding = backbone.encode([picture(60, 60)])[0]
     rows = []
@@ -209,7 +228,9 @@ def rows_of(backbone: GlammBackbone, *texts: str, turns: tuple[Turn, ...] = (TUR
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_lengths_are_read_from_what_ran(glamm: GlammBackbone, share: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lengths_are_read_from_what_ran(
+    glamm: GlammBackbone, share: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = rows_of(glamm, "none", "uniform", "fastv", "fastv(layer=1)", "visionzip")
     found = [one.lengths for one in glamm.ground_rows(rows, share)]
     assert found == [(576,) * 3, (64,) * 3, (576, 576, 64), (576, 64, 64), (64,) * 3]
@@ -224,12 +245,23 @@ def test_values_that_are_not_finite_fail_their_row_alone(glamm_folder: Path, sha
     """A NaN is no empty mask, and no choice of tokens; other rows of the batch are answered."""
     backbone = load(glamm_folder, dtype="float16")
     fine = Turn("Can you segment the dog in this image?", TURN.answer)
-    word = next(k for k in backbone.tokenizer.encode("left") if k not in backbone.tokenizer.encode(build((fine,))))
+    word = next(
+        k for k in backbone.tokenizer.encode("left") if k not in backbone.tokenizer.encode(build((fine,)))
+    )
     with torch.no_grad():
         backbone.model.language_model.embed_tokens.weight[word] = torch.inf
-    rows = [row for turns in ((TURN,), (fine,)) for row in rows_of(backbone, "none", "uniform", "fastv", turns=turns)]
+    rows = [
+        row
+        for turns in ((TURN,), (fine,))
+        for row in rows_of(backbone, "none", "uniform", "fastv", turns=turns)
+    ]
     errors = [one.error for one in backbone.ground_rows(rows, share)]
-    assert errors == [*["The model's values are not finite in float16; give --dtype bfloat16 or float32."] * 3, "", "", ""]
+    assert errors == [
+        *["The model's values are not finite in float16; give --dtype bfloat16 or float32."] * 3,
+        "",
+        "",
+        "",
+    ]
     with pytest.raises(UserError, match="not finite in float16; give --dtype bfloat16 or float32"):
         backbone.ground(picture(60, 60), "left dog", "uniform")
     with torch.no_grad():
@@ -251,7 +283,9 @@ def test_a_conversation_beyond_the_positions_is_refused_alone(glamm: GlammBackbo
     long = Turn("Where is the dog " + "that is left of the dog " * most + "?", TURN.answer)
     rows = [*rows_of(glamm, "uniform", "fastv", turns=(long,)), *rows_of(glamm, "uniform")]
     errors = [one.error for one in glamm.ground_rows(rows, share)]
-    assert errors[2] == "" and all(f"has {most} positions; write a shorter expression" in error for error in errors[:2])
+    assert errors[2] == "" and all(
+        f"has {most} positions; write a shorter expression" in error for error in errors[:2]
+    )
     with pytest.raises(UserError, match=f"has {most} positions"):
         glamm.ground(picture(60, 60), "dog left of the " * most, "trim")
 

@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 import torch
 
-from harness import editions, journal, records
-from harness.provenance import collect
-from harness.runner import IMAGES_AT_ONCE, Plan, identity, prepare, run
-from harness.sweep import SEEDS_PER_STOCHASTIC_PRUNER, Cell, Setting, expand
+from harness.engine.cells import SEEDS_PER_STOCHASTIC_PRUNER, Cell, Setting, expand
+from harness.engine.runner import IMAGES_AT_ONCE, Plan, identity, prepare, run
+from harness.store import editions, journal, records
+from harness.store.provenance import collect
 from pruners import ImpossibleBudget, Selection, UserError, VisualTokens, checks, parse
 from pruners.random import Random
 from reports import render
@@ -51,7 +51,9 @@ def files(folder: Path) -> list[Path]:
 
 def lines(folder: Path) -> list[str]:
     """Every row that any process wrote; one that was written twice is there twice."""
-    return sorted(json.dumps(row, sort_keys=True) for file in files(folder) for row in records.read_lines(file))
+    return sorted(
+        json.dumps(row, sort_keys=True) for file in files(folder) for row in records.read_lines(file)
+    )
 
 
 def unfinish(folder: Path) -> None:
@@ -61,16 +63,22 @@ def unfinish(folder: Path) -> None:
         table.unlink()
 
 
-# --- cells --------------------------------------------------------------------------------------------------------
+# --- cells
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_identity_is_stable_and_every_field_is_part_of_it() -> None:
     assert CELL.id == replace(CELL).id
     assert len(CELL.id) == 16
     other = {str: "another", int: 99, tuple: (("layer", 3),)}
-    changed = [replace(CELL, **{f.name: other[type(getattr(CELL, f.name))]}) for f in fields(Cell) if f.name != "setting"]
+    changed = [
+        replace(CELL, **{f.name: other[type(getattr(CELL, f.name))]})
+        for f in fields(Cell)
+        if f.name != "setting"
+    ]
     changed += [
-        replace(CELL, setting=replace(SETTING, **{f.name: 9 if f.name == "draws" else "another"})) for f in fields(Setting)
+        replace(CELL, setting=replace(SETTING, **{f.name: 9 if f.name == "draws" else "another"}))
+        for f in fields(Setting)
     ]
     assert len({cell.id for cell in [CELL, *changed]}) == 1 + len(changed) == 17
 
@@ -104,7 +112,9 @@ def test_expansion() -> None:
         ("random(seed=7),random(seed=8),random(seed=7)", 0, [7, 8]),
     ],
 )
-def test_a_written_seed_runs_alone_and_the_option_moves_the_others(text: str, seed: int, seeds: list[int]) -> None:
+def test_a_written_seed_runs_alone_and_the_option_moves_the_others(
+    text: str, seed: int, seeds: list[int]
+) -> None:
     lines = expand(parse(text), (8,), seed, (SIDE, SIDE), LAYERS)
     assert [line.seed for line in lines] == seeds == [line.pruner.parameters()["seed"] for line in lines]
     assert {line.name for line in lines} == {"random"}
@@ -130,13 +140,16 @@ def test_identity_of_a_run_follows_the_data(root: Path, tmp_path: Path) -> None:
     assert known != identity(prepare(replace(plan, root=str(moved)), backbone))
 
 
-@pytest.mark.parametrize(("changes", "message"), [({"limit": -1}, "--limit -1"), ({"protocol": "eech"}, "'each'")])
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"limit": -1}, "--limit -1"), ({"protocol": "eech"}, "'each'")]
+)
 def test_a_plan_checks_itself(root: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         plan_of(root, **changes)
 
 
-# --- records ------------------------------------------------------------------------------------------------------
+# --- records
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("protocol", ["each", "glamm"])
@@ -150,9 +163,9 @@ def test_a_run_has_one_record_per_cell_and_expression(root: Path, tmp_path: Path
     cells_per_split = 1 + 2 * 4 + 2 * SEEDS_PER_STOCHASTIC_PRUNER
     assert len(per_cell) == 2 * cells_per_split
     expressions = {"val": 8, "testA": 7}  # images 1 to 3 have 3, 2, 3 and images 4 to 6 have 2, 3, 2
-    assert set(frame.groupby(["split", "cell"]).size().reset_index()[["split", 0]].itertuples(index=False, name=None)) == set(
-        expressions.items()
-    )
+    assert set(
+        frame.groupby(["split", "cell"]).size().reset_index()[["split", 0]].itertuples(index=False, name=None)
+    ) == set(expressions.items())
     assert not frame.duplicated(["cell", "sample", "expression"]).any()
     assert (frame["intersection"] <= frame["union"]).all()
     assert frame["union"].dtype == "int64"
@@ -183,7 +196,9 @@ def test_tower_choices_are_made_once_per_image_unless_they_read_the_text(
     for pruner in parse("uniform,litelvlm"):
         original: Callable[..., Any] = type(pruner).select
 
-        def counted(self: Any, tokens: VisualTokens, budget: int, original: Callable[..., Any] = original) -> Any:
+        def counted(
+            self: Any, tokens: VisualTokens, budget: int, original: Callable[..., Any] = original
+        ) -> Any:
             calls.append((self.name, tokens.sample))
             return original(self, tokens, budget)
 
@@ -208,7 +223,8 @@ def test_batch_size_changes_nothing(root: Path, tmp_path: Path, size: int) -> No
     assert lines(tmp_path / "a") == lines(tmp_path / "b")
 
 
-# --- going on after a stop ----------------------------------------------------------------------------------------
+# --- going on after a stop
+# ----------------------------------------------------------------------------------------
 
 
 def test_a_finished_run_returns_at_once(root: Path, tmp_path: Path) -> None:
@@ -288,7 +304,8 @@ def test_no_records_and_damaged_run_info(tmp_path: Path) -> None:
         records.run_info(tmp_path)
 
 
-# --- what goes wrong ----------------------------------------------------------------------------------------------
+# --- what goes wrong
+# ----------------------------------------------------------------------------------------------
 
 
 def test_an_unreadable_image_is_recorded_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -303,7 +320,9 @@ def test_an_unreadable_image_is_recorded_and_the_run_goes_on(tmp_path: Path) -> 
     assert start(plan_of(root), tmp_path / "run").encoded == []
 
 
-def test_an_image_that_cannot_be_encoded_costs_only_itself(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_cannot_be_encoded_costs_only_itself(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backbone = FakeBackbone()
     original = backbone._encode
     first = backbone.preprocess(prepare(plan_of(root), backbone)[0].samples[0].image())
@@ -327,10 +346,16 @@ def test_an_image_that_cannot_be_encoded_costs_only_itself(root: Path, tmp_path:
             lambda tokens, budget: 1 / 0,
             r"uniform \(.*uniform.py:\d+\) failed on refcoco:val:1 at 8 tokens with ZeroDivisionError",
         ),
-        (lambda tokens, budget: tokens.text_embeds, "reads .*text_embeds.*, which its `needs` do not declare"),
+        (
+            lambda tokens, budget: tokens.text_embeds,
+            "reads .*text_embeds.*, which its `needs` do not declare",
+        ),
         (lambda tokens, budget: tokens.patches, "returned Tensor where a Selection is asked"),
         (lambda tokens, budget: Selection(torch.randperm(64)[:budget]), "draws from a global random state"),
-        (lambda tokens, budget: Selection(tokens.patches.zero_()[:budget, 0].long()), "changes tokens.patches in place"),
+        (
+            lambda tokens, budget: Selection(tokens.patches.zero_()[:budget, 0].long()),
+            "changes tokens.patches in place",
+        ),
     ],
 )
 def test_a_pruner_that_fails_stops_the_run(
@@ -344,7 +369,9 @@ def test_a_pruner_that_fails_stops_the_run(
     assert not (tmp_path / records.DONE).exists()
 
 
-def test_a_layer_pruner_that_fails_stops_the_run(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_pruner_that_fails_stops_the_run(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pruner, original = type(parse("fastv")[0]), type(parse("fastv")[0]).keep
     monkeypatch.setattr(checks, "_watched", set())
     monkeypatch.setattr(pruner, "keep", lambda self, row, count: original(self, row, count).flip(0))
@@ -359,7 +386,9 @@ def test_a_layer_pruner_that_fails_stops_the_run(root: Path, tmp_path: Path, mon
     assert not (tmp_path / "stated").exists(), "a false statement is refused before anything runs"
 
 
-def test_a_pruner_that_misses_its_budget_stops_the_run(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pruner_that_misses_its_budget_stops_the_run(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pruner = type(parse("uniform")[0])
     original = pruner.select
     monkeypatch.setattr(pruner, "select", lambda self, tokens, budget: original(self, tokens, budget - 1))
@@ -370,7 +399,9 @@ def test_a_pruner_that_misses_its_budget_stops_the_run(root: Path, tmp_path: Pat
 def test_questions_beyond_the_text_tower_are_counted_and_said(
     root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FakeBackbone, "cut_off", lambda self, questions: sum("other" in question for question in questions))
+    monkeypatch.setattr(
+        FakeBackbone, "cut_off", lambda self, questions: sum("other" in question for question in questions)
+    )
     start(plan_of(root, "none,uniform"), tmp_path / "blind")
     assert "longer than" not in capfd.readouterr().err
     start(plan_of(root, "none,litelvlm"), tmp_path / "run")
@@ -378,7 +409,9 @@ def test_questions_beyond_the_text_tower_are_counted_and_said(
     assert "3 questions are longer than the text tower takes" in render(tmp_path / "run")[0].read_text()
 
 
-def test_a_full_disk_is_one_sentence_and_loses_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_sentence_and_loses_nothing(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(number: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -401,7 +434,9 @@ def test_provenance_says_where_the_numbers_come_from(root: Path, tmp_path: Path)
     assert all(cell["data"] for cell in info["cells"].values())
 
 
-def test_going_on_with_other_code_is_written_down(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_going_on_with_other_code_is_written_down(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = plan_of(root, "none")
     start(plan, tmp_path)
     unfinish(tmp_path)

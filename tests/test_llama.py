@@ -1,4 +1,5 @@
-"""The language model's layers against transformers' own forward: attention, caches, shared keys, precisions, gradients."""
+"""The language model's layers against transformers' own forward: attention, caches, shared keys, precisions,
+gradients."""
 
 from __future__ import annotations
 
@@ -9,11 +10,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 
-from backbones.glamm.decoder import run_layers
 from backbones.parts import llama
+from backbones.parts.faithful import run_layers
 from backbones.parts.llama import Past
 
-# the same operations on the same shapes; in other portions sums round differently, and norms are float32 in any precision
+# the same operations on the same shapes; in other portions sums round differently, and norms are float32 in
+# any precision
 SAME, PORTIONS = {torch.float32: 1e-6, torch.float64: 1e-12}, {torch.float32: 2e-5, torch.float64: 2e-6}
 
 
@@ -53,7 +55,9 @@ def test_layers_are_transformers(attn: str, key_heads: int, dtype: torch.dtype) 
         pieces.append(run_layers(llm, embeds[:, start:end], past=past, first_position=start).hidden)
     close(torch.cat(pieces, dim=1), theirs, PORTIONS)
     cached = llm(input_ids=ids[:, :11], use_cache=True)
-    again = llm(input_ids=ids[:, 11:], past_key_values=cached.past_key_values, use_cache=True).last_hidden_state
+    again = llm(
+        input_ids=ids[:, 11:], past_key_values=cached.past_key_values, use_cache=True
+    ).last_hidden_state
     close(torch.cat(pieces[1:], dim=1), again, PORTIONS)
 
 
@@ -74,7 +78,8 @@ def test_rows_stand_on_rows_of_their_past(attn: str) -> None:
 
 @torch.inference_mode()
 def test_attention_rows_are_those_of_the_whole_map() -> None:
-    """Of the tokens that are asked, behind fill too; `at` gives their states without computing the others'."""
+    """Of the tokens that are asked, behind fill too; `at` gives their states without computing the
+    others'."""
     llm = model("eager", torch.float64, key_heads=2)
     ids = torch.randint(0, 40, (2, 12))
     found = llm(input_ids=ids, output_attentions=True, output_hidden_states=True)
@@ -96,14 +101,18 @@ def test_gradients_are_transformers() -> None:
     ids = torch.randint(0, 40, (2, 9))
     aim = torch.randn(2, 9, 64, dtype=torch.float64)
     wanted = torch.autograd.grad((llm(input_ids=ids).last_hidden_state * aim).sum(), list(llm.parameters()))
-    found = torch.autograd.grad((run_layers(llm, llama.embed(llm, ids)).hidden * aim).sum(), list(llm.parameters()))
+    found = torch.autograd.grad(
+        (run_layers(llm, llama.embed(llm, ids)).hidden * aim).sum(), list(llm.parameters())
+    )
     for (name, _), one, other in zip(llm.named_parameters(), found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9, msg=name)
 
 
 @torch.inference_mode()
 def test_rotary_base_and_norm_constant_are_the_configurations() -> None:
-    llm = model("sdpa", torch.float64, rms_norm_eps=0.3, rope_parameters={"rope_type": "default", "rope_theta": 77.0})
+    llm = model(
+        "sdpa", torch.float64, rms_norm_eps=0.3, rope_parameters={"rope_type": "default", "rope_theta": 77.0}
+    )
     ids = torch.randint(0, 40, (1, 15))
     close(run_layers(llm, llama.embed(llm, ids)).hidden, llm(input_ids=ids).last_hidden_state)
 
@@ -113,5 +122,7 @@ def test_a_model_of_the_meta_device_gets_its_frequencies() -> None:
         built = llama.build(model("sdpa", torch.float32).config, "sdpa")
     llama.materialise(built, "cpu")
     places = torch.arange(5)[None]
-    found, wanted = (llama.rotary(llm, places, torch.float32) for llm in (built, model("sdpa", torch.float32)))
+    found, wanted = (
+        llama.rotary(llm, places, torch.float32) for llm in (built, model("sdpa", torch.float32))
+    )
     assert found[0].equal(wanted[0]) and found[1].equal(wanted[1])

@@ -17,14 +17,21 @@ from harness import metrics
 
 LABELS = st.sampled_from([0, 1, 2, 3, 255])
 PAIRS = npst.array_shapes(min_dims=2, max_dims=2, max_side=9).flatmap(
-    lambda shape: st.tuples(npst.arrays(np.bool_, shape), npst.arrays(np.uint8, shape, elements=LABELS, fill=st.nothing()))
+    lambda shape: st.tuples(
+        npst.arrays(np.bool_, shape), npst.arrays(np.uint8, shape, elements=LABELS, fill=st.nothing())
+    )
 )
-PIXELS = st.lists(st.integers(0, 10**7).flatmap(lambda union: st.tuples(st.integers(0, union), st.just(union))), min_size=1)
+PIXELS = st.lists(
+    st.integers(0, 10**7).flatmap(lambda union: st.tuples(st.integers(0, union), st.just(union))), min_size=1
+)
 
 
 def reference_counts(prediction: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
-    """Official semantics told pixel by pixel: class-1 areas of both sides, labels other than 1 in no class 1 area."""
-    pixels = [(bool(p), int(t)) for p, t in zip(prediction.ravel(), truth.ravel(), strict=True) if int(t) != 255]
+    """Official semantics told pixel by pixel: class-1 areas of both sides, labels other than 1 in no class 1
+    area."""
+    pixels = [
+        (bool(p), int(t)) for p, t in zip(prediction.ravel(), truth.ravel(), strict=True) if int(t) != 255
+    ]
     predicted = {k for k, (p, _) in enumerate(pixels) if p}
     target = {k for k, (_, t) in enumerate(pixels) if t == 1}
     return len(predicted & target), len(predicted | target)
@@ -60,7 +67,10 @@ def test_official_loop(golden_glamm_dir: Path) -> None:
     stored = np.load(golden_glamm_dir / "metric.npz")
     images = sum(name.startswith("gt_") for name in stored)
     pairs: list[list[tuple[int, int]]] = [
-        [metrics.counts(logits > 0, truth) for logits, truth in zip(stored[f"logits_{k}"], stored[f"gt_{k}"], strict=True)]
+        [
+            metrics.counts(logits > 0, truth)
+            for logits, truth in zip(stored[f"logits_{k}"], stored[f"gt_{k}"], strict=True)
+        ]
         for k in range(images)
     ]
     for rows, (giou, ciou) in zip(pairs, stored["per_image_giou_ciou"], strict=True):
@@ -101,7 +111,9 @@ def test_empty_targets() -> None:
     assert metrics.iou([0], [0]).tolist() == [1.0]  # nothing meant, nothing predicted
     assert metrics.giou([0], [0]) == pytest.approx(1 / (1 + 1e-5))
     assert metrics.ciou([0], [0]) == 0.0  # as the official sum has it
-    assert metrics.ciou([50, 0], [100, 100]) == pytest.approx(0.25)  # a wrong prediction of nothing enters the union
+    assert metrics.ciou([50, 0], [100, 100]) == pytest.approx(
+        0.25
+    )  # a wrong prediction of nothing enters the union
     assert metrics.giou([50, 0], [100, 100]) == pytest.approx(0.25, abs=1e-5)
 
 
@@ -121,7 +133,9 @@ def test_no_rows_is_no_score() -> None:
 
 
 def test_works_on_record_frames() -> None:
-    frame = pd.DataFrame({"pruner": ["a", "a", "b"], "intersection": [1, 3, 2], "union": [2, 4, 8]}, index=pd.Index([7, 8, 9]))
+    frame = pd.DataFrame(
+        {"pruner": ["a", "a", "b"], "intersection": [1, 3, 2], "union": [2, 4, 8]}, index=pd.Index([7, 8, 9])
+    )
     table = frame.groupby("pruner")[["intersection", "union"]].apply(
         lambda rows: pd.Series(metrics.scores(rows["intersection"], rows["union"]))
     )

@@ -16,8 +16,8 @@ import torch
 import backbones
 from backbones.base import Row, Turn
 from backbones.glamm.backbone import GlammBackbone
-from backbones.mini.data import build, train_scene
-from backbones.mini.see import patch_targets, silhouette
+from backbones.mini.training.data import build, train_scene
+from backbones.mini.training.see import patch_targets, silhouette
 from harness import metrics
 from pruners import Selection, parse
 
@@ -47,7 +47,9 @@ def test_the_official_classes_find_their_settings() -> None:
         assert (backbones.MINI / "checkpoint" / settings[key] / "vocab.json").is_file()
 
 
-@pytest.mark.parametrize("model", [*backbones.MINI.rglob("tokenizer.model"), *GOLDEN.rglob("tokenizer.model")])
+@pytest.mark.parametrize(
+    "model", [*backbones.MINI.rglob("tokenizer.model"), *GOLDEN.rglob("tokenizer.model")]
+)
 def test_no_path_of_a_machine_is_left(model: Path) -> None:
     assert not re.search(rb"/(work|farm|tmp|home|root|Users)/", model.read_bytes())
 
@@ -82,7 +84,8 @@ def test_it_sees(mini: GlammBackbone) -> None:
 
 
 def test_patch_targets() -> None:
-    """Labels of a patch are its object's, offsets lead to the centre, and the silhouette is the object's outline."""
+    """Labels of a patch are its object's, offsets lead to the centre, and the silhouette is the object's
+    outline."""
     split_owner = np.zeros((192, 192), dtype=np.uint8)
     split_owner[64:96, 80:112] = 1
     looks = np.full((9, 4), -1, dtype=np.int8)
@@ -94,9 +97,14 @@ def test_patch_targets() -> None:
     patch = 8 * 24 + 10  # rows 64-72, columns 80-88
     assert labels[patch].tolist() == [1, 1, 2, 0, 1] and labels[0].tolist() == [0, -1, -1, -1, -1]
     assert offsets[patch] * 32 == pytest.approx([96 - 84, 80 - 68]) and np.isnan(offsets[0]).all()
-    assert drawn[patch].sum() * 25 == 32 * 32 and drawn[patch].tolist() == silhouette(split_owner, 0, centers[0]).tolist()
+    assert (
+        drawn[patch].sum() * 25 == 32 * 32
+        and drawn[patch].tolist() == silhouette(split_owner, 0, centers[0]).tolist()
+    )
     cut, away, _ = patch_targets(split_owner, (slice(80, 192), slice(0, 192)), looks, centers)
-    assert cut[10].tolist() == [1, -1, 2, 0, -1] and np.isnan(away[10]).all(), "of a cut object shape and size are not asked"
+    assert cut[10].tolist() == [1, -1, 2, 0, -1] and np.isnan(away[10]).all(), (
+        "of a cut object shape and size are not asked"
+    )
 
 
 def test_train_scenes_are_stored_as_painted(tmp_path: Path) -> None:
@@ -110,13 +118,25 @@ def test_train_scenes_are_stored_as_painted(tmp_path: Path) -> None:
 
 
 def train(work: Path, *words: str) -> None:
-    command = [sys.executable, "-m", "backbones.mini.train", "--work", str(work), "--scenes", "64", "--device", "cpu", *words]
+    command = [
+        sys.executable,
+        "-m",
+        "backbones.mini.training.train",
+        "--work",
+        str(work),
+        "--scenes",
+        "64",
+        "--device",
+        "cpu",
+        *words,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_every_stage_trains_resumes_and_exports(tmp_path: Path) -> None:
-    """Two steps of everything; a stopped stage goes on where it was; the result loads through the official layout."""
+    """Two steps of everything; a stopped stage goes on where it was; the result loads through the official
+    layout."""
     train(tmp_path, "--steps", STEPS)
     for stage in ("sam", "patches", "match", "point", "whole"):
         with (tmp_path / f"{stage}.csv").open() as handle:
@@ -137,6 +157,14 @@ def test_every_stage_trains_resumes_and_exports(tmp_path: Path) -> None:
 
 
 def test_unknown_stage(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "backbones.mini.train", "--work", str(tmp_path), "--stages", "sleep"]
+    command = [
+        sys.executable,
+        "-m",
+        "backbones.mini.training.train",
+        "--work",
+        str(tmp_path),
+        "--stages",
+        "sleep",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "sleep" in done.stderr

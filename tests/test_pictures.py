@@ -1,4 +1,5 @@
-"""The reader of image files: what `cv2.imread` gives, for a user's file and for a data set's, and little cost for bad ones."""
+"""The reader of image files: what `cv2.imread` gives, for a user's file and for a data set's, and little cost
+for bad ones."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from backbones.asking import pixels
-from backbones.pictures import MOST_RATIO, UnreadableImage, WrongSize, check_size, read_image
+from backbones.parts.image_files import MOST_RATIO, UnreadableImage, WrongSize, check_size, read_image
 from pruners import UserError
 
 SEEN = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
@@ -84,7 +85,10 @@ def test_big_endian_sixteen_bits(tmp_path: Path) -> None:
         ((RAMP >> 8).astype(np.int32), RAMP >> 8),
         (RAMP.astype(np.int32), RAMP >> 8),
         ((RAMP >> 8).astype(np.float32), RAMP >> 8),
-        (np.linspace(0, 1, 24, dtype=np.float32).reshape(4, 6), np.rint(np.linspace(0, 255, 24)).reshape(4, 6)),
+        (
+            np.linspace(0, 1, 24, dtype=np.float32).reshape(4, 6),
+            np.rint(np.linspace(0, 255, 24)).reshape(4, 6),
+        ),
     ],
 )
 def test_wider_values_by_their_range(tmp_path: Path, values: np.ndarray, seen: np.ndarray) -> None:
@@ -130,7 +134,9 @@ def test_the_first_of_several_frames(tmp_path: Path, kind: str) -> None:
 
 def png(width: int, height: int, rows: bytes, extra: bytes = b"") -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+        return (
+            len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+        )
 
     head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
     text = chunk(b"zTXt", b"a\0\0" + zlib.compress(extra)) if extra else b""
@@ -141,11 +147,17 @@ def png(width: int, height: int, rows: bytes, extra: bytes = b"") -> bytes:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (png(12_000, 12_000, bytes(3 * 12_000)), "it has 12000x12000 px, more than 67 million; scale it down"),
+        (
+            png(12_000, 12_000, bytes(3 * 12_000)),
+            "it has 12000x12000 px, more than 67 million; scale it down",
+        ),
         (png(100_000, 1, bytes(300_001)), "one side more than 100 times the other; crop it"),
         (png(4, 4, bytes(52), bytes(50_000_000)), "too large"),
         (b"P6 60000 60000 255\n", "exceeds limit"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "cannot identify"),  # would start Ghostscript
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+            "cannot identify",
+        ),  # would start Ghostscript
         (b"", "cannot identify"),
     ],
 )
@@ -163,7 +175,11 @@ def test_what_is_no_regular_file(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     os.mkfifo(tmp_path / "pipe.jpg")  # a reader of it would wait for ever
     (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
-    for name, said in (("folder.jpg", "no regular file"), ("pipe.jpg", "no regular file"), ("loop.jpg", "no such file")):
+    for name, said in (
+        ("folder.jpg", "no regular file"),
+        ("pipe.jpg", "no regular file"),
+        ("loop.jpg", "no such file"),
+    ):
         with pytest.raises(UserError, match=said):
             pixels(tmp_path / name)
     for name, said in (("x" * 5000, "name too long"), ("a\0b", "no such file")):

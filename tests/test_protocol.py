@@ -85,7 +85,9 @@ def test_draws_are_the_same_in_another_process() -> None:
             "PYTHONHASHSEED": salt,
             "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
         }
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+        )
         said.add(done.stdout.strip())
     assert said == {str(conversations(sample(*"abcdefgh"), "glamm", 5))}
 
@@ -118,7 +120,8 @@ def test_draws_are_uniform() -> None:
         for position, turn in zip(conversation.expressions, conversation.turns, strict=True):
             questions[turn.question.replace(texts[position], "{}")] += 1
             answers[turn.answer] += 1
-    # chi-square at about p = 1e-6 for the degrees of freedom at hand; the seeds are fixed, so it passes or it does not
+    # chi-square at about p = 1e-6 for the degrees of freedom at hand; the seeds are fixed, so it passes or it
+    # does not
     for drawn, classes, limit in ((orders, 120, 210), (questions, 16, 57), (answers, 5, 34)):
         seen = np.array(list(drawn.values()))  # type: ignore[attr-defined]
         mean = seen.sum() / classes

@@ -34,7 +34,10 @@ def test_board_is_complete() -> None:
 @pytest.mark.parametrize(
     ("text", "specs"),
     [
-        ("litelvlm,litelvlm(context_share=0.25),fastv(layer=3)", ["litelvlm", "litelvlm(context_share=0.25)", "fastv(layer=3)"]),
+        (
+            "litelvlm,litelvlm(context_share=0.25),fastv(layer=3)",
+            ["litelvlm", "litelvlm(context_share=0.25)", "fastv(layer=3)"],
+        ),
         ("vis*", ["visionzip", "vispruner"]),
         (" trim , trim ", ["trim"]),
         ("trim(similarity='cosine', keep='highest')", ["trim(keep='highest', similarity='cosine')"]),
@@ -97,7 +100,9 @@ def test_mistakes_are_one_sentence(text: str, says: str) -> None:
 
 def test_one_method_has_one_text() -> None:
     assert pruners.parse("vispruner(ratio=1)") == pruners.parse("vispruner(ratio=1.0)")
-    assert [pruner.spec() for pruner in pruners.parse("vispruner(ratio=1),vispruner(ratio=1.0)")] == ["vispruner(ratio=1.0)"]
+    assert [pruner.spec() for pruner in pruners.parse("vispruner(ratio=1),vispruner(ratio=1.0)")] == [
+        "vispruner(ratio=1.0)"
+    ]
 
 
 def test_register_wants_a_named_pruner() -> None:
@@ -113,9 +118,20 @@ def test_register_wants_a_named_pruner() -> None:
                 return tokens.patches.sum(1)
 
 
-def make(bases: tuple[type, ...] = (ScorePruner,), *, dataclass_: bool = True, types: object = None, **facts: object) -> type:
+def make(
+    bases: tuple[type, ...] = (ScorePruner,),
+    *,
+    dataclass_: bool = True,
+    types: object = None,
+    **facts: object,
+) -> type:
     """A pruner class that is right but for `facts`."""
-    right = {"name": "mine", "reference": "here", "score": lambda self, tokens: tokens.patches[:, 0], "__module__": __name__}
+    right = {
+        "name": "mine",
+        "reference": "here",
+        "score": lambda self, tokens: tokens.patches[:, 0],
+        "__module__": __name__,
+    }
     made = type("Mine", bases, right | {"__annotations__": types or {}} | facts)
     return dataclass(frozen=True)(made) if dataclass_ else made
 
@@ -127,7 +143,8 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", " mine", "a,b", "a(b)", "a[0]", "a*", "a?", "a@64", "a\nb", "a\tb", "\ud800", "all", "x" * 501]
+    "name",
+    ["", " mine", "a,b", "a(b)", "a[0]", "a*", "a?", "a@64", "a\nb", "a\tb", "\ud800", "all", "x" * 501],
 )
 def test_names_that_lists_and_tables_cannot_hold(name: str, registry: None) -> None:
     with pytest.raises(UserError, match="name") as caught:
@@ -161,11 +178,16 @@ def test_names_that_can_be_written(name: str, registry: None) -> None:
         ({"dataclass_": False}, "no frozen dataclass"),
         ({"dataclass_": False, "types": {"power": float}, "power": 1.0}, "no frozen dataclass"),
         ({"bases": (FastV,), "dataclass_": False, "types": {"more": int}, "more": 1}, "no frozen dataclass"),
-        ({"bases": (pruners.LayerPruner,), "tokens_after": lambda *_: 1, "keep": lambda *_: None}, "give it a field layer: int"),
+        (
+            {"bases": (pruners.LayerPruner,), "tokens_after": lambda *_: 1, "keep": lambda *_: None},
+            "give it a field layer: int",
+        ),
         ({"bases": (Pruner,), "select": Pruner.select}, "cannot be made with its defaults"),
     ],
 )
-def test_registration_looks_at_what_the_harness_reads(facts: dict[str, Any], says: str, registry: None) -> None:
+def test_registration_looks_at_what_the_harness_reads(
+    facts: dict[str, Any], says: str, registry: None
+) -> None:
     with pytest.raises(UserError, match=says) as caught:
         pruners.register(make(**facts))
     assert "'mine'" in str(caught.value) and len(str(caught.value).splitlines()) == 1
@@ -189,19 +211,36 @@ def test_a_name_is_taken_once() -> None:
 
 def run(code: str, path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE.parent, env={"PYTHONPATH": str(path)}, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=HERE.parent,
+        env={"PYTHONPATH": str(path)},
+        check=False,
     )
 
 
 def test_installed_plugin(tmp_path: Path) -> None:
     """The sample package, really installed, is found through its entry point and conforms."""
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target"]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+    ]
     source = tmp_path / "source"
     source.mkdir()
     for name in ("pyproject.toml", "sample_pruner.py"):
         (source / name).write_text((HERE / "sample_plugin" / name).read_text())
     subprocess.run([*install, str(tmp_path / "site"), str(source)], check=True, capture_output=True)
-    done = run("import pruners; print(pruners.parse('bright*')[0].spec(), 'brightest' in pruners.names())", tmp_path / "site")
+    done = run(
+        "import pruners; print(pruners.parse('bright*')[0].spec(), 'brightest' in pruners.names())",
+        tmp_path / "site",
+    )
     assert done.stdout.split() == ["brightest", "True"], done.stderr
     tests = "import pytest, sys; sys.exit(pytest.main(['-q', 'tests/test_conformance.py', '--pruners', 'bright*']))"
     conforms = run(tests, tmp_path / "site")
@@ -249,7 +288,9 @@ def test_plugin_file(tmp_path: Path) -> None:
 def test_a_plugins_source_is_what_ran(tmp_path: Path, registry: None) -> None:
     """Also after an edit, and whatever encoding it declares."""
     path = tmp_path / "mine.py"
-    ran = "# coding: latin-1\n" + (HERE / "sample_plugin" / "sample_pruner.py").read_text().replace("brightest", "h\xe9")
+    ran = "# coding: latin-1\n" + (HERE / "sample_plugin" / "sample_pruner.py").read_text().replace(
+        "brightest", "h\xe9"
+    )
     path.write_bytes(ran.encode("latin-1"))
     assert pruners.load_plugin(path) == ["h\xe9"]
     path.write_text("\n\n\nx = 1\n")
@@ -266,7 +307,8 @@ def test_published_splits() -> None:
 
 
 def test_fastv_mean_budget() -> None:
-    """Figures of the literature: a mean of 192 over 32 layers keeps 166, of 64 keeps 30; at K = 4 64 cannot be had."""
+    """Figures of the literature: a mean of 192 over 32 layers keeps 166, of 64 keeps 30; at K = 4 64 cannot
+    be had."""
     method = FastV(budget="mean")
     assert method.tokens_after(192, 576, 32) == 166 and method.tokens_after(64, 576, 32) == 30
     with pytest.raises(ImpossibleBudget, match="least mean is 73"):
@@ -365,7 +407,9 @@ def test_gather_of_kept_patches() -> None:
 
 
 def test_pruners_import_nothing_of_the_project() -> None:
-    loaded = run("import sys, pruners; print(*{name.split('.')[0] for name in sys.modules})", HERE.parent).stdout.split()
+    loaded = run(
+        "import sys, pruners; print(*{name.split('.')[0] for name in sys.modules})", HERE.parent
+    ).stdout.split()
     assert "torch" in loaded and not {"harness", "backbones", "transformers", "reports"} & set(loaded)
 
 

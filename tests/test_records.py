@@ -1,4 +1,5 @@
-"""Records check themselves: what was changed, doubled, lost or copied is named, and never becomes another number."""
+"""Records check themselves: what was changed, doubled, lost or copied is named, and never becomes another
+number."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness import journal, records
-from harness.claims import Claims
-from harness.commands import rebuild
+from harness.commands.others import rebuild
+from harness.engine.claims import Claims
+from harness.store import journal, records
 from pruners import UserError
 from reports import render
 from tests.fake_backbone import write_data
@@ -59,7 +60,8 @@ def journals(folder: Path) -> list[Path]:
     return sorted((folder / records.FOLDER).glob("*/*.jsonl"))
 
 
-# --- single bits --------------------------------------------------------------------------------------------------
+# --- single bits
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("which", ["jsonl", "parquet", "run.json", "done.json", "claims"])
@@ -93,10 +95,15 @@ def test_no_flipped_bit_changes_a_number_silently(
         file.write_bytes(raw)
     record_property("faults", Counter({"bits flipped": said.total()}))
     # what is not named lies between the values, or where no number hangs on it
-    assert said["named"] > {"jsonl": 0.9, "parquet": 0.5, "run.json": 0.5, "done.json": 0.5, "claims": -1}[which] * said.total()
+    assert (
+        said["named"]
+        > {"jsonl": 0.9, "parquet": 0.5, "run.json": 0.5, "done.json": 0.5, "claims": -1}[which]
+        * said.total()
+    )
 
 
-# --- rows that are sound JSON with a sound checksum, and no sound rows ---------------------------------------------
+# --- rows that are sound JSON with a sound checksum, and no sound rows
+# ---------------------------------------------
 
 
 def resummed(row: dict[str, Any]) -> bytes:
@@ -156,7 +163,15 @@ def test_a_row_that_cannot_be_is_named_by_file_and_line(unfinished: Path, change
 
 @pytest.mark.parametrize(
     "content",
-    [b"[" * 200_000, b'{"x": "' + b"a" * 3_000_000 + b'"}', b"\xff\xfe", b"", b"7", b'{"a": 1}{"b": 2}', b"\x00" * 40],
+    [
+        b"[" * 200_000,
+        b'{"x": "' + b"a" * 3_000_000 + b'"}',
+        b"\xff\xfe",
+        b"",
+        b"7",
+        b'{"a": 1}{"b": 2}',
+        b"\x00" * 40,
+    ],
     ids=["deep", "giant", "no text", "empty", "number", "two", "zeros"],
 )
 def test_lines_that_are_no_rows(unfinished: Path, content: bytes) -> None:
@@ -193,7 +208,8 @@ def test_a_report_embeds_pictures_alone(folder: Path) -> None:
     assert named and set(named) <= content
 
 
-# --- twice --------------------------------------------------------------------------------------------------------
+# --- twice
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_a_row_that_stands_twice_counts_once(unfinished: Path, whole: Path) -> None:
@@ -205,17 +221,27 @@ def test_a_row_that_stands_twice_counts_once(unfinished: Path, whole: Path) -> N
 def test_two_rows_that_should_be_one_and_differ_are_both_named(unfinished: Path, root: Path) -> None:
     file = journals(unfinished)[0]
     lines = file.read_bytes().splitlines(keepends=True)
-    at = next(k for k, line in enumerate(lines) if b'"status": "ok"' in line and json.loads(line)["union"] > 1)
+    at = next(
+        k for k, line in enumerate(lines) if b'"status": "ok"' in line and json.loads(line)["union"] > 1
+    )
     row = json.loads(lines[at])
-    other = row | {"intersection": 0, "iou": 0.0} if row["intersection"] else row | {"intersection": 1, "iou": 1 / row["union"]}
+    other = (
+        row | {"intersection": 0, "iou": 0.0}
+        if row["intersection"]
+        else row | {"intersection": 1, "iou": 1 / row["union"]}
+    )
     file.with_name("zzz.jsonl").write_bytes(lines[0] + resummed(other))
     for act in (records.load, lambda folder: finish(root, folder)):
-        with pytest.raises(UserError, match=rf"{file.name}:{at + 1} and .*zzz.jsonl:2 are the same result .*intersection"):
+        with pytest.raises(
+            UserError, match=rf"{file.name}:{at + 1} and .*zzz.jsonl:2 are the same result .*intersection"
+        ):
             act(unfinished)
 
 
 @pytest.mark.parametrize("what", ["gone", "shorter", "earlier", "nonsense", "longer"])
-def test_claims_that_were_lost_or_are_old_double_nothing(unfinished: Path, root: Path, whole: Path, what: str) -> None:
+def test_claims_that_were_lost_or_are_old_double_nothing(
+    unfinished: Path, root: Path, whole: Path, what: str
+) -> None:
     before = Counter(records.key(row) for file in journals(unfinished) for row in records.read_lines(file))
     for claims in (unfinished / records.FOLDER).glob("*/claims"):
         content = claims.read_bytes()
@@ -233,9 +259,12 @@ def test_claims_that_were_lost_or_are_old_double_nothing(unfinished: Path, root:
     assert records.load(unfinished).equals(records.load(whole))
 
 
-def test_locks_that_do_nothing_double_nothing(root: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some network file systems grant every lock: all processes then do the same work, and the rows count once."""
-    monkeypatch.setattr("harness.claims.fcntl.lockf", lambda *_: None)
+def test_locks_that_do_nothing_double_nothing(
+    root: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some network file systems grant every lock: all processes then do the same work, and the rows count
+    once."""
+    monkeypatch.setattr("harness.engine.claims.fcntl.lockf", lambda *_: None)
     crew = [send(root, tmp_path / "run", 0.05) for _ in range(2)]
     for process in crew:
         process.join()
@@ -249,7 +278,8 @@ def test_a_journal_that_was_lost_is_done_again(unfinished: Path, root: Path, who
     assert records.load(unfinished).equals(records.load(whole))
 
 
-# --- a finished run that was damaged ------------------------------------------------------------------------------
+# --- a finished run that was damaged
+# ------------------------------------------------------------------------------
 
 
 def edited(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Path], None]:
@@ -263,7 +293,8 @@ def edited(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Path], N
 DAMAGE: dict[str, Callable[[Path], Any]] = {
     "empty": lambda folder: (folder / records.FOLDER / "refcoco-val" / "ok.parquet").write_bytes(b""),
     "swapped": lambda folder: shutil.copy(
-        folder / records.FOLDER / "refcoco-testA" / "ok.parquet", folder / records.FOLDER / "refcoco-val" / "ok.parquet"
+        folder / records.FOLDER / "refcoco-testA" / "ok.parquet",
+        folder / records.FOLDER / "refcoco-val" / "ok.parquet",
     ),
     "fewer": edited(lambda frame: frame.iloc[: len(frame) // 2]),
     "doubled": edited(lambda frame: pd.concat([frame, frame])),
@@ -309,7 +340,9 @@ def test_rebuild_touches_no_table_that_is_as_it_was_written(folder: Path, whole:
 
 
 @pytest.mark.parametrize("what", ["journal", "claims", "split", "pipe"])
-def test_links_and_pipes_in_a_run_folder_are_refused(unfinished: Path, root: Path, tmp_path: Path, what: str) -> None:
+def test_links_and_pipes_in_a_run_folder_are_refused(
+    unfinished: Path, root: Path, tmp_path: Path, what: str
+) -> None:
     place = records.split_folder(unfinished, "refcoco", "val")
     foreign = tmp_path / "foreign"
     if what == "journal":
@@ -326,10 +359,14 @@ def test_links_and_pipes_in_a_run_folder_are_refused(unfinished: Path, root: Pat
     before = foreign.read_bytes() if foreign.is_file() else sorted(path.name for path in foreign.glob("*"))
     with pytest.raises(UserError, match=r"link|Too many levels"):
         finish(root, unfinished)
-    assert before == (foreign.read_bytes() if foreign.is_file() else sorted(path.name for path in foreign.glob("*")))
+    assert before == (
+        foreign.read_bytes() if foreign.is_file() else sorted(path.name for path in foreign.glob("*"))
+    )
 
 
-def test_a_claim_that_counts_failures_which_nobody_recorded(unfinished: Path, root: Path, whole: Path) -> None:
+def test_a_claim_that_counts_failures_which_nobody_recorded(
+    unfinished: Path, root: Path, whole: Path
+) -> None:
     for claims in (unfinished / records.FOLDER).glob("*/claims"):
         claims.write_bytes(b"8" * len(claims.read_bytes()))
     finish(root, unfinished)
@@ -342,7 +379,9 @@ def test_folders_that_lie_beside_the_splits_are_no_splits(folder: Path, whole: P
 
 
 @pytest.mark.parametrize("name", [records.RUN, records.DONE])
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"schema": 99}', "[" * 100_000, '{"schema": 3, "cells": 7}'], ids=repr)
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", '{"schema": 99}', "[" * 100_000, '{"schema": 3, "cells": 7}'], ids=repr
+)
 def test_what_a_folder_says_of_itself_is_checked(folder: Path, name: str, content: str) -> None:
     (folder / name).write_text(content)
     with pytest.raises(UserError, match=name):
@@ -365,7 +404,10 @@ def test_a_run_of_schema_2_is_still_shown(unfinished: Path, whole: Path, root: P
         file.write_text("".join(json.dumps(row) + "\n" for row in [{"schema": 2}, *rows]))
     info = json.loads((unfinished / records.RUN).read_text())
     new = ("asked", "kind", "needs", "stochastic", "grid", "source")
-    cells = {cell: {key: value for key, value in entry.items() if key not in new} for cell, entry in info["cells"].items()}
+    cells = {
+        cell: {key: value for key, value in entry.items() if key not in new}
+        for cell, entry in info["cells"].items()
+    }
     old = {"run": info["run"], "asked": info["asked"], "provenance": info["provenance"], "cells": cells}
     (unfinished / records.RUN).write_text(json.dumps(old))
     (unfinished / records.DONE).write_text(json.dumps({"run": info["run"], "peak_memory_bytes": 1}))
@@ -376,7 +418,8 @@ def test_a_run_of_schema_2_is_still_shown(unfinished: Path, whole: Path, root: P
         finish(root, unfinished)
 
 
-# --- while it runs ------------------------------------------------------------------------------------------------
+# --- while it runs
+# ------------------------------------------------------------------------------------------------
 
 
 def test_a_reader_meets_a_writer_in_the_middle_of_a_line(tmp_path: Path) -> None:
@@ -390,7 +433,9 @@ def test_a_reader_meets_a_writer_in_the_middle_of_a_line(tmp_path: Path) -> None
     assert [row for _, row in reader] == rows[2:]
 
 
-def test_a_run_that_waits_says_for_what(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_waits_says_for_what(
+    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     import multiprocessing
     import time
 
@@ -410,7 +455,7 @@ def test_a_run_that_waits_says_for_what(root: Path, tmp_path: Path, capfd: pytes
     holder.start()
     time.sleep(0.5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harness.runner.FIRST_WORD", 1.0)
+        patch.setattr("harness.engine.runner.FIRST_WORD", 1.0)
         finish(root, folder)
     holder.join()
     assert f"waiting for images 1 to 8 of refcoco:val (process {holder.pid})" in capfd.readouterr().err
@@ -426,7 +471,9 @@ def test_a_folder_that_is_moved_while_a_process_works_in_it(tmp_path: Path) -> N
     process.join(30)
     assert process.exitcode == 2
     finish(root, tmp_path / "moved")
-    rows = Counter(records.key(row) for file in journals(tmp_path / "moved") for row in records.read_lines(file))
+    rows = Counter(
+        records.key(row) for file in journals(tmp_path / "moved") for row in records.read_lines(file)
+    )
     assert set(rows.values()) == {1}
 
 

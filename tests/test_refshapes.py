@@ -30,7 +30,9 @@ def refshapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tree_bytes(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()
+    }
 
 
 def test_refshapes_reads_back_what_was_painted(refshapes: Path) -> None:
@@ -65,7 +67,7 @@ def test_refshapes_crowds_differ_as_the_real_splits_do(refshapes: Path) -> None:
 
 
 def test_refshapes_train_is_what_the_model_trains_on(refshapes: Path) -> None:
-    data = pytest.importorskip("backbones.mini.data")
+    data = pytest.importorskip("backbones.mini.training.data")
     for sample in load_refer(refshapes, "refshapes", "train"):
         assert (sample.image() == data.train_scene(sample.image_id % 1_000_000).image).all()
     seeds = {writer.scene_seed(split, k) for split in writer.NUMBER for k in range(1000)}
@@ -128,7 +130,9 @@ def test_caches_that_cannot_be_used(tmp_path: Path) -> None:
         prepare(tmp_path, images=1)
 
 
-def test_the_default_cache_follows_the_environment(refshapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_cache_follows_the_environment(
+    refshapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GROUNDPRUNE_CACHE", str(tmp_path))
     assert writer.cache_folder() == tmp_path
     monkeypatch.setattr(writer, "IMAGES_PER_SPLIT", 4)
@@ -156,7 +160,10 @@ def test_png_is_what_other_readers_read(tmp_path_factory: pytest.TempPathFactory
 
 def test_scenes_that_are_not_square(tmp_path: Path) -> None:
     scene = generate(5, "normal", height=120, width=200)
-    folder, images = tmp_path / "Refer_Segm" / "refshapes", tmp_path / "Refer_Segm" / "coco_2014" / "train2014"
+    folder, images = (
+        tmp_path / "Refer_Segm" / "refshapes",
+        tmp_path / "Refer_Segm" / "coco_2014" / "train2014",
+    )
     family = writer._Family("refshapes")
     family.add(scene, "val", 1, "wide.png")
     images.mkdir(parents=True)
@@ -170,7 +177,8 @@ def test_scenes_that_are_not_square(tmp_path: Path) -> None:
 
 
 def test_scenes_are_the_same_on_every_machine() -> None:
-    """Stored results rest on these pixels and words; a new generator needs new baselines and a new model card."""
+    """Stored results rest on these pixels and words; a new generator needs new baselines and a new model
+    card."""
     digests = {}
     for split in writer.NUMBER:
         scene = writer.scene(split, 0)

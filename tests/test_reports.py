@@ -1,4 +1,5 @@
-"""The leaderboard: layout of the published tables, exact numbers, and what it says when rows do not compare."""
+"""The leaderboard: layout of the published tables, exact numbers, and what it says when rows do not
+compare."""
 
 from __future__ import annotations
 
@@ -13,9 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness import cost, metrics, statistics
-from harness.journal import write_atomically
-from harness.rows import pack_tokens
+from harness import cost, metrics
+from harness.metrics import bootstrap as statistics
+from harness.store.journal import write_atomically
+from harness.store.rows import pack_tokens
 from pruners import UserError
 from reports import __main__ as command
 from reports import columns, costs, diagnosis, figures, gather, page, publication
@@ -47,13 +49,25 @@ def rows() -> list[dict[str, Any]]:
 
 
 def cells_of(text: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
 
 
 def test_groups_and_rows_stand_as_in_the_published_tables(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     text = render(store(tmp_path, rows))
     header, _, *body = cells_of(text)
-    assert header[:7] == ["method", "refcoco val", "refcoco testA", "refcoco+ val", "refcocog val", "Avg.", "Rel. %"]
+    assert header[:7] == [
+        "method",
+        "refcoco val",
+        "refcoco testA",
+        "refcoco+ val",
+        "refcocog val",
+        "Avg.",
+        "Rel. %",
+    ]
     assert [line[0] for line in body] == [
         "**Upper bound, all 576 tokens**",
         "none",
@@ -93,9 +107,26 @@ def test_numbers_follow_from_the_counts(rows: list[dict[str, Any]], tmp_path: Pa
 
 def test_the_footer_says_what_a_reader_needs(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     sample = f"{rows[0]['dataset']}:{rows[0]['split']}:9"
-    bad = {**rows[0], "sample": sample, "status": "failed", "reason": "broken file", "expression": -1, "of": 1}
+    bad = {
+        **rows[0],
+        "sample": sample,
+        "status": "failed",
+        "reason": "broken file",
+        "expression": -1,
+        "of": 1,
+    }
     text = render(store(tmp_path, [*rows, bad]))
-    for word in ("Protocol each", "seed 7", "float32", "sdpa", "cpu", "a1b2", "c3d4", "0123456789", "local changes"):
+    for word in (
+        "Protocol each",
+        "seed 7",
+        "float32",
+        "sdpa",
+        "cpu",
+        "a1b2",
+        "c3d4",
+        "0123456789",
+        "local changes",
+    ):
         assert word in text
     assert "torch 2.9.1" in text
     assert "refcoco+ val 2 / 4" in text
@@ -109,7 +140,9 @@ def test_the_warning_is_for_the_mini_alone(rows: list[dict[str, Any]], tmp_path:
     assert MINI_WARNING not in render(store(tmp_path, [row | {"backbone": "glamm"} for row in rows]))
 
 
-def test_a_table_without_an_upper_bound_has_no_relative_column_of_numbers(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_a_table_without_an_upper_bound_has_no_relative_column_of_numbers(
+    rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
     header, _, *body = cells_of(render(store(tmp_path, [row for row in rows if row["pruner"] != "none"])))
     assert body[0][0] == "**Retain 192 tokens**"
     assert {line[header.index("Rel. %")] for line in body} == {"-", ""}
@@ -135,7 +168,9 @@ def test_nothing_to_show(rows: list[dict[str, Any]], tmp_path: Path) -> None:
         render(store(tmp_path, [bad]))
 
 
-def test_the_command_renders_again(rows: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_renders_again(
+    rows: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = render(store(tmp_path, rows))
     (tmp_path / "leaderboard.md").unlink()
     capsys.readouterr()
@@ -159,7 +194,9 @@ def test_several_runs_are_one_report(rows: list[dict[str, Any]], tmp_path: Path)
     assert not (rest / "leaderboard.md").exists()
 
 
-def test_results_that_two_runs_share_count_once_and_are_told(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_results_that_two_runs_share_count_once_and_are_told(
+    rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
     first = store(tmp_path / "a", rows)
     text = render(first, store(tmp_path / "b", rows), out=tmp_path / "out")
     assert f"{len(rows)} results are in several of the runs. They agree." in text
@@ -184,7 +221,9 @@ def test_rows_that_differ_in_a_setting_are_parted_and_told_why(
     changed: dict[str, Any], words: str, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     other = [row | {"cell": row["cell"] + "x"} for row in rows]
-    text = render(store(tmp_path / "a", rows), store(tmp_path / "b", other, run="e5f6", **changed), out=tmp_path / "out")
+    text = render(
+        store(tmp_path / "a", rows), store(tmp_path / "b", other, run="e5f6", **changed), out=tmp_path / "out"
+    )
     assert re.search(f"tables differ in {words} and are not ranked together", text)
     titles = [line for line in text.splitlines() if line.startswith("# ")]
     assert len(titles) == len(set(titles)) == 2
@@ -195,18 +234,26 @@ def test_only_a_split_that_differs_parts(rows: list[dict[str, Any]], tmp_path: P
     """Runs of other splits, and the same data under another setting, do not differ in data."""
     here = [row for row in rows if row["dataset"] == "refcoco"]
     there = [row for row in rows if row["dataset"] != "refcoco"]
-    text = render(store(tmp_path / "a", here, data="d1"), store(tmp_path / "b", there, data="d2"), out=tmp_path / "out")
+    text = render(
+        store(tmp_path / "a", here, data="d1"), store(tmp_path / "b", there, data="d2"), out=tmp_path / "out"
+    )
     assert "differ in" not in text
     assert len([line for line in text.splitlines() if line.startswith("# ")]) == 1
     other = [row | {"cell": row["cell"] + "x"} for row in here]
-    text = render(store(tmp_path / "a", here), store(tmp_path / "c", other, setting={"dtype": "float64"}), out=tmp_path / "out")
+    text = render(
+        store(tmp_path / "a", here),
+        store(tmp_path / "c", other, setting={"dtype": "float64"}),
+        out=tmp_path / "out",
+    )
     assert "differ in precision" in text
     assert "differ in data" not in text
 
 
 def test_protocols_are_parted_and_told_why(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     more = [row | {"protocol": "glamm", "cell": row["cell"] + "g"} for row in rows]
-    assert "differ in protocol (each / glamm) and are not ranked together" in render(store(tmp_path, rows + more))
+    assert "differ in protocol (each / glamm) and are not ranked together" in render(
+        store(tmp_path, rows + more)
+    )
 
 
 def test_budgets_that_count_differently_are_parted(rows: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -229,11 +276,15 @@ def test_budgets_that_count_differently_are_parted(rows: list[dict[str, Any]], t
     assert "budget='mean'" not in final.split("what a budget counts final")[1]
     names = [line[0] for line in cells_of(other)]
     assert "fastv(layer=3)" not in names
-    assert {"none", "fastv(budget='mean')", "litelvlm", "random (3 seeds)"} <= set(names)  # even tokens are of both kinds
+    assert {"none", "fastv(budget='mean')", "litelvlm", "random (3 seeds)"} <= set(
+        names
+    )  # even tokens are of both kinds
 
 
 def test_a_row_without_all_columns_has_no_average(rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    text = render(store(tmp_path, [row for row in rows if row["pruner"] != "litelvlm" or row["dataset"] != "refcocog"]))
+    text = render(
+        store(tmp_path, [row for row in rows if row["pruner"] != "litelvlm" or row["dataset"] != "refcocog"])
+    )
     header, _, *body = cells_of(text)
     line = dict(zip(header, next(line for line in body if line[0] == "litelvlm"), strict=True))
     assert (line["refcocog val"], line["Avg."], line["Rel. %"]) == ("-", "-", "-")
@@ -265,7 +316,10 @@ def spread(rows: list[dict[str, Any]], images: int) -> list[dict[str, Any]]:
 
 def test_marks_tell_what_cannot_be_told_apart(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     header, _, *body = cells_of(render(store(tmp_path, spread(rows, 30)), baseline="litelvlm"))
-    at64 = [dict(zip(header, line, strict=True)) for line in body[body.index(next(b for b in body if "Retain 64" in b[0])) :]]
+    at64 = [
+        dict(zip(header, line, strict=True))
+        for line in body[body.index(next(b for b in body if "Retain 64" in b[0])) :]
+    ]
     marked = {line["method"]: line["not apart from"] for line in at64}
     assert marked["litelvlm"] == "random"
     assert marked["fastv(layer=3)"] == ""  # the best that does not see the truth
@@ -276,9 +330,13 @@ def test_marks_tell_what_cannot_be_told_apart(rows: list[dict[str, Any]], tmp_pa
     assert differences["fastv(layer=3)"].endswith("*")
     assert not differences["random (3 seeds)"].endswith("*")
     frame = pd.read_csv(tmp_path / "differences.csv")
-    one = frame[(frame["pruner"] == "fastv(layer=3)") & (frame["budget"] == 64)].set_index(["against", "column"])
+    one = frame[(frame["pruner"] == "fastv(layer=3)") & (frame["budget"] == 64)].set_index(
+        ["against", "column"]
+    )
     names = [" ".join(column) for column in COLUMNS]
-    assert one.loc[("baseline", "Avg."), "value"] == pytest.approx(one.loc["baseline"].loc[names, "value"].mean())
+    assert one.loc[("baseline", "Avg."), "value"] == pytest.approx(
+        one.loc["baseline"].loc[names, "value"].mean()
+    )
     assert (one["low"] <= one["value"]).all()
     assert (one["value"] <= one["high"]).all()
     assert one.loc[("random", "Avg."), "q"] >= one.loc[("random", "Avg."), "p"]
@@ -292,7 +350,13 @@ def test_an_average_over_splits_of_the_same_images_is_as_wide_as_one_of_them(tmp
     def width(name: str, image_of: dict[str, int]) -> float:
         rows = [
             a_row((dataset, "val"), "none", 576, 0, 2 * k)
-            | {"sample": f"{dataset}:val:{first + k}", "intersection": int(value), "union": 100, "place": 0, "of": 1}
+            | {
+                "sample": f"{dataset}:val:{first + k}",
+                "intersection": int(value),
+                "union": 100,
+                "place": 0,
+                "of": 1,
+            }
             for dataset, first in image_of.items()
             for k, value in enumerate(easy)
         ]
@@ -301,7 +365,10 @@ def test_an_average_over_splits_of_the_same_images_is_as_wide_as_one_of_them(tmp
         assert average is not None
         return average.high - average.low
 
-    same, others = width("same", {"refcoco": 0, "refcoco+": 0}), width("others", {"refcoco": 0, "refcoco+": 1000})
+    same, others = (
+        width("same", {"refcoco": 0, "refcoco+": 0}),
+        width("others", {"refcoco": 0, "refcoco+": 1000}),
+    )
     assert same / others == pytest.approx(2**0.5, rel=0.1)
 
 
@@ -315,11 +382,25 @@ def test_the_same_records_give_the_same_bytes(rows: list[dict[str, Any]], tmp_pa
     found, told = [], ""
     for seed in ("1", "2"):
         out = tmp_path / seed
-        words = [sys.executable, "-m", "reports", str(folder), "--out", str(out), "--baseline", "litelvlm", "--latex"]
-        told = subprocess.run(words, check=True, capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": seed}).stdout
+        words = [
+            sys.executable,
+            "-m",
+            "reports",
+            str(folder),
+            "--out",
+            str(out),
+            "--baseline",
+            "litelvlm",
+            "--latex",
+        ]
+        told = subprocess.run(
+            words, check=True, capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": seed}
+        ).stdout
         found.append({path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()})
     assert found[0] == found[1]
-    assert {"leaderboard.md", "leaderboard.csv", "differences.csv", "leaderboard.tex", "report.html"} < found[0].keys()
+    assert {"leaderboard.md", "leaderboard.csv", "differences.csv", "leaderboard.tex", "report.html"} < found[
+        0
+    ].keys()
     assert {name.rpartition(".")[2] for name in found[0]} >= {"svg", "png"}
     assert all(name in told for name in found[0])
 
@@ -334,7 +415,9 @@ def test_latex_escapes_and_marks_the_best(rows: list[dict[str, Any]], tmp_path: 
     assert r"\textbf" not in next(line for line in text.splitlines() if line.startswith("oracle"))
 
 
-def test_published_numbers_stand_beside_the_same_backbone_and_splits_only(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_published_numbers_stand_beside_the_same_backbone_and_splits_only(
+    rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
     ours = [row | {"backbone": "glamm"} for row in rows]
     text = render(store(tmp_path / "glamm", ours, asked={"seed": 7, "limit": 2}))
     block = text[text.index("## Published numbers beside ours") :]
@@ -359,7 +442,8 @@ def test_published_tables_are_whole_and_add_up() -> None:
     columns = [name for name in refcoco if name.startswith("refcoco")]
     assert len(columns) == 8
     assert len(refcoco) == 10
-    # printed averages come from more digits than printed columns, cut or rounded: 0.1 is the most that they may be off
+    # printed averages come from more digits than printed columns, cut or rounded: 0.1 is the most that they
+    # may be off
     assert np.abs(refcoco[columns].mean(axis=1) - refcoco["Avg."]).max() < 0.1
     assert np.abs(100 * refcoco["Avg."] / refcoco["Avg."][0] - refcoco["Rel. %"]).max() < 0.15
     for name in ("ref-davis-17", "refer-youtube-vos"):
@@ -382,8 +466,20 @@ def test_the_page_of_columns_says_what_the_footer_says(rows: list[dict[str, Any]
 def test_costs_stand_behind_the_scores_in_units_for_reading(
     rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    facts = {"backbone": "glamm-mini", "pruner": "litelvlm", "budget": 64, "macs_measured": 3.21e9, "activation_peak": 5 * 2**20}
-    timed = {"prefill_ms": 9.04, "prefill_ms_p5": 8.5, "prefill_ms_p95": 11.0, "speedup_prefill": 1.618, "note": "no speed-up"}
+    facts = {
+        "backbone": "glamm-mini",
+        "pruner": "litelvlm",
+        "budget": 64,
+        "macs_measured": 3.21e9,
+        "activation_peak": 5 * 2**20,
+    }
+    timed = {
+        "prefill_ms": 9.04,
+        "prefill_ms_p5": 8.5,
+        "prefill_ms_p95": 11.0,
+        "speedup_prefill": 1.618,
+        "note": "no speed-up",
+    }
     parts = {"stage.total_ms": 30.0, "stage.text_ms": 2.0}
     monkeypatch.setattr(cost, "load", lambda folder: pd.DataFrame([facts | timed | parts]))
     text = render(store(tmp_path, rows))
@@ -399,7 +495,9 @@ def test_costs_stand_behind_the_scores_in_units_for_reading(
     assert record[costs.MACS] == 3.21e9
 
 
-def test_a_diagnosis_of_the_runs_weights_is_told_and_one_of_others_is_not(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_a_diagnosis_of_the_runs_weights_is_told_and_one_of_others_is_not(
+    rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
     folder = store(tmp_path / "run", rows)
     told = {"backbone": "glamm-mini", "fingerprint": "a1b2", "verdict": "It holds.", "figures": {}}
     (folder / diagnosis.FOLDER).mkdir()
@@ -423,8 +521,6 @@ def test_one_image_in_a_split_has_no_interval_and_says_so(rows: list[dict[str, A
 
 
 def test_help_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, reports.__main__, harness.cli; print({'matplotlib', 'jinja2', 'scipy', 'playwright'} & sys.modules.keys())"
-    )
+    code = "import sys, reports.__main__, harness.cli; print({'matplotlib', 'jinja2', 'scipy', 'playwright'} & sys.modules.keys())"
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert told.stdout.strip() == "set()"

@@ -1,4 +1,5 @@
-"""The page in a real Chromium: it opens from a folder, asks for nothing, and does what its controls promise."""
+"""The page in a real Chromium: it opens from a folder, asks for nothing, and does what its controls
+promise."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness import cost, statistics
-from harness.journal import write_atomically
+from harness import cost
+from harness.metrics import bootstrap
+from harness.store.journal import write_atomically
 from reports import diagnosis, render
 from tests.a_run import some_rows, store
 from tests.browser import PROGRAM, Opened, chromium, opened
@@ -32,7 +34,14 @@ in_browser = pytest.mark.skipif(PROGRAM is None, reason="no Chromium here: apt-g
 def some_costs(folder: Path) -> pd.DataFrame:
     """As `harness.cost.load`."""
     rows = [
-        {"backbone": "glamm-mini", "pruner": pruner, "budget": budget, "macs_measured": macs, "prefill_ms": ms, "note": ""}
+        {
+            "backbone": "glamm-mini",
+            "pruner": pruner,
+            "budget": budget,
+            "macs_measured": macs,
+            "prefill_ms": ms,
+            "note": "",
+        }
         | {"prefill_ms_p5": ms - 1, "prefill_ms_p95": ms + 1, "stage.vision_ms": 20.0, "stage.prefill_ms": ms}
         for pruner, budget, macs, ms in COSTS
     ]
@@ -43,11 +52,18 @@ def some_costs(folder: Path) -> pd.DataFrame:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost, "load", some_costs)
-        patch.setattr(statistics, "FEWEST", 2)  # as many images as it has per split
+        patch.setattr(bootstrap, "FEWEST", 2)  # as many images as it has per split
         folder = store(tmp_path_factory.mktemp("run"), some_rows(), text=HOSTILE)
         (folder / diagnosis.FOLDER).mkdir()
-        (folder / diagnosis.FOLDER / "sink.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="90" height="40"/>')
-        told = {"backbone": "glamm-mini", "fingerprint": "a1b2", "verdict": HOSTILE, "figures": {"sink": "a <caption>"}}
+        (folder / diagnosis.FOLDER / "sink.svg").write_text(
+            '<svg xmlns="http://www.w3.org/2000/svg" width="90" height="40"/>'
+        )
+        told = {
+            "backbone": "glamm-mini",
+            "fingerprint": "a1b2",
+            "verdict": HOSTILE,
+            "figures": {"sink": "a <caption>"},
+        }
         write_atomically(folder / diagnosis.FOLDER / diagnosis.SUMMARY, told | {"schema": diagnosis.SCHEMA})
         written = render(folder, folder / "out")
     return next(path for path in written if path.name == "report.html")
@@ -72,7 +88,9 @@ def fresh(request: pytest.FixtureRequest) -> None:
 
 def methods(page: Any) -> list[str]:
     """Names of the rows that can be seen, from top to bottom."""
-    return [row.inner_text() for row in page.locator(".board tbody tr[data-line] th").all() if row.is_visible()]
+    return [
+        row.inner_text() for row in page.locator(".board tbody tr[data-line] th").all() if row.is_visible()
+    ]
 
 
 def cells(page: Any, column: str) -> list[float]:
@@ -177,7 +195,9 @@ def test_every_control_is_reached_with_the_tab_key(one: Opened) -> None:
     for _ in range(90):
         page.keyboard.press("Tab")
         seen.add(
-            page.evaluate("(n => n.name || n.id || n.tagName + (n.dataset.column ? ' number' : ''))(document.activeElement)")
+            page.evaluate(
+                "(n => n.name || n.id || n.tagName + (n.dataset.column ? ' number' : ''))(document.activeElement)"
+            )
         )
     assert seen >= {
         "theme",
@@ -225,7 +245,14 @@ def test_masks_follow_the_choice_and_the_layers(one: Opened) -> None:
     assert without[0] == before[0]
     assert without[1:] != before[1:]
     page.locator("#picker select[name=budget]").select_option("64")
-    assert page.locator("#cards .card b").all_inner_texts() == ["image", "none", "litelvlm", "fastv(layer=3)", "oracle", "random"]
+    assert page.locator("#cards .card b").all_inner_texts() == [
+        "image",
+        "none",
+        "litelvlm",
+        "fastv(layer=3)",
+        "oracle",
+        "random",
+    ]
     page.locator("#picker select[name=kind]").select_option("worst")
     assert "expression 0" in page.locator("#said").inner_text()
     page.locator("#cards button").nth(1).click()

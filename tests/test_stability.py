@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from backbones.base import Encoding, Pixels
-from harness import records
-from harness.records import pack_tokens
-from harness.runner import Plan, prepare, run
-from harness.stability import moved_tokens, of_type, perturbed, same_choice, shaken
-from harness.statistics import estimate, resample
+from harness.engine.rounding import moved_tokens, of_type, perturbed, same_choice, shaken
+from harness.engine.runner import Plan, prepare, run
+from harness.metrics.bootstrap import estimate, resample
+from harness.store import records
+from harness.store.records import pack_tokens
 from pruners import Selection, VisualTokens, parse
 from reports import render
 from tests.fake_backbone import FakeBackbone, write_data
@@ -45,7 +45,8 @@ def test_noise_has_the_asked_size_and_nothing_old_is_answered(relative: float) -
 
 def test_noise_follows_from_seed_and_sample_alone() -> None:
     one, again, seed, sample = (
-        perturbed(encoding(), number, name).hidden_states[-1] for number, name in ((1, "a"), (1, "a"), (2, "a"), (1, "b"))
+        perturbed(encoding(), number, name).hidden_states[-1]
+        for number, name in ((1, "a"), (1, "a"), (2, "a"), (1, "b"))
     )
     assert torch.equal(one, again)
     assert not torch.equal(one, seed)
@@ -81,11 +82,14 @@ def test_a_choice_is_the_same_up_to_noise_in_what_it_merges() -> None:
     assert not same_choice(Selection(kept), Selection(kept + 1), 1e-6)
     assert not same_choice(Selection(kept, features), Selection(kept), 1e-6)
     assert same_choice(Selection(kept, features), Selection(kept, features + 1e-6), 1e-6)
-    assert not same_choice(Selection(kept, features), Selection(kept, features + 1e-2), 1e-6)  # another member
+    assert not same_choice(
+        Selection(kept, features), Selection(kept, features + 1e-2), 1e-6
+    )  # another member
 
 
 def test_a_run_records_what_rounding_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the first image of every part: none for a method that reads no features, some for one that lives of the last bits."""
+    """Of the first image of every part: none for a method that reads no features, some for one that lives of
+    the last bits."""
     root = write_data(tmp_path / "data", images=4)
     chosen = type(parse("uniform")[0])
     original = chosen.select
@@ -97,7 +101,7 @@ def test_a_run_records_what_rounding_changes(tmp_path: Path, monkeypatch: pytest
         """Even or odd patches, by the sign of one number."""
         return Selection(original(self, tokens, budget).indices // 2 * 2 + int(tokens.patches[0, 0] > 0))
 
-    monkeypatch.setattr("harness.fill.perturbed", other)
+    monkeypatch.setattr("harness.engine.evaluate.perturbed", other)
     monkeypatch.setattr(chosen, "select", select)
     plan = Plan(tuple(parse("none,uniform,random,fastv")), (8,), (("refcoco", "val"),), root=str(root))
     backbone = FakeBackbone()
@@ -105,10 +109,14 @@ def test_a_run_records_what_rounding_changes(tmp_path: Path, monkeypatch: pytest
     frame = records.load(tmp_path / "run")
     first = frame["sample"] == "refcoco:val:1"
     assert frame["rounding_iou"].notna().equals(first)
-    moved = frame[first].groupby("pruner")[["rounding_tokens", "rounding_iou"]].agg(lambda part: part.abs().max())
+    moved = (
+        frame[first].groupby("pruner")[["rounding_tokens", "rounding_iou"]].agg(lambda part: part.abs().max())
+    )
     assert (moved.loc[["none", "random"]] == 0).all().all()
     assert moved.loc["uniform", "rounding_tokens"] == 8
-    (line,) = (line for line in render(tmp_path / "run")[0].read_text().splitlines() if line.startswith("| uniform"))
+    (line,) = (
+        line for line in render(tmp_path / "run")[0].read_text().splitlines() if line.startswith("| uniform")
+    )
     assert "100.0 / " in line
 
 

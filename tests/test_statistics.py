@@ -1,4 +1,5 @@
-"""Intervals: they hold the truth as often as they say, agree with scipy's bootstrap, and respect images and pairs."""
+"""Intervals: they hold the truth as often as they say, agree with scipy's bootstrap, and respect images and
+pairs."""
 
 from __future__ import annotations
 
@@ -6,14 +7,27 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.statistics import adjusted, correlation, difference, estimate, interval, mean, per_image, resample
+from harness.metrics.bootstrap import (
+    adjusted,
+    correlation,
+    difference,
+    estimate,
+    interval,
+    mean,
+    per_image,
+    resample,
+)
 from tests.simulated import coverage, images
 
-REPETITIONS = 1000  # Monte-Carlo error of a coverage near 95 %: 0.69 points; 93 to 97 % is 2.9 of them on either side
+REPETITIONS = (
+    1000  # Monte-Carlo error of a coverage near 95 %: 0.69 points; 93 to 97 % is 2.9 of them on either side
+)
 
 
 @pytest.mark.parametrize(("count", "splits", "shared"), [(200, 1, False), (50, 4, False), (100, 3, True)])
-def test_95_percent_intervals_hold_the_truth_in_93_to_97_percent_of_studies(count: int, splits: int, shared: bool) -> None:
+def test_95_percent_intervals_hold_the_truth_in_93_to_97_percent_of_studies(
+    count: int, splits: int, shared: bool
+) -> None:
     found = coverage(count, REPETITIONS, splits, draws=400, shared=shared)
     assert 0.93 <= found["score"] <= 0.97
     assert 0.93 <= found["difference"] <= 0.97
@@ -67,7 +81,9 @@ def test_seeded_and_independent_of_the_order_of_rows() -> None:
     labels, outer = generator.integers(0, 40, 200), generator.integers(50, 90, 200)
     inner = generator.integers(0, 50, 200)
     order = generator.permutation(200)
-    assert interval(inner, outer, labels, seed=3) == interval(inner[order], outer[order], labels[order], seed=3)
+    assert interval(inner, outer, labels, seed=3) == interval(
+        inner[order], outer[order], labels[order], seed=3
+    )
     assert interval(inner, outer, labels, seed=3) != interval(inner, outer, labels, seed=4)
 
 
@@ -144,8 +160,12 @@ def test_correlation_is_pearsons_and_its_interval_knows_the_images() -> None:
 
 
 def test_false_discoveries_over_a_table() -> None:
-    assert adjusted([0.01, float("nan"), 0.04, 0.03]).tolist() == pytest.approx([0.03, float("nan"), 0.04, 0.04], nan_ok=True)
+    assert adjusted([0.01, float("nan"), 0.04, 0.03]).tolist() == pytest.approx(
+        [0.03, float("nan"), 0.04, 0.04], nan_ok=True
+    )
     assert np.isnan(adjusted([float("nan")])).all()
     generator = np.random.default_rng(8)
     wrong = [(adjusted(generator.random(30)) < 0.05).any() for _ in range(600)]
-    assert np.mean(wrong) < 0.08  # thirty table rows without any difference: at most one table in twenty has a mark
+    assert (
+        np.mean(wrong) < 0.08
+    )  # thirty table rows without any difference: at most one table in twenty has a mark

@@ -58,4 +58,8 @@ def make_tokens(
 def attention_row(patches: int, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """(H, patches) attention of a last token, as a layer-stage pruner gets it."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(HEADS, patches + 40, generator=generator, dtype=torch.float64).softmax(-1)[:, :patches].to(dtype)
+    return (
+        torch.randn(HEADS, patches + 40, generator=generator, dtype=torch.float64)
+        .softmax(-1)[:, :patches]
+        .to(dtype)
+    )

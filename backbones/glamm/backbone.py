@@ -1,4 +1,5 @@
-"""GLaMM behind the harness's interface: encode once, answer pruners lazily, ground rows of equal length together."""
+"""GLaMM behind the harness's interface: encode once, answer pruners lazily, ground rows of equal length
+together."""
 
 from __future__ import annotations
 
@@ -19,23 +20,23 @@ from torch import Tensor
 from backbones.asking import Asking
 from backbones.base import Encoding, Grounded, Pixels, Row, Turn
 from backbones.glamm.conversation import IMAGE_SENTENCE, build
-from backbones.glamm.decoder import run_layers
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels, sam_pixels_mmcv
-from backbones.glamm.refusals import not_finite, too_long
-from backbones.glamm.sharing import Ask, Shared, filled_up
-from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer, behind_image, clip_tokenizer
 from backbones.parts import clip, llama, sam
+from backbones.parts.errors import not_finite, too_long
+from backbones.parts.faithful import run_layers
+from backbones.parts.shared import Ask, Shared, filled_up
+from backbones.parts.tokenizer import IMAGE_TOKEN, LlamaTokenizer, behind_image, clip_tokenizer
 from pruners import checks
 from pruners.base import LayerPruner, Need, Selection, UserError, VisualTokens
 
 Result = TypeVar("Result")
 
-# CPU kernels round alike for all batches of a multiple of eight, and differently for others. Batches are filled up to one,
-# so that a pixel on the edge of a mask does not depend on what else was in the batch.
+# CPU kernels round alike for all batches of a multiple of eight, and differently for others. Batches are
+# filled up to one, so that a pixel on the edge of a mask does not depend on what else was in the batch.
 FULL_ROWS = 8
-# Sequences are filled up on the right to a multiple of this, so that questions of about one length share a batch. Nothing
-# looks to the right, so the fill changes no state that is read; it depends on the row alone.
+# Sequences are filled up on the right to a multiple of this, so that questions of about one length share a
+# batch. Nothing looks to the right, so the fill changes no state that is read; it depends on the row alone.
 FULL_LENGTH = 4
 
 
@@ -44,7 +45,8 @@ class _Said:
     """What the language model said of a row.
 
     Attributes:
-        prompts: (M, P) mask prompts, one per [SEG]; NaN where a pruner inside the model had no numbers to choose by.
+        prompts: (M, P) mask prompts, one per [SEG]; NaN where a pruner inside the model had no numbers to
+            choose by.
         lengths, retained: as in `Grounded`.
     """
 
@@ -149,19 +151,24 @@ class GlammBackbone(Asking):
         return VisualTokens(features[1:], features[0], self.grid, self.num_heads, answer, sample)
 
     @torch.inference_mode()
-    def _answer(self, encoding: Encoding, questions: tuple[str, ...], masks: NDArray[np.bool_] | None, need: Need) -> Tensor:
+    def _answer(
+        self, encoding: Encoding, questions: tuple[str, ...], masks: NDArray[np.bool_] | None, need: Need
+    ) -> Tensor:
         if need.kind == "text_embeds":
             return self.text_embeds(questions)
         if need.kind == "referent":
             if masks is None:
-                raise UserError("This pruner sees the truth, and no truth masks were given; leave it out here.")
+                raise UserError(
+                    "This pruner sees the truth, and no truth masks were given; leave it out here."
+                )
             return patch_shares(masks, self.image_size, self.grid).to(self.device)
         if need not in encoding.signals:
             encoding.signals[need] = clip.signal(self.model.clip, encoding.hidden_states, need)
         return encoding.signals[need]
 
     def text_embeds(self, questions: tuple[str, ...]) -> Tensor:
-        """(M, P) CLIP text projection of the questions, tokenised together, cut at 77 tokens, not normalised."""
+        """(M, P) CLIP text projection of the questions, tokenised together, cut at 77 tokens, not
+        normalised."""
         if questions not in self._text_embeds:
             if len(self._text_embeds) > 4096:
                 self._text_embeds.clear()
@@ -171,46 +178,66 @@ class GlammBackbone(Asking):
     def clip_words(self, questions: tuple[str, ...]) -> dict[str, Tensor]:
         """CLIP's `input_ids` and `attention_mask` of the questions, each (M, W)."""
         most = clip.positions(self.model.clip)
-        words = self.clip_tokenizer(list(questions), padding=True, truncation=True, max_length=most, return_tensors="pt")
+        words = self.clip_tokenizer(
+            list(questions), padding=True, truncation=True, max_length=most, return_tensors="pt"
+        )
         return {name: words[name].to(self.device) for name in ("input_ids", "attention_mask")}
 
     def cut_off(self, questions: Sequence[str]) -> int:
-        """How many of the questions are longer than CLIP's text tower, so that text-guided pruners see their beginning alone."""
+        """How many of the questions are longer than CLIP's text tower, so that text-guided pruners see their
+        beginning alone."""
         most = clip.positions(self.model.clip)
-        return sum(len(self.clip_tokenizer(question, verbose=False)["input_ids"]) > most for question in questions)
+        return sum(
+            len(self.clip_tokenizer(question, verbose=False)["input_ids"]) > most for question in questions
+        )
 
     # -- from tokens to masks
 
     def ground_rows(self, rows: Sequence[Row], share: bool = True) -> Iterator[Grounded]:
-        """Segment every row, masks batch by batch as they are asked for; when memory does not suffice, in smaller batches."""
+        """Segment every row, masks batch by batch as they are asked for; when memory does not suffice, in
+        smaller batches."""
         most = self.model.language_model.config.max_position_embeddings
         errors = [too_long(len(self._ids(row.turns)) - 1, self._tokens(row), most) for row in rows]
         short = [row for row, error in zip(rows, errors, strict=True) if not error]
-        said = self._within_memory(lambda: self._shared(short) if share else self._apart(short)) if short else []
+        said = (
+            self._within_memory(lambda: self._shared(short) if share else self._apart(short)) if short else []
+        )
         masks, found = self._masks(short, [one.prompts for one in said]), iter(said)
         for row, error in zip(rows, errors, strict=True):
             if error:
-                yield Grounded(torch.zeros(0, *row.encoding.original), (0,) * self.num_layers, torch.arange(0), error)
+                yield Grounded(
+                    torch.zeros(0, *row.encoding.original), (0,) * self.num_layers, torch.arange(0), error
+                )
                 continue
             one = next(found)
             logits = list(islice(masks, len(one.prompts)))
             together = torch.stack(logits) if logits else torch.zeros(0, *row.encoding.original)
             checks.lengths(row.pruner, row.budget, self._patches(row), one.lengths)
-            yield Grounded(together, one.lengths, one.retained, "" if together.isfinite().all() else not_finite(self.dtype))
+            yield Grounded(
+                together,
+                one.lengths,
+                one.retained,
+                "" if together.isfinite().all() else not_finite(self.dtype),
+            )
 
     def _within_memory(self, work: Callable[[], Result]) -> Result:
         """Halve the batch until `work` fits.
 
         Raises:
             torch.OutOfMemoryError: it does not fit even in the smallest batch.
-            UserError: it does not fit, and other processes compute the same batch, which cannot shrink in one of them.
+            UserError: it does not fit, and other processes compute the same batch, which cannot shrink in one
+                of them.
         """
         while True:
             try:
                 with torch.inference_mode():
                     return work()
-            except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU allocator raises a plain one
-                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            except (
+                RuntimeError
+            ) as error:  # torch.OutOfMemoryError is one; the CPU allocator raises a plain one
+                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(
+                    error
+                ):
                     raise
                 if self.batch_size <= self._multiple:
                     raise torch.OutOfMemoryError(str(error)) from error
@@ -220,13 +247,17 @@ class GlammBackbone(Asking):
                         f"Out of memory with {self.batch_size} rows at once, which --tensor-parallel cannot change on the way; "
                         f"give --batch-size {smaller}."
                     ) from error
-                print(f"out of memory with {self.batch_size} rows at once, going on with {smaller}", file=sys.stderr)
+                print(
+                    f"out of memory with {self.batch_size} rows at once, going on with {smaller}",
+                    file=sys.stderr,
+                )
                 self.batch_size = smaller
                 if self.device.startswith("cuda"):
                     torch.cuda.empty_cache()
 
     def _ids(self, turns: tuple[Turn, ...]) -> list[int]:
-        """The conversation's ids, image included; rows of one conversation under many pruners ask for them again."""
+        """The conversation's ids, image included; rows of one conversation under many pruners ask for them
+        again."""
         if turns not in self._known_ids:
             if len(self._known_ids) > 4096:
                 self._known_ids.clear()
@@ -234,7 +265,8 @@ class GlammBackbone(Asking):
         return self._known_ids[turns]
 
     def _words(self, row: Row, whole: bool = True) -> tuple[list[int], list[int], list[int]]:
-        """Ids before the image, ids behind it (filled up), and for every [SEG] the place before it, from their end.
+        """Ids before the image, ids behind it (filled up), and for every [SEG] the place before it, from
+        their end.
 
         Args:
             whole: False leaves out what stands behind the last state that is read.
@@ -259,7 +291,9 @@ class GlammBackbone(Asking):
                 contexts.append(row)
             layered = row.pruner if row.selection is None and isinstance(row.pruner, LayerPruner) else None
             before, behind, marks = self._words(row, whole=layered is not None)
-            common = sum(1 for _ in takewhile(lambda ids: ids[0] == ids[1], zip(behind, self._sentence, strict=False)))
+            common = sum(
+                1 for _ in takewhile(lambda ids: ids[0] == ids[1], zip(behind, self._sentence, strict=False))
+            )
             if marks:  # a question may begin with [SEG]
                 common = min(common, len(behind) + marks[0])
             sentence, words = tuple(behind[:common]), tuple(behind[common:])
@@ -268,7 +302,9 @@ class GlammBackbone(Asking):
             asks.append(Ask(where, tuple(before), sentence, words, self._last(words), read, layered, keep))
         shared = Shared(self.model.language_model, self.batch_size, self._multiple, self._beginnings)
         answers = shared.run(
-            [self._tokens(row) for row in contexts], lambda part: self._project([contexts[k] for k in part]), asks
+            [self._tokens(row) for row in contexts],
+            lambda part: self._project([contexts[k] for k in part]),
+            asks,
         )
         prompts = self._prompts([answers[k].hidden for k in range(len(rows))])
         found = []
@@ -299,7 +335,11 @@ class GlammBackbone(Asking):
         counts = [len(part) for part in states]
         together = torch.cat(list(states))
         filled = torch.cat([together, together[-1:].expand(self._filled(len(together)) - len(together), -1)])
-        return list(self.model.text_hidden_fcs(filled)[: len(together)].split(counts)) if len(together) else list(states)
+        return (
+            list(self.model.text_hidden_fcs(filled)[: len(together)].split(counts))
+            if len(together)
+            else list(states)
+        )
 
     def _masks(self, rows: Sequence[Row], prompts: Sequence[Tensor]) -> Iterator[Tensor]:
         """(H, W) float32 logits of every prompt, in order, at its raw image's size."""
@@ -309,14 +349,19 @@ class GlammBackbone(Asking):
             for low in self._within_memory(partial(self._decoded, flat, done)).split(1):
                 one = flat[done][0]
                 # one by one: large masks fill memory, and resizing rounds differently in company
-                yield self._within_memory(partial(masks_to_image, low, self.sam_size, one.resized, one.original))[0]
+                yield self._within_memory(
+                    partial(masks_to_image, low, self.sam_size, one.resized, one.original)
+                )[0]
                 done += 1
 
     def _decoded(self, flat: Sequence[tuple[Encoding, Tensor]], start: int) -> Tensor:
         """The next batch of masks as the decoder gives them, (B, 4g, 4g)."""
         part = flat[start : start + self.batch_size]
         filled = filled_up(part, self._multiple)
-        images, prompts = (torch.stack(parts) for parts in zip(*((one.embedding, prompt) for one, prompt in filled), strict=True))
+        images, prompts = (
+            torch.stack(parts)
+            for parts in zip(*((one.embedding, prompt) for one, prompt in filled), strict=True)
+        )
         return self.decode(images, prompts)[: len(part)]
 
     def visual(self, row: Row) -> Tensor:
@@ -333,11 +378,14 @@ class GlammBackbone(Asking):
         visual = self._project(rows)
         words = torch.tensor(ids, device=self.device)
         image = ids[0].index(IMAGE_TOKEN)
-        before, behind = (llama.embed(model.language_model, part) for part in (words[:, :image], words[:, image + 1 :]))
+        before, behind = (
+            llama.embed(model.language_model, part) for part in (words[:, :image], words[:, image + 1 :])
+        )
         return torch.cat([before, visual, behind], dim=1)
 
     def _apart(self, rows: Sequence[Row]) -> list[_Said]:
-        """Every row whole, with the language model's head, as the official forward runs; rows of equal length together."""
+        """Every row whole, with the language model's head, as the official forward runs; rows of equal length
+        together."""
         words = [self._words(row) for row in rows]
         groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
         for k, row in enumerate(rows):
@@ -353,7 +401,9 @@ class GlammBackbone(Asking):
                 found.update(zip(part, results, strict=False))
         return [found[k] for k in range(len(rows))]
 
-    def _together(self, rows: list[Row], words: list[tuple[list[int], list[int], list[int]]]) -> Iterator[_Said]:
+    def _together(
+        self, rows: list[Row], words: list[tuple[list[int], list[int], list[int]]]
+    ) -> Iterator[_Said]:
         model, first = self.model, rows[0]
         ids = [[*before, IMAGE_TOKEN, *behind] for before, behind, _ in words]
         embeds = self.embed(rows, ids)
@@ -383,7 +433,8 @@ class GlammBackbone(Asking):
         return max(k for k, word in enumerate(words) if word != pad)
 
     def decode(self, embeddings: Tensor, prompts: Tensor) -> Tensor:
-        """Mask decoder: (M, P, g, g) image embeddings and (M, P) prompts -> (M, 4g, 4g) logits of the single mask."""
+        """Mask decoder: (M, P, g, g) image embeddings and (M, P) prompts -> (M, 4g, 4g) logits of the single
+        mask."""
         return sam.decode_masks(self.model.grounding_encoder, embeddings, prompts)
 
 

@@ -18,7 +18,14 @@ from transformers import CLIPConfig
 from backbones.glamm.keys import TIED, UNMERGED, sample, to_official, to_ours
 from backbones.glamm.model import GlammModel
 from backbones.glamm.reading import clip_folder, read_json, tensors
-from backbones.glamm.sizes import SAM_VIT_H, check_resolution, clip_config, llm_config, sam_config, sam_numbers
+from backbones.glamm.sizes import (
+    SAM_VIT_H,
+    check_resolution,
+    clip_config,
+    llm_config,
+    sam_config,
+    sam_numbers,
+)
 from backbones.parts import clip as clips
 from backbones.parts import llama
 from backbones.parts import sam as sams
@@ -33,7 +40,8 @@ class Part:
     """A module and the folder that holds its tensors.
 
     Attributes:
-        rename: the folder's name of a tensor to the module's; None if it is not needed, KeyError if it is unknown.
+        rename: the folder's name of a tensor to the module's; None if it is not needed, KeyError if it is
+            unknown.
         named: the module's name to the folder's.
         prefixes: which of the module's tensors the folder holds.
     """
@@ -50,9 +58,19 @@ class Part:
         Args:
             problems: gets the names of all others, and of what is missing, by kind.
         """
-        wanted = {name: p for name, p in self.module.state_dict().items() if name.startswith(self.prefixes) and name != TIED}
+        wanted = {
+            name: p
+            for name, p in self.module.state_dict().items()
+            if name.startswith(self.prefixes) and name != TIED
+        }
         seen: set[str] = set()
-        for kind in ("missing:", "unexpected:", "stored twice:", "wrong shape:", "no floating-point numbers:"):
+        for kind in (
+            "missing:",
+            "unexpected:",
+            "stored twice:",
+            "wrong shape:",
+            "no floating-point numbers:",
+        ):
             problems[kind] = []
         for name, tensor in tensors(self.folder):
             try:
@@ -68,10 +86,14 @@ class Part:
                 problems["stored twice:"].append(name)
             elif tensor.shape != wanted[ours].shape:
                 seen.add(ours)
-                problems["wrong shape:"].append(f"{name} {list(tensor.shape)} instead of {list(wanted[ours].shape)}")
+                problems["wrong shape:"].append(
+                    f"{name} {list(tensor.shape)} instead of {list(wanted[ours].shape)}"
+                )
             elif not tensor.is_floating_point():
                 seen.add(ours)
-                problems["no floating-point numbers:"].append(f"{name} ({str(tensor.dtype).removeprefix('torch.')})")
+                problems["no floating-point numbers:"].append(
+                    f"{name} ({str(tensor.dtype).removeprefix('torch.')})"
+                )
             else:
                 seen.add(ours)
                 yield name, ours, tensor
@@ -142,7 +164,9 @@ def materialise(model: GlammModel, device: str) -> None:
         raise RuntimeError(f"tensors without values after loading: {sample(left)}")
 
 
-def build_meta(settings: dict[str, Any], clip: CLIPConfig, sam: dict[str, Any] | None = None, attn: str = "sdpa") -> GlammModel:
+def build_meta(
+    settings: dict[str, Any], clip: CLIPConfig, sam: dict[str, Any] | None = None, attn: str = "sdpa"
+) -> GlammModel:
     """The model on the meta device: shapes without weights, at any size on any machine.
 
     Args:
@@ -159,7 +183,9 @@ def build_meta(settings: dict[str, Any], clip: CLIPConfig, sam: dict[str, Any] |
         raise
     except Exception as error:  # what transformers' configurations refuse has no common type
         reason = " ".join(str(error).split())
-        raise UserError(f"No model can be built from config.json and its neighbours ({reason}); copy them again.") from error
+        raise UserError(
+            f"No model can be built from config.json and its neighbours ({reason}); copy them again."
+        ) from error
 
 
 def load_checkpoint(
@@ -177,10 +203,13 @@ def load_checkpoint(
         sam: numbers of the grounding encoder; by default `sam_dims.json` beside config.json, else ViT-H.
 
     Raises:
-        UserError: a file is missing or damaged, or tensors are missing, unexpected, wrongly shaped or not finite.
+        UserError: a file is missing or damaged, or tensors are missing, unexpected, wrongly shaped or not
+            finite.
     """
     if not folder.is_dir():
-        raise UserError(f"There is no checkpoint folder {str(folder)!r}; give --checkpoint the folder with config.json.")
+        raise UserError(
+            f"There is no checkpoint folder {str(folder)!r}; give --checkpoint the folder with config.json."
+        )
     settings = read_json(folder / "config.json", "--checkpoint needs the files of a GLaMM-RefSeg release")
     tower = clip_folder(clip)
     towers = clip_config(tower)
@@ -203,11 +232,16 @@ def save_checkpoint(
     dtype: torch.dtype = torch.float16,
 ) -> None:
     """Write the official layout: `folder` with GLaMM and its tokenizer, `clip` with CLIP's own files."""
-    for target, source, files in ((folder, tokenizer, TOKENIZER_FILES), (clip, clip_tokenizer, CLIP_TOKENIZER_FILES)):
+    for target, source, files in (
+        (folder, tokenizer, TOKENIZER_FILES),
+        (clip, clip_tokenizer, CLIP_TOKENIZER_FILES),
+    ):
         target.mkdir(parents=True, exist_ok=True)
         for name in files:
             shutil.copyfile(source / name, target / name)
-    state = {to_official(k): v.to(dtype).contiguous() for k, v in model.state_dict().items() if to_official(k)}
+    state = {
+        to_official(k): v.to(dtype).contiguous() for k, v in model.state_dict().items() if to_official(k)
+    }
     save_file(state, folder / "model.safetensors", {"format": "pt"})
     llm, vision = model.language_model.config, model.clip.config.vision_config
     settings = {
@@ -227,7 +261,8 @@ def save_checkpoint(
             )
         },
         "mm_hidden_size": vision.hidden_size,
-        # the official classes open it from the current folder: start them in this one, or give them CLIP's place
+        # the official classes open it from the current folder: start them in this one, or give them CLIP's
+        # place
         "mm_vision_tower": os.path.relpath(clip, folder),
         "vision_tower": os.path.relpath(clip, folder),
         "num_level_reg_features": 4,

@@ -46,7 +46,8 @@ def said(expression: str) -> str:
 
 
 def build(turns: Sequence[Turn]) -> str:
-    """The teacher-forced conversation of all turns, answers included; the image stands before the first question."""
+    """The teacher-forced conversation of all turns, answers included; the image stands before the first
+    question."""
     text = SYSTEM + " "
     for number, turn in enumerate(turns):
         question = IMAGE_SENTENCE + turn.question if number == 0 else turn.question

@@ -22,7 +22,10 @@ _GROUNDING_PARTS: tuple[tuple[str, str], ...] = (
     ("image_encoder.neck.1.", "vision_encoder.neck.layer_norm1."),
     ("image_encoder.neck.2.", "vision_encoder.neck.conv2."),
     ("image_encoder.neck.3.", "vision_encoder.neck.layer_norm2."),
-    ("prompt_encoder.pe_layer.positional_encoding_gaussian_matrix", "shared_image_embedding.positional_embedding"),
+    (
+        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+        "shared_image_embedding.positional_embedding",
+    ),
     ("prompt_encoder.point_embeddings.", "prompt_encoder.point_embed."),
     ("prompt_encoder.mask_downscaling.0.", "prompt_encoder.mask_embed.conv1."),
     ("prompt_encoder.mask_downscaling.1.", "prompt_encoder.mask_embed.layer_norm1."),
@@ -86,7 +89,11 @@ def to_official(key: str) -> str | None:
     if found := re.match(_HEADS + r"(proj_in|layers\.0|proj_out)\.(.*)", rest):
         part = {"proj_in": "0", "layers.0": "1", "proj_out": "2"}[found[2]]
         rest = f"{found[1]}layers.{part}.{found[3]}"
-    rest = re.sub(r"^(vision_encoder\.layers\.\d+\.|mask_decoder\.transformer\.layers\.\d+\.)layer_norm(\d)", r"\1norm\2", rest)
+    rest = re.sub(
+        r"^(vision_encoder\.layers\.\d+\.|mask_decoder\.transformer\.layers\.\d+\.)layer_norm(\d)",
+        r"\1norm\2",
+        rest,
+    )
     for theirs, ours in _GROUNDING_PARTS:
         if rest.startswith(ours):
             rest = theirs + rest[len(ours) :]

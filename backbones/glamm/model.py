@@ -1,8 +1,8 @@
 """GLaMM's modules, assembled from transformers' CLIP, Llama and SAM; weights only, no data flow.
 
-Source: GLaMM (Rasheed et al., CVPR 2024). What GLaMM adds to the three published models is a projector (two linear layers
-with a GELU) from the vision tower to the language model and a head (`text_hidden_fcs`) from the language model's hidden
-state at [SEG] to the mask decoder's prompt space.
+Source: GLaMM (Rasheed et al., CVPR 2024). What GLaMM adds to the three published models is a projector (two
+linear layers with a GELU) from the vision tower to the language model and a head (`text_hidden_fcs`) from the
+language model's hidden state at [SEG] to the mask decoder's prompt space.
 """
 
 from __future__ import annotations
@@ -33,5 +33,7 @@ class GlammModel(nn.Module):
         vision_width, width = clip.vision_config.hidden_size, llm.hidden_size
         prompt_width = sam.prompt_encoder_config.hidden_size
         self.projector = nn.Sequential(nn.Linear(vision_width, width), nn.GELU(), nn.Linear(width, width))
-        self.text_hidden_fcs = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, prompt_width))
+        self.text_hidden_fcs = nn.Sequential(
+            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, prompt_width)
+        )
         self.lm_head = nn.Linear(width, llm.vocab_size, bias=False)

@@ -16,7 +16,8 @@ SAM_STD = torch.tensor((58.395, 57.12, 57.375)).view(3, 1, 1)
 
 
 def clip_pixels(image: NDArray[np.uint8], size: int) -> Tensor:
-    """CLIP branch: shortest side to `size` (bicubic), centre crop, CLIP statistics; (3, size, size) float32."""
+    """CLIP branch: shortest side to `size` (bicubic), centre crop, CLIP statistics; (3, size, size)
+    float32."""
     height, width = image.shape[:2]
     short, long = min(height, width), max(height, width)
     target = (size, int(size * long / short))
@@ -28,13 +29,16 @@ def clip_pixels(image: NDArray[np.uint8], size: int) -> Tensor:
 
 
 def patch_shares(masks: NDArray[np.bool_], size: int, grid: tuple[int, int]) -> Tensor:
-    """(N,) share of every CLIP patch that the union of (M, H, W) masks covers, in the CLIP branch's geometry."""
+    """(N,) share of every CLIP patch that the union of (M, H, W) masks covers, in the CLIP branch's
+    geometry."""
     union = np.asarray(masks, dtype=bool).any(0)
     height, width = union.shape
     short, long = min(height, width), max(height, width)
     target = (size, int(size * long / short))
     new_height, new_width = target if height <= width else target[::-1]
-    picture = Image.fromarray(union.astype(np.uint8) * 255).resize((new_width, new_height), Image.Resampling.BILINEAR)
+    picture = Image.fromarray(union.astype(np.uint8) * 255).resize(
+        (new_width, new_height), Image.Resampling.BILINEAR
+    )
     top, left = (new_height - size) // 2, (new_width - size) // 2
     crop = np.asarray(picture)[top : top + size, left : left + size].astype(np.float32) / 255
     rows, columns = grid
@@ -42,7 +46,8 @@ def patch_shares(masks: NDArray[np.bool_], size: int, grid: tuple[int, int]) -> 
 
 
 def sam_pixels(image: NDArray[np.uint8], size: int) -> tuple[Tensor, tuple[int, int]]:
-    """Grounding branch: longest side to `size` (bilinear on uint8), SAM statistics, then zero padding right and bottom.
+    """Grounding branch: longest side to `size` (bilinear on uint8), SAM statistics, then zero padding right
+    and bottom.
 
     Returns:
         (3, size, size) float32, and height and width before the padding.
@@ -56,7 +61,8 @@ def sam_pixels(image: NDArray[np.uint8], size: int) -> tuple[Tensor, tuple[int, 
 
 
 def sam_pixels_mmcv(image: NDArray[np.uint8], size: int) -> tuple[Tensor, tuple[int, int]]:
-    """The same through mmcv (extra `mmcv`), equal to the last bit in tests; a quarter less CPU time on COCO's image sizes."""
+    """The same through mmcv (extra `mmcv`), equal to the last bit in tests; a quarter less CPU time on COCO's
+    image sizes."""
     import mmcv
 
     resized = mmcv.imrescale(image, (size, size), backend="pillow")
@@ -66,7 +72,8 @@ def sam_pixels_mmcv(image: NDArray[np.uint8], size: int) -> tuple[Tensor, tuple[
 
 
 def masks_to_image(low: Tensor, size: int, resized: tuple[int, int], original: tuple[int, int]) -> Tensor:
-    """(M, h, w) decoder logits -> (M, H, W) float32 at the raw image's size, through the padded square as officially."""
+    """(M, h, w) decoder logits -> (M, H, W) float32 at the raw image's size, through the padded square as
+    officially."""
     square = F.interpolate(low.float()[None], (size, size), mode="bilinear", align_corners=False)
     crop = square[..., : resized[0], : resized[1]]
     return F.interpolate(crop, original, mode="bilinear", align_corners=False)[0]

@@ -1,4 +1,5 @@
-"""Files on disk, and what is wrong with them in one sentence: json, weights in both official formats, CLIP's folder."""
+"""Files on disk, and what is wrong with them in one sentence: json, weights in both official formats, CLIP's
+folder."""
 
 from __future__ import annotations
 
@@ -16,13 +17,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from backbones.glamm.keys import sample
-from backbones.jsonfile import load_json
+from backbones.parts.json_files import load_json
 from pruners.base import UserError
 
 LLAMA_WORDS = ("tokenizer.model", "added_tokens.json")
 CLIP_WORDS = ("vocab.json", "merges.txt")
 # what torch.save writes for tensors by name, and all that a .bin file may ask for
-PLAIN = re.compile(r"collections OrderedDict|torch \w+|torch\.storage \w+|torch\._utils _rebuild_(tensor_v2|parameter)")
+PLAIN = re.compile(
+    r"collections OrderedDict|torch \w+|torch\.storage \w+|torch\._utils _rebuild_(tensor_v2|parameter)"
+)
 LEGACY_PICKLES = 5  # a magic number, the protocol, the writer's machine, the content, the storages' keys
 CLIP_HUB = "openai/clip-vit-large-patch14-336"
 CLIP_REVISION = "ce19dc912ca5cd21c8a653c79e251e808ccabcd1"
@@ -46,12 +49,15 @@ def read_json(path: Path, mend: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} is not readable json ({error}); {mend}.") from error
     if not isinstance(found, dict):
-        raise UserError(f"{str(path)!r} holds a {type(found).__name__} where names and values are expected; {mend}.")
+        raise UserError(
+            f"{str(path)!r} holds a {type(found).__name__} where names and values are expected; {mend}."
+        )
     return found
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a folder: safetensors if there are any, else pytorch_model*.bin; those of an index if it has one.
+    """The weight files of a folder: safetensors if there are any, else pytorch_model*.bin; those of an index
+    if it has one.
 
     Raises:
         UserError: there are none, an adapter stands beside them, or the index names files that are not there.
@@ -66,11 +72,15 @@ def weight_files(folder: Path) -> list[Path]:
         if found and (folder / index).is_file():
             shards = read_json(folder / index, "copy it again").get("weight_map")
             if not isinstance(shards, dict):
-                raise UserError(f"{str(folder / index)!r} has no weight_map, which says what is in which file; copy it again.")
+                raise UserError(
+                    f"{str(folder / index)!r} has no weight_map, which says what is in which file; copy it again."
+                )
             named = sorted({str(name) for name in shards.values()})
             outside = [name for name in named if Path(name).name != name or "\0" in name]
             if outside:
-                raise UserError(f"{str(folder / index)!r} names {outside[0]!r}, which is no file of its folder; copy it again.")
+                raise UserError(
+                    f"{str(folder / index)!r} names {outside[0]!r}, which is no file of its folder; copy it again."
+                )
             absent = [name for name in named if not (folder / name).is_file()]
             if absent:
                 raise UserError(
@@ -81,7 +91,9 @@ def weight_files(folder: Path) -> list[Path]:
             if odd := [path.name for path in found if not path.is_file()]:
                 raise UserError(f"{odd[0]} in {str(folder)!r} is no regular file; copy it again.")
             return found
-    raise UserError(f"There are no weights in {str(folder)!r}: expected *.safetensors or pytorch_model*.bin beside config.json.")
+    raise UserError(
+        f"There are no weights in {str(folder)!r}: expected *.safetensors or pytorch_model*.bin beside config.json."
+    )
 
 
 def _check_plain(path: Path) -> None:
@@ -119,7 +131,8 @@ def _check_pickle(file: IO[bytes]) -> None:
 
 
 def _load_bin(path: Path) -> dict[str, Any]:
-    """The content of a .bin file; weights_only runs no code from it. Files of before torch 1.6 cannot be memory-mapped."""
+    """The content of a .bin file; weights_only runs no code from it. Files of before torch 1.6 cannot be
+    memory-mapped."""
     _check_plain(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # type: ignore[no-any-return]
@@ -151,7 +164,9 @@ def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 yield from content.items()
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{str(path)!r} is damaged or holds more than tensors ({reason}); copy it again.") from error
+            raise UserError(
+                f"{str(path)!r} is damaged or holds more than tensors ({reason}); copy it again."
+            ) from error
 
 
 def clip_folder(clip: str) -> Path:
@@ -163,7 +178,9 @@ def clip_folder(clip: str) -> Path:
     folder = Path(clip) if Path(clip).is_dir() else _from_hub(clip)
     absent = [name for name in CLIP_WORDS if not (folder / name).is_file()]
     if absent:
-        raise UserError(f"{str(folder)!r} lacks {' and '.join(absent)} of CLIP's tokenizer; copy them from {CLIP_HUB}.")
+        raise UserError(
+            f"{str(folder)!r} lacks {' and '.join(absent)} of CLIP's tokenizer; copy them from {CLIP_HUB}."
+        )
     return folder
 
 
@@ -174,7 +191,9 @@ def _from_hub(name: str) -> Path:
     wanted = ["*.json", "*.txt", "*.safetensors", "*.bin"]
     try:
         try:
-            cached = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True))
+            cached = Path(
+                snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True)
+            )
             if (cached / "config.json").is_file() and weight_files(cached):
                 return cached
         except (OSError, ValueError):
@@ -192,8 +211,8 @@ def _from_hub(name: str) -> Path:
 def fingerprint(folder: Path, tower: Path | None, sam: dict[str, Any]) -> str:
     """Identity of a loaded model: 16 hex digits of all that its answers depend on, and of nothing else.
 
-    That is weights by content, both configurations and the words of both tokenizers; JSON by what it says, so that
-    line ends and spaces do not count. Neither names of folders nor other files enter.
+    That is weights by content, both configurations and the words of both tokenizers; JSON by what it says, so
+    that line ends and spaces do not count. Neither names of folders nor other files enter.
 
     Args:
         folder: the checkpoint's.

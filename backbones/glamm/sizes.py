@@ -28,7 +28,8 @@ SAM_VIT_H: dict[str, Any] = {
     "decoder_num_heads": 8,
     "iou_head_hidden_dim": 256,
 }
-# the largest value of each number that is still looked at; a model is built, on the meta device, before its weights are
+# the largest value of each number that is still looked at; a model is built, on the meta device, before its
+# weights are
 MOST_LLM = {
     "vocab_size": 2**20,
     "hidden_size": 2**16,
@@ -110,9 +111,15 @@ def sam_config(dims: dict[str, Any]) -> SamConfig:
     if not (isinstance(window, int) and 0 <= window <= MOST_SAM["img_size"]):
         problems.append(f"window_size is {window!r}, not a whole number of patches")
     layers = dims.get("global_attn_indexes", [])
-    if not isinstance(layers, list) or not all(type(index) is int and 0 <= index < MOST_SAM["depth"] for index in layers):
+    if not isinstance(layers, list) or not all(
+        type(index) is int and 0 <= index < MOST_SAM["depth"] for index in layers
+    ):
         problems.append(f"global_attn_indexes is {reprlib.repr(layers)}, not a list of layers")
-    _refuse("The grounding encoder's numbers (sam_dims.json)", sorted(problems), f"give all of {', '.join(SAM_VIT_H)}")
+    _refuse(
+        "The grounding encoder's numbers (sam_dims.json)",
+        sorted(problems),
+        f"give all of {', '.join(SAM_VIT_H)}",
+    )
     size, patch, width = dims["img_size"], dims["patch_size"], dims["out_chans"]
     return SamConfig(
         vision_config={
@@ -163,7 +170,9 @@ def llm_config(settings: dict[str, Any]) -> LlamaConfig:
     _refuse("The checkpoint's config.json", problems, "copy it from the GLaMM-RefSeg release")
     heads = settings["num_attention_heads"]
     if settings.get("head_dim", settings["hidden_size"] // heads) != settings["hidden_size"] // heads:
-        problems = [f"head_dim is {settings['head_dim']!r} where hidden_size / num_attention_heads is expected"]
+        problems = [
+            f"head_dim is {settings['head_dim']!r} where hidden_size / num_attention_heads is expected"
+        ]
         _refuse("The checkpoint's config.json", problems, "copy it from the GLaMM-RefSeg release")
     return LlamaConfig(
         vocab_size=settings["vocab_size"],
@@ -191,7 +200,9 @@ def clip_config(folder: Path) -> CLIPConfig:
     settings = read_json(folder / "config.json", f"--clip needs the files of {CLIP_HUB}")
     absent = [name for name in ("vision_config", "text_config") if not isinstance(settings.get(name), dict)]
     if absent:
-        raise UserError(f"config.json in {str(folder)!r} has no {' and '.join(absent)}; --clip needs the files of {CLIP_HUB}.")
+        raise UserError(
+            f"config.json in {str(folder)!r} has no {' and '.join(absent)}; --clip needs the files of {CLIP_HUB}."
+        )
     problems = []
     numbers: dict[str, dict[str, Any]] = {}
     for name, most in (("vision_config", MOST_VISION), ("text_config", MOST_TEXT)):
@@ -233,7 +244,8 @@ def _check_preprocessing(folder: Path, size: int) -> None:
 
 
 def check_resolution(settings: dict[str, Any], clip: CLIPConfig, folder: Path) -> None:
-    """See that CLIP has the visual tokens of the tower that config.json names, as clip-vit-large-patch14-336 has 24 x 24.
+    """See that CLIP has the visual tokens of the tower that config.json names, as clip-vit-large-patch14-336
+    has 24 x 24.
 
     Widths do not tell: the 224-pixel model fits every shape of the 336-pixel one, with 16 x 16 tokens.
 
@@ -248,7 +260,9 @@ def check_resolution(settings: dict[str, Any], clip: CLIPConfig, folder: Path) -
     side = vision.image_size // vision.patch_size
     for key in ("mm_vision_tower", "vision_tower"):
         named = settings.get(key)
-        if isinstance(named, str) and (match := re.search(r"clip-vit-\w+-patch(\d+)(?:-(\d+))?$", named.rstrip("/"))):
+        if isinstance(named, str) and (
+            match := re.search(r"clip-vit-\w+-patch(\d+)(?:-(\d+))?$", named.rstrip("/"))
+        ):
             wanted = int(match[2] or 224) // int(match[1])
             if side != wanted:
                 raise UserError(
@@ -258,7 +272,8 @@ def check_resolution(settings: dict[str, Any], clip: CLIPConfig, folder: Path) -
 
 
 def sam_numbers(folder: Path, file: Path | None = None) -> dict[str, Any]:
-    """The grounding encoder's numbers: those of a file, else of `sam_dims.json` beside config.json, else of ViT-H.
+    """The grounding encoder's numbers: those of a file, else of `sam_dims.json` beside config.json, else of
+    ViT-H.
 
     Raises:
         UserError: the file is missing or damaged.

@@ -1,7 +1,9 @@
-"""One image and one conversation through GLaMM as its own forward runs them, in named stages that a meter can watch.
+"""One image and one conversation through GLaMM as its own forward runs them, in named stages that a meter can
+watch.
 
-Evaluation shares encodings, leaves out what no score reads and fills batches. Here a cell pays for all that the released
-forward computes: all layers of the vision tower, logits and [SEG] head at every position, its own grounding encoding.
+Evaluation shares encodings, leaves out what no score reads and fills batches. Here a cell pays for all that
+the released forward computes: all layers of the vision tower, logits and [SEG] head at every position, its
+own grounding encoding.
 """
 
 from __future__ import annotations
@@ -18,18 +20,28 @@ from transformers import LlamaModel
 
 from backbones.base import Turn
 from backbones.glamm.conversation import build
-from backbones.glamm.decoder import LayerRun, Stage, run_layers
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels
-from backbones.glamm.tokenizer import IMAGE_TOKEN
 from backbones.parts import clip, llama, sam
+from backbones.parts.faithful import LayerRun, Stage, run_layers
+from backbones.parts.tokenizer import IMAGE_TOKEN
 from pruners import checks
 from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner, Need, Pruner, VisualTokens
 
 if TYPE_CHECKING:
     from backbones.glamm.backbone import GlammBackbone
 
-STAGES = ("vision", "text", "pruner", "projector", "prefill", "lm_head", "seg_head", "grounding_encoder", "mask_decoder")
+STAGES = (
+    "vision",
+    "text",
+    "pruner",
+    "projector",
+    "prefill",
+    "lm_head",
+    "seg_head",
+    "grounding_encoder",
+    "mask_decoder",
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +94,11 @@ def split_ids(ids: list[int], seg_id: int) -> tuple[Tensor, Tensor, tuple[int, .
     """Ids before and behind the image's placeholder, and the places before [SEG] counted from the end."""
     image = ids.index(IMAGE_TOKEN)
     seg = tuple(k - 1 - len(ids) for k, token in enumerate(ids) if token == seg_id)
-    return torch.tensor([ids[:image]], dtype=torch.long), torch.tensor([ids[image + 1 :]], dtype=torch.long), seg
+    return (
+        torch.tensor([ids[:image]], dtype=torch.long),
+        torch.tensor([ids[image + 1 :]], dtype=torch.long),
+        seg,
+    )
 
 
 def prepare(
@@ -96,7 +112,9 @@ def prepare(
     device, kind = backbone.device, next(backbone.model.parameters()).dtype
     large, resized = sam_pixels(image, backbone.sam_size)
     before, after, seg = split_ids(backbone.tokenizer.encode(build(turns)), backbone.tokenizer.seg_id)
-    referent = patch_shares(masks, backbone.image_size, backbone.grid).to(device) if masks is not None else None
+    referent = (
+        patch_shares(masks, backbone.image_size, backbone.grid).to(device) if masks is not None else None
+    )
     return Inputs(
         clip_pixels(image, backbone.image_size)[None].to(device, kind),
         large[None].to(device, kind),
@@ -112,7 +130,9 @@ def prepare(
     )
 
 
-def visual_tokens(model: GlammModel, inputs: Inputs, states: tuple[Tensor, ...], text: Tensor | None) -> VisualTokens:
+def visual_tokens(
+    model: GlammModel, inputs: Inputs, states: tuple[Tensor, ...], text: Tensor | None
+) -> VisualTokens:
     """The image as a pruner sees it, nothing cached.
 
     Args:
@@ -142,21 +162,29 @@ def prefill(
     keep: int = 0,
     stage: Stage = nullcontext,
 ) -> LayerRun:
-    """The language model's layers over ids (1, a), visual tokens (1, n, width) and ids (1, b); `keep` as in `run_layers`."""
+    """The language model's layers over ids (1, a), visual tokens (1, n, width) and ids (1, b); `keep` as in
+    `run_layers`."""
     embeds = torch.cat([llama.embed(llm, before), visual, llama.embed(llm, after)], dim=1)
     start, count = before.shape[1], visual.shape[1]
-    return run_layers(llm, embeds, visual_start=start, visual_count=count, pruner=pruner, keep=keep, stage=stage)
+    return run_layers(
+        llm, embeds, visual_start=start, visual_count=count, pruner=pruner, keep=keep, stage=stage
+    )
 
 
 @torch.no_grad()
 def forward(
-    model: GlammModel, inputs: Inputs, pruner: Pruner, budget: int, stage: Stage = nullcontext, checked: bool = True
+    model: GlammModel,
+    inputs: Inputs,
+    pruner: Pruner,
+    budget: int,
+    stage: Stage = nullcontext,
+    checked: bool = True,
 ) -> Passed:
     """Run every stage once; `stage(name)` is entered around each, a layer-stage pruner's inside "prefill".
 
     Args:
-        checked: False for clocks and memory meters: a choice that was checked before is taken as it is, so that the
-            pruner's own work is all that the stage holds.
+        checked: False for clocks and memory meters: a choice that was checked before is taken as it is, so
+            that the pruner's own work is all that the stage holds.
     """
     with stage("vision"):
         batch = clip.hidden_states(model.clip, inputs.small)
@@ -173,7 +201,11 @@ def forward(
         keep = pruner.tokens_after(budget, patches, model.language_model.config.num_hidden_layers)
     else:
         with stage("pruner"):
-            chosen = checks.select(pruner, tokens, budget) if checked else pruner.select(tokens.only(pruner.needs), budget)
+            chosen = (
+                checks.select(pruner, tokens, budget)
+                if checked
+                else pruner.select(tokens.only(pruner.needs), budget)
+            )
             features = chosen.gather(tokens)
     del batch, states, tokens
     with stage("projector"):

@@ -1,0 +1,1 @@
+"""glamm-mini: shipped weights, and the training that made them."""

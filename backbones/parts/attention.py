@@ -1,6 +1,8 @@
-"""Attention itself, as every model here computes it: eager, torch's fused kernels, or the flash_attn package's.
+"""Attention itself, as every model here computes it: eager, torch's fused kernels, or the flash_attn
+package's.
 
-Order of operations and precision are those of the released models in transformers, so that fused or not, digits stay theirs.
+Order of operations and precision are those of the released models in transformers, so that fused or not,
+digits stay theirs.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ def attend(kind: str, query: Tensor, key: Tensor, value: Tensor, scale: float, c
     if kind == "flash_attention_2":
         from flash_attn import flash_attn_func
 
-        mixed = flash_attn_func(*(x.transpose(1, 2) for x in (query, key, value)), softmax_scale=scale, causal=causal)
+        mixed = flash_attn_func(
+            *(x.transpose(1, 2) for x in (query, key, value)), softmax_scale=scale, causal=causal
+        )
         return mixed.flatten(2)  # type: ignore[no-any-return]
     length, heads = query.shape[2], query.shape[1]
     key, value = for_queries(key, heads), for_queries(value, heads)
@@ -47,7 +51,9 @@ def attend(kind: str, query: Tensor, key: Tensor, value: Tensor, scale: float, c
     blocked = _ahead(query, past) if causal and not alone and bool(length > 1) else None
     if kind == "sdpa":
         own = causal and blocked is None and bool(length > 1)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=blocked, scale=scale, is_causal=own)
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=blocked, scale=scale, is_causal=own
+        )
     else:
         logits = query @ key.transpose(-1, -2) * scale
         if blocked is not None:
@@ -60,4 +66,6 @@ def _ahead(query: Tensor, past: int) -> Tensor:
     """(1, 1, L, past + L): what is added to logits so that no query looks at a later token."""
     length = query.shape[2]
     blocked = torch.ones(length, past + length, dtype=torch.bool, device=query.device).triu(past + 1)
-    return torch.zeros_like(blocked, dtype=query.dtype).masked_fill(blocked, torch.finfo(query.dtype).min)[None, None]
+    return torch.zeros_like(blocked, dtype=query.dtype).masked_fill(blocked, torch.finfo(query.dtype).min)[
+        None, None
+    ]

@@ -1,7 +1,8 @@
-"""CLIP's two towers over the weights of transformers' `CLIPModel`: the one place that knows what is inside them.
+"""CLIP's two towers over the weights of transformers' `CLIPModel`: the one place that knows what is inside
+them.
 
-The vision tower is run layer by layer here, since pruners read what stands between its layers; no layer is asked for its
-attention map. The text tower runs by its own forward.
+The vision tower is run layer by layer here, since pruners read what stands between its layers; no layer is
+asked for its attention map. The text tower runs by its own forward.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def described(clip: CLIPModel) -> dict[str, Any]:
 
 
 def random_end(config: CLIPConfig, draw: torch.Generator) -> Any:
-    """A vision tower's last two layers with random weights, for pruners that look at them; the rest has no values."""
+    """A vision tower's last two layers with random weights, for pruners that look at them; the rest has no
+    values."""
     short = CLIPConfig.from_dict(config.to_dict())
     short.vision_config.num_hidden_layers, short.text_config.num_hidden_layers = 2, 1
     with torch.device("meta"):
@@ -79,19 +81,25 @@ def embed(clip: CLIPModel, pixels: Tensor, window: Tensor | None = None) -> Tens
 
 def layer(clip: CLIPModel, index: int, states: Tensor) -> Tensor:
     """(B, N+1, C) -> (B, N+1, C) through one layer of the vision tower."""
-    weights, attention = clip.vision_model.encoder.layers[index], clip.vision_model.encoder.layers[index].self_attn
+    weights, attention = (
+        clip.vision_model.encoder.layers[index],
+        clip.vision_model.encoder.layers[index].self_attn,
+    )
     normed = weights.layer_norm1(states)
     query, key, value = (
         p(normed).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
         for p in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     kind = implementation(clip.vision_model.config)
-    states = states + attention.out_proj(attend(kind, query, key, value, query.shape[-1] ** -0.5, causal=False))
+    states = states + attention.out_proj(
+        attend(kind, query, key, value, query.shape[-1] ** -0.5, causal=False)
+    )
     return states + weights.mlp(weights.layer_norm2(states))  # type: ignore[no-any-return]
 
 
 def hidden_states(clip: CLIPModel, pixels: Tensor, window: Tensor | None = None) -> list[Tensor]:
-    """Embeddings and every layer's output up to the penultimate, each (B, N+1, C); arguments are those of `embed`.
+    """Embeddings and every layer's output up to the penultimate, each (B, N+1, C); arguments are those of
+    `embed`.
 
     The last layer's output is read by nothing that GLaMM or a pruner uses, so that layer does not run.
     """
@@ -157,7 +165,8 @@ def positions(clip: CLIPModel) -> int:
 
 
 def embed_text(clip: CLIPModel, words: dict[str, Tensor]) -> Tensor:
-    """(M, P) text projection of CLIP's tokens `input_ids` and `attention_mask`, each (M, W); not normalised."""
+    """(M, P) text projection of CLIP's tokens `input_ids` and `attention_mask`, each (M, W); not
+    normalised."""
     return clip.text_projection(clip.text_model(**words).pooler_output)  # type: ignore[no-any-return]
 
 

@@ -1,11 +1,12 @@
-"""Llama's decoder layers over the weights of transformers' `LlamaModel`: the one place that knows what is inside it.
+"""Llama's decoder layers over the weights of transformers' `LlamaModel`: the one place that knows what is
+inside it.
 
 A layer is two norms, four projections, rotary positions, attention and a gated feed-forward part (SwiGLU):
 
     h = x + o(attend(q(norm x), k(norm x), v(norm x)))        y = h + down(silu(gate(norm h)) * up(norm h))
 
-The weights are transformers', with its names and configuration; which layers run on which tokens is the caller's, and keys and
-values of earlier tokens are kept in a `Past` of our own.
+The weights are transformers', with its names and configuration; which layers run on which tokens is the
+caller's, and keys and values of earlier tokens are kept in a `Past` of our own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from transformers import LlamaConfig, LlamaModel
 from backbones.parts.attention import attend, for_queries, implementation
 
 Rotary = tuple[Tensor, Tensor]  # cosine and sine, each (B, L, head width)
-# where several devices share a layer, each has some outputs of these matrices, and the inputs of those that belong to them
+# where several devices share a layer, each has some outputs of these matrices, and the inputs of those that
+# belong to them
 BY_OUTPUT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
 BY_INPUT = ("self_attn.o_proj", "mlp.down_proj")
 
@@ -48,8 +50,8 @@ def share(llm: LlamaModel, cut: Callable[[nn.Module], Any], gather: Callable[[Te
     """Spread every layer over several processes.
 
     Args:
-        cut: leaves this process its part of a layer's matrices: some outputs of BY_OUTPUT, and the inputs of BY_INPUT that
-            belong to them.
+        cut: leaves this process its part of a layer's matrices: some outputs of BY_OUTPUT, and the inputs of
+            BY_INPUT that belong to them.
         gather: (B, H / size, K) scores of this process's heads -> (B, H, K) of all.
     """
     for weights in llm.layers:
@@ -67,19 +69,23 @@ class Past:
 
     Args:
         before: what stands before these tokens.
-        owner: (B,) for every row of the batch, the row of `before` that it stands on; None if row k stands on row k.
+        owner: (B,) for every row of the batch, the row of `before` that it stands on; None if row k stands on
+            row k.
         keep: layers whose keys and values are needed afterwards; None for all.
 
     Attributes:
         layers: (B, H', K, d) rotated keys, and values, of all tokens up to these, by layer.
     """
 
-    def __init__(self, before: Past | None = None, owner: Tensor | None = None, keep: Container[int] | None = None) -> None:
+    def __init__(
+        self, before: Past | None = None, owner: Tensor | None = None, keep: Container[int] | None = None
+    ) -> None:
         self.before, self.owner, self.keep = before, owner, keep
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def extended(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of all tokens up to these, given these tokens' own; they are kept where `keep` asks for it."""
+        """Keys and values of all tokens up to these, given these tokens' own; they are kept where `keep` asks
+        for it."""
         if self.before is not None:
             earlier = self.before.layers[layer]
             if self.owner is not None:
@@ -158,7 +164,9 @@ class Layer:
     def project(self, hidden: Tensor, by: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries (B, H, L, d) and keys (B, H', L, d), and values."""
         attention, normed = self._weights.self_attn, self._normed(hidden)
-        query, key, value = (self._heads(p(normed)) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+        query, key, value = (
+            self._heads(p(normed)) for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
         return turned(query, by), turned(key, by), value
 
     def finish(self, hidden: Tensor, mixed: Tensor) -> Tensor:
@@ -169,7 +177,8 @@ class Layer:
         return hidden + feed.down_proj(F.silu(feed.gate_proj(normed)) * feed.up_proj(normed))  # type: ignore[no-any-return]
 
     def at(self, hidden: Tensor, by: Rotary, past: Past, read: Tensor) -> Tensor:
-        """(B, R, width): the output at the tokens `read` (B, R); of the others only keys and values are computed.
+        """(B, R, width): the output at the tokens `read` (B, R); of the others only keys and values are
+        computed.
 
         Args:
             hidden: (B, L, width) input of the layer.
@@ -199,14 +208,21 @@ class Layer:
         return self._gather(scores) if self._gather else scores
 
     def _rows(self, hidden: Tensor, read: Tensor, by: Rotary, keys: Tensor) -> Tensor:
-        """(B, H, R, K): probabilities of the tokens `read` (B, R) over the keys (B, H', K, d) up to themselves.
+        """(B, H, R, K): probabilities of the tokens `read` (B, R) over the keys (B, H', K, d) up to
+        themselves.
 
-        In plain products: torch's fused CPU attention rounds a lone query differently from place to place in the batch.
+        In plain products: torch's fused CPU attention rounds a lone query differently from place to place in
+            the batch.
         """
         cos, sin = (tokens_at(part.expand(len(read), -1, -1), read) for part in by)
-        query = turned(self._heads(self._weights.self_attn.q_proj(self._normed(tokens_at(hidden, read)))), (cos, sin))
+        query = turned(
+            self._heads(self._weights.self_attn.q_proj(self._normed(tokens_at(hidden, read)))), (cos, sin)
+        )
         keys = for_queries(keys, query.shape[1])
-        behind = torch.arange(keys.shape[2], device=hidden.device) > (read + keys.shape[2] - hidden.shape[1])[..., None]
+        behind = (
+            torch.arange(keys.shape[2], device=hidden.device)
+            > (read + keys.shape[2] - hidden.shape[1])[..., None]
+        )
         logits = (query @ keys.transpose(-1, -2) * self._scale).masked_fill(behind[:, None], -torch.inf)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).to(hidden.dtype)
 

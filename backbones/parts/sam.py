@@ -50,7 +50,9 @@ def decode(sam: SamModel, embeddings: Tensor, prompts: Tensor) -> tuple[Tensor, 
     batch, grid = len(embeddings), embeddings.shape[-1]
     dense = sam.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand(batch, -1, grid, grid)
     place = positional(sam).expand(batch, -1, -1, -1)
-    logits, quality = sam.mask_decoder(embeddings, place, prompts[:, :, None], dense, multimask_output=False)[:2]
+    logits, quality = sam.mask_decoder(embeddings, place, prompts[:, :, None], dense, multimask_output=False)[
+        :2
+    ]
     return logits[:, :, 0], quality[:, :, 0]
 
 

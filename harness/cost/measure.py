@@ -1,4 +1,5 @@
-"""`--costs measured`: every cell's faithful forward pass, counted once and timed in rounds that hold all cells."""
+"""`--costs measured`: every cell's faithful forward pass, counted once and timed in rounds that hold all
+cells."""
 
 from __future__ import annotations
 
@@ -17,15 +18,16 @@ from tqdm import tqdm
 from backbones.glamm.backbone import GlammBackbone
 from backbones.glamm.conversation import build
 from backbones.glamm.stages import Inputs, forward, prefill, prepare
-from harness import code, metrics
+from harness import metrics
 from harness.cost import meters, projection
 from harness.cost.formulas import Shape, language_model_macs
-from harness.cost.rows import lines_of
+from harness.cost.lines import lines_of
 from harness.cost.store import BASELINE, LOCK, SCHEMA, Ledgers, complete, counted, key, timed
-from harness.journal import alone
+from harness.engine.cells import Line
+from harness.engine.runner import Plan, Split
 from harness.protocol import conversations
-from harness.runner import Plan, Split
-from harness.sweep import Line
+from harness.store import code
+from harness.store.journal import alone
 from pruners.base import LayerPruner, UserError
 
 ROUNDS = 12
@@ -51,7 +53,11 @@ def typical(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone) -> Mea
     share = max(1, CANDIDATES // max(1, len(splits)))
     talks = []
     for split in splits:
-        found = [(sample, talk) for sample in split.samples[:share] for talk in conversations(sample, plan.protocol, plan.seed)]
+        found = [
+            (sample, talk)
+            for sample in split.samples[:share]
+            for talk in conversations(sample, plan.protocol, plan.seed)
+        ]
         talks += found[:share]
     talks.sort(key=lambda pair: len(backbone.tokenizer.encode(build(pair[1].turns))))
     for sample, talk in talks[len(talks) // 2 :] + talks[: len(talks) // 2]:
@@ -61,11 +67,14 @@ def typical(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone) -> Mea
             continue
         truth = masks[list(talk.expressions)] == metrics.FOREGROUND
         return Measured(prepare(backbone, image, talk.turns, sample.id, truth), sample.id, talk.expressions)
-    raise UserError("Costs cannot be measured: no image of the chosen splits can be read; give other --datasets or --costs off.")
+    raise UserError(
+        "Costs cannot be measured: no image of the chosen splits can be read; give other --datasets or --costs off."
+    )
 
 
 def count(backbone: GlammBackbone, inputs: Inputs, line: Line) -> dict[str, Any]:
-    """What one cell executes: multiply-adds by stage, the second count of the language model, and live bytes."""
+    """What one cell executes: multiply-adds by stage, the second count of the language model, and live
+    bytes."""
     model, pruner = backbone.model, line.pruner
     counting = meters.counter()
     ledger = meters.mac_ledger(counting)
@@ -78,7 +87,9 @@ def count(backbone: GlammBackbone, inputs: Inputs, line: Line) -> dict[str, Any]
             "an operator is hidden from the counter; give --attn sdpa or eager, or --costs off."
         )
     layered, llm = pruner if isinstance(pruner, LayerPruner) else None, model.language_model
-    visual = torch.zeros(1, passed.lengths[0] - inputs.text, llm.config.hidden_size).to(backbone.device, inputs.small.dtype)
+    visual = torch.zeros(1, passed.lengths[0] - inputs.text, llm.config.hidden_size).to(
+        backbone.device, inputs.small.dtype
+    )
     keep = passed.lengths[-1] - inputs.text
     with torch.no_grad():
         second = meters.fvcore_macs(
@@ -109,19 +120,25 @@ def peaks(backbone: GlammBackbone, inputs: Inputs, line: Line) -> dict[str, int]
 
 
 def clock(backbone: GlammBackbone, inputs: Inputs, line: Line) -> dict[str, float]:
-    """Milliseconds of every stage of one pass and of the whole, and the processor time that it took without a GPU."""
+    """Milliseconds of every stage of one pass and of the whole, and the processor time that it took without a
+    GPU."""
     watch = meters.Clock(backbone.device)
     watch.finish()
     begin = time.process_time()
     forward(backbone.model, inputs, line.pruner, line.budget, watch, checked=False)
     busy = 1000 * (time.process_time() - begin)
     watch.finish()
-    found = watch.spent() | {"total": watch.whole()} | ({} if backbone.device.startswith("cuda") else {"compute": busy})
+    found = (
+        watch.spent()
+        | {"total": watch.whole()}
+        | ({} if backbone.device.startswith("cuda") else {"compute": busy})
+    )
     return {stage: round(spent, 4) for stage, spent in found.items()}
 
 
 def code_of(backbone: GlammBackbone, lines: Sequence[Line]) -> dict[str, Any]:
-    """Digests of all code whose costs a file holds: what evaluates, what measures, and every pruner's source by its name."""
+    """Digests of all code whose costs a file holds: what evaluates, what measures, and every pruner's source
+    by its name."""
     return {
         "evaluation": code.of_backbone(type(backbone)),
         "meters": code.of_all(code.costs()),
@@ -152,11 +169,13 @@ def header(backbone: GlammBackbone, chosen: Measured, lines: Sequence[Line]) -> 
     }
 
 
-def measure(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone, folder: Path, rounds: int | None = None) -> None:
+def measure(
+    plan: Plan, splits: Sequence[Split], backbone: GlammBackbone, folder: Path, rounds: int | None = None
+) -> None:
     """Write the costs of a run into its folder; what is there already is not measured again.
 
-    Every round runs each row once, in an order of its own, so that drift hits `none` and pruned rows alike; comparisons are
-    made within a round. A round that was interrupted is measured again as a whole.
+    Every round runs each row once, in an order of its own, so that drift hits `none` and pruned rows alike;
+    comparisons are made within a round. A round that was interrupted is measured again as a whole.
     """
     rounds = ROUNDS if rounds is None else rounds
     lines = lines_of(plan.pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
@@ -170,13 +189,17 @@ def measure(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone, folder
             _measure(typical(plan, splits, backbone), lines, backbone, folder, rounds)
 
 
-def _measure(chosen: Measured, lines: Sequence[Line], backbone: GlammBackbone, folder: Path, rounds: int) -> None:
+def _measure(
+    chosen: Measured, lines: Sequence[Line], backbone: GlammBackbone, folder: Path, rounds: int
+) -> None:
     ledgers = Ledgers(folder, json.loads(json.dumps(header(backbone, chosen, lines))))
     try:
         there, done = counted(ledgers.lines), timed(ledgers.lines)
         left = [number for number in range(rounds) if number not in done]
         passes = len(lines) + BASELINE_RUNS - 1
-        with tqdm(total=len(lines) + passes * rounds, unit="pass", desc="costs", disable=not sys.stderr.isatty()) as bar:
+        with tqdm(
+            total=len(lines) + passes * rounds, unit="pass", desc="costs", disable=not sys.stderr.isatty()
+        ) as bar:
             for line in lines:
                 if key(line.name, line.budget) not in there:
                     ledgers.append(count(backbone, chosen.inputs, line))
@@ -193,13 +216,16 @@ def _measure(chosen: Measured, lines: Sequence[Line], backbone: GlammBackbone, f
                     bar.update()
                 ledgers.append({"kind": "round", "number": number, "ms": found})
     except torch.OutOfMemoryError as error:
-        raise UserError(f"{backbone.device} is out of memory while measuring costs; give --costs off or projected.") from error
+        raise UserError(
+            f"{backbone.device} is out of memory while measuring costs; give --costs off or projected."
+        ) from error
     finally:
         ledgers.close()
 
 
 def project(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone, folder: Path) -> None:
-    """Write the costs of a run from shapes alone, for the same conversation; multiply-adds and bytes, no times."""
+    """Write the costs of a run from shapes alone, for the same conversation; multiply-adds and bytes, no
+    times."""
     lines = lines_of(plan.pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
     wanted = [key(line.name, line.budget) for line in lines]
     if complete(folder, "projected", code_of(backbone, lines), wanted):
@@ -212,7 +238,9 @@ def project(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone, folder
 def _project(chosen: Measured, lines: Sequence[Line], backbone: GlammBackbone, folder: Path) -> None:
     inputs = chosen.inputs
     prompt = projection.Prompt(inputs.text, inputs.before.shape[1], *inputs.words["input_ids"].shape)
-    ledgers = Ledgers(folder, json.loads(json.dumps(header(backbone, chosen, lines) | {"costs": "projected"})))
+    ledgers = Ledgers(
+        folder, json.loads(json.dumps(header(backbone, chosen, lines) | {"costs": "projected"}))
+    )
     try:
         there, shapes = counted(ledgers.lines), projection.shapes_of(backbone.model)
         projected = projection.project(shapes, lines, prompt, attn=backbone.attn, dtype=inputs.small.dtype)

@@ -1,6 +1,7 @@
 """Meters: something that runs on while a forward pass runs, read whenever a stage begins or ends.
 
-`forward` of a backbone enters `stage(name)` around each part. What an inner stage takes is its own and not the outer's.
+`forward` of a backbone enters `stage(name)` around each part. What an inner stage takes is its own and not
+the outer's.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def _matrix_vector(matrix: Any, vector: Any, *rest: Any, out_shape: Any = None, 
     return 2 * int(matrix[0]) * int(matrix[1])
 
 
-def _added_matrix_vector(bias: Any, matrix: Any, vector: Any, *rest: Any, out_shape: Any = None, **named: Any) -> int:
+def _added_matrix_vector(
+    bias: Any, matrix: Any, vector: Any, *rest: Any, out_shape: Any = None, **named: Any
+) -> int:
     return 2 * int(matrix[0]) * int(matrix[1])
 
 
@@ -74,13 +77,32 @@ def _formulas() -> dict[Any, Callable[..., int]]:
     return found
 
 
-# what multiplies matrices, by name; an operator that only chooses a kernel or prepares a mask for one does not
+# what multiplies matrices, by name; an operator that only chooses a kernel or prepares a mask for one does
+# not
 MULTIPLIES = re.compile(
     r"attention|(^|_)attn|(^|_|add|b)mm(_|$)|matmul|linear(?!1d)|conv(?!ert)|einsum|dot(_|$)|(^|_|add)mv(_|$)|gemm|addr_?$"
     r"|^ger$|outer|(^|_)(gru|lstm|rnn)(_|$)|c?dist(_|$)|linalg_|(^|_)(svd|qr|cholesky|solve)(_|$)|(^|_)fft_|transformer|multi_head"
 )
-FREE = ("_upsample_", "upsample_", "linalg_vector_norm", "linalg_norm", "linalg__powsum", "linalg_cross", "linalg_diagonal")
-OWN = ("aten", "prim", "prims", "_c10d_functional", "c10d", "profiler", "debugprims", "rngprims", "inductor_prims")
+FREE = (
+    "_upsample_",
+    "upsample_",
+    "linalg_vector_norm",
+    "linalg_norm",
+    "linalg__powsum",
+    "linalg_cross",
+    "linalg_diagonal",
+)
+OWN = (
+    "aten",
+    "prim",
+    "prims",
+    "_c10d_functional",
+    "c10d",
+    "profiler",
+    "debugprims",
+    "rngprims",
+    "inductor_prims",
+)
 
 
 def multiplies(namespace: str, name: str) -> bool:
@@ -98,7 +120,8 @@ def _refuse(names: Iterable[str]) -> None:
 
 
 class _Guard(TorchDispatchMode):
-    """Sees every operator that is left when the counter has taken those it has a formula for apart or down."""
+    """Sees every operator that is left when the counter has taken those it has a formula for apart or
+    down."""
 
     def __init__(self, known: Container[Any]) -> None:
         super().__init__()
@@ -112,7 +135,8 @@ class _Guard(TorchDispatchMode):
 
 
 class Counter(FlopCounterMode):
-    """Torch's counter with the missing formulas; it counts two per multiply-add. Never time what runs under it.
+    """Torch's counter with the missing formulas; it counts two per multiply-add. Never time what runs under
+    it.
 
     Raises:
         UserError: an operator that multiplies matrices has no formula.
@@ -196,7 +220,8 @@ def mac_ledger(counting: FlopCounterMode) -> Ledger:
 
 
 class Clock(Ledger):
-    """Milliseconds by stage: CUDA events on a GPU, perf_counter elsewhere; one synchronisation, when it is read."""
+    """Milliseconds by stage: CUDA events on a GPU, perf_counter elsewhere; one synchronisation, when it is
+    read."""
 
     def __init__(self, device: str) -> None:
         self._cuda = device.startswith("cuda")
@@ -223,8 +248,8 @@ def _event() -> torch.cuda.Event:
 class LiveStorages(TorchDispatchMode):
     """Bytes of storages that operators made under this mode and that are still alive, and their peak.
 
-    Weights, inputs and what a kernel allocates below the dispatcher are not in it. Works on the CPU, the meta device and
-    fake tensors alike.
+    Weights, inputs and what a kernel allocates below the dispatcher are not in it. Works on the CPU, the meta
+    device and fake tensors alike.
     """
 
     def __init__(self) -> None:
@@ -234,7 +259,9 @@ class LiveStorages(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator and note what it made; what it was given and does not know is somebody else's."""
-        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        given = {
+            leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
+        }
         made = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(made):
             if isinstance(leaf, Tensor):
@@ -277,7 +304,8 @@ class DeviceMemory:
 
 
 class Peaks(_Stages):
-    """Highest level of live bytes in each outermost stage, above the level at which that stage began, and of the whole run."""
+    """Highest level of live bytes in each outermost stage, above the level at which that stage began, and of
+    the whole run."""
 
     def __init__(self, memory: LiveStorages | DeviceMemory) -> None:
         self._memory = memory
@@ -324,7 +352,8 @@ def _norm_free(inputs: list[Any], outputs: list[Any]) -> int:
 
 
 def fvcore_macs(weights: nn.Module, run: Callable[[Tensor], Tensor], inputs: Tensor) -> int:
-    """fvcore's count of `run(inputs)`, by tracing: independent of the dispatcher that the first count listens to.
+    """fvcore's count of `run(inputs)`, by tracing: independent of the dispatcher that the first count listens
+    to.
 
     Args:
         weights: module whose parameters `run` uses.

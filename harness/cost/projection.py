@@ -1,8 +1,8 @@
 """Costs of a model that is not here: shapes on the meta device and fake tensors, no weights, no GPU.
 
-Whatever depends on shapes alone is counted by running the project's own modules without data. Where a pruner looks at values,
-its choice runs on random ones at full size: what it computes depends on sizes, apart from how often VisPruner's rounds repeat,
-which its budget fixes.
+Whatever depends on shapes alone is counted by running the project's own modules without data. Where a pruner
+looks at values, its choice runs on random ones at full size: what it computes depends on sizes, apart from
+how often VisPruner's rounds repeat, which its budget fixes.
 """
 
 from __future__ import annotations
@@ -20,20 +20,26 @@ from transformers import CLIPConfig, LlamaConfig, LlamaModel
 
 from backbones.base import Turn
 from backbones.glamm.conversation import ANSWER_TEMPLATES, IMAGE_SENTENCE, QUESTION_TEMPLATES, build
-from backbones.glamm.decoder import run_layers
 from backbones.glamm.model import GlammModel
 from backbones.glamm.stages import Inputs, prefill, visual_tokens
-from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer, behind_image
 from backbones.parts import clip, llama, sam
+from backbones.parts.faithful import run_layers
+from backbones.parts.tokenizer import IMAGE_TOKEN, LlamaTokenizer, behind_image
 from harness.cost import meters
 from harness.cost.formulas import PRESETS, Shape
-from harness.sweep import Line
+from harness.engine.cells import Line
 from pruners import checks
 from pruners.base import TEXT_EMBEDS, LayerPruner, UserError
 
 SEED = 0
-TEXT_TOKENS = 129  # LLaMA tokens of a usual conversation of three expressions; the official draws give 125 to 140
-LIKE = ("man in the red shirt", "left dog", "the second cup from the right")  # expressions to count a prompt with
+TEXT_TOKENS = (
+    129  # LLaMA tokens of a usual conversation of three expressions; the official draws give 125 to 140
+)
+LIKE = (
+    "man in the red shirt",
+    "left dog",
+    "the second cup from the right",
+)  # expressions to count a prompt with
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,8 @@ class Prompt:
         before: of these, how many stand before the image.
         turns: expressions, each with a question, an answer and a mask.
         words: CLIP tokens of a question, for pruners that read text.
-        sentence: language-model tokens that end the sentence about the image behind it, before the first question.
+        sentence: language-model tokens that end the sentence about the image behind it, before the first
+            question.
     """
 
     text: int = TEXT_TOKENS
@@ -71,7 +78,8 @@ class Prompt:
         return max(0, min(self.sentence, self.after - self.turns))
 
     def alone(self) -> Prompt:
-        """One of its expressions asked alone: the sentence about the image and an even share of the words behind it."""
+        """One of its expressions asked alone: the sentence about the image and an even share of the words
+        behind it."""
         own = max(1, round((self.after - self.common) / self.turns))
         return replace(self, text=self.before + self.common + own, turns=1)
 
@@ -79,7 +87,9 @@ class Prompt:
     def counted(cls, tokenizer: LlamaTokenizer) -> Prompt:
         """A conversation of three expressions, as long as this tokenizer makes it."""
         turns = zip(QUESTION_TEMPLATES, LIKE, ANSWER_TEMPLATES, strict=False)
-        ids = tokenizer.encode(build([Turn(question.format(said), answer) for question, said, answer in turns]))
+        ids = tokenizer.encode(
+            build([Turn(question.format(said), answer) for question, said, answer in turns])
+        )
         sentence = len(behind_image(tokenizer.encode(IMAGE_SENTENCE)))
         return cls(len(ids) - 1, ids.index(IMAGE_TOKEN), len(LIKE), sentence=sentence)
 
@@ -89,8 +99,10 @@ class Projection:
     """Costs by shapes alone.
 
     Attributes:
-        cells: one row per pruner and budget, columns as in `harness.cost.EXPLAIN`, and the presets of the literature.
-        shared: multiply-adds of what no pruner changes: vision tower, text tower, grounding encoder, mask decoder.
+        cells: one row per pruner and budget, columns as in `harness.cost.EXPLAIN`, and the presets of the
+            literature.
+        shared: multiply-adds of what no pruner changes: vision tower, text tower, grounding encoder, mask
+            decoder.
         shape: of the language model.
     """
 
@@ -100,7 +112,8 @@ class Projection:
 
 
 class _Layers:
-    """The language model's layers as fake tensors: same operators, no memory; one run per length, whatever the depth."""
+    """The language model's layers as fake tensors: same operators, no memory; one run per length, whatever
+    the depth."""
 
     def __init__(self, config: LlamaConfig, prompt: Prompt, attn: str, dtype: torch.dtype) -> None:
         # flash-attn cannot be imported without a GPU; SDPA's fused kernel multiplies and stores the same
@@ -128,24 +141,33 @@ class _Layers:
                 run_layers(llm, hidden)
         return counting.get_total_flops() // 2
 
-    def _short_run(self, visual: int, pruner: LayerPruner | None, keep: int) -> tuple[tuple[int, ...], int, int]:
+    def _short_run(
+        self, visual: int, pruner: LayerPruner | None, keep: int
+    ) -> tuple[tuple[int, ...], int, int]:
         """Lengths of all layers, multiply-adds of the pruner inside them, and the peak of live bytes.
 
-        Two layers of each length reach the peak: the second one runs with its input held as every later one does.
+        Two layers of each length reach the peak: the second one runs with its input held as every later one
+            does.
         """
         layers = min(self.config.num_hidden_layers, 2 if pruner is None else pruner.layer + 2)
         counting, live = meters.counter(), meters.LiveStorages()
         ledger, peaks = meters.mac_ledger(counting), meters.Peaks(live)
         with self.fake, torch.no_grad():
             llm = self.build(layers)
-            before, after = (torch.zeros(1, n, dtype=torch.long) for n in (self.prompt.before, self.prompt.after))
+            before, after = (
+                torch.zeros(1, n, dtype=torch.long) for n in (self.prompt.before, self.prompt.after)
+            )
             features = torch.empty(1, visual, self.config.hidden_size, dtype=self.dtype)
             with counting, ledger("prefill"):
                 prefill(llm, before, features, after, pruner, keep, ledger)
             with live, peaks("prefill"):
                 lengths = prefill(llm, before, features, after, pruner, keep).lengths
         rest = self.config.num_hidden_layers - layers
-        return lengths + lengths[-1:] * rest, int(ledger.spent().get("prefill/pruner", 0)), peaks.rise["prefill"]
+        return (
+            lengths + lengths[-1:] * rest,
+            int(ledger.spent().get("prefill/pruner", 0)),
+            peaks.rise["prefill"],
+        )
 
 
 class Chooser:
@@ -156,11 +178,15 @@ class Chooser:
         draw = torch.Generator().manual_seed(SEED)
         self.clip = clip.random_end(config, draw)
         side = vision.image_size // vision.patch_size
-        self.states = tuple(torch.randn(side * side + 1, vision.hidden_size, generator=draw) for _ in range(2))
+        self.states = tuple(
+            torch.randn(side * side + 1, vision.hidden_size, generator=draw) for _ in range(2)
+        )
         self.text = torch.randn(prompt.turns, config.projection_dim, generator=draw)
         nothing = torch.empty(0)
         referent = torch.rand(side * side, generator=draw)
-        self.inputs = Inputs(nothing, nothing, (0, 0), (0, 0), nothing, nothing, (), {}, (side, side), referent, "projection")
+        self.inputs = Inputs(
+            nothing, nothing, (0, 0), (0, 0), nothing, nothing, (), {}, (side, side), referent, "projection"
+        )
 
     def macs(self, line: Line) -> tuple[int, int]:
         """Visual tokens that are left, and multiply-adds of signals and choice."""
@@ -181,16 +207,24 @@ def _count(run: Callable[[], Any]) -> int:
 def shared_macs(model: GlammModel, prompt: Prompt) -> dict[str, int]:
     """Multiply-adds of what no pruner changes, on the meta device: whole towers, one mask per turn."""
     vision, encoder = model.clip.config.vision_config, model.grounding_encoder.config
-    side, large, prompt_width = vision.image_size, encoder.vision_config.image_size, encoder.prompt_encoder_config.hidden_size
+    side, large, prompt_width = (
+        vision.image_size,
+        encoder.vision_config.image_size,
+        encoder.prompt_encoder_config.hidden_size,
+    )
     grid = large // encoder.vision_config.patch_size
     with torch.device("meta"):
         small, big = torch.empty(1, 3, side, side), torch.empty(1, 3, large, large)
         words = {
             "input_ids": torch.zeros(prompt.turns, prompt.words, dtype=torch.long),
-            # four dimensions are taken as they are; a mask per word would be asked for its values, which meta has not
+            # four dimensions are taken as they are; a mask per word would be asked for its values, which meta
+            # has not
             "attention_mask": torch.zeros(prompt.turns, 1, prompt.words, prompt.words),
         }
-        image, prompts = torch.empty(prompt.turns, prompt_width, grid, grid), torch.empty(prompt.turns, prompt_width)
+        image, prompts = (
+            torch.empty(prompt.turns, prompt_width, grid, grid),
+            torch.empty(prompt.turns, prompt_width),
+        )
 
         def see() -> None:
             clip.layer(model.clip, -1, clip.hidden_states(model.clip, small)[-1])
@@ -204,7 +238,12 @@ def shared_macs(model: GlammModel, prompt: Prompt) -> dict[str, int]:
 
 
 def project(
-    model: GlammModel, lines: Sequence[Line], prompt: Prompt, *, attn: str = "sdpa", dtype: torch.dtype = torch.bfloat16
+    model: GlammModel,
+    lines: Sequence[Line],
+    prompt: Prompt,
+    *,
+    attn: str = "sdpa",
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Projection:
     """Costs of every line.
 
@@ -214,7 +253,11 @@ def project(
         dtype: of the language model, for bytes.
     """
     config = model.language_model.config
-    shape, layers, chooser = Shape.of(config), _Layers(config, prompt, attn, dtype), Chooser(model.clip.config, prompt)
+    shape, layers, chooser = (
+        Shape.of(config),
+        _Layers(config, prompt, attn, dtype),
+        Chooser(model.clip.config, prompt),
+    )
     shared = shared_macs(model, prompt)
     vision = model.clip.config.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2
@@ -256,7 +299,9 @@ def project(
 
 def _linear(module: torch.nn.Module, tokens: int) -> int:
     width = next(m for m in module.modules() if isinstance(m, torch.nn.Linear)).in_features
-    return _count(lambda: module(torch.empty(1, tokens, width, device="meta", dtype=next(module.parameters()).dtype)))
+    return _count(
+        lambda: module(torch.empty(1, tokens, width, device="meta", dtype=next(module.parameters()).dtype))
+    )
 
 
 def counts_lines(projected: Projection) -> list[dict[str, Any]]:
@@ -281,7 +326,9 @@ def counts_lines(projected: Projection) -> list[dict[str, Any]]:
 def shapes_of(model: GlammModel) -> GlammModel:
     """The same model on the meta device."""
     parts = (model.clip, model.language_model, model.grounding_encoder)
-    configs = [deepcopy(part.config) for part in parts]  # building a model writes its attention into its configuration
+    configs = [
+        deepcopy(part.config) for part in parts
+    ]  # building a model writes its attention into its configuration
     with torch.device("meta"):
         twin = GlammModel(*configs)
     return twin.eval().requires_grad_(False)

@@ -1,4 +1,5 @@
-"""The least time that a GPU needs, from its peak rate and its memory bandwidth: a bound, not a measurement."""
+"""The least time that a GPU needs, from its peak rate and its memory bandwidth: a bound, not a
+measurement."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class Gpu:
 
     @property
     def crossover(self) -> float:
-        """Tokens n below which reading P bfloat16 weights takes longer than computing: n 2P / rate = 2P / bandwidth."""
+        """Tokens n below which reading P bfloat16 weights takes longer than computing: n 2P / rate = 2P /
+        bandwidth."""
         return self.rate / self.bandwidth
 
 
@@ -41,7 +43,9 @@ def gpu(name: str) -> Gpu:
         UserError: there is no such one.
     """
     if name not in GPUS:
-        raise UserError(f"There is no data sheet of GPU {name!r}; there are {', '.join(GPUS)}.{nearest(name, GPUS)}")
+        raise UserError(
+            f"There is no data sheet of GPU {name!r}; there are {', '.join(GPUS)}.{nearest(name, GPUS)}"
+        )
     return GPUS[name]
 
 

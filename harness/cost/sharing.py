@@ -1,7 +1,9 @@
-"""What a sweep costs per image when every cell computes alone, and when cells share as evaluation does: closed forms.
+"""What a sweep costs per image when every cell computes alone, and when cells share as evaluation does:
+closed forms.
 
-Batches are taken as full; what evaluation leaves out besides (the vision tower's last layer, tokens behind the last [SEG]) is
-not taken off. Nor is added that rows which are cut need those tokens, so that their words run apart from those of `none`.
+Batches are taken as full; what evaluation leaves out besides (the vision tower's last layer, tokens behind
+the last [SEG]) is not taken off. Nor is added that rows which are cut need those tokens, so that their words
+run apart from those of `none`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 from harness.cost.formulas import Shape, language_model_macs, layer_macs
 from harness.cost.projection import Projection, Prompt
 from harness.cost.store import BASELINE
-from harness.sweep import Line
+from harness.engine.cells import Line
 from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner
 
 ENCODED = "image and questions encoded once"
@@ -29,7 +31,8 @@ class Cell:
 
     Attributes:
         lengths: sequence length of every layer of the language model.
-        whole: all visual tokens enter the language model, so that the layers before a cut are those of `none`.
+        whole: all visual tokens enter the language model, so that the layers before a cut are those of
+            `none`.
         per_text: the selection depends on the text, so that every conversation has its own.
     """
 
@@ -70,26 +73,34 @@ class Account:
 
 
 def without_beginning(cell: Cell, prompt: Prompt, shape: Shape, talks: int) -> int:
-    """The language model's layers of all conversations behind the constant beginning, whose keys and values are there."""
+    """The language model's layers of all conversations behind the constant beginning, whose keys and values
+    are there."""
     return talks * sum(layer_macs(length - prompt.before, length, shape) for length in cell.lengths)
 
 
 def context_layer(cell: Cell, prompt: Prompt, shape: Shape, talks: int) -> int:
-    """One layer before the cut: visual tokens, and the sentence about them, once per selection; words per conversation."""
+    """One layer before the cut: visual tokens, and the sentence about them, once per selection; words per
+    conversation."""
     length = cell.lengths[0]
     own = prompt.after - prompt.common  # nothing before them looks at the words
     contexts = talks if cell.per_text else 1
-    return contexts * layer_macs(length - prompt.before - own, length - own, shape) + talks * layer_macs(own, length, shape)
+    return contexts * layer_macs(length - prompt.before - own, length - own, shape) + talks * layer_macs(
+        own, length, shape
+    )
 
 
 def behind_cut(cell: Cell, prompt: Prompt, shape: Shape, talks: int) -> int:
     """The layers behind the cut, where every conversation has kept tokens of its own."""
-    return talks * sum(layer_macs(length - prompt.before, length, shape) for length in cell.lengths[cell.before_cut :])
+    return talks * sum(
+        layer_macs(length - prompt.before, length, shape) for length in cell.lengths[cell.before_cut :]
+    )
 
 
 def with_contexts(cell: Cell, prompt: Prompt, shape: Shape, talks: int) -> int:
     """The language model's layers of all conversations about an image."""
-    return cell.before_cut * context_layer(cell, prompt, shape, talks) + behind_cut(cell, prompt, shape, talks)
+    return cell.before_cut * context_layer(cell, prompt, shape, talks) + behind_cut(
+        cell, prompt, shape, talks
+    )
 
 
 def language_model(cells: Sequence[Cell], prompt: Prompt, shape: Shape, talks: int) -> int:
@@ -98,7 +109,9 @@ def language_model(cells: Sequence[Cell], prompt: Prompt, shape: Shape, talks: i
     deepest = max(whole, key=lambda cell: cell.before_cut, default=None)
     common = deepest.before_cut * context_layer(deepest, prompt, shape, talks) if deepest is not None else 0
     behind = sum(behind_cut(cell, prompt, shape, talks) for cell in whole)
-    return common + behind + sum(with_contexts(cell, prompt, shape, talks) for cell in cells if not cell.whole)
+    return (
+        common + behind + sum(with_contexts(cell, prompt, shape, talks) for cell in cells if not cell.whole)
+    )
 
 
 def key_and_value(shape: Shape) -> int:
@@ -107,7 +120,8 @@ def key_and_value(shape: Shape) -> int:
 
 
 def unread(cells: Sequence[Cell], prompt: Prompt, shape: Shape, talks: int) -> int:
-    """What the last layer would compute of tokens beside the `prompt.turns` of a conversation that are read behind it."""
+    """What the last layer would compute of tokens beside the `prompt.turns` of a conversation that are read
+    behind it."""
 
     def of_others(new: int, keys: int, read: int = 0) -> int:
         return layer_macs(new - read, keys, shape) - (new - read) * key_and_value(shape)
@@ -118,10 +132,14 @@ def unread(cells: Sequence[Cell], prompt: Prompt, shape: Shape, talks: int) -> i
             return talks * of_others(length - prompt.before, length, prompt.turns)
         own = prompt.after - prompt.common
         contexts = talks if cell.per_text else 1
-        return contexts * of_others(length - prompt.before - own, length - own) + talks * of_others(own, length, prompt.turns)
+        return contexts * of_others(length - prompt.before - own, length - own) + talks * of_others(
+            own, length, prompt.turns
+        )
 
     uncut = [cell for cell in cells if cell.whole and cell.before_cut == shape.layers]
-    return sum(of_cell(cell) for cell in cells if cell not in uncut) + sum(of_cell(cell) for cell in uncut[:1])
+    return sum(of_cell(cell) for cell in cells if cell not in uncut) + sum(
+        of_cell(cell) for cell in uncut[:1]
+    )
 
 
 def account(projected: Projection, lines: Sequence[Line], prompt: Prompt, talks: int = 1) -> Account:
@@ -144,11 +162,18 @@ def account(projected: Projection, lines: Sequence[Line], prompt: Prompt, talks:
     modules = ("text_tower", "pruner", "projector", "language_model", "lm_head", "seg_head", "mask_decoder")
     naive = len(cells) * once + talks * sum(macs(module) for module in modules)
     read = fixed["text_tower"] if any(row["macs.text_tower"] for row in rows) else 0
-    marks = sum(int(row["macs.seg_head"]) // cell.lengths[-1] * prompt.turns for row, cell in zip(rows, cells, strict=True))
+    marks = sum(
+        int(row["macs.seg_head"]) // cell.lengths[-1] * prompt.turns
+        for row, cell in zip(rows, cells, strict=True)
+    )
     towers = macs("pruner", lambda cell: not cell.whole and not cell.per_text)
-    rows_read = {cell.before_cut: int(row["macs.pruner"]) for row, cell in zip(rows, cells, strict=True) if cell.whole}
+    rows_read = {
+        cell.before_cut: int(row["macs.pruner"]) for row, cell in zip(rows, cells, strict=True) if cell.whole
+    }
     contexts = macs("projector", lambda cell: not cell.per_text)
-    widest = max((int(row["macs.projector"]) for row, cell in zip(rows, cells, strict=True) if cell.whole), default=0)
+    widest = max(
+        (int(row["macs.projector"]) for row, cell in zip(rows, cells, strict=True) if cell.whole), default=0
+    )
     savings = {
         ENCODED: (len(cells) - 1) * once + talks * (macs("text_tower") - read),
         HEADS: talks * (macs("lm_head") + macs("seg_head") - marks),
@@ -166,7 +191,9 @@ def account(projected: Projection, lines: Sequence[Line], prompt: Prompt, talks:
 
 def beginning(prompt: Prompt, shape: Shape) -> int:
     """The constant beginning of the prompt; nothing reads its states."""
-    return language_model_macs([prompt.before] * (shape.layers - 1), shape) + prompt.before * key_and_value(shape)
+    return language_model_macs([prompt.before] * (shape.layers - 1), shape) + prompt.before * key_and_value(
+        shape
+    )
 
 
 def cell_of(line: Line, lengths: Sequence[int]) -> Cell:

@@ -1,7 +1,9 @@
-"""`costs.jsonl` of a run folder: raw samples, append-only; every figure of a cost table is derived from these lines.
+"""`costs.jsonl` of a run folder: raw samples, append-only; every figure of a cost table is derived from these
+lines.
 
-The first line says what was measured where. A "counts" line holds what one cell executes, a "round" line the milliseconds of
-one forward pass of every cell in turn. It is a journal as the records are: a torn last line is cut off and measured again.
+The first line says what was measured where. A "counts" line holds what one cell executes, a "round" line the
+milliseconds of one forward pass of every cell in turn. It is a journal as the records are: a torn last line
+is cut off and measured again.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import pandas as pd
 from scipy.stats import mannwhitneyu
 
 from harness.cost.formulas import Shape, paper_activation, paper_flops
-from harness.journal import Journal, Reader, digest
+from harness.store.journal import Journal, Reader, digest
 from pruners.base import UserError
 
 COSTS, LOCK, SCHEMA = "costs.jsonl", "costs.lock", 2
@@ -43,10 +45,17 @@ def key(pruner: str, budget: int) -> str:
     return f"{pruner}@{budget}"
 
 
-def complete(folder: Path, costs: str, code: Mapping[str, Any], wanted: Iterable[str], rounds: int = 0) -> bool:
-    """Whether a folder has costs of this kind and code: counts of all `wanted` keys and that many rounds, on any machine."""
+def complete(
+    folder: Path, costs: str, code: Mapping[str, Any], wanted: Iterable[str], rounds: int = 0
+) -> bool:
+    """Whether a folder has costs of this kind and code: counts of all `wanted` keys and that many rounds, on
+    any machine."""
     lines, _ = _read(folder / COSTS)
-    if not lines or lines[0]["costs"] != costs or any(lines[0].get(name) != value for name, value in code.items()):
+    if (
+        not lines
+        or lines[0]["costs"] != costs
+        or any(lines[0].get(name) != value for name, value in code.items())
+    ):
         return False
     return set(wanted) <= counted(lines) and set(range(rounds)) <= timed(lines)
 
@@ -67,7 +76,9 @@ class Ledgers:
     def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
         path = folder / COSTS
         lines, offset = _read(path)
-        if lines and lines[0] != dict(header):  # timings of two settings do not mix; the older ones stay beside the new
+        if lines and lines[0] != dict(
+            header
+        ):  # timings of two settings do not mix; the older ones stay beside the new
             path.replace(path.with_suffix(f".{digest(lines[0])[:8]}.jsonl"))
             lines, offset = [], 0
         elif not lines:
@@ -103,7 +114,9 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
             seen[name] = number, line
             lines.append(line)
         elif seen[name][1] != line:
-            raise UserError(f"{path}:{seen[name][0]} and {path}:{number} measured {name} twice; delete the later line.")
+            raise UserError(
+                f"{path}:{seen[name][0]} and {path}:{number} measured {name} twice; delete the later line."
+            )
     return ([reader.header, *lines] if reader.header else []), reader.offset
 
 
@@ -126,22 +139,26 @@ def _problem(line: Mapping[str, Any], header: Mapping[str, Any]) -> str:
 
 
 def samples(folder: str | Path) -> pd.DataFrame:
-    """Raw milliseconds: a row per round, place in the round and stage, with columns round, place, pruner, budget, stage, ms."""
+    """Raw milliseconds: a row per round, place in the round and stage, with columns round, place, pruner,
+    budget, stage, ms."""
     lines, _ = _read(Path(folder) / COSTS)
     rows = []
     for line in lines:
         if line.get("kind") == "round":
             for place, (name, stages) in enumerate(line["ms"]):
                 pruner, _, budget = name.rpartition("@")
-                rows += [(line["number"], place, pruner, int(budget), stage, value) for stage, value in stages.items()]
+                rows += [
+                    (line["number"], place, pruner, int(budget), stage, value)
+                    for stage, value in stages.items()
+                ]
     return pd.DataFrame(rows, columns=["round", "place", "pruner", "budget", "stage", "ms"])
 
 
 def load(folder: str | Path) -> pd.DataFrame:
     """Cost table of a run folder, one row per (backbone, pruner, budget); empty if the run has no costs.
 
-    Columns as in `EXPLAIN`; multiply-adds in units of one, bytes, milliseconds. Rows without samples (`--costs projected`, or
-    a run that stopped before its first round) have no timing columns.
+    Columns as in `EXPLAIN`; multiply-adds in units of one, bytes, milliseconds. Rows without samples
+    (`--costs projected`, or a run that stopped before its first round) have no timing columns.
     """
     lines, _ = _read(Path(folder) / COSTS)
     counts = [line for line in lines if line.get("kind") == "counts"]
@@ -156,7 +173,8 @@ def load(folder: str | Path) -> pd.DataFrame:
 
 
 def _wide(raw: pd.DataFrame) -> pd.DataFrame:
-    """Milliseconds per (pruner, budget, round, place): a column per stage, the language model's loop and the whole pass."""
+    """Milliseconds per (pruner, budget, round, place): a column per stage, the language model's loop and the
+    whole pass."""
     wide = raw.pivot(index=["pruner", "budget", "round", "place"], columns="stage", values="ms")
     inside = wide.pop(INSIDE).fillna(0) if INSIDE in wide else 0.0
     wide["span"] = wide["prefill"] + inside

@@ -1,7 +1,7 @@
 """Data sets: which there are, where they come from, and their samples.
 
-RefShapes generates itself; everything else is read from the official REFER layout below the folder that `--data`
-names.
+RefShapes generates itself; everything else is read from the official REFER layout below the folder that
+`--data` names.
 """
 
 from __future__ import annotations
@@ -40,26 +40,31 @@ def parse_datasets(text: str, root: str | Path | None = None) -> list[tuple[str,
     """Understand a list of splits.
 
     Args:
-        text: comma-separated `dataset:split`, `dataset` (all its evaluation splits), or `all`: the eight columns of
-            RefCOCO/+/g if `root` is given, those of RefShapes if not.
+        text: comma-separated `dataset:split`, `dataset` (all its evaluation splits), or `all`: the eight
+            columns of RefCOCO/+/g if `root` is given, those of RefShapes if not.
         root: folder with the official REFER layout; RefShapes needs none.
 
     Returns:
         (data set, split) pairs in the order given, without repetitions.
 
     Raises:
-        DataError: an unknown data set or split, a root without data, or no root for a data set that needs one.
+        DataError: an unknown data set or split, a root without data, or no root for a data set that needs
+            one.
     """
     held = names(Path(root)) if root is not None else []
     pairs: dict[tuple[str, str], None] = {}
     for word in (part.strip() for part in text.split(",")):
         if word == "all":
-            pairs |= dict.fromkeys(REFSHAPES_COLUMNS if root is None or held == sorted(REFSHAPES) else COLUMNS)
+            pairs |= dict.fromkeys(
+                REFSHAPES_COLUMNS if root is None or held == sorted(REFSHAPES) else COLUMNS
+            )
         elif word:
             dataset, colon, split = word.partition(":")
             own, more = _splits(dataset, root)
             if (split or colon or not own) and split not in (*own, *more):
-                raise DataError(f"{dataset} has no split '{split}', it has {', '.join((*own, *more))}.{nearest(split, own)}")
+                raise DataError(
+                    f"{dataset} has no split '{split}', it has {', '.join((*own, *more))}.{nearest(split, own)}"
+                )
             pairs |= dict.fromkeys((dataset, name) for name in ([split] if split else own))
     if not pairs:
         raise DataError("No data set is named; try --datasets refshapes:val or --datasets all.")
@@ -88,13 +93,18 @@ def _needed(dataset: str, root: str | Path | None) -> Path:
     if root is not None and name in (*published, *names(Path(root))):
         return Path(root)
     if name in published:
-        raise DataError(f"{dataset} is not shipped; name the folder that holds {FOLDER}/{name} with --data DIR.")
+        raise DataError(
+            f"{dataset} is not shipped; name the folder that holds {FOLDER}/{name} with --data DIR."
+        )
     known = [*REFSHAPES, *published, *(names(Path(root)) if root is not None else [])]
-    raise DataError(f"Unknown data set '{dataset}', there are {', '.join(dict.fromkeys(known))}.{nearest(name, known)}")
+    raise DataError(
+        f"Unknown data set '{dataset}', there are {', '.join(dict.fromkeys(known))}.{nearest(name, known)}"
+    )
 
 
 def _splits(dataset: str, root: str | Path | None) -> tuple[list[str], list[str]]:
-    """A data set's evaluation splits, and what may be asked for besides: 'train', and 'test' for all tests together."""
+    """A data set's evaluation splits, and what may be asked for besides: 'train', and 'test' for all tests
+    together."""
     if _generated(dataset, root):
         own: list[str] = list(REFSHAPES[dataset])
         more: list[str] = []

@@ -3,8 +3,8 @@
     DIR/Refer_Segm/refcoco/{refs(unc).p, instances.json}
     DIR/Refer_Segm/coco_2014/train2014/<images>
 
-The same for refcoco+, refcocog (`refs(umd).p`), grefcoco and RefShapes. Split rules are those of the REFER API
-(https://github.com/lichengunc/refer) as mbzuai-oryx/groundingLMM uses it.
+The same for refcoco+, refcocog (`refs(umd).p`), grefcoco and RefShapes. Split rules are those of the REFER
+API (https://github.com/lichengunc/refer) as mbzuai-oryx/groundingLMM uses it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from backbones.jsonfile import load_json
-from backbones.pictures import UnreadableImage, check_size
+from backbones.parts.image_files import UnreadableImage, check_size
+from backbones.parts.json_files import load_json
 from harness.data.refs import Ref, read_refs, whole
 from harness.data.sample import Annotation, DataError, Expression, Sample
 from pruners.base import nearest
@@ -41,7 +41,8 @@ class _Image:
 
 @dataclass(frozen=True)
 class _Tree:
-    """The two files of a data set: refs of all splits, the image records and the annotations that any of them names."""
+    """The two files of a data set: refs of all splits, the image records and the annotations that any of them
+    names."""
 
     refs: list[Ref]
     images: dict[int, _Image]
@@ -49,7 +50,8 @@ class _Tree:
 
 
 def split_name(dataset: str) -> tuple[str, str]:
-    """Folder and author of the split: 'refcocog' -> ('refcocog', 'umd'), 'refcocog(google)' -> ('refcocog', 'google').
+    """Folder and author of the split: 'refcocog' -> ('refcocog', 'umd'), 'refcocog(google)' -> ('refcocog',
+    'google').
 
     Raises:
         DataError: not of the form `name` or `name(author)`.
@@ -77,13 +79,18 @@ def names(root: Path) -> list[str]:
 
 
 def splits(root: Path, dataset: str) -> tuple[list[str], list[str]]:
-    """What the data set's refs file holds: its evaluation splits (val, testA, testB, testC, test), then the others.
+    """What the data set's refs file holds: its evaluation splits (val, testA, testB, testC, test), then the
+    others.
 
     Raises:
         DataError: as load_refer.
     """
     held = sorted({ref.split for ref in _tree(Path(root), dataset).refs})
-    own = [split for split in EVALUATION_SPLITS if split in held or (split[:-1] == "test" and any(map(_chooser(split), held)))]
+    own = [
+        split
+        for split in EVALUATION_SPLITS
+        if split in held or (split[:-1] == "test" and any(map(_chooser(split), held)))
+    ]
     return own, [split for split in held if split not in own]
 
 
@@ -93,14 +100,15 @@ def load_refer(root: str | Path, dataset: str, split: str) -> list[Sample]:
     Args:
         root: the folder that holds Refer_Segm, or Refer_Segm itself.
         dataset: folder below Refer_Segm, e.g. 'refcoco+'; 'refcocog(google)' names another author's splits.
-        split: 'val', 'train', 'testA' (every split field with an A, as the REFER API has it), 'testB', 'testC',
-            'test' (every split field that contains it), or any other split field, literally.
+        split: 'val', 'train', 'testA' (every split field with an A, as the REFER API has it), 'testB',
+            'testC', 'test' (every split field that contains it), or any other split field, literally.
 
     Returns:
         One sample per image, ordered by image id.
 
     Raises:
-        DataError: folders or files are missing or damaged, the data set or split is unknown, ids do not resolve.
+        DataError: folders or files are missing or damaged, the data set or split is unknown, ids do not
+            resolve.
     """
     root = Path(root)
     tree = _tree(root, dataset)
@@ -108,9 +116,13 @@ def load_refer(root: str | Path, dataset: str, split: str) -> list[Sample]:
     refs = [ref for ref in tree.refs if chosen(ref.split)]
     if not refs:
         held = sorted({ref.split for ref in tree.refs})
-        raise DataError(f"{dataset} has no split {split!r}, it has {', '.join(held) or 'none'}.{nearest(split, held)}")
+        raise DataError(
+            f"{dataset} has no split {split!r}, it has {', '.join(held) or 'none'}.{nearest(split, held)}"
+        )
     if ".." in re.split(r"[/\\]", split) or split.startswith(("/", "\\")):
-        raise DataError(f"The split {split!r} of {dataset} is a path; give it another name in {_files(root, dataset)[0]}.")
+        raise DataError(
+            f"The split {split!r} of {dataset} is a path; give it another name in {_files(root, dataset)[0]}."
+        )
     by_image: dict[int, list[Ref]] = {}
     for ref in refs:
         if ref.sentences:  # as officially, an image that nothing is said about is left out
@@ -120,7 +132,10 @@ def load_refer(root: str | Path, dataset: str, split: str) -> list[Sample]:
     _check_ids(dataset, refs, tree)
     _check_sentences(dataset, by_image)
     folder = _base(root) / IMAGES
-    samples = [_sample(dataset, split, folder, tree.images[image_id], by_image[image_id], tree) for image_id in sorted(by_image)]
+    samples = [
+        _sample(dataset, split, folder, tree.images[image_id], by_image[image_id], tree)
+        for image_id in sorted(by_image)
+    ]
     absent = [sample.path for sample in samples if not sample.path.is_file()]
     if absent:
         raise DataError(
@@ -162,7 +177,11 @@ def _chooser(split: str) -> Callable[[str], bool]:
 def _check_ids(dataset: str, refs: list[Ref], tree: _Tree) -> None:
     lost = [f"image {ref.image} (ref {ref.id})" for ref in refs if ref.image not in tree.images]
     for ref in refs:
-        lost += [f"annotation {number} (ref {ref.id})" for number in ref.annotations if number not in tree.annotations]
+        lost += [
+            f"annotation {number} (ref {ref.id})"
+            for number in ref.annotations
+            if number not in tree.annotations
+        ]
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise DataError(
@@ -186,7 +205,9 @@ def _check_sentences(dataset: str, by_image: dict[int, list[Ref]]) -> None:
 
 
 def _held(base: Path) -> list[str]:
-    return sorted({file.parent.name for kind in ("instances.json", "refs(*).p") for file in base.glob(f"*/{kind}")})
+    return sorted(
+        {file.parent.name for kind in ("instances.json", "refs(*).p") for file in base.glob(f"*/{kind}")}
+    )
 
 
 def _base(root: Path) -> Path:
@@ -261,7 +282,9 @@ def _instances(path: Path, refs: list[Ref]) -> tuple[dict[int, _Image], dict[int
         raise
     except (KeyError, TypeError, ValueError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise DataError(f"'{path}' is not a COCO instances file ({what}); mend that, or download it again.") from None
+        raise DataError(
+            f"'{path}' is not a COCO instances file ({what}); mend that, or download it again."
+        ) from None
     return images, annotations
 
 
@@ -291,7 +314,8 @@ def _below(name: Any) -> str:
 
 
 def _check_owner(number: int, record: Any, users: set[int]) -> None:
-    """Ids that resolve by chance, as 1 to N do in any two files, show where no ref of the annotation's image names it."""
+    """Ids that resolve by chance, as 1 to N do in any two files, show where no ref of the annotation's image
+    names it."""
     if "image_id" in record and (owner := whole(record, "image_id")) not in users:
         raise DataError(
             f"instances.json has annotation {number} in image {owner}, and refs name it for image {min(users)} alone; "
@@ -300,7 +324,8 @@ def _check_owner(number: int, record: Any, users: set[int]) -> None:
 
 
 def _shallow(number: int, segmentation: Any) -> Any:
-    """Polygons or run lengths are lists of lists or of dicts of lists; deeper ones would only exhaust who looks at them."""
+    """Polygons or run lengths are lists of lists or of dicts of lists; deeper ones would only exhaust who
+    looks at them."""
     level = [segmentation]
     for _ in range(4):
         level = [

@@ -14,7 +14,9 @@ from harness.data.sample import DataError
 
 NO_TARGET = -1
 MOST_BYTES = 2**30  # the largest published file has 60 MiB
-SHARED_TEXT = 2**20  # characters that sentences may have beyond the file's length, as equal texts are stored once
+SHARED_TEXT = (
+    2**20
+)  # characters that sentences may have beyond the file's length, as equal texts are stored once
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Ref:
     sentences: tuple[tuple[int, str], ...]
 
 
-# what builds lists, dicts, text and numbers. No tuples and sets: hashing those that name themselves twice never ends
+# what builds lists, dicts, text and numbers. No tuples and sets: hashing those that name themselves twice
+# never ends
 _PLAIN = (
     "PROTO FRAME STOP MARK POP POP_MARK MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET "
     "EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS NONE NEWTRUE NEWFALSE "
@@ -50,12 +53,19 @@ def _unpickle(data: bytes) -> Any:
     """Load plain containers, and refuse what would run code or exhaust memory or time before it can."""
     names: tuple[str, ...] = ()  # the last two texts, which protocol 4 names a class by
     for opcode, argument, _ in pickletools.genops(data):
-        # the C unpickler fills a table as long as the largest memo index; an honest index is below the file's length
-        if isinstance(argument, int) and opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
+        # the C unpickler fills a table as long as the largest memo index; an honest index is below the file's
+        # length
+        if (
+            isinstance(argument, int)
+            and opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
+            and argument > len(data)
+        ):
             raise pickle.UnpicklingError(f"it counts {argument} objects in {len(data)} bytes")
         if opcode.name not in PLAIN:
             if opcode.name not in ("GLOBAL", "INST", "STACK_GLOBAL"):
-                raise pickle.UnpicklingError(f"it asks for {opcode.name}; write lists, dicts, text and numbers alone")
+                raise pickle.UnpicklingError(
+                    f"it asks for {opcode.name}; write lists, dicts, text and numbers alone"
+                )
             wanted = ".".join(names) if opcode.name == "STACK_GLOBAL" else str(argument).replace(" ", ".")
             hint = "; convert numpy's values with int() and str()" if wanted.startswith("numpy") else ""
             raise pickle.UnpicklingError(f"it asks for {wanted}{hint}")
@@ -94,7 +104,9 @@ def read_refs(path: Path) -> list[Ref]:
         except KeyError as error:
             raise DataError(f"Ref {number} of '{path}' has no usable {error}; download it again.") from None
         except (TypeError, ValueError) as error:
-            raise DataError(f"Ref {number} of '{path}' is no ref ({error}); mend that, or download it again.") from None
+            raise DataError(
+                f"Ref {number} of '{path}' is no ref ({error}); mend that, or download it again."
+            ) from None
     return found
 
 
@@ -121,7 +133,11 @@ def _ref(ref: Any, objects: _Bound, letters: _Bound) -> Ref:
     annotations = tuple(whole({"ann_id": number}, "ann_id") for number in ids)
     sentences = []
     for sentence in ref["sentences"]:
-        if not isinstance(sentence, dict) or not isinstance(sentence.get("sent"), str) or "sent_id" not in sentence:
+        if (
+            not isinstance(sentence, dict)
+            or not isinstance(sentence.get("sent"), str)
+            or "sent_id" not in sentence
+        ):
             raise ValueError("a sentence without text or id")
         letters.take(len(sentence["sent"]))
         sentences.append((whole(sentence, "sent_id"), _unicode(sentence["sent"])))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from backbones.pictures import UnreadableImage, WrongSize, read_image
+from backbones.parts.image_files import UnreadableImage, WrongSize, read_image
 from pruners.base import UserError
 
 FARTHEST = 100_000  # pixels; a polygon corner beyond it is a broken file, and would make the rasteriser allocate wildly
@@ -23,7 +23,8 @@ MOST_MASK_BYTES = 2**31
 
 
 class DataError(UserError):
-    """A data set that is missing, damaged or not what was asked for; the message is one sentence for the user."""
+    """A data set that is missing, damaged or not what was asked for; the message is one sentence for the
+    user."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Annotation:
 
     Attributes:
         id: annotation id.
-        segmentation: as in the file: polygons (list of flat x, y lists), RLE (dict or list of dicts, compressed or
-            not), or empty.
+        segmentation: as in the file: polygons (list of flat x, y lists), RLE (dict or list of dicts,
+            compressed or not), or empty.
     """
 
     id: int
@@ -72,7 +73,8 @@ class Sample:
     targets: tuple[tuple[Annotation, ...], ...] = field(default=(), repr=False, compare=False)
 
     def image(self) -> NDArray[np.uint8]:
-        """Decode the pixels as the official evaluation does, (H, W, 3) uint8 RGB; see `backbones.pictures.read_image`.
+        """Decode the pixels as the official evaluation does, (H, W, 3) uint8 RGB; see
+        `backbones.parts.image_files.read_image`.
 
         Raises:
             DataError: the file is gone, unreadable, or of another size than its annotations.
@@ -80,17 +82,24 @@ class Sample:
         try:
             return read_image(self.path, (self.height, self.width))
         except FileNotFoundError:
-            raise DataError(f"Image '{self.path}' of {self.id} is gone; put it back or load the data again.") from None
+            raise DataError(
+                f"Image '{self.path}' of {self.id} is gone; put it back or load the data again."
+            ) from None
         except WrongSize as error:
-            raise DataError(f"Image '{self.path}' {error}; take images and instances.json from the same release.") from None
+            raise DataError(
+                f"Image '{self.path}' {error}; take images and instances.json from the same release."
+            ) from None
         except UnreadableImage as error:
-            raise DataError(f"Image '{self.path}' of {self.id} cannot be read ({error}); copy it anew.") from None
+            raise DataError(
+                f"Image '{self.path}' of {self.id} cannot be read ({error}); copy it anew."
+            ) from None
 
     def masks(self) -> NDArray[np.uint8]:
         """Rasterise the target of every expression, (E, H, W) uint8.
 
-        As in the official data class, parts of one object are summed, so 2 marks pixels where two parts overlap;
-        several objects of one expression are joined by bitwise or; no target or an empty segmentation is all 0.
+        As in the official data class, parts of one object are summed, so 2 marks pixels where two parts
+        overlap; several objects of one expression are joined by bitwise or; no target or an empty
+        segmentation is all 0.
 
         Raises:
             DataError: a segmentation is malformed, or all masks together do not fit in memory.
@@ -136,7 +145,8 @@ def rasterise(annotation: Annotation, height: int, width: int) -> NDArray[np.uin
 
 
 def _from_polygon(part: Any, height: int, width: int) -> dict[str, Any]:
-    """Run lengths of one polygon; two corners are a line without area (pycocotools would take four numbers for a box)."""
+    """Run lengths of one polygon; two corners are a line without area (pycocotools would take four numbers
+    for a box)."""
     if not isinstance(part, list) or len(part) < 4 or len(part) % 2:
         raise ValueError("a polygon needs an even number of at least 4 coordinates")
     if not all(type(v) in (int, float) and math.isfinite(v) and abs(v) <= FARTHEST for v in part):
@@ -163,8 +173,9 @@ def _from_runs(part: Any, height: int, width: int) -> dict[str, Any]:
 def _unpacked(counts: str | bytes) -> list[int]:
     """Run lengths of COCO's compressed form.
 
-    Six bits a character from '0' on: five of the number, least significant first, and whether more follow; the highest
-    bit of the last five is the sign. From the fourth on, a number is the difference to the run two before.
+    Six bits a character from '0' on: five of the number, least significant first, and whether more follow;
+    the highest bit of the last five is the sign. From the fourth on, a number is the difference to the run
+    two before.
     """
     packed = counts.encode("ascii") if isinstance(counts, str) else counts
     found: list[int] = []
@@ -189,8 +200,8 @@ def _unpacked(counts: str | bytes) -> list[int]:
 def fingerprint(samples: Iterable[Sample]) -> str:
     """Identity of what a run reads: 16 hex digits over expressions, targets and image bytes, in order.
 
-    Folder names do not enter, so the same data give the same fingerprint on every machine. An image that cannot be read
-    enters as missing; the run records it as failed.
+    Folder names do not enter, so the same data give the same fingerprint on every machine. An image that
+    cannot be read enters as missing; the run records it as failed.
     """
     digest = hashlib.sha256()
     for sample in samples:

@@ -1,8 +1,10 @@
-"""`python -m tests.bench.attention`: what fused attention and the rows that are really read save, in one run on this machine.
+"""`python -m tests.bench.attention`: what fused attention and the rows that are really read save, in one run
+on this machine.
 
-Every pruner's selection against a literal implementation of its official code, both from the same signals of a tower of full
-size (CLIP ViT-L/14-336, random values), and FastV's single row against the whole eager map of a 7B layer. The selections must be
-the same in float64. Medians of interleaved repetitions on one thread, in processor time.
+Every pruner's selection against a literal implementation of its official code, both from the same signals of
+a tower of full size (CLIP ViT-L/14-336, random values), and FastV's single row against the whole eager map of
+a 7B layer. The selections must be the same in float64. Medians of interleaved repetitions on one thread, in
+processor time.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 
-from backbones.glamm.released import LLM
+from backbones.glamm.full_size import LLM
 from backbones.parts import llama
 from backbones.parts.clip import class_row
 from pruners import Need, Pruner, VisualTokens, parse
@@ -28,9 +30,14 @@ from pruners.fastv import FastV
 from tests.bench import literal
 
 BUDGETS = (192, 128, 64)
-# times faster, where both sides choose the same: in float64. Anything else has to be faster at all; vispruner's similarities are
-# float64 whatever the model computes in, so in float32 it does the heavier arithmetic.
-TARGETS = {("prumerge", torch.float64): 5.0, ("vispruner", torch.float64): 5.0, ("fastv", torch.float32): 10.0}
+# times faster, where both sides choose the same: in float64. Anything else has to be faster at all;
+# vispruner's similarities are float64 whatever the model computes in, so in float32 it does the heavier
+# arithmetic.
+TARGETS = {
+    ("prumerge", torch.float64): 5.0,
+    ("vispruner", torch.float64): 5.0,
+    ("fastv", torch.float32): 10.0,
+}
 BEFORE, PATCHES, AFTER = 37, 576, 92
 
 
@@ -46,7 +53,14 @@ def tower(
     n = side * side + 1
     queries, keys, values = ({layer: noise(n, channels) for layer in (-1, -2)} for _ in range(3))
     return literal.Tower(
-        noise(n, channels), queries, keys, values, noise(side * side, shared), noise(texts, shared), heads, (side, side)
+        noise(n, channels),
+        queries,
+        keys,
+        values,
+        noise(side * side, shared),
+        noise(texts, shared),
+        heads,
+        (side, side),
     )
 
 
@@ -80,7 +94,8 @@ def ours(pruner: Pruner, given: literal.Tower, budget: int) -> literal.Chosen:
 
 
 def medians(runs: list[Callable[[], Any]], repeat: int) -> list[float]:
-    """Median milliseconds of each, taken in turns; processor time, which on one thread no neighbour adds to."""
+    """Median milliseconds of each, taken in turns; processor time, which on one thread no neighbour adds
+    to."""
     for run in runs:
         run()
     found: list[list[float]] = [[] for _ in runs]
@@ -104,9 +119,15 @@ def selections(repeat: int, dtype: torch.dtype, texts: int) -> list[dict[str, An
     for name, official in literal.OFFICIAL.items():
         pruner = parse(name)[0]
         for budget in BUDGETS:
-            mine, theirs = medians([partial(ours, pruner, given, budget), partial(official, given, budget)], repeat)
+            mine, theirs = medians(
+                [partial(ours, pruner, given, budget), partial(official, given, budget)], repeat
+            )
             equal = same(ours(pruner, exact, budget), official(exact, budget))
-            rows.append(_row(name, f"{budget} tokens, {texts} question{'s' * (texts > 1)}", dtype, mine, theirs, equal))
+            rows.append(
+                _row(
+                    name, f"{budget} tokens, {texts} question{'s' * (texts > 1)}", dtype, mine, theirs, equal
+                )
+            )
     return rows
 
 
@@ -125,7 +146,13 @@ def _row(name: str, what: str, dtype: torch.dtype, mine: float, theirs: float, e
 
 def layer_of(dtype: torch.dtype, width: int, heads: int, inner: int) -> LlamaModel:
     """One decoder layer with random weights."""
-    config = LlamaConfig(hidden_size=width, intermediate_size=inner, num_attention_heads=heads, num_hidden_layers=1, vocab_size=3)
+    config = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_attention_heads=heads,
+        num_hidden_layers=1,
+        vocab_size=3,
+    )
     return llama.build(config, "sdpa").to(dtype).eval().requires_grad_(False)
 
 
@@ -159,17 +186,23 @@ def fastv(repeat: int, dtype: torch.dtype, width: int, heads: int, inner: int) -
 def main() -> int:
     """Print the table; exit code 1 if a target is missed or a selection differs."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.attention", description=__doc__)
-    parser.add_argument("--repeat", type=int, default=7, help="timed repetitions of each (default %(default)s)")
+    parser.add_argument(
+        "--repeat", type=int, default=7, help="timed repetitions of each (default %(default)s)"
+    )
     repeat = parser.parse_args().repeat
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    rows = fastv(repeat, torch.float32, LLM["hidden_size"], LLM["num_attention_heads"], LLM["intermediate_size"])
+    rows = fastv(
+        repeat, torch.float32, LLM["hidden_size"], LLM["num_attention_heads"], LLM["intermediate_size"]
+    )
     for dtype, texts in ((torch.float64, 1), (torch.float32, 1), (torch.float32, 3)):
         rows += selections(repeat, dtype, texts)
     frame = pd.DataFrame(rows)
     print(frame.to_markdown(index=False, floatfmt=".2f"))
     missed = frame[(frame["ratio"] < frame["target"]) | ~frame["same_in_float64"]]
-    print(f"{len(frame) - len(missed)} of {len(frame)} rows reach their target with the same selection in float64")
+    print(
+        f"{len(frame) - len(missed)} of {len(frame)} rows reach their target with the same selection in float64"
+    )
     return 1 if len(missed) else 0
 
 

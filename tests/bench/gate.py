@@ -1,8 +1,9 @@
 """What the gate sees, and how often it is wrong: `python -m tests.bench.gate [RUNS]`.
 
-First the share of falls that it catches: expressions of one pruner lose so many points of IoU on average, each an exponentially
-distributed number of them (to no less than 0), in all expressions, in a random half, or in one random split. Then its false
-alarms in the pruners whose choice hangs on rounding: RUNS new runs with features that differ in it, alone and mixed by image.
+First the share of falls that it catches: expressions of one pruner lose so many points of IoU on average,
+each an exponentially distributed number of them (to no less than 0), in all expressions, in a random half, or
+in one random split. Then its false alarms in the pruners whose choice hangs on rounding: RUNS new runs with
+features that differ in it, alone and mixed by image.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import numpy as np
 import pandas as pd
 
 import backbones
-from harness import baseline as files
-from harness import gate, records
-from harness.stability import shaken
+from harness.engine.rounding import shaken
+from harness.gate import baseline as files
+from harness.gate import check as gate
+from harness.store import records
 
 BASELINE = Path(__file__).parents[2] / "results" / "baseline.json"
 FALLS, DRAWS, MIXES = (0.5, 1, 2, 5), 200, 200
@@ -28,7 +30,11 @@ WHERE = ("all", "half", "one split")
 def fallen(part: pd.DataFrame, points: float, where: str, draw: np.random.Generator) -> pd.DataFrame:
     """A cell's rows after a fall of so many points on average where it falls."""
     split = part["sample"].str.rsplit(":", n=1).str[0]
-    which = {"all": split == split, "half": draw.random(len(part)) < 0.5, "one split": split == draw.choice(split.unique())}
+    which = {
+        "all": split == split,
+        "half": draw.random(len(part)) < 0.5,
+        "one split": split == draw.choice(split.unique()),
+    }
     ratio = part["intersection"] / part["union"].clip(lower=1)
     ratio = (ratio - which[where] * draw.exponential(points / 100, len(part))).clip(lower=0)
     return part.assign(intersection=(ratio * part["union"]).round().astype(int))
@@ -42,7 +48,9 @@ def power(content: dict[str, Any], rows: pd.DataFrame) -> None:
         for where in WHERE:
             shares = []
             for points in FALLS:
-                draws = (fallen(part, points, where, np.random.default_rng((0, seed))) for seed in range(DRAWS))
+                draws = (
+                    fallen(part, points, where, np.random.default_rng((0, seed))) for seed in range(DRAWS)
+                )
                 shares.append(sum(bool(gate.compare(part, after, content).worse) for after in draws) / DRAWS)
             told = ", ".join(f"-{points:g}: {share:.1%}" for points, share in zip(FALLS, shares, strict=True))
             print(f"{pruner} at {budget}, {where}: {told}", flush=True)
@@ -63,7 +71,9 @@ def alarms(content: dict[str, Any], rows: pd.DataFrame, runs: int) -> None:
         chosen = {image: draw.integers(runs) for image in sorted(images.unique())}
         mixed += len(gate.compare(rows, every[every["run"] == images.map(chosen)], content).worse)
     cells = len(rows[files.KEY].drop_duplicates())
-    print(f"false alarms of {', '.join(unsteady)} ({cells} cells): {alone} in {runs} runs, {mixed} in {MIXES} mixed ones")
+    print(
+        f"false alarms of {', '.join(unsteady)} ({cells} cells): {alone} in {runs} runs, {mixed} in {MIXES} mixed ones"
+    )
 
 
 def main() -> None:

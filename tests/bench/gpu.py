@@ -1,8 +1,10 @@
-"""`python -m tests.bench.gpu`: GLaMM at full size on a GPU, random weights in bfloat16: what pruning really buys there.
+"""`python -m tests.bench.gpu`: GLaMM at full size on a GPU, random weights in bfloat16: what pruning really
+buys there.
 
-For every attention implementation, batch, pruner and budget: prefill (CUDA events, median), kernel time of one pass (torch
-profiler), peak memory above the weights, and how far prefill is from the roofline. Batch 1 is the whole pass of one image; larger
-batches are the language model over that many conversations at once. Without a GPU it says what it needs and exits with 2.
+For every attention implementation, batch, pruner and budget: prefill (CUDA events, median), kernel time of
+one pass (torch profiler), peak memory above the weights, and how far prefill is from the roofline. Batch 1 is
+the whole pass of one image; larger batches are the language model over that many conversations at once.
+Without a GPU it says what it needs and exits with 2.
 """
 
 from __future__ import annotations
@@ -22,17 +24,17 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from backbones.glamm.checkpoint import materialise
-from backbones.glamm.decoder import Stage
+from backbones.glamm.full_size import on_meta
 from backbones.glamm.model import GlammModel
-from backbones.glamm.released import on_meta
 from backbones.glamm.stages import Inputs, forward, prefill
+from backbones.parts.faithful import Stage
 from harness.cost import formulas, meters
+from harness.cost.lines import lines_of
 from harness.cost.projection import Prompt
 from harness.cost.roofline import GPUS, Gpu, gpu, prefill_seconds
-from harness.cost.rows import lines_of
 from harness.cost.store import INSIDE
-from harness.provenance import collect
-from harness.sweep import Line
+from harness.engine.cells import Line
+from harness.store.provenance import collect
 from pruners import LayerPruner, parse
 
 METHODS = "litelvlm,fastv,visionzip,prumerge,vispruner,trim"
@@ -86,7 +88,11 @@ def pass_of(model: GlammModel, inputs: Inputs, line: Line, batch: int) -> Callab
     layered = line.pruner if isinstance(line.pruner, LayerPruner) else None
     keep = layered.tokens_after(line.budget, patches, len(llm.layers)) if layered else 0
     visual = torch.randn(
-        batch, patches if layered else line.budget, llm.config.hidden_size, device=inputs.small.device, dtype=inputs.small.dtype
+        batch,
+        patches if layered else line.budget,
+        llm.config.hidden_size,
+        device=inputs.small.device,
+        dtype=inputs.small.dtype,
     )
     before, after = (ids.expand(batch, -1) for ids in (inputs.before, inputs.after))
 
@@ -108,7 +114,9 @@ def kernel_ms(run: Callable[[], object], device: str) -> float:
     return sum(event.self_device_time_total if cuda else event.self_cpu_time_total for event in events) / 1000
 
 
-def measured(model: GlammModel, inputs: Inputs, line: Line, batch: int, device: str, repeat: int, on: Gpu) -> dict[str, Any]:
+def measured(
+    model: GlammModel, inputs: Inputs, line: Line, batch: int, device: str, repeat: int, on: Gpu
+) -> dict[str, Any]:
     """One row: raw samples of prefill, the other meters once."""
     run = pass_of(model, inputs, line, batch)
     for _ in range(2):
@@ -149,7 +157,13 @@ def measured(model: GlammModel, inputs: Inputs, line: Line, batch: int, device: 
 
 
 def bench(
-    model: GlammModel, prompt: Prompt, device: str, batches: Sequence[int], budgets: Sequence[int], repeat: int, on: Gpu
+    model: GlammModel,
+    prompt: Prompt,
+    device: str,
+    batches: Sequence[int],
+    budgets: Sequence[int],
+    repeat: int,
+    on: Gpu,
 ) -> Iterator[dict[str, Any]]:
     """All rows of one attention implementation."""
     inputs = random_inputs(model, prompt, device)
@@ -167,13 +181,17 @@ def sheet_of(device_name: str) -> Gpu | None:
 def main(words: Sequence[str] | None = None) -> int:
     """Run and write the results file."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.gpu", description=__doc__)
-    parser.add_argument("--repeat", type=int, default=10, help="timed passes of every row (default %(default)s)")
+    parser.add_argument(
+        "--repeat", type=int, default=10, help="timed passes of every row (default %(default)s)"
+    )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--gpu", choices=list(GPUS), help="data sheet, if the GPU's name does not tell")
     parser.add_argument("--out", type=Path, default=Path("results/gpu.json"))
     asked = parser.parse_args(words)
     if not torch.cuda.is_available():
-        print("This bench needs a CUDA GPU with 24 GB or more and a CUDA build of torch; without one: python -m harness cost.")
+        print(
+            "This bench needs a CUDA GPU with 24 GB or more and a CUDA build of torch; without one: python -m harness cost."
+        )
         return 2
     name = torch.cuda.get_device_name()
     on = gpu(asked.gpu) if asked.gpu else sheet_of(name)
@@ -181,7 +199,12 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"There is no data sheet for {name}; name the nearest with --gpu {', '.join(GPUS)}.")
         return 2
     prompt = Prompt()
-    found: dict[str, Any] = {"provenance": collect("cuda"), "data_sheet": asdict(on), "prompt": asdict(prompt), "rows": []}
+    found: dict[str, Any] = {
+        "provenance": collect("cuda"),
+        "data_sheet": asdict(on),
+        "prompt": asdict(prompt),
+        "rows": [],
+    }
     kinds = ["eager", "sdpa", *(["flash_attention_2"] if find_spec("flash_attn") else [])]
     for attn in kinds:
         model = random_weights(on_meta("glamm-7b", attn), "cuda", torch.bfloat16)
@@ -189,7 +212,11 @@ def main(words: Sequence[str] | None = None) -> int:
             found["rows"].append({"attn": attn, **row})
             told = {name: value for name, value in row.items() if name != "samples"}
             print(
-                attn, *(f"{name}={value:.2f}" if isinstance(value, float) else f"{name}={value}" for name, value in told.items())
+                attn,
+                *(
+                    f"{name}={value:.2f}" if isinstance(value, float) else f"{name}={value}"
+                    for name, value in told.items()
+                ),
             )
         del model
         torch.cuda.empty_cache()

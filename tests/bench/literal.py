@@ -1,7 +1,9 @@
-"""Selections as the official code makes them: whole attention maps for one row of them, Python loops, one token at a time.
+"""Selections as the official code makes them: whole attention maps for one row of them, Python loops, one
+token at a time.
 
-Written from the methods' descriptions, for the bench to compare with. Each takes what a vision tower leaves behind and
-returns (indices, features): what `Selection.indices` holds and what goes to the projector. N patches, C channels, H heads.
+Written from the methods' descriptions, for the bench to compare with. Each takes what a vision tower leaves
+behind and returns (indices, features): what `Selection.indices` holds and what goes to the projector. N
+patches, C channels, H heads.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ def ranked(score: Tensor) -> Tensor:
 
 
 def visionzip(tower: Tower, budget: int) -> Chosen:
-    """Dominant tokens by summed class attention, the others merged into evenly spaced targets by a one-hot product."""
+    """Dominant tokens by summed class attention, the others merged into evenly spaced targets by a one-hot
+    product."""
     contextual = budget * 10 // 64
     dominant = budget - contextual
     attention, hidden = tower.map(-2), tower.hidden
@@ -139,7 +142,8 @@ def trim(tower: Tower, budget: int) -> Chosen:
 
 
 def litelvlm(tower: Tower, budget: int) -> Chosen:
-    """Context rank of every token, then the least similar patches of every question; done again for every prompt."""
+    """Context rank of every token, then the least similar patches of every question; done again for every
+    prompt."""
     features, text = tower.hidden[1:], tower.text
     chosen = torch.empty(0, dtype=torch.long)
     for _ in range(len(text)):
@@ -165,7 +169,9 @@ OFFICIAL: dict[str, Callable[[Tower, int], Chosen]] = {
 }
 
 
-def fastv_row(layer: Any, hidden: Tensor, keys: Tensor, rotary: tuple[Tensor, Tensor], visual: slice) -> Tensor:
+def fastv_row(
+    layer: Any, hidden: Tensor, keys: Tensor, rotary: tuple[Tensor, Tensor], visual: slice
+) -> Tensor:
     """(n,) what the last token pays to visual tokens, from the whole eager map and its mean over heads.
 
     Args:
@@ -175,7 +181,11 @@ def fastv_row(layer: Any, hidden: Tensor, keys: Tensor, rotary: tuple[Tensor, Te
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
     attention, length = layer.self_attn, hidden.shape[1]
-    query = attention.q_proj(layer.input_layernorm(hidden)).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+    query = (
+        attention.q_proj(layer.input_layernorm(hidden))
+        .unflatten(-1, (-1, attention.head_dim))
+        .transpose(1, 2)
+    )
     query, _ = apply_rotary_pos_emb(query, query, *rotary)
     logits = query @ keys.transpose(-1, -2) * attention.scaling
     logits = logits + torch.full((length, length), torch.finfo(logits.dtype).min, dtype=logits.dtype).triu(1)

@@ -1,7 +1,7 @@
 """Does memory stay bounded? Peak of two runs in processes of their own, one over ten times as many images.
 
-`python -m tests.bench.memory [--small 200] [--large 2000]`: RefShapes' val images under other names, one expression each, the
-embedded backbone, one pruner.
+`python -m tests.bench.memory [--small 200] [--large 2000]`: RefShapes' val images under other names, one
+expression each, the embedded backbone, one pruner.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import data, records
+from harness import data
+from harness.store import records
 from tests.refer_tree import ref, write_tree
 
 
@@ -38,8 +39,28 @@ def peak(count: int) -> tuple[int, float]:
     """Bytes of resident memory at most, as the run recorded it, and its seconds."""
     with tempfile.TemporaryDirectory() as place:
         write(Path(place) / "data", count)
-        options = ["--pruners", "visionzip,litelvlm", "--budgets", "64", "--datasets", "refcoco:val", "--limit", "0"]
-        words = [sys.executable, "-m", "harness", *options, "--data", f"{place}/data", "--out", f"{place}/run", "--costs", "off"]
+        options = [
+            "--pruners",
+            "visionzip,litelvlm",
+            "--budgets",
+            "64",
+            "--datasets",
+            "refcoco:val",
+            "--limit",
+            "0",
+        ]
+        words = [
+            sys.executable,
+            "-m",
+            "harness",
+            *options,
+            "--data",
+            f"{place}/data",
+            "--out",
+            f"{place}/run",
+            "--costs",
+            "off",
+        ]
         start = time.perf_counter()
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
         return records.peak_memory(f"{place}/run"), time.perf_counter() - start
@@ -47,7 +68,9 @@ def peak(count: int) -> tuple[int, float]:
 
 def main() -> None:
     """Measure both and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--small", type=int, default=200)
     parser.add_argument("--large", type=int, default=2000)
     given = parser.parse_args()

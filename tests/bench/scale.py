@@ -1,8 +1,10 @@
-"""What would the full RefCOCO/+/g matrix take on 1, 8 and 64 GPUs? `python -m tests.bench.scale [--gpu h100] [--images 64]`.
+"""What would the full RefCOCO/+/g matrix take on 1, 8 and 64 GPUs? `python -m tests.bench.scale [--gpu h100]
+[--images 64]`.
 
-The GPU's part is a bound by arithmetic: the multiply-adds of the shared sweep at the data sheet's peak rate. The processor's
-parts are measured here, on images of COCO's size with a model that does nothing: what every process reads before it begins
-(annotations and fingerprints), what is read ahead per image, what is recorded per row.
+The GPU's part is a bound by arithmetic: the multiply-adds of the shared sweep at the data sheet's peak rate.
+The processor's parts are measured here, on images of COCO's size with a model that does nothing: what every
+process reads before it begins (annotations and fingerprints), what is read ahead per image, what is recorded
+per row.
 """
 
 from __future__ import annotations
@@ -24,16 +26,17 @@ from tabulate import tabulate
 from torch import Tensor
 
 from backbones.base import Encoding, Grounded, Pixels, Row, Turn
+from backbones.glamm.full_size import on_meta
 from backbones.glamm.preprocess import clip_pixels, sam_pixels
-from backbones.glamm.released import on_meta
-from harness import data, records
+from harness import data
 from harness.cost import projection, sharing
 from harness.cost.roofline import compute_seconds, gpu
 from harness.data.sample import fingerprint
 from harness.doctor import OFFICIAL
-from harness.loading import Parts
-from harness.runner import IMAGES_AT_ONCE, Plan, Way, prepare, run
-from harness.sweep import expand
+from harness.engine.cells import expand
+from harness.engine.prefetch import Parts
+from harness.engine.runner import IMAGES_AT_ONCE, Plan, Way, prepare, run
+from harness.store import records
 from pruners import parse
 from pruners.base import VisualTokens
 from tests.refer_tree import ref, write_tree
@@ -54,7 +57,9 @@ class Nothing:
         y, x = np.mgrid[:HEIGHT, :WIDTH]
         draw = torch.Generator().manual_seed(0)
         far = [np.hypot(y - 200 - 20 * k, x - 300 - 30 * k) for k in range(8)]
-        self.logits = [60 - torch.from_numpy(one).float() + 4 * torch.randn(HEIGHT, WIDTH, generator=draw) for one in far]
+        self.logits = [
+            60 - torch.from_numpy(one).float() + 4 * torch.randn(HEIGHT, WIDTH, generator=draw) for one in far
+        ]
 
     def preprocess(self, image: NDArray[np.uint8]) -> Pixels:
         grounding, resized = sam_pixels(image, 1024)
@@ -66,18 +71,24 @@ class Nothing:
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Encoding]:
         return self.encode_pixels([self.preprocess(image) for image in images])
 
-    def tokens(self, encoding: Encoding, turns: Sequence[Turn], sample: str, masks: Any = None) -> VisualTokens:
+    def tokens(
+        self, encoding: Encoding, turns: Sequence[Turn], sample: str, masks: Any = None
+    ) -> VisualTokens:
         def answer(need: object) -> Tensor:
             return torch.rand(576)
 
-        return VisualTokens(encoding.hidden_states[0][1:], encoding.hidden_states[0][0], self.grid, 1, answer, sample)
+        return VisualTokens(
+            encoding.hidden_states[0][1:], encoding.hidden_states[0][0], self.grid, 1, answer, sample
+        )
 
     def ground_rows(self, rows: Sequence[Row], share: bool = True) -> list[Grounded]:
         found = []
         for k, row in enumerate(rows):
             assert row.selection is not None
             count = row.selection.tokens
-            found.append(Grounded(self.logits[k % 8][None], (count,) * self.num_layers, row.selection.indices))
+            found.append(
+                Grounded(self.logits[k % 8][None], (count,) * self.num_layers, row.selection.indices)
+            )
         return found
 
 
@@ -93,7 +104,11 @@ class Measured:
 
 def write(root: Path, count: int) -> None:
     """A REFER tree of `count` JPEG images."""
-    refs = [ref(k * EXPRESSIONS + j, k, k, "val", f"thing {k} {j}") for k in range(count) for j in range(EXPRESSIONS)]
+    refs = [
+        ref(k * EXPRESSIONS + j, k, k, "val", f"thing {k} {j}")
+        for k in range(count)
+        for j in range(EXPRESSIONS)
+    ]
     outline = [[200.0, 150.0, 400.0, 140.0, 420.0, 300.0, 210.0, 320.0, 190.0, 200.0]]
     write_tree(root, refs, {k: outline for k in range(count)}, images=())
     noise = np.random.default_rng(0)
@@ -138,7 +153,9 @@ def _time(hours: float) -> str:
 
 def main() -> None:
     """Measure, project, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gpu", default="h100")
     parser.add_argument("--images", type=int, default=64)
     given = parser.parse_args()
@@ -153,12 +170,18 @@ def main() -> None:
     cells = len(lines)
     seen = measure(given.images)
     rows = cells * expressions
-    print(f"{images} images, {expressions} expressions, {cells} cells, {rows} rows of {seen.bytes_row:.0f} bytes")
+    print(
+        f"{images} images, {expressions} expressions, {cells} cells, {rows} rows of {seen.bytes_row:.0f} bytes"
+    )
     print(
         f"every process, before it begins: {1e3 * seen.before_image:.2f} ms per image, {images * seen.before_image:.0f} s in all"
     )
-    print(f"read ahead: {1e3 * seen.ahead_image:.1f} ms per image; recorded: {1e3 * seen.row:.2f} ms per row; one core each")
-    print(f"{on.name}: {account.naive / 1e12:.1f} TMAC per image cell by cell, {account.shared / 1e12:.1f} shared\n")
+    print(
+        f"read ahead: {1e3 * seen.ahead_image:.1f} ms per image; recorded: {1e3 * seen.row:.2f} ms per row; one core each"
+    )
+    print(
+        f"{on.name}: {account.naive / 1e12:.1f} TMAC per image cell by cell, {account.shared / 1e12:.1f} shared\n"
+    )
     table = []
     for count in GPUS:
         line = {"GPUs": str(count), "parts per GPU": f"{images / IMAGES_AT_ONCE / count:.0f}"}

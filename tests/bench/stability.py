@@ -1,4 +1,5 @@
-"""What rounding changes: kept tokens and IoU of every built-in pruner on glamm-mini, against float32 with fused attention.
+"""What rounding changes: kept tokens and IoU of every built-in pruner on glamm-mini, against float32 with
+fused attention.
 
 python -m tests.bench.stability [--images 8] prints the table of docs/stability.md.
 """
@@ -31,7 +32,8 @@ class Change:
     """One answer against the same question's answer in float32.
 
     Attributes:
-        kept: share of the kept patches that the other answer does not keep; NaN if it keeps no patch as it is.
+        kept: share of the kept patches that the other answer does not keep; NaN if it keeps no patch as it
+            is.
         points: absolute difference of the two IoUs with the truth, in points.
     """
 
@@ -52,14 +54,19 @@ def questions(images: int) -> list[Question]:
     """Of the first images of refshapes val."""
     found = []
     for sample in data.load("refshapes", "val", None)[:images]:
-        found.append(Question(sample.image(), sample.expressions[0].text, sample.masks()[0] == metrics.FOREGROUND))
+        found.append(
+            Question(sample.image(), sample.expressions[0].text, sample.masks()[0] == metrics.FOREGROUND)
+        )
     return found
 
 
 def noisy(encoding: Encoding, noise: float) -> Encoding:
     """The same image with relative noise on every hidden state of the vision tower."""
     generator = torch.Generator().manual_seed(0)
-    states = [state * (1 + noise * torch.randn(state.shape, generator=generator)) for state in encoding.hidden_states]
+    states = [
+        state * (1 + noise * torch.randn(state.shape, generator=generator))
+        for state in encoding.hidden_states
+    ]
     return replace(encoding, hidden_states=tuple(states), signals={})
 
 
@@ -70,7 +77,9 @@ def difference(one: Answer, other: Answer, truth: NDArray[np.bool_]) -> Change:
         inner, outer = metrics.counts(found.mask, truth.astype(np.uint8))
         scores.append(float(metrics.iou([inner], [outer])[0]))
     held = int(one.kept.sum())
-    return Change(1 - (one.kept & other.kept).sum() / held if held else float("nan"), 100 * abs(scores[0] - scores[1]))
+    return Change(
+        1 - (one.kept & other.kept).sum() / held if held else float("nan"), 100 * abs(scores[0] - scores[1])
+    )
 
 
 def table(asked: list[Question], pruners: list[Pruner]) -> list[str]:
@@ -83,13 +92,17 @@ def table(asked: list[Question], pruners: list[Pruner]) -> list[str]:
         "bfloat16": (backbones.load("glamm-mini", dtype="bfloat16"), same),
     }
     lines = [
-        "| pruner | " + " | ".join(f"{way}: {what}" for way in ways for what in ("tokens changed", "IoU moved")) + " |",
+        "| pruner | "
+        + " | ".join(f"{way}: {what}" for way in ways for what in ("tokens changed", "IoU moved"))
+        + " |",
         "| :--- |" + " ---: |" * (2 * len(ways)),
     ]
     found: dict[tuple[str, str], list[Change]] = {}
     for question in asked:
         known = exact.encode([question.image])[0]
-        others = {way: (model, change(model.encode([question.image])[0])) for way, (model, change) in ways.items()}
+        others = {
+            way: (model, change(model.encode([question.image])[0])) for way, (model, change) in ways.items()
+        }
         for pruner in pruners:
             for budget in BUDGETS if pruner.name != "none" else BUDGETS[:1]:
                 given = answer(exact, known, question.text, pruner, budget, question.truth)
@@ -101,7 +114,10 @@ def table(asked: list[Question], pruners: list[Pruner]) -> list[str]:
         for way in ways:
             changes = found[pruner.spec(), way]
             kept = np.mean([change.kept for change in changes])
-            cells += ["–" if np.isnan(kept) else f"{100 * kept:.1f} %", f"{np.mean([change.points for change in changes]):.2f}"]
+            cells += [
+                "–" if np.isnan(kept) else f"{100 * kept:.1f} %",
+                f"{np.mean([change.points for change in changes]):.2f}",
+            ]
         lines.append(f"| {pruner.spec()} | " + " | ".join(cells) + " |")
     return lines
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from harness import records
-from harness.place import Place
-from harness.runner import Plan, Way, prepare, run
+from harness.engine.ranks import Place
+from harness.engine.runner import Plan, Way, prepare, run
+from harness.store import records
 from pruners import UserError, parse
 from tests.fake_backbone import FakeBackbone, SlowBackbone
 
@@ -45,7 +45,9 @@ def work(root: Path, folder: Path, pause: float, way: Way, most_bytes: int | Non
     os._exit(0)
 
 
-def send(root: Path, folder: Path, pause: float = 0.0, way: Way | None = None, most_bytes: int | None = None) -> ForkProcess:
+def send(
+    root: Path, folder: Path, pause: float = 0.0, way: Way | None = None, most_bytes: int | None = None
+) -> ForkProcess:
     """A process that works on the run."""
     process = FORK.Process(target=work, args=(root, folder, pause, way or Way(), most_bytes))
     process.start()

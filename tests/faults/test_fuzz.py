@@ -1,4 +1,5 @@
-"""The record reader under random damage: it raises one kind of error, or drops what was torn off at the end."""
+"""The record reader under random damage: it raises one kind of error, or drops what was torn off at the
+end."""
 
 from __future__ import annotations
 
@@ -9,11 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness import records
-from harness.journal import line
+from harness.store import records
+from harness.store.journal import line
 from pruners import UserError
 
-ROWS = [{"cell": f"c{k % 3}", "sample": f"s{k}", "place": 0, "of": 1, "status": "ok", "note": 'ä{}\\n"'} for k in range(12)]
+ROWS = [
+    {"cell": f"c{k % 3}", "sample": f"s{k}", "place": 0, "of": 1, "status": "ok", "note": 'ä{}\\n"'}
+    for k in range(12)
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +48,9 @@ def test_damage_is_reported_or_costs_nothing_but_the_last_line(file: Path, start
     except UserError as error:
         assert file.name in str(error)
         return
-    hurt = range(bytes(content()[:start]).count(b"\n") - 1, bytes(content()[: start + len(damage)]).count(b"\n"))
+    hurt = range(
+        bytes(content()[:start]).count(b"\n") - 1, bytes(content()[: start + len(damage)]).count(b"\n")
+    )
     for k, row in enumerate(ROWS[:-1]):
         if k not in hurt:
             assert row in rows, f"row {k} was skipped silently"

@@ -1,4 +1,5 @@
-"""Images that a data set should not have: each is read rightly or recorded as failed with its reason, and costs only itself."""
+"""Images that a data set should not have: each is read rightly or recorded as failed with its reason, and
+costs only itself."""
 
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from harness import records
-from harness.place import Place
-from harness.runner import Plan, Way, prepare, run
+from harness.engine.ranks import Place
+from harness.engine.runner import Plan, Way, prepare, run
+from harness.store import records
 from pruners import UserError, parse
 from reports import render
 from tests.fake_backbone import FakeBackbone, write_data
@@ -46,10 +47,14 @@ def huge() -> bytes:
     """The head of a PNG of 20,000 x 20,000 pixels: a few bytes that would unpack to gigabytes."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+        return (
+            len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+        )
 
     head = (20_000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    )
 
 
 def turned() -> bytes:
@@ -88,7 +93,9 @@ def place_of(root: Path, number: int) -> Path:
 
 @pytest.mark.parametrize("kind", FAIL)
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_image_costs_only_itself(tmp_path: Path, kind: str, workers: int, record_property: Record) -> None:
+def test_a_broken_image_costs_only_itself(
+    tmp_path: Path, kind: str, workers: int, record_property: Record
+) -> None:
     root = write_data(tmp_path / "data")
     place_of(root, 2).write_bytes(FAIL[kind]())
     start(root, tmp_path / "run", Way(workers=workers))
@@ -132,7 +139,9 @@ def test_more_failures_than_allowed_stop_the_run(tmp_path: Path) -> None:
     root = write_data(tmp_path / "data", images=64)
     for number in (2, 3, 12):
         place_of(root, number).write_bytes(b"")
-    with pytest.raises(UserError, match=r"2 of 32 samples failed, more than --max-failures 0.01 \(refcoco:val:2"):
+    with pytest.raises(
+        UserError, match=r"2 of 32 samples failed, more than --max-failures 0.01 \(refcoco:val:2"
+    ):
         start(root, tmp_path / "run", Way())
     with pytest.raises(UserError, match="2 of 32 samples failed"):  # the same command does not get past it
         start(root, tmp_path / "run", Way())
@@ -157,7 +166,9 @@ def test_reading_ahead_changes_nothing(tmp_path: Path, workers: int) -> None:
     pd.testing.assert_frame_equal(records.load(tmp_path / "a"), records.load(tmp_path / "b"))
 
 
-@pytest.mark.parametrize(("options", "said"), [({"max_failures": 2.0}, "no share"), ({"workers": -1}, "negative")])
+@pytest.mark.parametrize(
+    ("options", "said"), [({"max_failures": 2.0}, "no share"), ({"workers": -1}, "negative")]
+)
 def test_ways_that_make_no_sense(options: dict[str, float], said: str) -> None:
     with pytest.raises(UserError, match=said):
         Way(**options)  # type: ignore[arg-type]

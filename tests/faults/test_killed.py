@@ -1,4 +1,5 @@
-"""Runs that are killed, torn, shared by several processes or cut off from the disk: no row is lost, none is double."""
+"""Runs that are killed, torn, shared by several processes or cut off from the disk: no row is lost, none is
+double."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import records
-from harness.place import Place
-from harness.runner import Way
+from harness.engine.ranks import Place
+from harness.engine.runner import Way
+from harness.store import records
 from pruners import UserError
 from tests.fake_backbone import write_data
 from tests.faults.crew import Record, check, finish, send
@@ -39,7 +40,9 @@ def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("number", range(5))
-def test_killed_four_times_and_continued(root: Path, whole: Path, tmp_path: Path, number: int, record_property: Record) -> None:
+def test_killed_four_times_and_continued(
+    root: Path, whole: Path, tmp_path: Path, number: int, record_property: Record
+) -> None:
     """Twenty kills in all, each at a moment drawn from the time that the run takes."""
     draw = random.Random(number)
     folder = tmp_path / "run"

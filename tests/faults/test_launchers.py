@@ -1,4 +1,5 @@
-"""Real processes: signals in the middle of a run, and the launchers that the harness leaves multi-processing to."""
+"""Real processes: signals in the middle of a run, and the launchers that the harness leaves multi-processing
+to."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import records
-from harness.place import Place, here
+from harness.engine.ranks import Place, here
+from harness.store import records
 from pruners import UserError
 from tests.faults.crew import Record, check
 
@@ -34,13 +35,19 @@ COMMAND = [
 
 
 def environment(**more: str) -> dict[str, str]:
-    known = {name: value for name, value in os.environ.items() if not name.startswith(("RANK", "WORLD", "LOCAL_", "SLURM"))}
+    known = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RANK", "WORLD", "LOCAL_", "SLURM"))
+    }
     return known | {"OMP_NUM_THREADS": "1"} | more
 
 
 def harness(*words: str, launcher: tuple[str, ...] = (), **more: str) -> subprocess.CompletedProcess[str]:
     before = list(launcher) if launcher else [sys.executable, "-m", "harness"]
-    return subprocess.run([*before, *COMMAND, *words], env=environment(**more), capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [*before, *COMMAND, *words], env=environment(**more), capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +80,20 @@ def test_a_signal_is_one_sentence_and_loses_nothing(
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_two_ranks_of_a_launcher_give_the_same_rows(alone: Path, tmp_path: Path, launcher: str, record_property: Record) -> None:
+def test_two_ranks_of_a_launcher_give_the_same_rows(
+    alone: Path, tmp_path: Path, launcher: str, record_property: Record
+) -> None:
     words = {
         "torchrun": ("torchrun", "--nproc_per_node", "2", "--master_port", "29655", "-m", "harness"),
-        "deepspeed": ("deepspeed", "--num_accelerators", "2", "--master_port", "29656", "--module", "harness"),
+        "deepspeed": (
+            "deepspeed",
+            "--num_accelerators",
+            "2",
+            "--master_port",
+            "29656",
+            "--module",
+            "harness",
+        ),
     }[launcher]
     program = Path(sys.executable).parent / words[0]
     if not program.exists() or (launcher == "deepspeed" and find_spec("deepspeed") is None):
@@ -92,7 +109,8 @@ def test_two_ranks_of_a_launcher_give_the_same_rows(alone: Path, tmp_path: Path,
 
 
 def test_two_ranks_share_one_language_model(tmp_path: Path) -> None:
-    """Sums over two processes round differently, so a few pixels may differ; what is kept may not, but for FastV's last ones."""
+    """Sums over two processes round differently, so a few pixels may differ; what is kept may not, but for
+    FastV's last ones."""
     words = ("--pruners", "none,visionzip,fastv", "--limit", "2")
     program = str(Path(sys.executable).parent / "torchrun")
     team = (program, "--nproc_per_node", "2", "--master_port", "29657", "-m", "harness")
@@ -108,7 +126,9 @@ def test_two_ranks_share_one_language_model(tmp_path: Path) -> None:
     assert (together["iou"] - alone["iou"]).abs().mean() < 0.02
 
 
-@pytest.mark.parametrize(("size", "said"), [("0", "too small"), ("2", "needs a multiple of 2 processes and there are 1")])
+@pytest.mark.parametrize(
+    ("size", "said"), [("0", "too small"), ("2", "needs a multiple of 2 processes and there are 1")]
+)
 def test_teams_that_cannot_be(tmp_path: Path, size: str, said: str) -> None:
     done = harness("--out", str(tmp_path / "run"), "--tensor-parallel", size)
     assert done.returncode == 2 and said in done.stderr
@@ -131,7 +151,9 @@ def test_a_finished_run_is_found_again_and_force_starts_beside_it(alone: Path, t
         ({"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}, Place(5, 8, 1)),
     ],
 )
-def test_every_launcher_is_understood(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], place: Place) -> None:
+def test_every_launcher_is_understood(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], place: Place
+) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -149,7 +171,11 @@ def test_variables_that_make_no_sense(monkeypatch: pytest.MonkeyPatch, rank: str
 
 def test_shares_are_disjoint_and_together_everything() -> None:
     orders = [Place(rank, 3).order(10) for rank in range(3)]
-    assert [order[: len(range(rank, 10, 3))] for rank, order in enumerate(orders)] == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
+    assert [order[: len(range(rank, 10, 3))] for rank, order in enumerate(orders)] == [
+        [0, 3, 6, 9],
+        [1, 4, 7],
+        [2, 5, 8],
+    ]
     assert all(sorted(order) == list(range(10)) for order in orders)
 
 

@@ -1,6 +1,7 @@
 """The whole path against the official tiny GLaMM: tokens, pixels, features, choices, masks and the metric.
 
-`pytest tests/golden/test_glamm.py --golden-glamm DIR` checks another set in the same layout; sizes are read from its files.
+`pytest tests/golden/test_glamm.py --golden-glamm DIR` checks another set in the same layout; sizes are read
+from its files.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ from backbones.base import Row, Turn
 from backbones.glamm import checkpoint as files
 from backbones.glamm.backbone import GlammBackbone
 from backbones.glamm.conversation import ANSWER_TEMPLATES, QUESTION_TEMPLATES, build
-from backbones.glamm.decoder import run_layers
+from backbones.glamm.full_size import on_meta
 from backbones.glamm.keys import UNNEEDED, to_official
 from backbones.glamm.preprocess import clip_pixels, sam_pixels
-from backbones.glamm.released import on_meta
-from backbones.glamm.tokenizer import IMAGE_TOKEN, LlamaTokenizer
 from backbones.parts import clip, sam
+from backbones.parts.faithful import run_layers
+from backbones.parts.tokenizer import IMAGE_TOKEN, LlamaTokenizer
 from harness import metrics
 from harness.data.refer import load_refer
 from pruners.base import Pruner, Selection, top
 from pruners.litelvlm import LiteLVLM
 from pruners.none import NoPruning
 
-CLOSE, LOOSE = 1e-4, 1e-3  # the set's tolerances: features and projector, then everything behind the language model
+CLOSE, LOOSE = (
+    1e-4,
+    1e-3,
+)  # the set's tolerances: features and projector, then everything behind the language model
 
 
 class Arrays:
@@ -140,7 +144,12 @@ def test_templates_cover_the_set(golden_glamm_dir: Path) -> None:
 def test_preprocessing(golden_glamm_dir: Path, backbone: GlammBackbone, arrays: Arrays) -> None:
     for name in images(golden_glamm_dir):
         given = load(golden_glamm_dir, name, "inputs")
-        arrays.close(clip_pixels(given["image_rgb"], backbone.image_size)[None], given["clip_pixels"], 1e-6, "clip pixels")
+        arrays.close(
+            clip_pixels(given["image_rgb"], backbone.image_size)[None],
+            given["clip_pixels"],
+            1e-6,
+            "clip pixels",
+        )
         pixels, resized = sam_pixels(given["image_rgb"], backbone.sam_size)
         arrays.close(pixels[None], given["sam_pixels"], 1e-5, "sam pixels")
         arrays.equal(resized, given["resize_hw"], "resized")
@@ -159,7 +168,9 @@ def test_signals(golden_glamm_dir: Path, backbone: GlammBackbone, arrays: Arrays
         arrays.close(pe, full["dense_pe"], CLOSE, "dense positions")
         arrays.close(tokens.text_embeds, select["text_embeds"], CLOSE, "text")
         arrays.close(tokens.projected_patches, select["projected_patches"], CLOSE, "projected patches")
-        arrays.close(tokens.text_embeds @ tokens.projected_patches.T, select["similarities"], CLOSE, "similarities")
+        arrays.close(
+            tokens.text_embeds @ tokens.projected_patches.T, select["similarities"], CLOSE, "similarities"
+        )
         arrays.close(tokens.cls_query(-1), select["cls_query"], CLOSE, "query")
         arrays.close(tokens.keys(-1)[1:], select["patch_keys"], CLOSE, "keys")
         arrays.close(tokens.values(-1)[1:], select["patch_values"], CLOSE, "values")
@@ -171,7 +182,9 @@ def test_signals(golden_glamm_dir: Path, backbone: GlammBackbone, arrays: Arrays
         arrays.close(last, full["clip_last_hidden"], CLOSE, "last layer")
 
 
-def check_run(backbone: GlammBackbone, row: Row, expected: dict[str, np.ndarray], name: str, arrays: Arrays) -> None:
+def check_run(
+    backbone: GlammBackbone, row: Row, expected: dict[str, np.ndarray], name: str, arrays: Arrays
+) -> None:
     """Projector, embeddings, hidden states, prompts, logits and masks of one row."""
     model = backbone.model
     ids = backbone.tokenizer.encode(build(row.turns))
@@ -218,11 +231,15 @@ def test_litelvlm(golden_glamm_dir: Path, backbone: GlammBackbone, arrays: Array
         selection = method.select(tokens, budget)
         arrays.equal(selection.indices, pruned["retained"], f"{name} {budget} retained")
         arrays.equal(method.low_similarity(tokens, budget), pruned["lowsim_union"], f"{name} {budget} union")
-        each = (tokens.text_embeds @ tokens.projected_patches.T).argsort(dim=1, stable=True)[:, : budget // len(turns)]
+        each = (tokens.text_embeds @ tokens.projected_patches.T).argsort(dim=1, stable=True)[
+            :, : budget // len(turns)
+        ]
         # of the chosen tokens the set is used alone, so two that are 6 ulp apart may change places
         arrays.equal(np.sort(each), np.sort(pruned["lowsim_per_question"]), f"{name} {budget} per question")
         arrays.close(selection.gather(tokens), pruned["vision_tower_out"], CLOSE, "tower output")
-        check_run(backbone, Row(encoding, turns, method, budget, selection), pruned, f"{name} {budget}", arrays)
+        check_run(
+            backbone, Row(encoding, turns, method, budget, selection), pruned, f"{name} {budget}", arrays
+        )
 
 
 def test_images_together_equal_images_alone(golden_glamm_dir: Path, backbone: GlammBackbone) -> None:
@@ -245,10 +262,15 @@ def test_metric(golden_glamm_dir: Path, arrays: Arrays) -> None:
     with np.load(golden_glamm_dir / "metric.npz") as data:
         given = {key: data[key] for key in data.files}
     pairs = [
-        [metrics.counts(logits > 0, truth) for logits, truth in zip(given[f"logits_{k}"], given[f"gt_{k}"], strict=True)]
+        [
+            metrics.counts(logits > 0, truth)
+            for logits, truth in zip(given[f"logits_{k}"], given[f"gt_{k}"], strict=True)
+        ]
         for k in range(sum(key.startswith("gt_") for key in given))
     ]
-    each = [(metrics.giou(*zip(*rows, strict=True)), metrics.ciou(*zip(*rows, strict=True))) for rows in pairs]
+    each = [
+        (metrics.giou(*zip(*rows, strict=True)), metrics.ciou(*zip(*rows, strict=True))) for rows in pairs
+    ]
     arrays.close(np.array(each), given["per_image_giou_ciou"], 1e-6, "per image")
     inner, outer = zip(*(row for rows in pairs for row in rows), strict=True)
     arrays.close(np.asarray(metrics.giou(inner, outer)), given["giou"], 1e-6, "giou")
@@ -265,7 +287,9 @@ def test_tree(golden_glamm_dir: Path, arrays: Arrays) -> None:
         masks = list(zip((expression.text for expression in sample.expressions), sample.masks(), strict=True))
         found = []
         for sentence, truth in zip(given["sentences"], given["gt_masks"], strict=True):
-            meant = [mask for text, mask in masks if text == sentence]  # one sentence may stand for two objects
+            meant = [
+                mask for text, mask in masks if text == sentence
+            ]  # one sentence may stand for two objects
             assert meant, sentence
             found.append(next((mask for mask in meant if (mask == truth).all()), meant[0]))
         arrays.equal(np.stack(found), given["gt_masks"], "truth")
@@ -284,7 +308,9 @@ def test_full_size_keys(golden_glamm_dir: Path) -> None:
             section = line
         elif line.strip():
             key, shape, times = line.split("\t")[:3]
-            listed[("clip." if "clip" in section.lower() and "without" not in section else "") + key, shape] = int(times[1:])
+            listed[
+                ("clip." if "clip" in section.lower() and "without" not in section else "") + key, shape
+            ] = int(times[1:])
     model = on_meta("glamm-7b")
     built: dict[tuple[str, str], int] = {}
     for key, tensor in model.state_dict().items():
@@ -293,6 +319,8 @@ def test_full_size_keys(golden_glamm_dir: Path) -> None:
             entry = (pattern(official), str(list(tensor.shape)))
             built[entry] = built.get(entry, 0) + 1
     assert all(parameter.is_meta for parameter in model.parameters())
-    needed = {entry: times for entry, times in listed.items() if not UNNEEDED.search(entry[0].replace("{}", "0"))}
+    needed = {
+        entry: times for entry, times in listed.items() if not UNNEEDED.search(entry[0].replace("{}", "0"))
+    }
     assert built == needed
     assert len(needed) > 100

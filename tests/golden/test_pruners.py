@@ -1,6 +1,7 @@
 """Every array of the golden pruner set against this project's pruners, in float64.
 
-`pytest tests/golden/test_pruners.py --golden-pruners DIR` runs the same checks on another set in the same layout.
+`pytest tests/golden/test_pruners.py --golden-pruners DIR` runs the same checks on another set in the same
+layout.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, LlamaConfig, LlamaModel
 
 import pruners
-from backbones.glamm.decoder import run_layers
 from backbones.parts import clip
+from backbones.parts.faithful import run_layers
 from backbones.parts.llama import Past
 from pruners import prumerge
 from pruners.base import TEXT_EMBEDS, Need, VisualTokens, outliers, top
@@ -57,7 +58,9 @@ def tower_tokens(given: Arrays, texts: int, grid: tuple[int, int]) -> VisualToke
     heads = len(given["attn22_cls"])
     query, keys = data["q22_cls"].unflatten(0, (heads, -1)), data["k22"].unflatten(1, (heads, -1))
     answers = {
-        Need("cls_attention", -2): (torch.einsum("hd,nhd->hn", query, keys) * query.shape[1] ** -0.5).softmax(-1),
+        Need("cls_attention", -2): (torch.einsum("hd,nhd->hn", query, keys) * query.shape[1] ** -0.5).softmax(
+            -1
+        ),
         Need("keys", -2): data["k22"],
         Need("keys", -1): data["k23"],
         Need("values", -1): data["v23"],
@@ -145,7 +148,13 @@ def trim_case(tokens: VisualTokens, setting: str) -> dict[str, Tensor]:
         ratio = (budget - 0.5) / size
     chosen = Trim().select(tokens, budget)
     out = chosen.gather(tokens)
-    return {"kept": chosen.indices[:-1], "out": out, "mean_token": out[-1], "sim": shares, "ratio": torch.tensor(ratio)}
+    return {
+        "kept": chosen.indices[:-1],
+        "out": out,
+        "mean_token": out[-1],
+        "sim": shares,
+        "ratio": torch.tensor(ratio),
+    }
 
 
 def litelvlm_case(tokens: VisualTokens, setting: str) -> dict[str, Tensor]:
@@ -288,14 +297,18 @@ def fastv_file(path: Path, attn: str) -> int:
         layer, keep = (int(v) for v in numbers(setting, "K", "keep"))
         pruner = FastV(layer=layer)
         past = Past()
-        run = run_layers(model, embeds, visual_start=start, visual_count=count, pruner=pruner, keep=keep, past=past)
+        run = run_layers(
+            model, embeds, visual_start=start, visual_count=count, pruner=pruner, keep=keep, past=past
+        )
         assert run.scores is not None
         steps = double(given["decode_embeds"])
         lengths = [past.layers[k][0].shape[2] for k in range(len(model.layers))]
         decoded = []
         for k, step in enumerate(steps):
             past = Past(past)
-            decoded.append(run_layers(model, step[None, None], past=past, first_position=length + k).hidden[0, 0])
+            decoded.append(
+                run_layers(model, step[None, None], past=past, first_position=length + k).hidden[0, 0]
+            )
         without = run_layers(model, embeds, visual_start=start, visual_count=count, pruner=pruner, keep=keep)
         compare(f"{setting} without cache", without.hidden[0], expected["final_hidden"])
         got = {

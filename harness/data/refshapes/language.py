@@ -1,6 +1,8 @@
-"""RefShapes expressions: three families that mirror RefCOCO (location), RefCOCO+ (appearance) and RefCOCOg (relations).
+"""RefShapes expressions: three families that mirror RefCOCO (location), RefCOCO+ (appearance) and RefCOCOg
+(relations).
 
-Every expression is true of exactly one object of its scene, with a margin: "left" means left by at least MARGIN pixels.
+Every expression is true of exactly one object of its scene, with a margin: "left" means left by at least
+MARGIN pixels.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ def _some_words(thing: Thing, rng: np.random.Generator, keep_shape: float = 0.8)
 
 
 def _unique_words(things: Sequence[Thing], target: int, rng: np.random.Generator) -> dict[str, str] | None:
-    """Looks that single the object out, dropping words at random as long as they stay unique; None if it has a twin."""
+    """Looks that single the object out, dropping words at random as long as they stay unique; None if it has
+    a twin."""
     words = {key: getattr(things[target], key) for key in ("size", "texture", "color", "shape")}
 
     def unique(some: dict[str, str]) -> bool:
@@ -83,7 +86,11 @@ def _location(things: Sequence[Thing], target: int, rng: np.random.Generator) ->
     if not rivals and rng.random() < 0.7:  # mostly say where only if it is needed
         return None
     others = rivals or [t for k, t in enumerate(things) if k != target]
-    holds = [word for word, rank in LOCATIONS if all(rank(things[target].center) - rank(t.center) >= MARGIN for t in others)]
+    holds = [
+        word
+        for word, rank in LOCATIONS
+        if all(rank(things[target].center) - rank(t.center) >= MARGIN for t in others)
+    ]
     if not holds:
         return None
     word, noun = str(rng.choice(holds)), _phrase(words)

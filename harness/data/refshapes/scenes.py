@@ -1,7 +1,9 @@
-"""RefShapes scenes: seeded images of shapes with distractors that look alike, and the expressions that name them.
+"""RefShapes scenes: seeded images of shapes with distractors that look alike, and the expressions that name
+them.
 
-Everything that a scene is follows from one integer seed. Pixels of an object are exactly the pixels of its annotation:
-outlines are rounded to a tenth of a pixel, rasterised by pycocotools, and painted through that mask.
+Everything that a scene is follows from one integer seed. Pixels of an object are exactly the pixels of its
+annotation: outlines are rounded to a tenth of a pixel, rasterised by pycocotools, and painted through that
+mask.
 """
 
 from __future__ import annotations
@@ -71,7 +73,8 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """An image, its objects, and for every family the (object index, expression) pairs that are true of exactly one."""
+    """An image, its objects, and for every family the (object index, expression) pairs that are true of
+    exactly one."""
 
     image: NDArray[np.uint8]
     objects: tuple[SceneObject, ...]
@@ -133,7 +136,9 @@ def _background(rng: np.random.Generator, height: int, width: int) -> NDArray[np
     return image.astype(np.int16)
 
 
-def _paint(image: NDArray[np.int16], mask: NDArray[np.bool_], color: str, texture: str, rng: np.random.Generator) -> None:
+def _paint(
+    image: NDArray[np.int16], mask: NDArray[np.bool_], color: str, texture: str, rng: np.random.Generator
+) -> None:
     xs, ys = _grid(*mask.shape)
     shade = np.asarray(COLORS[color]) + rng.integers(-14, 15, size=3)
     image[mask] = shade
@@ -177,7 +182,8 @@ def generate(seed: int, crowd: str = "normal", height: int = SIZE, width: int = 
     Args:
         seed: any non-negative integer; the same seed gives the same scene on every machine.
         crowd: "few" (3-4 objects), "normal" (4-6) or "crowded" (7-9).
-        height, width: pixels; the shipped splits are square because GLaMM's CLIP branch crops to a centred square.
+        height, width: pixels; the shipped splits are square because GLaMM's CLIP branch crops to a centred
+            square.
 
     Returns:
         The scene with up to eight expressions per family.

@@ -1,6 +1,7 @@
 """Writes RefShapes in the official REFER layout, so that the reader of RefCOCO/+/g reads it back.
 
-The two short families share their images, and the long one shares those of val, as the real sets share COCO's.
+The two short families share their images, and the long one shares those of val, as the real sets share
+COCO's.
 """
 
 from __future__ import annotations
@@ -34,7 +35,13 @@ SPLITS: dict[str, tuple[str, ...]] = {
 }
 CROWD = {"val": "normal", "testA": "few", "testB": "crowded", "test": "normal"}
 IMAGES_PER_SPLIT = 200
-NUMBER = {"val": 1, "testA": 2, "testB": 3, "test": 4, "train": 5}  # leading digit of the image ids of a split
+NUMBER = {
+    "val": 1,
+    "testA": 2,
+    "testB": 3,
+    "test": 4,
+    "train": 5,
+}  # leading digit of the image ids of a split
 MANIFEST = "refshapes.json"
 CACHE_VARIABLE = "GROUNDPRUNE_CACHE"
 
@@ -45,7 +52,8 @@ def scene_seed(split: str, index: int) -> int:
 
 
 def scene(split: str, index: int) -> Scene:
-    """The index-th scene of 'val', 'testA' (few objects), 'testB' (crowded), 'test' or 'train' (all crowds in turn)."""
+    """The index-th scene of 'val', 'testA' (few objects), 'testB' (crowded), 'test' or 'train' (all crowds in
+    turn)."""
     crowd = tuple(CROWDS)[index % len(CROWDS)] if split == "train" else CROWD[split]
     return generate(scene_seed(split, index), crowd)
 
@@ -66,8 +74,8 @@ def cache_folder() -> Path:
 def prepare(cache_dir: str | Path | None = None, *, images: int = IMAGES_PER_SPLIT, train: int = 0) -> Path:
     """Generate RefShapes unless it is there, and return the folder that holds its Refer_Segm.
 
-    The folder appears at once and complete (written aside, then renamed), so a killed run leaves nothing half done and
-    two processes may race. Every byte follows from the generator version and the two sizes.
+    The folder appears at once and complete (written aside, then renamed), so a killed run leaves nothing half
+    done and two processes may race. Every byte follows from the generator version and the two sizes.
 
     Args:
         cache_dir: parent of the generated folders, default `cache_folder()`.
@@ -78,7 +86,9 @@ def prepare(cache_dir: str | Path | None = None, *, images: int = IMAGES_PER_SPL
         DataError: a size is out of range or the cache cannot be written.
     """
     if not 1 <= images < 1_000_000 or not 0 <= train < 1_000_000:
-        raise DataError(f"RefShapes takes 1 to 999999 images and 0 to 999999 for train, not {images} and {train}.")
+        raise DataError(
+            f"RefShapes takes 1 to 999999 images and 0 to 999999 for train, not {images} and {train}."
+        )
     cache = Path(cache_dir) if cache_dir is not None else cache_folder()
     sizes = f"-{images}" if images != IMAGES_PER_SPLIT else ""
     root = cache / f"refshapes-{version()}{sizes}{f'-train{train}' if train else ''}"
@@ -213,8 +223,8 @@ def _annotations(painted: Scene, image_id: int) -> Iterator[dict[str, Any]]:
 def png(image: NDArray[np.uint8]) -> bytes:
     """Encode (H, W, 3) uint8 as PNG with stored deflate blocks.
 
-    What a compressor writes differs between zlib builds; stored blocks are the same bytes on every machine, and the
-    noise of the scenes would hardly compress.
+    What a compressor writes differs between zlib builds; stored blocks are the same bytes on every machine,
+    and the noise of the scenes would hardly compress.
     """
     height, width, _ = image.shape
     rows = np.zeros((height, 1 + 3 * width), dtype=np.uint8)  # leading 0: row filter "none"

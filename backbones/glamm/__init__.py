@@ -1,0 +1,1 @@
+"""GLaMM-RefSeg and its embedded small twin."""

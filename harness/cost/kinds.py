@@ -1,0 +1,59 @@
+"""`--costs`: which costs a run gets, and writing them into its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from backbones.base import Backbone
+from harness.engine.runner import Plan, Split
+from pruners.base import UserError, nearest
+
+KINDS = ("off", "projected", "measured")
+DEFAULT = {"glamm-mini": "measured", "glamm": "projected"}
+
+
+def check(asked: str | None, tensor_parallel: int) -> None:
+    """See that such costs can be had at all.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if asked is not None and asked not in KINDS:
+        raise UserError(f"There are no costs {asked!r}; there are {', '.join(KINDS)}.{nearest(asked, KINDS)}")
+    if asked not in (None, "off") and tensor_parallel > 1:
+        raise UserError("Costs are those of one process; give --costs off, or --tensor-parallel 1.")
+
+
+def kind(asked: str | None, backbone: Backbone, tensor_parallel: int) -> str:
+    """Which costs a backbone gets: what was asked for, or its default.
+
+    Raises:
+        UserError: its forward pass is not known in stages.
+    """
+    from backbones.glamm.backbone import GlammBackbone
+
+    if asked is None:
+        return "off" if tensor_parallel > 1 else DEFAULT.get(backbone.name, "off")
+    if asked != "off" and not isinstance(backbone, GlammBackbone):
+        raise UserError(f"The costs of {backbone.name} are not known; give --costs off.")
+    return asked
+
+
+def write(kind: str, plan: Plan, splits: Sequence[Split], backbone: Backbone, folder: Path) -> None:
+    """Write the costs of a run into its folder; what is there already is not done again.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    if kind == "off":
+        return
+    from harness.cost import measure
+
+    try:
+        (measure.measure if kind == "measured" else measure.project)(plan, splits, backbone, folder)  # type: ignore[arg-type]
+    except OSError as error:
+        raise UserError(
+            f"Writing costs to {str(folder)!r} failed ({error.strerror}); nothing recorded is lost, "
+            "make room and give the same command again, or --costs off."
+        ) from error

@@ -1,0 +1,1 @@
+"""Why a pruner ranks where it ranks."""

@@ -1,0 +1,1 @@
+"""Runs a sweep: cells, claims, evaluation, reading ahead."""

@@ -1,0 +1,307 @@
+"""Fills cells: the rows of a few images under all pruners and budgets, from one encoding of each."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from backbones.base import Backbone, Encoding, Grounded, Pixels, Row
+from harness import data, metrics
+from harness.engine.cells import Job
+from harness.engine.prefetch import Loaded
+from harness.engine.rounding import of_type, perturbed, same_choice
+from harness.protocol import Conversation, conversations
+from harness.store.rows import NO_EXPRESSION, description, pack_tokens
+from pruners import checks
+from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner, Selection, UserError
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A row for the backbone and where its answer belongs.
+
+    Attributes:
+        of: expressions of its (cell, sample).
+        stable: whether rounding leaves the choice as it is; None where nobody looked.
+        twin: whether this is the row before once more, from features that are rounded otherwise.
+    """
+
+    row: Row
+    seen: _Seen
+    job: Job
+    talk: Conversation
+    of: int
+    stable: bool | None = None
+    twin: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """An image with its truth; `shares` (E, N) is the part of every patch that an expression's referent
+    covers."""
+
+    sample: data.Sample
+    truth: NDArray[np.uint8]
+    shares: NDArray[np.float64]
+
+
+def fill(
+    loaded: Sequence[Loaded],
+    jobs: Sequence[Job],
+    backbone: Backbone,
+    protocol: str,
+    seed: int,
+    *,
+    share: bool = True,
+    probed: Container[str] = (),
+) -> Iterator[dict[str, Any]]:
+    """Records of a few images under all cells of their split.
+
+    Args:
+        share: encode every image once and let rows share the layers and tokens that they have in common;
+            without, every cell does everything anew.
+        probed: samples of which is looked at what rounding changes.
+    """
+    for part in [jobs] if share else [[job] for job in jobs]:
+        yield from _fill(loaded, part, backbone, protocol, seed, share, probed)
+
+
+def _fill(
+    loaded: Sequence[Loaded],
+    jobs: Sequence[Job],
+    backbone: Backbone,
+    protocol: str,
+    seed: int,
+    share: bool,
+    probed: Container[str],
+) -> Iterator[dict[str, Any]]:
+    for job in jobs:
+        checks.watch(job.pruner)
+    readable = []
+    for image in loaded:
+        if image.pixels is None or image.truth is None:
+            yield from failed(image.sample, jobs, image.error)
+        else:
+            readable.append((image.sample, image.pixels, image.truth))
+    asked: list[_Asked] = []
+    encodings = _encode(backbone, [pixels for _, pixels, _ in readable])
+    for (sample, _, truth), encoding in zip(readable, encodings, strict=True):
+        if isinstance(encoding, Exception):
+            yield from failed(
+                sample, jobs, str(encoding) if isinstance(encoding, UserError) else repr(encoding)
+            )
+            continue
+        talks = conversations(sample, protocol, seed)
+        of = sum(len(talk.expressions) for talk in talks)
+        seen = _Seen(sample, truth, _shares(backbone, sample, encoding, talks, truth))
+        other = perturbed(encoding, seed, sample.id, rounding(encoding)) if sample.id in probed else None
+        for job in jobs:
+            asked += _asked(backbone, seen, encoding, other, talks, job, of)
+    results = zip(asked, backbone.ground_rows([one.row for one in asked], share=share), strict=True)
+    for (_, _), together in groupby(results, key=lambda pair: (pair[0].seen.sample.id, pair[0].job.cell.id)):
+        yield from _scored(list(together))
+
+
+def rounding(encoding: Encoding) -> float:
+    """Relative noise that stands for another kernel's rounding of an encoding."""
+    return of_type(encoding.hidden_states[-1].dtype)
+
+
+def _asked(
+    backbone: Backbone,
+    seen: _Seen,
+    encoding: Encoding,
+    other: Encoding | None,
+    talks: Sequence[Conversation],
+    job: Job,
+    of: int,
+) -> Iterator[_Asked]:
+    """The rows of one image under one cell; behind each whose choice hangs on rounding, its twin from
+    `other`."""
+    chosen = list(_select(backbone, seen, encoding, talks, job))
+    again: list[tuple[Conversation, Selection | None]] = []
+    if other is not None:
+        with suppress(UserError):  # what noise breaks says nothing of the sample
+            again = list(_select(backbone, seen, other, talks, job))
+    for k, (talk, selection) in enumerate(chosen):
+        row = Row(encoding, talk.turns, job.pruner, job.cell.budget, selection)
+        if other is None or not again:
+            yield _Asked(row, seen, job, talk, of)
+            continue
+        twin = again[k][1]
+        # a layer-stage pruner chooses while the model runs, so its choice is seen there
+        stable = (
+            selection is not None and twin is not None and same_choice(selection, twin, rounding(encoding))
+        )
+        yield _Asked(row, seen, job, talk, of, stable)
+        if not stable:
+            yield _Asked(
+                Row(other, talk.turns, job.pruner, job.cell.budget, twin), seen, job, talk, of, twin=True
+            )
+
+
+def _scored(results: Sequence[tuple[_Asked, Grounded]]) -> Iterator[dict[str, Any]]:
+    """The rows of one image under one cell; one that says why, if any of them has no answer."""
+    first = results[0][0]
+    error = next((result.error for one, result in results if result.error and not one.twin), "")
+    if error:
+        yield from failed(first.seen.sample, [first.job], error)
+        return
+    for k, (one, result) in enumerate(results):
+        if one.twin:
+            continue
+        rows = list(_score(one, result))
+        if one.stable is False and not results[k + 1][1].error:
+            moved = _exchanged(result, results[k + 1][1])
+            twins = _score(*results[k + 1])
+            rows = [
+                row | {"rounding_tokens": moved, "rounding_iou": twin["iou"] - row["iou"]}
+                for row, twin in zip(rows, twins, strict=True)
+            ]
+        elif one.stable:
+            rows = [row | {"rounding_tokens": 0.0, "rounding_iou": 0.0} for row in rows]
+        yield from rows
+
+
+def _exchanged(one: Grounded, other: Grounded) -> float:
+    """How many patches the one kept that the other did not."""
+    kept = [result.retained.numpy(force=True) for result in (one, other)]
+    return float(len(np.setdiff1d(kept[0][kept[0] >= 0], kept[1])))
+
+
+def _encode(backbone: Backbone, pixels: list[Pixels]) -> list[Encoding | Exception]:
+    """All images together; where that fails one by one, so that a bad image costs only itself."""
+    if not pixels:
+        return []
+    try:
+        return list(backbone.encode_pixels(pixels))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if len(pixels) == 1:
+            return [error]
+        return [encoding for one in pixels for encoding in _encode(backbone, [one])]
+
+
+def _shares(
+    backbone: Backbone,
+    sample: data.Sample,
+    encoding: Encoding,
+    talks: Sequence[Conversation],
+    truth: NDArray[np.uint8],
+) -> NDArray[np.float64]:
+    """(E, N) part of every patch that the referent of an expression covers."""
+    shares = np.zeros((len(truth), backbone.grid[0] * backbone.grid[1]))
+    for talk in talks:
+        for position in talk.expressions:
+            tokens = backbone.tokens(encoding, talk.turns, sample.id, truth[[position]] == metrics.FOREGROUND)
+            shares[position] = tokens.referent.double().numpy(force=True)
+    return shares
+
+
+def _select(
+    backbone: Backbone, seen: _Seen, encoding: Encoding, talks: Sequence[Conversation], job: Job
+) -> Iterator[tuple[Conversation, Selection | None]]:
+    """What the pruner keeps for every conversation; once per image if it reads neither text nor truth."""
+    chosen: Selection | None = None
+    for talk in talks:
+        if not isinstance(job.pruner, LayerPruner) and (
+            chosen is None or job.pruner.needs & {TEXT_EMBEDS, REFERENT}
+        ):
+            referent = seen.truth[list(talk.expressions)] == metrics.FOREGROUND
+            chosen = checks.select(
+                job.pruner, backbone.tokens(encoding, talk.turns, seen.sample.id, referent), job.cell.budget
+            )
+        yield talk, chosen
+
+
+def _common(job: Job, sample: data.Sample) -> dict[str, Any]:
+    cell = job.cell
+    return {
+        "backbone": cell.setting.backbone,
+        "dataset": cell.dataset,
+        "split": cell.split,
+        "protocol": cell.setting.protocol,
+        "pruner": cell.pruner,
+        "budget": cell.budget,
+        "seed": cell.seed,
+        "code": job.code,
+        "cell": cell.id,
+        "sample": sample.id,
+    }
+
+
+def failed(sample: data.Sample, jobs: Sequence[Job], reason: str) -> Iterator[dict[str, Any]]:
+    """The rows of an image that cannot be evaluated: one per cell."""
+    for job in jobs:
+        yield _common(job, sample) | {
+            "status": "failed",
+            "reason": reason,
+            "expression": NO_EXPRESSION,
+            "place": NO_EXPRESSION,
+            "of": 1,
+        }
+
+
+def described(one: Loaded, image: str, code: str) -> Iterator[dict[str, Any]]:
+    """What was asked of an image: one row per expression, of no cell.
+
+    Args:
+        code: digest of the code that evaluates, which makes the masks.
+        image: path of a picture of it below the run folder, or empty.
+    """
+    if one.truth is None:
+        return
+    for place, (expression, truth) in enumerate(zip(one.sample.expressions, one.truth, strict=True)):
+        yield {
+            "status": "sample",
+            "cell": description(code),
+            "sample": one.sample.id,
+            "place": place,
+            "of": len(one.truth),
+            "dataset": one.sample.dataset,
+            "split": one.sample.split,
+            "expression": expression.id,
+            "text": expression.text,
+            "height": one.sample.height,
+            "width": one.sample.width,
+            "truth": _run_lengths(truth == metrics.FOREGROUND),
+            "image": image,
+        }
+
+
+def _run_lengths(mask: NDArray[np.bool_]) -> str:
+    counts: bytes = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
+    return counts.decode()
+
+
+def _score(one: _Asked, result: Grounded) -> Iterator[dict[str, Any]]:
+    predictions = (result.logits > 0).numpy(force=True)
+    retained = result.retained.numpy(force=True)
+    kept = pack_tokens(retained, one.seen.shares.shape[1])
+    patches = np.unique(retained[retained >= 0])
+    for position, prediction in zip(one.talk.expressions, predictions, strict=True):
+        inner, outer = metrics.counts(prediction, one.seen.truth[position])
+        share = one.seen.shares[position]
+        yield _common(one.job, one.seen.sample) | {
+            "status": "ok",
+            "expression": one.seen.sample.expressions[position].id,
+            "place": position,
+            "of": one.of,
+            "tokens_final": result.tokens_final,
+            "tokens_mean": result.tokens_mean,
+            "intersection": inner,
+            "union": outer,
+            "iou": float(metrics.iou([inner], [outer])[0]),
+            "coverage": float(share[patches].sum() / share.sum()) if share.any() and len(patches) else None,
+            "kept": kept,
+            "mask": _run_lengths(prediction),
+        }

@@ -1,0 +1,124 @@
+"""One image and one expression under many pruners: what `python -m harness try` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backbones.asking import answer, pixels
+from backbones.base import Answer, Backbone
+from harness import metrics
+from pruners import checks
+from pruners.base import REFERENT, Pruner, UserError
+
+BUILT_IN = (
+    "val",
+    1,
+    "refshapesg",
+    0,
+)  # split, scene, family and expression of the scene that is shown without an image
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One pruner's answer.
+
+    Attributes:
+        iou: with the truth, in 0..1; None where it is not known.
+    """
+
+    name: str
+    answer: Answer
+    iou: float | None
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """All answers about one expression.
+
+    Attributes:
+        image: (H, W, 3) uint8.
+        truth: (H, W) bool, where it is known.
+        left_out: pruners that see the truth, where it is not known.
+    """
+
+    image: NDArray[np.uint8]
+    expression: str
+    truth: NDArray[np.bool_] | None
+    answers: tuple[Attempt, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def built_in(expression: str | None = None) -> tuple[NDArray[np.uint8], str, NDArray[np.bool_] | None]:
+    """A RefShapes scene, one of its expressions and its truth; with another expression the truth is not
+    known."""
+    from harness.data.refshapes.writer import scene
+
+    split, index, family, number = BUILT_IN
+    painted = scene(split, index)
+    target, text = painted.expressions[family][number]
+    if expression is None or expression == text:
+        return painted.image, text, painted.objects[target].mask
+    return painted.image, expression, None
+
+
+def subject(
+    image: str | None, expression: str | None
+) -> tuple[NDArray[np.uint8], str, NDArray[np.bool_] | None]:
+    """What the command line's two words mean: image and expression, an expression about the built-in scene,
+    or nothing.
+
+    Raises:
+        UserError: an image without an expression, or one that cannot be read.
+    """
+    if image is None:
+        return built_in()
+    if expression is None:
+        if Path(image).suffix or Path(image).exists():
+            raise UserError(
+                f'What is to be found in {image!r}? Add an expression: try {image} "the red star left of the ring".'
+            )
+        return built_in(image)
+    if not expression.strip():
+        raise UserError('The expression is empty; write e.g. "the red star left of the ring".')
+    return pixels(image), expression, None
+
+
+def attempt(
+    backbone: Backbone,
+    image: NDArray[np.uint8],
+    expression: str,
+    pruners: Sequence[Pruner],
+    budget: int,
+    truth: NDArray[np.bool_] | None = None,
+) -> Attempts:
+    """Ground the expression under every pruner from one encoding.
+
+    Every pruner runs twice and the second run's time counts, so that none pays for what all of them share:
+    the text embedding, buffers, kernels.
+
+    Raises:
+        UserError: a pruner cannot end at the budget.
+    """
+    blind = [pruner for pruner in pruners if truth is not None or REFERENT not in pruner.needs]
+    if not blind:
+        raise UserError(
+            f"{pruners[0].spec()} sees the truth, which nobody knows here; add another pruner, e.g. --pruners all."
+        )
+    encoding = backbone.encode([image])[0]
+    found = []
+    for pruner in blind:
+        checks.watch(pruner)
+        for _ in range(2):
+            given = answer(backbone, encoding, expression, pruner, budget, truth)
+        iou = None
+        if truth is not None:
+            counts = metrics.counts(given.mask, truth.astype(np.uint8))
+            iou = float(metrics.iou([counts[0]], [counts[1]])[0])
+        found.append(Attempt(pruner.spec(), given, iou))
+    left_out = tuple(pruner.spec() for pruner in pruners if pruner not in blind)
+    return Attempts(image, expression, truth, tuple(found), left_out)

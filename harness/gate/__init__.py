@@ -1,0 +1,1 @@
+"""Has a change made any pruner worse?"""

@@ -1,0 +1,186 @@
+"""What a record may say: the fields of each kind of row, and the one check for writing, reading and
+compacting them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+NO_EXPRESSION = -1  # id and place in the row of a failed sample
+NO_CELL = ""  # cell of the rows that describe a sample
+# fields of a row and their types in Parquet: of every row, and of each status
+KEYS = {"cell": "string", "sample": "string", "place": "int64", "of": "int64", "status": "string"}
+ASKED = {"dataset": "string", "split": "string", "expression": "int64"}
+OF_SAMPLE = ASKED | {
+    "text": "string",
+    "height": "int64",
+    "width": "int64",
+    "truth": "string",
+    "image": "string",
+}
+# `code`: empty, or what computed the row where that is not its cell's own code (--keep-code)
+OF_CELL = {
+    "backbone": "string",
+    "protocol": "string",
+    "pruner": "string",
+    "budget": "int64",
+    "seed": "int64",
+    "code": "string",
+}
+COUNTED = {
+    "tokens_final": "int64",
+    "tokens_mean": "float64",
+    "intersection": "int64",
+    "union": "int64",
+    "iou": "float64",
+}
+SHOWN = {"coverage": "float64", "kept": "string", "mask": "string"}
+# of some images: what another kernel's rounding would change, kept patches exchanged and IoU (0..1) moved
+ROUNDED = {"rounding_tokens": "float64", "rounding_iou": "float64"}
+STATUS = {
+    "failed": ASKED | OF_CELL | {"reason": "string"},
+    "sample": OF_SAMPLE,
+    "ok": ASKED | OF_CELL | COUNTED | ROUNDED | SHOWN,
+}
+# absent in journals of schema 2
+OPTIONAL: dict[str, dict[str, Any]] = {
+    "ok": {"code": "", "rounding_tokens": None, "rounding_iou": None},
+    "failed": {"code": ""},
+    "sample": {},
+}
+NULLABLE = ("coverage", *ROUNDED)
+LARGEST = 2**63
+RUN_LENGTHS = re.compile(r"[0-o]*")  # the letters of COCO's compressed run lengths
+PICTURE = re.compile(r"images/[^/\\\x00]+\.jpg")
+
+
+def pack_tokens(indices: NDArray[np.int64], count: int) -> str:
+    """Kept patches of `count` as text: base64 of a bitmap in raster order; what is no patch (index < 0) is
+    not in it."""
+    bitmap = np.zeros(count, dtype=bool)
+    bitmap[indices[indices >= 0]] = True
+    return base64.b64encode(np.packbits(bitmap).tobytes()).decode()
+
+
+def kept_tokens(text: str, count: int) -> NDArray[np.bool_]:
+    """The bitmap that `pack_tokens` wrote, (count,) bool."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=count).astype(bool)
+
+
+def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What makes a row the same row."""
+    return row["cell"], row["sample"], row["place"]
+
+
+def validate(row: dict[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The row, if a number may come of it; optional fields are filled in.
+
+    Args:
+        cells: what `run.json` says of every cell, by its id.
+
+    Raises:
+        ValueError: a field is missing, of another type or out of range, fields contradict each other, the
+            cell is unknown or another one than the row says, or the tokens are not the budget.
+    """
+    status = row.get("status")
+    if not isinstance(status, str) or status not in STATUS:
+        raise ValueError(f"its status is {status!r}")
+    row = OPTIONAL[status] | row
+    for name, kind in (KEYS | STATUS[status]).items():
+        if name not in row:
+            raise ValueError(f"it has no {name}")
+        if not _is(row[name], kind) and not (name in NULLABLE and row[name] is None):
+            raise ValueError(f"its {name} is {str(row[name])[:40]!r}")
+    if not row["sample"].startswith(f"{row['dataset']}:{row['split']}:"):
+        raise ValueError(f"its sample {row['sample']!r} is not of {row['dataset']}:{row['split']}")
+    if row["of"] < 1 or row["place"] < NO_EXPRESSION:
+        raise ValueError(f"it is number {row['place']} of {row['of']}")
+    if status == "sample":
+        _description(row)
+    else:
+        _of_cell(row, cells)
+    if status == "ok":
+        _counts(row, cells[row["cell"]])
+    return row
+
+
+def _is(value: Any, kind: str) -> bool:
+    if kind == "string":
+        return isinstance(value, str) and (
+            value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
+        )
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -LARGEST <= value < LARGEST and (kind == "float64" or isinstance(value, int))  # NaN is neither
+
+
+def _description(row: dict[str, Any]) -> None:
+    if not is_description(row["cell"]) or not 0 <= row["place"] < row["of"]:
+        raise ValueError("it describes a sample, and names a cell or no place")
+    if min(row["height"], row["width"]) < 1:
+        raise ValueError(f"its image is {row['width']}x{row['height']} px")
+    if row["image"] and not PICTURE.fullmatch(row["image"]):
+        raise ValueError(f"its picture {row['image'][:40]!r} is not one of the run's images/")
+    if not RUN_LENGTHS.fullmatch(row["truth"]):
+        raise ValueError("its truth is no run-length code")
+
+
+def description(code: str) -> str:
+    """What stands for the cell in a row that describes a sample: the code that made its masks."""
+    return f"@{code}"
+
+
+def is_description(cell: str) -> bool:
+    """Whether a row's cell says that it describes a sample; in journals of schema 2 it is empty."""
+    return cell == NO_CELL or cell.startswith("@")
+
+
+def _of_cell(row: dict[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> None:
+    cell = cells.get(row["cell"])
+    if cell is None:
+        raise ValueError(f"run.json knows no cell {row['cell'][:40]!r}")
+    said = cell | cell.get("setting", {})
+    for name in ("backbone", "protocol", "dataset", "split", "pruner", "budget", "seed"):
+        if name in said and said[name] != row[name]:
+            raise ValueError(f"its {name} is {row[name]!r} and its cell's {said[name]!r}")
+
+
+def _counts(row: dict[str, Any], cell: Mapping[str, Any]) -> None:
+    inner, outer = row["intersection"], row["union"]
+    if not 0 <= inner <= outer:
+        raise ValueError(f"its intersection is {inner} and its union {outer}")
+    if row["iou"] != (inner / outer if outer else 1.0):
+        raise ValueError(f"its iou {row['iou']} is not {inner} / {outer}")
+    if row["place"] < 0:
+        raise ValueError("it has no place among the expressions")
+    if row["coverage"] is not None and not 0 <= row["coverage"] <= 1 + 1e-9:
+        raise ValueError(f"its coverage is {row['coverage']}")
+    if not RUN_LENGTHS.fullmatch(row["mask"]):
+        raise ValueError("its mask is no run-length code")
+    if row["protocol"] == "each" and row["place"] >= row["of"]:
+        raise ValueError(f"it is number {row['place']} of {row['of']}")
+    if not 0 <= (row["rounding_tokens"] or 0) <= row["tokens_final"] or abs(row["rounding_iou"] or 0) > 1:
+        raise ValueError(f"its rounding is {row['rounding_tokens']} tokens and {row['rounding_iou']} of IoU")
+    final, mean, budget = row["tokens_final"], row["tokens_mean"], row["budget"]
+    try:
+        kept = int.from_bytes(base64.b64decode(row["kept"], validate=True), "big").bit_count()
+    except binascii.Error as error:
+        raise ValueError(f"its kept tokens are no bitmap ({error})") from None
+    if not 0 <= kept <= final or mean < final or (cell.get("stage") == "tower" and mean != final):
+        raise ValueError(f"it kept {kept} patches as {final} tokens, {mean} on average")
+    if cell.get("budget_kind") == "final" and final != budget:
+        raise ValueError(f"it ended at {final} tokens where the budget is {budget}")
+    # a mean over L layers is met to half a token of the layers behind the cut
+    if cell.get("budget_kind") == "mean" and abs(mean - budget) > 0.5:
+        raise ValueError(f"it saw {mean} tokens on average where the budget is {budget}")
+    if grid := cell.get("grid"):
+        patches = math.prod(grid)
+        if len(row["kept"]) != 4 * math.ceil(math.ceil(patches / 8) / 3) or final > patches or mean > patches:
+            raise ValueError(f"its tokens do not fit a grid of {patches} patches")

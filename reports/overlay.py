@@ -1,0 +1,110 @@
+"""One picture of one expression: per pruner the patches that it keeps and the mask that follows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from pruners.base import UserError
+from reports.style import COVER, DIM, EDGE, MASK, TRUTH
+
+if TYPE_CHECKING:
+    from harness.engine.single_image import Attempts
+
+COLUMNS = 6  # pruners beside each other
+CELL = 2.1  # inches
+LETTERS = 20  # of the note in an inch
+NOTE = (
+    "Above: bright patches are those that the language model's last layer still sees. It sees the central square alone; a merged "
+    "token shows at its centre, and class, mean and pooled tokens show nowhere.\n"
+    "Below: the mask (pink), and the truth where it is known (white line). Seconds: choosing tokens and grounding one row "
+    "(on CPU filled up to eight), image and text encoded, second of two runs; no benchmark."
+)
+
+
+def seen(shape: tuple[int, int], kept: NDArray[np.bool_], grid: tuple[int, int]) -> NDArray[np.bool_]:
+    """(H, W) bool: which pixels of an image lie in kept patches.
+
+    Args:
+        shape: height and width of the image, whose central square the grid covers.
+        kept: (N,) bool in raster order.
+        grid: rows and columns of patches.
+    """
+    side = min(shape)
+    row = (np.arange(side) * grid[0] // side)[:, None]
+    column = (np.arange(side) * grid[1] // side)[None]
+    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+    found = np.zeros(shape, dtype=np.bool_)
+    found[top : top + side, left : left + side] = kept.reshape(grid)[row, column]
+    return found
+
+
+def overlay(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The image in grey with a mask over it."""
+    grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2) * 0.7
+    tinted = (1 - COVER) * grey + COVER * 255 * np.array(to_rgb(MASK))
+    return np.where(mask[..., None], tinted, grey).astype(np.uint8)
+
+
+def _show(axes: Axes, pixels: NDArray[np.uint8], title: str, truth: NDArray[np.bool_] | None = None) -> None:
+    axes.imshow(pixels, interpolation="nearest")
+    if truth is not None:
+        axes.contour(truth, levels=[0.5], colors=[EDGE], linewidths=2.4)
+        axes.contour(truth, levels=[0.5], colors=[TRUTH], linewidths=1.2)
+    axes.set_title(title, fontsize=8, pad=3)
+
+
+def draw(found: Attempts, grid: tuple[int, int], budget: int, path: Path) -> None:
+    """Write the picture.
+
+    Args:
+        grid: rows and columns of the backbone's patches.
+        path: PNG, SVG or PDF file.
+
+    Raises:
+        UserError: the file cannot be written, or its ending names no picture.
+    """
+    pairs = -(-(len(found.answers) + 1) // COLUMNS)
+    columns = min(COLUMNS, len(found.answers) + 1)
+    height = CELL * found.image.shape[0] / found.image.shape[1]
+    figure = Figure(figsize=(max(columns, 3) * CELL, pairs * (2 * height + 0.65) + 1.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = np.atleast_2d(figure.subplots(2 * pairs, columns)).reshape(2 * pairs, columns)
+    for one in axes.ravel():
+        one.set_axis_off()
+    _show(axes[0, 0], found.image, "image")
+    if found.truth is not None:
+        _show(axes[1, 0], found.image, "truth", found.truth)
+    for number, one in enumerate(found.answers, start=1):
+        band, column = 2 * (number // columns), number % columns
+        bright = seen(found.image.shape[:2], one.answer.kept, grid)
+        dimmed = np.where(bright[..., None], found.image, (found.image * DIM).astype(np.uint8))
+        mean = (
+            ""
+            if one.answer.tokens_mean == one.answer.tokens_final
+            else f" (mean {one.answer.tokens_mean:.4g})"
+        )
+        _show(axes[band, column], dimmed, f"{one.name}\n{one.answer.tokens_final} tokens{mean}")
+        score = "" if one.iou is None else f", IoU {100 * one.iou:.0f} %"
+        masked = overlay(found.image, one.answer.mask)
+        _show(axes[band + 1, column], masked, f"{one.answer.seconds:.2f} s{score}", found.truth)
+    figure.suptitle(f"“{found.expression}”, {budget} visual tokens", fontsize=11)
+    figure.supxlabel(
+        "\n".join(fill(line, int(LETTERS * figure.get_figwidth())) for line in NOTE.splitlines()),
+        fontsize=6.5,
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110, metadata={"Software": None} if path.suffix == ".png" else None)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"Cannot write {str(path)!r} ({error}); give --out a PNG file that you may write."
+        ) from error
