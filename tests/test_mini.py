@@ -16,7 +16,7 @@ import torch
 import backbones
 from backbones.base import Row, Turn
 from backbones.glamm.backbone import GlammBackbone
-from backbones.mini.training.data import build, train_scene
+from backbones.mini.training.data import build_scenes, train_scene
 from backbones.mini.training.see import patch_targets, silhouette
 from harness import metrics
 from pruners import Selection, parse
@@ -108,7 +108,7 @@ def test_patch_targets() -> None:
 
 
 def test_train_scenes_are_stored_as_painted(tmp_path: Path) -> None:
-    scenes = build(tmp_path, 3, workers=1)
+    scenes = build_scenes(tmp_path, 3, workers=1)
     scene = train_scene(2)
     assert (scenes.images[2] == scene.image).all() and scenes.count(2) == len(scene.objects)
     for k, thing in enumerate(scene.objects):

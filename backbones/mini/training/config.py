@@ -28,7 +28,7 @@ SAM_DIMS = {
 }
 
 
-def clip_config(vocab: int, bos: int, eos: int) -> CLIPConfig:
+def mini_clip_config(vocab: int, bos: int, eos: int) -> CLIPConfig:
     """CLIP with a 192 px / patch 8 vision tower of five layers; the language model reads the output of the
     fourth."""
     return CLIPConfig(
@@ -57,7 +57,7 @@ def clip_config(vocab: int, bos: int, eos: int) -> CLIPConfig:
     )
 
 
-def llm_config(vocab: int) -> LlamaConfig:
+def mini_llm_config(vocab: int) -> LlamaConfig:
     """Llama, five layers of width 128."""
     return LlamaConfig(
         vocab_size=vocab,

@@ -87,7 +87,7 @@ def _pack(index: int) -> tuple[Any, ...]:
     return painted.image, owner, looks, centers
 
 
-def build(folder: Path, scenes: int, workers: int = 2) -> Scenes:
+def build_scenes(folder: Path, scenes: int, workers: int = 2) -> Scenes:
     """Paint the first `scenes` training scenes into `folder`, or open them if they are there."""
     shapes: dict[str, tuple[tuple[int, ...], type]] = {
         "images": ((scenes, SIZE, SIZE, 3), np.uint8),

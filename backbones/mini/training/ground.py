@@ -21,7 +21,7 @@ from backbones.glamm.model import GlammModel
 from backbones.mini.training.config import CLIP_PATCH, IMAGE
 from backbones.mini.training.data import VALUES, Scenes
 from backbones.mini.training.see import GRID, OFFSET_UNIT
-from backbones.mini.training.segment import point_prompt
+from backbones.mini.training.segment import embed_points
 from backbones.parts import llama
 from backbones.parts.tokenizer import IMAGE_TOKEN, LlamaTokenizer
 
@@ -31,7 +31,7 @@ NAMING_LAYER = 2  # behind it the read positions are asked for the referent's lo
 MOST_TURNS = 3
 
 
-def initialise(model: GlammModel) -> None:
+def init_heads(model: GlammModel) -> None:
     """Start the language side at unit scale; transformers' 0.02 is made for widths of thousands."""
     llm = model.language_model
     width, depth = llm.config.hidden_size, llm.config.num_hidden_layers
@@ -291,7 +291,7 @@ class Pointing(nn.Module):
         prompt = self.text_hidden_fcs(at)
         sam = model.grounding_encoder
         with torch.no_grad():
-            code = point_prompt(sam, centers)
+            code = embed_points(sam, centers)
         imitate = F.mse_loss(prompt, code)
         off = (self.center(at) - (centers - IMAGE / 2) / OFFSET_UNIT).abs().mean()
         owned = torch.from_numpy(np.take_along_axis(areas, kept[:, :, None], 1) > 16).to(device)  # (B, N, 9)

@@ -71,7 +71,7 @@ CONDITIONS: dict[str, tuple[Chooser, ...]] = {
 }
 
 
-def measure(backbone: GlammBackbone, limit: int, columns: list[tuple[str, str]]) -> pd.DataFrame:
+def judge(backbone: GlammBackbone, limit: int, columns: list[tuple[str, str]]) -> pd.DataFrame:
     """cIoU in percent, conditions by columns; protocol `each`, first `limit` images of every split (0:
     all)."""
     table: dict[str, dict[str, float]] = {name: {} for name in CONDITIONS}
@@ -122,7 +122,7 @@ def main() -> None:
         backbone = load("glamm", checkpoint=f"{given.checkpoint}/checkpoint", clip=f"{given.checkpoint}/clip")
     else:
         backbone = load("glamm-mini")
-    print(measure(backbone, given.limit, list(data.REFSHAPES_COLUMNS)).to_markdown())  # type: ignore[arg-type]
+    print(judge(backbone, given.limit, list(data.REFSHAPES_COLUMNS)).to_markdown())  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

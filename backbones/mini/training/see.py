@@ -32,7 +32,7 @@ CELLS, CELL = (
 )  # the silhouette helper draws the patch's object in 12 x 12 cells of 5 px around its centre
 
 
-def clip_pixels(images: np.ndarray, device: torch.device) -> Tensor:
+def normalised_clip(images: np.ndarray, device: torch.device) -> Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 as the CLIP branch gets them (no resize at 192 px)."""
     pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
@@ -48,7 +48,7 @@ LOOK_AT = (
 )  # frequencies that place a neighbour: near ones tell it apart, far ones rule out aliases
 
 
-def initialise(clip: CLIPModel) -> None:
+def init_clip(clip: CLIPModel) -> None:
     """Start as a convolution would: in the first two layers head h looks at the h-th neighbour, one and two
     patches away.
 
@@ -198,7 +198,7 @@ class PatchReading(nn.Module):
             images.append(scenes.images[i][cut])
             ys, xs = np.mgrid[top : top + side, left : left + side]
             windows.append((ys * GRID + xs).ravel())
-        pixels = clip_pixels(np.stack(images), device)
+        pixels = normalised_clip(np.stack(images), device)
         states = clips.hidden_states(self.clip, pixels, torch.from_numpy(np.stack(windows)).to(device))[-1]
         labels, offsets, drawn = (
             torch.from_numpy(np.stack(part)).to(device) for part in zip(*targets, strict=True)
@@ -237,7 +237,7 @@ class SceneMatching(nn.Module):
         picks = np.sort(rng.choice(len(scenes), self.batch, replace=False))
         whole = (slice(0, IMAGE), slice(0, IMAGE))
         targets = [patch_targets(scenes.owner[i], whole, scenes.looks[i], scenes.centers[i]) for i in picks]
-        states = clips.hidden_states(self.clip, clip_pixels(scenes.images[picks], device))[-1]
+        states = clips.hidden_states(self.clip, normalised_clip(scenes.images[picks], device))[-1]
         labels, offsets, drawn = (
             torch.from_numpy(np.stack(part)).to(device) for part in zip(*targets, strict=True)
         )
@@ -264,4 +264,4 @@ def cache_features(clip: CLIPModel, scenes: Scenes, path: Path, batch: int = 32)
 
 def _features(clip: CLIPModel, scenes: Scenes, part: slice) -> Tensor:
     device = next(clip.parameters()).device
-    return clips.hidden_states(clip, clip_pixels(scenes.images[part], device))[-1][:, 1:]
+    return clips.hidden_states(clip, normalised_clip(scenes.images[part], device))[-1][:, 1:]

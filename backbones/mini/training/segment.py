@@ -18,13 +18,13 @@ from backbones.mini.training.data import Scenes
 from backbones.parts import sam as sams
 
 
-def sam_pixels(images: np.ndarray, device: torch.device) -> Tensor:
+def normalised_sam(images: np.ndarray, device: torch.device) -> Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 as the grounding branch gets them (no resize at 192 px)."""
     pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float()
     return (pixels - SAM_MEAN.to(device)) / SAM_STD.to(device)
 
 
-def initialise(sam: SamModel) -> None:
+def init_sam(sam: SamModel) -> None:
     """Give every SAM parameter a working start: transformers leaves most of them at or near zero."""
     for module in sam.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
@@ -43,7 +43,7 @@ def initialise(sam: SamModel) -> None:
             parameter.requires_grad_(False)
 
 
-def point_prompt(sam: SamModel, points: Tensor) -> Tensor:
+def embed_points(sam: SamModel, points: Tensor) -> Tensor:
     """Code of a positive point: points (..., 2) in pixels (x, y) -> (..., prompt width)."""
     return sams.point_prompt(sam, (points + 0.5) / IMAGE)
 
@@ -94,8 +94,8 @@ class PointSegmentation:
             for k in draw_objects(self.scenes, i, self.masks, rng):
                 points.append(point_in(owner, int(k), self.scenes.centers[i, k], rng))
                 truth.append(owner == k + 1)
-        embedding = sams.encode(self.sam, sam_pixels(self.scenes.images[picks], device))
-        prompts = point_prompt(self.sam, torch.tensor(points, device=device))
+        embedding = sams.encode(self.sam, normalised_sam(self.scenes.images[picks], device))
+        prompts = embed_points(self.sam, torch.tensor(points, device=device))
         logits, _ = sams.decode(self.sam, embedding, prompts.view(self.batch, self.masks, -1))
         loss, iou = mask_loss(logits.flatten(0, 1), torch.from_numpy(np.stack(truth)).to(device))
         return loss, {"iou": float(iou)}

@@ -45,11 +45,13 @@ def build_model(work: Path, seed: int) -> tuple[GlammModel, Path, Path]:
     clip_vocab, bos, eos = text.build_clip_tokenizer(clip)
     torch.manual_seed(seed)
     model = GlammModel(
-        config.clip_config(clip_vocab, bos, eos), config.llm_config(vocab), sam_config(config.SAM_DIMS)
+        config.mini_clip_config(clip_vocab, bos, eos),
+        config.mini_llm_config(vocab),
+        sam_config(config.SAM_DIMS),
     )
-    segment.initialise(model.grounding_encoder)
-    see.initialise(model.clip)
-    ground.initialise(model)
+    segment.init_sam(model.grounding_encoder)
+    see.init_clip(model.clip)
+    ground.init_heads(model)
     return model, llama, clip
 
 
@@ -72,7 +74,7 @@ def train(
     from transformers import CLIPTokenizer
 
     work.mkdir(parents=True, exist_ok=True)
-    split = data.build(work / "scenes", scenes)
+    split = data.build_scenes(work / "scenes", scenes)
     model, llama_folder, clip_folder = build_model(work, seed)
     if start is not None:
         model.load_state_dict(load_checkpoint(start / "checkpoint", str(start / "clip")).state_dict())
