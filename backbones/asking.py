@@ -17,7 +17,7 @@ from backbones.base import Answer, Backbone, Encoding, Picture, Row
 from backbones.glamm.conversation import plain_turn
 from backbones.parts.image_files import UnreadableImage, check_size, user_image
 from pruners import checks, parse
-from pruners.base import LayerPruner, Pruner, UserError
+from pruners.base import Pruner, UserError
 
 
 class Asking:
@@ -98,12 +98,10 @@ def answer(
     turns = (plain_turn(expression),)
     fresh = dataclasses.replace(encoding, signals={})  # no pruner gains from what another one had computed
     start = _now(backbone.device)
-    selection = None
-    if not isinstance(pruner, LayerPruner):
-        masks = truth[None] if truth is not None else None
-        tokens = backbone.tokens(fresh, turns, expression, masks)
-        selection = checks.select(pruner, tokens, budget)
-    row = Row(fresh, turns, pruner, budget, selection)
+    masks = truth[None] if truth is not None else None
+    views = [backbone.tokens(fresh, turns, expression, masks)]
+    selections = checks.select_views(pruner, views, budget, backbone.num_layers)
+    row = Row(fresh, turns, pruner, budget, selections, expression)
     (result,) = backbone.ground_rows(
         [row], share=False
     )  # whole, so that no earlier answer shortens this one's time

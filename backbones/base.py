@@ -64,15 +64,17 @@ class Row:
     """One conversation about one image under one pruner.
 
     Attributes:
-        selection: a tower-stage pruner's choice; None for a layer-stage pruner, which chooses while the model
-            runs.
+        selections: what the pruner lets into the language model of every view; () of one that acts inside the
+            language model alone, where everything enters.
+        sample: stable id of the image, for pruners that draw while the model runs.
     """
 
     encoding: Encoding
     turns: tuple[Turn, ...]
     pruner: Pruner
     budget: int
-    selection: Selection | None
+    selections: tuple[Selection, ...]
+    sample: str = ""
 
 
 @dataclass(frozen=True)

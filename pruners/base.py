@@ -1,159 +1,91 @@
-"""What a pruner is, what it may read, and what it returns. Imports torch alone.
+"""What a pruner is and what it returns. Imports torch alone.
 
-A tower-stage pruner sees one image's visual tokens after the vision tower and returns a `Selection`; a
-layer-stage pruner sees one row of attention inside the language model and returns the visual tokens that
-stay. Both end at exactly the budget: the number of visual tokens that the language model gets.
+A pruner acts on the vision tower's output (it sees a `View` and returns a `Selection` of its tokens), inside
+the language model (at each of its cuts it sees a `LayerView` and returns a `Selection` of what is there), or
+at both places. Beforehand it states how many visual tokens every layer of the language model will see.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, final, get_args, get_origin, get_type_hints
 
 import torch
+
+from pruners.errors import Fault, ImpossibleBudget, UndeclaredNeed, UserError, nearest
+from pruners.fields import fits, wanted
+from pruners.views import (
+    LAYER_KINDS,
+    PLAIN_KINDS,
+    PROJECTED_PATCHES,
+    REFERENT,
+    TEXT_EMBEDS,
+    LayerView,
+    Need,
+    View,
+    VisualTokens,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = [
+    "CLS",
+    "LAYER_KINDS",
+    "PLAIN_KINDS",
+    "POOLED",
+    "PROJECTED_PATCHES",
+    "REFERENT",
+    "TEXT_EMBEDS",
+    "Cut",
+    "Fault",
+    "ImpossibleBudget",
+    "LayerPruner",
+    "LayerView",
+    "Need",
+    "Pruner",
+    "ScorePruner",
+    "Selection",
+    "UndeclaredNeed",
+    "UserError",
+    "View",
+    "VisualTokens",
+    "nearest",
+    "others",
+    "outliers",
+    "precise",
+    "top",
+]
+
 CLS, POOLED = -1, -2  # marks in Selection.indices of tokens that are no single patch
-
-
-class UserError(ValueError):
-    """A mistake of the user's, told in one sentence; the command line prints it and exits with 2."""
-
-
-class ImpossibleBudget(UserError):
-    """A budget that the method cannot end at."""
-
-
-class Fault(RuntimeError):
-    """A mistake in a pruner, as the end of a sentence that begins with its name; `pruners.checks` completes
-    it."""
-
-
-class UndeclaredNeed(Fault):
-    """A pruner read a signal that its `needs` do not declare."""
-
-
-def nearest(word: str, valid: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the valid word nearest to `word`, or an empty string."""
-    close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
-@dataclass(frozen=True)
-class Need:
-    """One signal of the backbone.
-
-    Kinds with a layer (-1 the last, -2 the one whose output the projector gets; H heads, C channels, N
-    patches):
-        cls_attention: (H, N+1) softmax of the class token's row over all tokens, class token in column 0.
-        cls_query: (C,) query projection of the class token, with bias, unscaled, heads concatenated.
-        keys, values: (N+1, C) key and value projections of all tokens, class token in row 0.
-    Kinds without:
-        projected_patches: (N, P) patches through post_layernorm and visual_projection, not normalised.
-        text_embeds: (M, P) CLIP text embeddings of the conversation's M questions, not normalised.
-        referent: (N,) share of each patch that the truth masks cover; for controls that may see the truth.
-    """
-
-    kind: str
-    layer: int | None = None
-
-
-PROJECTED_PATCHES, TEXT_EMBEDS, REFERENT = Need("projected_patches"), Need("text_embeds"), Need("referent")
-LAYER_KINDS = ("cls_attention", "cls_query", "keys", "values")
-PLAIN_KINDS = tuple(need.kind for need in (PROJECTED_PATCHES, TEXT_EMBEDS, REFERENT))
 MAX_SEED = 2**32 - 1
 
 
-class VisualTokens:
-    """One image as a tower-stage pruner sees it; signals are computed when they are read.
+@dataclass(frozen=True)
+class Cut:
+    """Where visual tokens leave the language model.
 
-    Args:
-        patches: (N, C) features that the projector would get, raster order.
-        cls: (C,) the class token beside them.
-        grid: rows and columns, N = rows * columns.
-        num_heads: attention heads of the vision tower.
-        answer: computes a declared signal.
-        sample: stable id of the image and expression, the seed of random draws.
-        declared: the signals that may be read; None allows all.
+    Attributes:
+        layer: index of the first layer that sees fewer visual tokens, 1 or more.
+        keep: visual tokens that stay from it on.
     """
 
-    def __init__(
-        self,
-        patches: Tensor,
-        cls: Tensor,
-        grid: tuple[int, int],
-        num_heads: int,
-        answer: Callable[[Need], Tensor],
-        sample: str = "",
-        declared: frozenset[Need] | None = None,
-    ) -> None:
-        self.patches, self.cls, self.grid, self.num_heads, self.sample = patches, cls, grid, num_heads, sample
-        self._answer, self._declared = answer, declared
-
-    def __len__(self) -> int:
-        return len(self.patches)
-
-    def only(self, needs: frozenset[Need]) -> VisualTokens:
-        """The same tokens, answering nothing but `needs`."""
-        return VisualTokens(
-            self.patches, self.cls, self.grid, self.num_heads, self._answer, self.sample, needs
-        )
-
-    def signal(self, need: Need) -> Tensor:
-        """The signal, or UndeclaredNeed if the pruner did not declare it."""
-        if self._declared is not None and need not in self._declared:
-            declared = ", ".join(sorted(map(str, self._declared))) or "nothing"
-            raise UndeclaredNeed(f"reads {need}, which its `needs` do not declare; they declare {declared}")
-        return self._answer(need)
-
-    def cls_attention(self, layer: int) -> Tensor:
-        """(H, N+1) attention row of the class token."""
-        return self.signal(Need("cls_attention", layer))
-
-    def cls_query(self, layer: int) -> Tensor:
-        """(C,) query of the class token."""
-        return self.signal(Need("cls_query", layer))
-
-    def keys(self, layer: int) -> Tensor:
-        """(N+1, C) keys."""
-        return self.signal(Need("keys", layer))
-
-    def values(self, layer: int) -> Tensor:
-        """(N+1, C) values."""
-        return self.signal(Need("values", layer))
-
-    @property
-    def projected_patches(self) -> Tensor:
-        """(N, P) patches in the space that CLIP shares with text."""
-        return self.signal(PROJECTED_PATCHES)
-
-    @property
-    def text_embeds(self) -> Tensor:
-        """(M, P) text embeddings."""
-        return self.signal(TEXT_EMBEDS)
-
-    @property
-    def referent(self) -> Tensor:
-        """(N,) share of each patch inside the truth."""
-        return self.signal(REFERENT)
+    layer: int
+    keep: int
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Tokens that go to the language model, in its order.
+    """Tokens that stay, in the order in which the language model sees them.
 
     Attributes:
-        indices: (T,) int64 on the patches' device; a patch (kept, or the centre of a merge; none twice), or
-            CLS (once at most) or POOLED for a token that is no patch.
-        features: (T, C) in the patches' dtype if the method merges tokens; None to gather the patches.
+        indices: (T,) int64 on the tokens' device. Of a view: a patch (kept, or the centre of a merge; none
+            twice), or CLS (once at most) or POOLED for a token that is no patch. At a cut: a token's place
+            among the visual tokens that are there, or POOLED.
+        features: (T, C) in the tokens' dtype if the method merges; None to gather what the indices name.
     """
 
     indices: Tensor
@@ -161,15 +93,17 @@ class Selection:
 
     @property
     def tokens(self) -> int:
-        """How many tokens the language model sees."""
+        """How many tokens stay."""
         return len(self.indices)
 
-    def gather(self, tokens: VisualTokens) -> Tensor:
-        """(T, C) features for the projector."""
+    def gather(self, view: View) -> Tensor:
+        """(T, C) features of a view's choice, for the projector."""
         if self.features is not None:
             return self.features
-        picked = tokens.patches.index_select(0, self.indices.clamp(min=0))
-        return torch.where((self.indices == CLS)[:, None], tokens.cls, picked)
+        picked = view.patches.index_select(0, self.indices.clamp(min=0))
+        if view.cls is None:
+            return picked
+        return torch.where((self.indices == CLS)[:, None], view.cls, picked)
 
 
 def precise(x: Tensor) -> Tensor:
@@ -190,48 +124,30 @@ def others(indices: Tensor, size: int) -> Tensor:
     return left.index_fill_(0, indices, False).nonzero()[:, 0]
 
 
-def _fits(value: object, hint: object) -> bool:
-    """Whether a value is of an annotated type; annotations beyond plain values are taken as fitting."""
-    if get_origin(hint) is Literal:
-        return any(value == valid and type(value) is type(valid) for valid in get_args(hint))
-    if get_origin(hint) in (Union, UnionType):
-        return any(_fits(value, option) for option in get_args(hint))
-    if hint is float:  # finite, also as float64 for whole numbers of any length
-        return (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and abs(value) <= sys.float_info.max
-        )
-    return type(value) is hint if hint in _WORDS else True
-
-
-def _wanted(hint: object) -> str:
-    """The values that a type allows, in words."""
-    if get_origin(hint) is Literal or get_origin(hint) in (Union, UnionType):
-        return " or ".join(
-            repr(option) if get_origin(hint) is Literal else _wanted(option) for option in get_args(hint)
-        )
-    return _WORDS.get(hint, str(hint))
-
-
-_WORDS: dict[object, str] = {
-    bool: "True or False",
-    float: "a number",
-    int: "a whole number",
-    str: "a text in quotes",
-    NoneType: "None",
-}
+def outliers(score: Tensor) -> int:
+    """How many values lie strictly above Q3 + 1.5 (Q3 - Q1); quartiles interpolate linearly, in float32 as
+    published."""
+    rough = score.float()
+    low, high = torch.quantile(rough, torch.tensor([0.25, 0.75], device=score.device))
+    return int((rough > high + 1.5 * (high - low)).sum())
 
 
 @dataclass(frozen=True)
 class Pruner(ABC):
     """A method: a frozen dataclass whose fields are its hyper-parameters.
 
+    One that acts on the vision tower's output defines `select` (or `select_views`, to choose across views);
+    one that acts inside the language model defines `cuts` and `cut`; one that does both defines all of them,
+    and `entering`.
+
     Attributes:
+        stage: where it acts, by what it defines: the "tower"'s output, "layer"s of the language model, or
+            "both".
         seed_written: whether the user wrote the seed of a pruner that draws; then the sweep runs that seed
             alone.
 
     Raises:
+        TypeError: the class defines neither a choice nor a cut.
         UserError: a hyper-parameter is not of its annotated type; subclasses check ranges after
             `super().__post_init__()`.
     """
@@ -239,19 +155,26 @@ class Pruner(ABC):
     name: ClassVar[str]
     reference: ClassVar[str]
     kind: ClassVar[Literal["method", "control"]] = "method"
-    stage: ClassVar[Literal["tower", "layer"]] = "tower"
+    stage: ClassVar[Literal["tower", "layer", "both"]] = "tower"
     stochastic: ClassVar[bool] = False  # has a field `seed`; the sweep runs several
     needs: ClassVar[frozenset[Need]] = frozenset()
     seed_written: ClassVar[bool] = False
 
+    def __init_subclass__(cls, **facts: Any) -> None:
+        super().__init_subclass__(**facts)
+        if "stage" not in vars(cls):
+            cls.stage = stage_of(cls)
+
     def __post_init__(self) -> None:
+        if not any(_defines(type(self), name) for name in ("select", "select_views", "cut")):
+            raise TypeError("it chooses nothing: define select, score or cut")
         hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value, hint = getattr(self, field.name), hints[field.name]
-            if not _fits(value, hint):
+            if not fits(value, hint):
                 options = [str(option) for option in get_args(hint)] if get_origin(hint) is Literal else []
                 raise UserError(
-                    f"{self.name}: {field.name} is {_wanted(hint)}, not {value!r}.{nearest(str(value), options)}"
+                    f"{self.name}: {field.name} is {wanted(hint)}, not {value!r}.{nearest(str(value), options)}"
                 )
             if hint is float:  # 1 and 1.0 are one method, so they have one text
                 object.__setattr__(self, field.name, float(value))
@@ -260,10 +183,64 @@ class Pruner(ABC):
                 f"{self.name}: seed is a whole number from 0 to {MAX_SEED}, not {self.parameters()['seed']!r}."
             )
 
+    # -- what it states
+
     @property
     def budget_kind(self) -> str:
         """What the budget counts: "final" tokens, or their "mean" over the language model's layers."""
         return "final"
+
+    @property
+    def positions(self) -> Literal["compact", "kept"]:
+        """Position ids of what stays: "compact", numbered anew without gaps, or "kept", those that the
+        tokens have in the whole sequence."""
+        return "compact"
+
+    def entering(self, budget: int, patches: int, num_layers: int) -> int:
+        """Visual tokens that enter the language model: those that `select` returns."""
+        return budget
+
+    def cuts(self, budget: int, patches: int, num_layers: int) -> tuple[Cut, ...]:
+        """Where visual tokens leave the language model, first to last; none for most methods."""
+        return ()
+
+    @final
+    def schedule(self, budget: int, patches: int, num_layers: int) -> tuple[int, ...]:
+        """Visual tokens of every layer of the language model, as `entering` and `cuts` say."""
+        counts = [self.entering(budget, patches, num_layers)] * num_layers
+        for cut in self.cuts(budget, patches, num_layers):
+            counts[cut.layer :] = [cut.keep] * (num_layers - cut.layer)
+        return tuple(counts)
+
+    def check(self, budget: int, patches: int, num_layers: int) -> None:
+        """Raise ImpossibleBudget unless the method can end at `budget` of `patches` tokens.
+
+        Args:
+            num_layers: layers of the language model, for methods that prune inside it.
+        """
+        if not 1 <= budget <= patches:
+            raise ImpossibleBudget(
+                f"{self.spec()} cannot keep {budget} tokens: this backbone has {patches}, so give --budgets 1 to {patches}."
+            )
+
+    # -- what it chooses
+
+    def select(self, view: View, budget: int) -> Selection:
+        """Choose (and perhaps merge) `budget` tokens of a view: those that enter the language model."""
+        (chosen,) = self.select_views([view], budget)
+        return chosen
+
+    def select_views(self, views: Sequence[View], budget: int) -> list[Selection]:
+        """Choose `budget` tokens a view from all views of a sample, which have equally many patches; across
+        them, a method may give one more and another fewer."""
+        return [self.select(view, budget) for view in views]
+
+    def cut(self, tokens: LayerView, count: int) -> Selection:
+        """Choose `count` of the visual tokens that are there at a cut; with features (count, width) if the
+        method merges."""
+        raise Fault("has a cut and no function that makes it; define cut(tokens, count)")
+
+    # -- its text
 
     def spec(self) -> str:
         """The method as one writes it on the command line, defaults left out:
@@ -293,40 +270,37 @@ class Pruner(ABC):
         """All hyper-parameters, defaults included."""
         return dataclasses.asdict(self)
 
-    def check(self, budget: int, patches: int, num_layers: int) -> None:
-        """Raise ImpossibleBudget unless the method can end at `budget` of `patches` tokens.
 
-        Args:
-            num_layers: layers of the language model, for methods that prune inside it.
-        """
-        if not 1 <= budget <= patches:
-            raise ImpossibleBudget(
-                f"{self.spec()} cannot keep {budget} tokens: this backbone has {patches}, so give --budgets 1 to {patches}."
-            )
+def _defines(cls: type[Pruner], name: str) -> bool:
+    """Whether a class brings a function of its own in place of `Pruner`'s."""
+    return getattr(cls, name) is not getattr(Pruner, name)
 
-    @abstractmethod
-    def select(self, tokens: VisualTokens, budget: int) -> Selection:
-        """Choose (and perhaps merge) `budget` tokens of one image."""
+
+def stage_of(cls: type[Pruner]) -> Literal["tower", "layer", "both"]:
+    """Where a class acts, by the functions that it defines."""
+    if not _defines(cls, "cut"):
+        return "tower"
+    return "both" if _defines(cls, "select") or _defines(cls, "select_views") else "layer"
 
 
 class ScorePruner(Pruner):
     """A method that only ranks patches: the highest `budget` scores stay, in raster order."""
 
     @abstractmethod
-    def score(self, tokens: VisualTokens) -> Tensor:
+    def score(self, view: View) -> Tensor:
         """(N,) importance of every patch; higher stays."""
 
-    def select(self, tokens: VisualTokens, budget: int) -> Selection:
+    def select(self, view: View, budget: int) -> Selection:
         """Keep the best `budget` patches in raster order.
 
         Raises:
             Fault: the scores are not one finite number per patch.
         """
-        score = self.score(tokens)
-        if not isinstance(score, torch.Tensor) or score.shape != (len(tokens),):
+        score = self.score(view)
+        if not isinstance(score, torch.Tensor) or score.shape != (len(view),):
             what = tuple(score.shape) if isinstance(score, torch.Tensor) else type(score).__name__
             raise Fault(
-                f"scored {what} where one number per patch, a tensor of shape ({len(tokens)},), is asked"
+                f"scored {what} where one number per patch, a tensor of shape ({len(view)},), is asked"
             )
         if not bool(score.isfinite().all()):
             raise Fault("scored patches with numbers that are not finite, and nothing ranks those")
@@ -334,41 +308,50 @@ class ScorePruner(Pruner):
 
 
 class LayerPruner(Pruner):
-    """A method that prunes inside the language model, before the layer with index `layer`."""
+    """A method that acts inside the language model alone: all patches enter it.
 
-    stage: ClassVar[Literal["tower", "layer"]] = "layer"
+    As it stands it makes one cut, before the layer of its field `layer`; a method with several defines
+    `cuts`. Tokens keep their position ids unless it says otherwise.
+    """
+
     layer: int
 
+    @property
+    def positions(self) -> Literal["compact", "kept"]:
+        """As FastV and most others do it."""
+        return "kept"
+
+    def entering(self, budget: int, patches: int, num_layers: int) -> int:
+        """All of them."""
+        return patches
+
+    def cuts(self, budget: int, patches: int, num_layers: int) -> tuple[Cut, ...]:
+        """One before `layer`: to the budget, or to m of (K n + (L - K) m) / L = budget if that is a mean."""
+        if self.budget_kind == "final":
+            return (Cut(self.layer, budget),)
+        rest = num_layers - self.layer
+        return (Cut(self.layer, round((budget * num_layers - self.layer * patches) / rest)),)
+
     def check(self, budget: int, patches: int, num_layers: int) -> None:
-        """Also refuse a cut that lies outside the language model."""
+        """Of one cut, also refuse a layer outside the language model, and a mean below what the layers
+        before it cost."""
         super().check(budget, patches, num_layers)
+        if type(self).cuts is not LayerPruner.cuts:
+            return
         if not 1 <= self.layer < num_layers:
             raise ImpossibleBudget(
                 f"{self.spec()} cuts outside the language model, which has {num_layers} layers; give layer 1 to {num_layers - 1}."
             )
 
-    @abstractmethod
-    def tokens_after(self, budget: int, patches: int, num_layers: int) -> int:
-        """Visual tokens that stay from layer `layer` on."""
+        def left(asked: int) -> int:
+            return self.cuts(asked, patches, num_layers)[0].keep
+
+        if left(budget) < 1:
+            least = next(mean for mean in range(budget, patches + 1) if left(mean) >= 1)
+            raise ImpossibleBudget(
+                f"{self.spec()} cannot average {budget} tokens: {self.layer} of {num_layers} layers see all {patches}, "
+                f"so the least mean is {least}."
+            )
 
     @abstractmethod
-    def keep(self, attention: Tensor, count: int) -> Tensor:
-        """Sorted visual indices that stay.
-
-        Args:
-            attention: (H, n) probabilities of the last prompt token in layer `layer - 1`, taken over all keys
-                and cut to the visual span.
-            count: how many stay.
-        """
-
-    def select(self, tokens: VisualTokens, budget: int) -> Selection:
-        """Layer-stage methods send every patch into the language model."""
-        return Selection(torch.arange(len(tokens), device=tokens.patches.device))
-
-
-def outliers(score: Tensor) -> int:
-    """How many values lie strictly above Q3 + 1.5 (Q3 - Q1); quartiles interpolate linearly, in float32 as
-    published."""
-    rough = score.float()
-    low, high = torch.quantile(rough, torch.tensor([0.25, 0.75], device=score.device))
-    return int((rough > high + 1.5 * (high - low)).sum())
+    def cut(self, tokens: LayerView, count: int) -> Selection: ...

@@ -1,8 +1,7 @@
 """What a pruner states and returns, looked at in one place for every caller: sweep, `try`, cost, diagnosis,
 Python.
 
-A pruner gets copies of an image's tensors, so that one that writes into them harms no other, and is found by
-their version counters. Whatever it does wrong is one sentence with its text, its source and the sample.
+Whatever a pruner does wrong is one sentence with its text, its source and the sample.
 """
 
 from __future__ import annotations
@@ -12,51 +11,23 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from pruners.base import CLS, POOLED, Fault, LayerPruner, Need, Pruner, Selection, UserError, VisualTokens
+from pruners.base import CLS, POOLED, Cut, Pruner, Selection
+from pruners.errors import Fault, UserError
+from pruners.lending import Copy, Lent, LentLayer, finite, unwritten
 from pruners.registry import source_of
+from pruners.views import LayerView, View
 
-_T = TypeVar("_T")
-_due: set[tuple[type[Pruner], str]] = set()
-_watched: set[tuple[type[Pruner], str]] = set()
+Known = tuple[type[Pruner], str, str]  # class, text and function of a pruner whose choice is watched
+_due: set[Known] = set()
+_watched: set[Known] = set()
 SHORT = 200  # letters of a foreign error that a sentence quotes
 
 
-class _Copy(NamedTuple):
-    """What a pruner gets of a tensor; torch counts the version up with every write into it."""
-
-    name: str
-    tensor: Tensor
-    version: int
-
-
-def _copy(name: str, tensor: Tensor) -> _Copy:
-    with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode have no version
-        copy = tensor.clone()
-    return _Copy(name, copy, copy._version)
-
-
-class _Lent(VisualTokens):
-    """An image's tokens as copies: what a pruner writes into them reaches nobody else."""
-
-    def __init__(self, tokens: VisualTokens, needs: frozenset[Need]) -> None:
-        patches, cls = _copy("tokens.patches", tokens.patches), _copy("tokens.cls", tokens.cls)
-        self.copies = [patches, cls]
-        self._signals: dict[Need, Tensor] = {}
-        super().__init__(
-            patches.tensor, cls.tensor, tokens.grid, tokens.num_heads, tokens.signal, tokens.sample, needs
-        )
-
-    def signal(self, need: Need) -> Tensor:
-        if need not in self._signals:
-            copy = _copy(f"tokens.{need.kind}", super().signal(need))
-            self.copies.append(copy)
-            self._signals[need] = copy.tensor
-        return self._signals[need]
+# -- what it states
 
 
 def stated(pruner: Pruner, budget: int, patches: int, num_layers: int) -> tuple[int, ...]:
@@ -64,21 +35,53 @@ def stated(pruner: Pruner, budget: int, patches: int, num_layers: int) -> tuple[
 
     Raises:
         ImpossibleBudget: the pruner cannot end at the budget.
-        UserError: the statement is false: it does not end at (or average) the budget, grows, or leaves 0 to
-            `patches`.
+        UserError: the statement is false: its cuts make no sense or another schedule, or it does not end at
+            (or average) the budget, grows, or leaves 0 to `patches`.
     """
     with _blamed(pruner, f"at a budget of {budget}"):
         pruner.check(budget, patches, num_layers)
-        if not isinstance(pruner, LayerPruner):
-            return (budget,) * num_layers
-        if not 1 <= pruner.layer < num_layers:
-            raise Fault(f"cuts before layer {pruner.layer} of a language model that has {num_layers}")
-        after = pruner.tokens_after(budget, patches, num_layers)
-        if type(after) is not int:
-            raise Fault(f"states {after!r} tokens behind its cut, which is no whole number")
-        schedule = (patches,) * pruner.layer + (after,) * (num_layers - pruner.layer)
+        entering = pruner.entering(budget, patches, num_layers)
+        if type(entering) is not int:
+            raise Fault(f"states {entering!r} tokens that enter, which is no whole number")
+        cuts = pruner.cuts(budget, patches, num_layers)
+        _check_cuts(cuts, num_layers)
+        schedule, follows = (
+            tuple(of(pruner, budget, patches, num_layers)) for of in (type(pruner).schedule, Pruner.schedule)
+        )
+        if schedule != follows:
+            raise Fault(f"states the schedule {_told(schedule)} where its cuts make {_told(follows)}")
         _check_schedule(schedule, pruner.budget_kind, budget, patches)
+        if pruner.positions not in ("compact", "kept"):
+            raise Fault(f"has positions {pruner.positions!r}; they are 'compact' or 'kept'")
         return schedule
+
+
+def _check_cuts(cuts: Sequence[Cut], num_layers: int) -> None:
+    """Raise Fault unless they are cuts inside the language model, one behind the other."""
+    if not isinstance(cuts, tuple) or not all(isinstance(cut, Cut) for cut in cuts):
+        raise Fault(f"states its cuts as {_named(cuts)}; they are a tuple of pruners.Cut(layer, keep)")
+    before = 0
+    for cut in cuts:
+        if type(cut.layer) is not int or type(cut.keep) is not int:
+            raise Fault(f"states {cut}, which is not of whole numbers")
+        if not 1 <= cut.layer < num_layers:
+            raise Fault(
+                f"cuts before layer {cut.layer} of a language model that has {num_layers}; give 1 to {num_layers - 1}"
+            )
+        if cut.layer <= before:
+            raise Fault(f"cuts before layer {cut.layer} behind a cut before layer {before}; cuts ascend")
+        before = cut.layer
+
+
+def _told(schedule: Sequence[int]) -> str:
+    """Tokens of every layer as `576 x 2, 64 x 30`."""
+    runs: list[list[int]] = []
+    for count in schedule:
+        if runs and runs[-1][0] == count:
+            runs[-1][1] += 1
+        else:
+            runs.append([count, 1])
+    return ", ".join(f"{count} x {layers}" for count, layers in runs)
 
 
 def _check_schedule(schedule: Sequence[int], kind: str, budget: int, patches: int) -> None:
@@ -104,114 +107,176 @@ def _check_schedule(schedule: Sequence[int], kind: str, budget: int, patches: in
             raise Fault(f"counts its budget as {kind!r}; budget_kind is 'final' or 'mean'")
 
 
-def select(pruner: Pruner, tokens: VisualTokens, budget: int) -> Selection:
-    """The choice of a tower-stage pruner, checked.
+def lengths(pruner: Pruner, budget: int, patches: int, ran: Sequence[int], views: int = 1) -> None:
+    """Compare the visual tokens that every layer saw with those that the pruner stated for each of the views.
+
+    Raises:
+        UserError: they differ; the first layer that does is named.
+    """
+    with _blamed(pruner, f"at a budget of {budget}"):
+        for layer, (said, saw) in enumerate(
+            zip(pruner.schedule(budget, patches, len(ran)), ran, strict=True)
+        ):
+            if views * said != saw:
+                raise Fault(
+                    f"ran with {saw} visual tokens in layer {layer} where it had stated {views * said}"
+                )
+
+
+# -- what it chooses
+
+
+def select_views(
+    pruner: Pruner, views: Sequence[View], budget: int, num_layers: int, checked: bool = True
+) -> tuple[Selection, ...]:
+    """What enters the language model of every view of a sample; nothing of a pruner that acts inside the
+    language model alone, where all of it does.
+
+    Args:
+        checked: False takes a choice that was checked before as it is, so that clocks and meters see the
+            pruner's own work alone.
 
     Raises:
         UserError: the pruner failed, wrote into its input, or chose what makes no sense: see `Selection`.
     """
-    with _blamed(pruner, f"on {tokens.sample or 'this image'} at {budget} tokens"):
+    if pruner.stage == "layer":  # here the two kinds part
+        return ()
+    count = pruner.entering(budget, len(views[0]), num_layers)
+    if not checked:
+        return tuple(pruner.select_views([view.only(pruner.needs) for view in views], count))
+    if len(views) == 1:
+        return (select(pruner, views[0], count),)
+    with _blamed(pruner, f"on {views[0].sample or 'these views'} at {count} tokens a view"):
 
-        def choose() -> Selection:
-            lent = _Lent(tokens, pruner.needs)
-            chosen = _unwritten(lambda: pruner.select(lent, budget), lent.copies)
-            _check_selection(chosen, lent, budget)
-            return chosen
+        def choose() -> tuple[Selection, ...]:
+            copies: list[Copy] = []
+            lent = [Lent(view, pruner.needs, copies) for view in views]
+            chosen = unwritten(lambda: pruner.select_views(lent, count), copies)
+            if not isinstance(chosen, list | tuple) or len(chosen) != len(views):
+                raise Fault(f"returned {_named(chosen)} where a list of {len(views)} Selections is asked")
+            for one, view in zip(chosen, lent, strict=True):
+                _check_selection(one, view, pruner.positions)
+            _count(sum(one.tokens for one in chosen), count * len(views))
+            return tuple(chosen)
 
-        return _repeatable(pruner, choose, lambda chosen: (chosen.indices, chosen.features))
+        return _repeatable(pruner, "select", choose)
 
 
-def _check_selection(chosen: Selection, tokens: _Lent, budget: int) -> None:
-    if not isinstance(chosen, Selection):
-        raise Fault(f"returned {_named(chosen)} where a Selection is asked")
-    indices = _whole_numbers(chosen.indices, "indices", tokens.patches.device)
-    _count(len(indices), budget)
-    patches = [index for index in indices if index >= 0]
-    _patches(patches, len(tokens))
+def select(pruner: Pruner, view: View, count: int) -> Selection:
+    """The choice of `count` tokens of one view, checked.
+
+    Raises:
+        UserError: the pruner failed, wrote into its input, or chose what makes no sense: see `Selection`.
+    """
+    with _blamed(pruner, f"on {view.sample or 'this image'} at {count} tokens"):
+
+        def choose() -> tuple[Selection, ...]:
+            lent = Lent(view, pruner.needs, [])
+            (chosen,) = unwritten(lambda: pruner.select_views([lent], count), lent.copies)
+            _check_selection(chosen, lent, pruner.positions, count)
+            return (chosen,)
+
+        return _repeatable(pruner, "select", choose)[0]
+
+
+def cut(pruner: Pruner, tokens: LayerView, count: int, checked: bool = True) -> Selection:
+    """The choice of `count` visual tokens at a cut; `checked` as in `select_views`.
+
+    Raises:
+        UserError: the pruner failed, wrote into its input, or chose what makes no sense: see `Selection`.
+    """
+    if not checked:
+        return pruner.cut(tokens.only(pruner.needs), count)
+    with _blamed(pruner, f"on {tokens.sample or 'this image'} at {count} tokens before layer {tokens.layer}"):
+
+        def choose() -> tuple[Selection, ...]:
+            lent = LentLayer(tokens, pruner.needs, [])
+            chosen = unwritten(lambda: pruner.cut(lent, count), lent.copies)
+            _check_cut(chosen, lent, pruner.positions, count)
+            return (chosen,)
+
+        return _repeatable(pruner, "cut", choose)[0]
+
+
+def _check_selection(chosen: Selection, view: Lent, positions: str, count: int | None = None) -> None:
+    """Raise Fault unless a choice names tokens of a view; `count` of them, if it is given."""
+    indices = _indices(chosen, view.patches.device)
+    if count is not None:
+        _count(len(indices), count)
+    _among([index for index in indices if index >= 0], len(view), "patch")
     marks = Counter(index for index in indices if index < 0)
     if unknown := marks.keys() - {CLS, POOLED}:
         raise Fault(f"chose {max(unknown)}, which is neither a patch nor one of the marks CLS and POOLED")
     if marks[CLS] > 1:
         raise Fault(f"chose the class token {marks[CLS]} times")
-    features = chosen.features
+    if marks[CLS] and view.cls is None:
+        raise Fault("chose the class token of a vision tower that has none")
+    _check_marks(bool(marks), positions)
+    _check_features(chosen, bool(marks[POOLED]), view.patches.shape[1], view.patches.dtype, view.copies)
+
+
+def _check_cut(chosen: Selection, tokens: LentLayer, positions: str, count: int) -> None:
+    """Raise Fault unless a choice names `count` of the visual tokens that are there."""
+    indices = _indices(chosen, tokens.indices.device)
+    _count(len(indices), count)
+    _among([index for index in indices if index != POOLED], len(tokens), "visual token")
+    _check_marks(POOLED in indices, positions)
+    _check_features(chosen, POOLED in indices, tokens.width, tokens.dtype, tokens.copies)
+
+
+def _indices(chosen: object, device: torch.device) -> list[int]:
+    if not isinstance(chosen, Selection):
+        raise Fault(f"returned {_named(chosen)} where a Selection is asked")
+    return _whole_numbers(chosen.indices, "indices", device)
+
+
+def _check_marks(marked: bool, positions: str) -> None:
+    if marked and positions == "kept":
+        raise Fault(
+            "keeps positions and marked a token as CLS or POOLED, which has none; "
+            "name the patch at its centre, or have positions 'compact'"
+        )
+
+
+def _check_features(
+    chosen: Selection, pooled: bool, width: int, dtype: torch.dtype, copies: Sequence[Copy]
+) -> None:
+    """Raise Fault unless features, if there are any, can stand in the tokens' place."""
+    features, device = chosen.features, chosen.indices.device
     if features is None:
-        if marks[POOLED]:
+        if pooled:
             raise Fault("marked tokens as POOLED without giving features")
         return
     if not isinstance(features, Tensor):
         raise Fault(f"returned features as {_named(features)} where a tensor is asked")
-    wanted = (budget, tokens.patches.shape[1])
-    if features.shape != wanted:
-        raise Fault(f"returned features of shape {tuple(features.shape)} where {wanted} is asked")
-    if features.dtype != tokens.patches.dtype or features.device != tokens.patches.device:
-        there, asked = ((x.dtype, str(x.device)) for x in (features, tokens.patches))
+    if features.shape != (chosen.tokens, width):
         raise Fault(
-            f"returned features in {there} where the patches are in {asked}; end with .to(tokens.patches)"
+            f"returned features of shape {tuple(features.shape)} where {(chosen.tokens, width)} is asked"
         )
+    if features.dtype != dtype or features.device != device:
+        there, asked = (features.dtype, str(features.device)), (dtype, str(device))
+        raise Fault(f"returned features in {there} where the tokens are in {asked}; end with .to of these")
     if not bool(features.isfinite().all()):
-        _finite(tokens.copies)
+        finite(copies)
         raise Fault("returned features that are not finite")
 
 
-def keep(pruner: LayerPruner, attention: Tensor, count: int) -> Tensor:
-    """The choice of a layer-stage pruner at its cut, checked; arguments as in `LayerPruner.keep`.
-
-    Raises:
-        UserError: the pruner failed, wrote into its input, or returned no `count` ascending indices.
-    """
-    with _blamed(pruner, f"at {count} tokens"):
-        if (
-            type(attention) is not Tensor or attention.is_meta
-        ):  # costs are projected from shapes, which hold no values
-            kept = pruner.keep(attention, count)
-            _count(len(kept), count)
-            return kept
-
-        def choose() -> Tensor:
-            lent = _copy("the attention", attention)
-            kept = _unwritten(lambda: pruner.keep(lent.tensor, count), [lent])
-            indices = _whole_numbers(kept, "kept indices", attention.device)
-            _count(len(indices), count)
-            _patches(indices, attention.shape[-1])
-            if indices != sorted(indices):
-                raise Fault("returned kept indices that do not ascend; end with .sort().values")
-            return kept
-
-        return _repeatable(pruner, choose, lambda kept: (kept,))
-
-
-def lengths(pruner: Pruner, budget: int, patches: int, ran: Sequence[int]) -> None:
-    """Compare the visual tokens that every layer saw with those that the pruner stated.
-
-    Raises:
-        UserError: they differ; the first layer that does is named.
-    """
-    # what a tower-stage pruner may keep was checked when it chose; a backbone can also be asked what it sees
-    # of no token
-    schedule = (
-        stated(pruner, budget, patches, len(ran)) if isinstance(pruner, LayerPruner) else (budget,) * len(ran)
-    )
-    with _blamed(pruner, f"at a budget of {budget}"):
-        for layer, (said, saw) in enumerate(zip(schedule, ran, strict=True)):
-            if said != saw:
-                raise Fault(f"ran with {saw} visual tokens in layer {layer} where it had stated {said}")
-
-
 def watch(pruner: Pruner) -> None:
-    """Let the next choice of a pruner be made twice and compared, once per process: whoever draws has to say
-    so."""
-    known = (type(pruner), pruner.spec())
-    if known not in _watched:
-        _watched.add(known)
-        _due.add(known)
+    """Let the next choice of each of a pruner's functions be made twice and compared, once per process:
+    whoever draws has to say so."""
+    for function in ("select", "cut"):
+        known = (type(pruner), pruner.spec(), function)
+        if known not in _watched:
+            _watched.add(known)
+            _due.add(known)
 
 
 def _repeatable(
-    pruner: Pruner, choose: Callable[[], _T], parts: Callable[[_T], Sequence[Tensor | None]]
-) -> _T:
+    pruner: Pruner, function: str, choose: Callable[[], tuple[Selection, ...]]
+) -> tuple[Selection, ...]:
     """What `choose` returns; of a pruner that is watched, after it returned the same twice and drew from no
     global state."""
-    known = (type(pruner), pruner.spec())
+    known = (type(pruner), pruner.spec(), function)
     if known not in _due:
         return choose()
     _due.discard(known)
@@ -221,15 +286,19 @@ def _repeatable(
         raise Fault(
             "draws from a global random state, which others draw from as well; draw from a torch.Generator of its own"
         )
-    for one, other in zip(parts(first), parts(second), strict=True):
-        if (one is None) != (other is None) or (
-            one is not None and other is not None and not torch.equal(one, other)
-        ):
-            raise Fault(
-                "chose differently when it was asked twice; declare `stochastic = True` and a field `seed: int = 0`, and let "
-                "(seed, tokens.sample) alone decide the draw"
-            )
+    if not all(_equal(one, other) for one, other in zip(first, second, strict=True)):
+        raise Fault(
+            "chose differently when it was asked twice; declare `stochastic = True` and a field `seed: int = 0`, and let "
+            "(seed, tokens.sample) alone decide the draw"
+        )
     return second
+
+
+def _equal(one: Selection, other: Selection) -> bool:
+    """Whether two selections are the same to the bit."""
+    if one.features is None or other.features is None:
+        return one.indices.equal(other.indices) and one.features is other.features
+    return one.indices.equal(other.indices) and one.features.equal(other.features)
 
 
 def _global_draws() -> tuple[object, ...]:
@@ -263,35 +332,6 @@ def _blamed(pruner: Pruner, where: str) -> Iterator[None]:
         ) from error
 
 
-def _unwritten(choose: Callable[[], _T], copies: Sequence[_Copy]) -> _T:
-    """What `choose` returns, having left alone what it was given; where it fails on infinite numbers, those
-    are at fault."""
-    try:
-        chosen = choose()
-    except (UserError, torch.OutOfMemoryError):
-        raise
-    except Exception:
-        _unchanged(copies)
-        _finite(copies)
-        raise
-    _unchanged(copies)
-    return chosen
-
-
-def _unchanged(copies: Sequence[_Copy]) -> None:
-    for copy in copies:
-        if copy.tensor._version != copy.version:
-            raise Fault(f"changes {copy.name} in place; let it compute a new tensor, or clone first")
-
-
-def _finite(copies: Sequence[_Copy]) -> None:
-    for copy in copies:
-        if not bool(copy.tensor.isfinite().all()):
-            raise Fault(
-                f"got numbers in {copy.name} that are not finite, so the backbone is at fault; try --dtype float32"
-            )
-
-
 def _whole_numbers(given: object, what: str, device: torch.device) -> list[int]:
     if not isinstance(given, Tensor):
         raise Fault(f"returned {what} as {_named(given)} where an int64 tensor is asked")
@@ -310,13 +350,13 @@ def _count(found: int, asked: int) -> None:
         raise Fault(f"kept {found} tokens where {asked} were asked; a pruner ends at exactly the budget")
 
 
-def _patches(indices: Sequence[int], patches: int) -> None:
-    if indices and not 0 <= min(indices) <= max(indices) < patches:
-        wrong = next(index for index in indices if not 0 <= index < patches)
-        raise Fault(f"chose patch {wrong}, and there are 0 to {patches - 1}")
+def _among(indices: Sequence[int], size: int, what: str) -> None:
+    if indices and not 0 <= min(indices) <= max(indices) < size:
+        wrong = next(index for index in indices if not 0 <= index < size)
+        raise Fault(f"chose {what} {wrong}, and there are 0 to {size - 1}")
     if len(set(indices)) != len(indices):
         twice, times = Counter(indices).most_common(1)[0]
-        raise Fault(f"chose patch {twice} {times} times; a token counts once")
+        raise Fault(f"chose {what} {twice} {times} times; a token counts once")
 
 
 def _named(value: object) -> str:

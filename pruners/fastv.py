@@ -4,13 +4,11 @@ at."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pruners.base import ImpossibleBudget, LayerPruner, UserError, precise, top
+from pruners.base import LayerPruner, LayerView, Selection, UserError, precise, top
 from pruners.registry import register
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pruners.views import LLM_ATTENTION
 
 
 @register
@@ -28,6 +26,7 @@ class FastV(LayerPruner):
     budget: Literal["final", "mean"] = "final"
     name: ClassVar[str] = "fastv"
     reference: ClassVar[str] = "FastV, ECCV 2024, https://arxiv.org/abs/2403.06764"
+    needs = frozenset({LLM_ATTENTION})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,26 +38,7 @@ class FastV(LayerPruner):
         """As the parameter `budget` says."""
         return self.budget
 
-    def check(self, budget: int, patches: int, num_layers: int) -> None:
-        """Also refuse a mean below what the uncut layers alone cost."""
-        super().check(budget, patches, num_layers)
-        if self.tokens_after(budget, patches, num_layers) < 1:
-            least = next(
-                mean
-                for mean in range(budget, patches + 1)
-                if self.tokens_after(mean, patches, num_layers) >= 1
-            )
-            raise ImpossibleBudget(
-                f"{self.spec()} cannot average {budget} tokens: {self.layer} of {num_layers} layers see all {patches}, "
-                f"so the least mean is {least}."
-            )
-
-    def tokens_after(self, budget: int, patches: int, num_layers: int) -> int:
-        """The budget itself, or m of (K n + (L - K) m) / L = budget."""
-        if self.budget == "final":
-            return budget
-        return round((budget * num_layers - self.layer * patches) / (num_layers - self.layer))
-
-    def keep(self, attention: Tensor, count: int) -> Tensor:
+    def cut(self, tokens: LayerView, count: int) -> Selection:
         """The `count` visual tokens with the highest head-mean attention, in sequence order."""
-        return top(precise(attention).mean(0), count).sort().values
+        row = tokens.attention("last")[:, 0, tokens.visual]
+        return Selection(top(precise(row).mean(0), count).sort().values)

@@ -17,7 +17,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from pruners.base import LAYER_KINDS, PLAIN_KINDS, LayerPruner, Need, Pruner, UserError, nearest
+from pruners.base import LayerPruner, Pruner, stage_of
+from pruners.errors import UserError, nearest
+from pruners.views import CUT_KINDS, LAYER_KINDS, PLAIN_KINDS, Need
 
 ENTRY_POINTS = "groundprune.pruners"
 LONGEST = 1000  # letters of a pruner's text: far more than any needs, and less than what Python's own parser dies of
@@ -81,8 +83,8 @@ def _wrong_facts(cls: type[Pruner]) -> str | None:
     """What is wrong with the class attributes that the harness reads."""
     if cls.kind not in ("method", "control"):
         return f"is of the kind {cls.kind!r}; a kind is 'method' or 'control'"
-    if (cls.stage, issubclass(cls, LayerPruner)) not in (("tower", False), ("layer", True)):
-        return f"has the stage {cls.stage!r}; subclasses of LayerPruner have 'layer' and all others 'tower'"
+    if wrong := _wrong_stage(cls):
+        return wrong
     if not isinstance(cls.stochastic, bool):
         return f"says stochastic = {cls.stochastic!r}; it is True or False"
     if not isinstance(cls.needs, frozenset):
@@ -92,11 +94,40 @@ def _wrong_facts(cls: type[Pruner]) -> str | None:
     for need in cls.needs:
         if not isinstance(need, Need):
             return f"needs {need!r}, which is no pruners.Need"
-        if need.kind not in LAYER_KINDS + PLAIN_KINDS:
-            return f"needs {need.kind!r}; there are {', '.join(LAYER_KINDS + PLAIN_KINDS)}"
-        if type(need.layer) is not (int if need.kind in LAYER_KINDS else type(None)):
-            rule = "a layer: -1 is the last" if need.kind in LAYER_KINDS else "no layer"
-            return f"needs {need.kind!r} of layer {need.layer!r}; that kind takes {rule}"
+        if wrong := _wrong_need(need, cls.stage):
+            return wrong
+    return None
+
+
+def _wrong_stage(cls: type[Pruner]) -> str | None:
+    """What is wrong with the places where it says that it acts."""
+    if cls.stage != stage_of(cls):
+        return f"has the stage {cls.stage!r} and functions of {stage_of(cls)!r}; leave it out, the functions tell"
+    if cls.stage == "layer" and not issubclass(cls, LayerPruner):
+        return "chooses inside the language model alone; make it a subclass of LayerPruner"
+    states = cls.cuts is not Pruner.cuts
+    if states != (cls.stage != "tower"):
+        has, lacks = (
+            ("cuts", "cut(tokens, count)") if states else ("cut", "cuts(budget, patches, num_layers)")
+        )
+        return f"defines {has} and not {lacks}; a method that prunes inside the language model has both"
+    return None
+
+
+def _wrong_need(need: Need, stage: str) -> str | None:
+    """What is wrong with a signal that it declares."""
+    kinds = LAYER_KINDS + PLAIN_KINDS + CUT_KINDS
+    if need.kind not in kinds:
+        return f"needs {need.kind!r}; there are {', '.join(kinds)}.{nearest(need.kind, kinds)}"
+    if type(need.layer) is not (int if need.kind in LAYER_KINDS else type(None)):
+        rule = "a layer: -1 is the last" if need.kind in LAYER_KINDS else "no layer"
+        return f"needs {need.kind!r} of layer {need.layer!r}; that kind takes {rule}"
+    if need.kind in CUT_KINDS and stage == "tower":
+        return f"needs {need.kind!r}, which is there at a cut alone, and makes none; define cuts and cut"
+    if need.kind not in CUT_KINDS and stage == "layer":
+        return (
+            f"needs {need.kind!r}, which a view has, and sees none; at a cut there are {', '.join(CUT_KINDS)}"
+        )
     return None
 
 
@@ -117,8 +148,8 @@ def _wrong_fields(cls: type[Pruner]) -> str | None:
         hints = get_type_hints(cls)
         if cls.stochastic and ("seed" not in fields or hints["seed"] is not int):
             return "is stochastic without a seed; give it a field seed: int = 0"
-        if issubclass(cls, LayerPruner) and ("layer" not in fields or hints["layer"] is not int):
-            return "prunes inside the language model without a layer; give it a field layer: int = 2"
+        if cls.cuts is LayerPruner.cuts and ("layer" not in fields or hints["layer"] is not int):
+            return "prunes inside the language model without a layer; give it a field layer: int = 2, or define cuts"
         cls()
     except Exception as error:
         return f"cannot be made with its defaults ({error})"

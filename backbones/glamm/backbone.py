@@ -23,12 +23,14 @@ from backbones.glamm.conversation import IMAGE_SENTENCE, build
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels, sam_pixels_mmcv
 from backbones.parts import clip, llama, sam
+from backbones.parts.contexts import Context, context_of, whole_positions
+from backbones.parts.cuts import Cutting, cutting
 from backbones.parts.errors import not_finite, too_long
 from backbones.parts.faithful import run_layers
 from backbones.parts.shared import Ask, Shared, filled_up
 from backbones.parts.tokenizer import IMAGE_TOKEN, LlamaTokenizer, behind_image, clip_tokenizer
 from pruners import checks
-from pruners.base import LayerPruner, Need, Selection, UserError, VisualTokens
+from pruners.base import Need, UserError, VisualTokens
 
 Result = TypeVar("Result")
 
@@ -197,7 +199,7 @@ class GlammBackbone(Asking):
         """Segment every row, masks batch by batch as they are asked for; when memory does not suffice, in
         smaller batches."""
         most = self.model.language_model.config.max_position_embeddings
-        errors = [too_long(len(self._ids(row.turns)) - 1, self._tokens(row), most) for row in rows]
+        errors = [too_long(len(self._ids(row.turns)) - 1, self._context(row).span, most) for row in rows]
         short = [row for row, error in zip(rows, errors, strict=True) if not error]
         said = (
             self._within_memory(lambda: self._shared(short) if share else self._apart(short)) if short else []
@@ -282,15 +284,15 @@ class GlammBackbone(Asking):
 
     def _shared(self, rows: Sequence[Row]) -> list[_Said]:
         """All rows at once; what they have in common is computed once."""
-        numbers: dict[tuple[int, object], int] = {}
+        numbers: dict[tuple[object, ...], int] = {}
         contexts: list[Row] = []
         asks = []
         for row in rows:
-            where = numbers.setdefault((id(row.encoding), self._content(row)), len(numbers))
+            where = numbers.setdefault((id(row.encoding), *self._content(row)), len(numbers))
             if where == len(contexts):
                 contexts.append(row)
-            layered = row.pruner if row.selection is None and isinstance(row.pruner, LayerPruner) else None
-            before, behind, marks = self._words(row, whole=layered is not None)
+            cut = self._cutting(row)
+            before, behind, marks = self._words(row, whole=cut is not None)
             common = sum(
                 1 for _ in takewhile(lambda ids: ids[0] == ids[1], zip(behind, self._sentence, strict=False))
             )
@@ -298,30 +300,30 @@ class GlammBackbone(Asking):
                 common = min(common, len(behind) + marks[0])
             sentence, words = tuple(behind[:common]), tuple(behind[common:])
             read = tuple(len(words) + mark for mark in marks)
-            keep = layered.tokens_after(row.budget, self._patches(row), self.num_layers) if layered else 0
-            asks.append(Ask(where, tuple(before), sentence, words, self._last(words), read, layered, keep))
+            asks.append(Ask(where, tuple(before), sentence, words, self._last(words), read, cut))
         shared = Shared(self.model.language_model, self.batch_size, self._multiple, self._beginnings)
         answers = shared.run(
-            [self._tokens(row) for row in contexts],
+            [self._context(row) for row in contexts],
             lambda part: self._project([contexts[k] for k in part]),
             asks,
         )
         prompts = self._prompts([answers[k].hidden for k in range(len(rows))])
-        found = []
-        for k, row in enumerate(rows):
-            kept = answers[k].kept
-            retained = kept if kept is not None else (row.selection or _all(self._patches(row))).indices
-            found.append(_Said(prompts[k], answers[k].lengths, retained))
-        return found
+        return [_Said(prompts[k], answers[k].lengths, answers[k].patches) for k in range(len(rows))]
 
-    def _content(self, row: Row) -> object:
-        """Equal for selections of one image that send the same tokens."""
-        chosen = row.selection or _all(self._patches(row))
-        return id(chosen) if chosen.features is not None else chosen.indices.cpu().numpy().tobytes()
+    def _content(self, row: Row) -> tuple[object, ...]:
+        """Equal for rows of one image that send the same tokens to the same places."""
+        context = self._context(row)
+        merged = row.selections[0] if row.selections and row.selections[0].features is not None else None
+        what = id(merged) if merged is not None else context.patches.cpu().numpy().tobytes()
+        return what, context.places is not None
 
-    def _tokens(self, row: Row) -> int:
-        """Visual tokens that enter the language model."""
-        return row.selection.tokens if row.selection is not None else self._patches(row)
+    def _context(self, row: Row) -> Context:
+        """The visual tokens that a row sends, and where they stand."""
+        return context_of(row.pruner, row.selections, self._patches(row))
+
+    def _cutting(self, row: Row) -> Cutting | None:
+        """What leaves a row while the language model runs."""
+        return cutting(row.pruner, row.budget, self._patches(row), self.num_layers, row.sample)
 
     def _patches(self, row: Row) -> int:
         return len(row.encoding.hidden_states[-1]) - 1
@@ -367,10 +369,10 @@ class GlammBackbone(Asking):
     def visual(self, row: Row) -> Tensor:
         """(T, C) features that a row sends to the projector."""
         features = row.encoding.hidden_states[-1]
-        if row.selection is None:
+        if not row.selections:
             return features[1:]
         stub = VisualTokens(features[1:], features[0], self.grid, self.num_heads, partial(_nothing))
-        return row.selection.gather(stub)
+        return row.selections[0].gather(stub)
 
     def embed(self, rows: Sequence[Row], ids: Sequence[list[int]]) -> Tensor:
         """(B, L, width) input embeddings with the visual tokens in the image's place."""
@@ -389,9 +391,9 @@ class GlammBackbone(Asking):
         words = [self._words(row) for row in rows]
         groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
         for k, row in enumerate(rows):
-            count = self._tokens(row)
-            cut = (row.pruner, row.budget) if row.selection is None else None
-            groups[len(words[k][0]), len(words[k][1]), count, cut].append(k)
+            cut = self._cutting(row)
+            parted = (cut.pruner, cut.cuts) if cut is not None else None
+            groups[len(words[k][0]), len(words[k][1]), len(self._context(row)), parted].append(k)
         found: dict[int, _Said] = {}
         for members in groups.values():
             for start in range(0, len(members), self.batch_size):
@@ -404,28 +406,29 @@ class GlammBackbone(Asking):
     def _together(
         self, rows: list[Row], words: list[tuple[list[int], list[int], list[int]]]
     ) -> Iterator[_Said]:
-        model, first = self.model, rows[0]
+        model = self.model
         ids = [[*before, IMAGE_TOKEN, *behind] for before, behind, _ in words]
         embeds = self.embed(rows, ids)
         image, text = len(words[0][0]), len(ids[0]) - 1
         count = embeds.shape[1] - text
-        layered = first.pruner if first.selection is None and isinstance(first.pruner, LayerPruner) else None
+        contexts = [self._context(row) for row in rows]
         run = run_layers(
             model.language_model,
             embeds,
             visual_start=image,
             visual_count=count,
-            pruner=layered,
-            keep=layered.tokens_after(first.budget, count, self.num_layers) if layered else 0,
+            cuttings=[cut for row in rows if (cut := self._cutting(row)) is not None],
+            patches=torch.stack([context.patches.to(self.device) for context in contexts]),
+            positions=whole_positions(contexts, image, text - image, self.device),
             last=torch.tensor([self._last(row) + count - 1 for row in ids], device=self.device),
         )
         model.lm_head(run.hidden)
         prompts = self._prompts([run.hidden[k, marks] for k, (_, _, marks) in enumerate(words)])
         lengths = tuple(length - text for length in run.lengths)
-        for k, row in enumerate(rows):
-            retained = run.kept[k] if run.kept is not None else (row.selection or _all(count)).indices
-            finite = run.scores is None or bool(run.scores[k].isfinite().all())
-            yield _Said(prompts[k] if finite else torch.full_like(prompts[k], torch.nan), lengths, retained)
+        for k, sound in enumerate(run.sound):
+            yield _Said(
+                prompts[k] if sound else torch.full_like(prompts[k], torch.nan), lengths, run.patches[k]
+            )
 
     def _last(self, words: Sequence[int]) -> int:
         """Position of the last token that is not fill."""
@@ -440,7 +443,3 @@ class GlammBackbone(Asking):
 
 def _nothing(need: Need) -> Tensor:
     raise ValueError(f"no signals here: {need}")
-
-
-def _all(count: int) -> Selection:
-    return Selection(torch.arange(count))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,10 +24,12 @@ from backbones.glamm.conversation import build
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels
 from backbones.parts import clip, llama, sam
+from backbones.parts.contexts import Context, context_of, whole_positions
+from backbones.parts.cuts import Cutting, cutting
 from backbones.parts.faithful import LayerRun, Stage, run_layers
 from backbones.parts.tokenizer import IMAGE_TOKEN
 from pruners import checks
-from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner, Need, Pruner, VisualTokens
+from pruners.base import REFERENT, TEXT_EMBEDS, Need, Pruner, View
 
 if TYPE_CHECKING:
     from backbones.glamm.backbone import GlammBackbone
@@ -130,9 +133,7 @@ def prepare(
     )
 
 
-def visual_tokens(
-    model: GlammModel, inputs: Inputs, states: tuple[Tensor, ...], text: Tensor | None
-) -> VisualTokens:
+def visual_tokens(model: GlammModel, inputs: Inputs, states: tuple[Tensor, ...], text: Tensor | None) -> View:
     """The image as a pruner sees it, nothing cached.
 
     Args:
@@ -150,7 +151,7 @@ def visual_tokens(
         return clip.signal(model.clip, states, need)
 
     heads = model.clip.config.vision_config.num_attention_heads
-    return VisualTokens(states[-1][1:], states[-1][0], inputs.grid, heads, answer, inputs.sample)
+    return View(states[-1][1:], states[-1][0], inputs.grid, heads, answer, inputs.sample)
 
 
 def prefill(
@@ -158,16 +159,31 @@ def prefill(
     before: Tensor,
     visual: Tensor,
     after: Tensor,
-    pruner: LayerPruner | None = None,
-    keep: int = 0,
+    cut: Cutting | None = None,
+    context: Context | None = None,
     stage: Stage = nullcontext,
 ) -> LayerRun:
-    """The language model's layers over ids (1, a), visual tokens (1, n, width) and ids (1, b); `keep` as in
-    `run_layers`."""
+    """The language model's layers over ids (B, a), visual tokens (B, n, width) and ids (B, b).
+
+    Args:
+        cut: what leaves every row on the way.
+        context: which patches the tokens are, and where they stand; without, the first n.
+    """
     embeds = torch.cat([llama.embed(llm, before), visual, llama.embed(llm, after)], dim=1)
-    start, count = before.shape[1], visual.shape[1]
+    rows, start, count = len(visual), before.shape[1], visual.shape[1]
+    patches = positions = None
+    if context is not None:
+        positions = whole_positions([context] * rows, start, after.shape[1], visual.device)
+        patches = context.patches.expand(rows, -1)
     return run_layers(
-        llm, embeds, visual_start=start, visual_count=count, pruner=pruner, keep=keep, stage=stage
+        llm,
+        embeds,
+        visual_start=start,
+        visual_count=count,
+        cuttings=[cut] * rows if cut is not None else (),
+        patches=patches,
+        positions=positions,
+        stage=stage,
     )
 
 
@@ -180,7 +196,7 @@ def forward(
     stage: Stage = nullcontext,
     checked: bool = True,
 ) -> Passed:
-    """Run every stage once; `stage(name)` is entered around each, a layer-stage pruner's inside "prefill".
+    """Run every stage once; `stage(name)` is entered around each, a cut's inside "prefill".
 
     Args:
         checked: False for clocks and memory meters: a choice that was checked before is taken as it is, so
@@ -194,24 +210,18 @@ def forward(
     if TEXT_EMBEDS in pruner.needs:
         with stage("text"):
             text = clip.embed_text(model.clip, inputs.words)
-    tokens = visual_tokens(model, inputs, states, text)
-    features, layered, keep, patches = tokens.patches, None, 0, len(tokens)
-    if isinstance(pruner, LayerPruner):
-        layered = pruner
-        keep = pruner.tokens_after(budget, patches, model.language_model.config.num_hidden_layers)
-    else:
-        with stage("pruner"):
-            chosen = (
-                checks.select(pruner, tokens, budget)
-                if checked
-                else pruner.select(tokens.only(pruner.needs), budget)
-            )
-            features = chosen.gather(tokens)
-    del batch, states, tokens
+    view = visual_tokens(model, inputs, states, text)
+    patches, layers = len(view), model.language_model.config.num_hidden_layers
+    with stage("pruner"):
+        chosen = checks.select_views(pruner, [view], budget, layers, checked)
+        features = chosen[0].gather(view) if chosen else view.patches
+    context = context_of(pruner, chosen, patches)
+    del batch, states, view
     with stage("projector"):
         visual = model.projector(features[None].to(inputs.small.dtype))
+    cut = cutting(pruner, budget, patches, layers, inputs.sample, partial(checks.cut, checked=checked))
     with stage("prefill"):
-        run = prefill(model.language_model, inputs.before, visual, inputs.after, layered, keep, stage)
+        run = prefill(model.language_model, inputs.before, visual, inputs.after, cut, context, stage)
     with stage("lm_head"):
         model.lm_head(run.hidden)
     with stage("seg_head"):

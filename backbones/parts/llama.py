@@ -52,7 +52,7 @@ def share(llm: LlamaModel, cut: Callable[[nn.Module], Any], gather: Callable[[Te
     Args:
         cut: leaves this process its part of a layer's matrices: some outputs of BY_OUTPUT, and the inputs of
             BY_INPUT that belong to them.
-        gather: (B, H / size, K) scores of this process's heads -> (B, H, K) of all.
+        gather: (B, H / size, ...) of this process's heads -> (B, H, ...) of all.
     """
     for weights in llm.layers:
         cut(weights)
@@ -86,14 +86,18 @@ class Past:
     def extended(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of all tokens up to these, given these tokens' own; they are kept where `keep` asks
         for it."""
-        if self.before is not None:
-            earlier = self.before.layers[layer]
-            if self.owner is not None:
-                earlier = earlier[0][self.owner], earlier[1][self.owner]
+        if (earlier := self.earlier(layer)) is not None:
             key, value = torch.cat([earlier[0], key], dim=2), torch.cat([earlier[1], value], dim=2)
         if self.keep is None or layer in self.keep:
             self.layers[layer] = key, value
         return key, value
+
+    def earlier(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of what stands before these tokens, row by row; None where nothing does."""
+        if self.before is None:
+            return None
+        key, value = self.before.layers[layer]
+        return (key, value) if self.owner is None else (key[self.owner], value[self.owner])
 
     def length(self, layer: int = 0) -> int:
         """Tokens before these."""
@@ -114,9 +118,24 @@ def turned(states: Tensor, by: Rotary) -> Tensor:
     return states * cos + torch.cat([-states[..., half:], states[..., :half]], dim=-1) * sin
 
 
+def turned_back(states: Tensor, by: Rotary) -> Tensor:
+    """Queries or keys as they were before `turned`, up to rounding."""
+    return turned(states, (by[0], -by[1]))
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Attention rows over the last dimension, in at least float32 and back, as attention computes them."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).to(logits.dtype)
+
+
 def tokens_at(hidden: Tensor, read: Tensor) -> Tensor:
     """(B, R, width): the tokens `read` (B, R) of (B, L, width)."""
     return hidden.gather(1, read[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def ahead_of(places: Tensor, keys: int) -> Tensor:
+    """(B, R, keys): which of so many tokens stand behind those at `places` (B, R)."""
+    return torch.arange(keys, device=places.device) > places[..., None]
 
 
 def embed(llm: LlamaModel, ids: Tensor) -> Tensor:
@@ -191,40 +210,43 @@ class Layer:
         states = tokens_at(hidden, read)
         if not read.shape[1]:
             return states
-        scores = self._rows(hidden, read, by, key)
+        here = tuple(tokens_at(part.expand(len(read), -1, -1), read) for part in by)
+        behind = ahead_of(read + key.shape[2] - hidden.shape[1], key.shape[2])
+        scores = probabilities(self._logits(states, key, behind, here))
         mixed = scores @ for_queries(value, scores.shape[1])
         return self.finish(states, mixed.transpose(1, 2).flatten(2))
 
-    def row(self, hidden: Tensor, last: Tensor, by: Rotary, keys: Tensor) -> Tensor:
-        """(B, H, K): probabilities of one token per row over the keys up to itself.
+    def logits(self, states: Tensor, keys: Tensor, behind: Tensor, by: Rotary | None) -> Tensor:
+        """(B, H, R, K): attention rows before their softmax, q k / sqrt(d), of some tokens over all keys.
 
         Args:
-            hidden: (B, L, width) input of the layer; its tokens are the last L of the keys.
-            last: (B,) the token, a position in `hidden`; what stands behind it is fill.
-            by: rotary positions of `hidden`.
-            keys: (B, H', K, d) rotated keys of all tokens.
+            states: (B, R, width) what these tokens enter the layer as.
+            keys: (B, H', K, d) of all tokens, turned to their positions if the queries are.
+            behind: (B, R, K) keys that a token does not look at, whose logits are -inf.
+            by: rotary positions of these tokens; None leaves the queries as they are.
         """
-        scores = self._rows(hidden, last[:, None], by, keys)[:, :, 0]
-        return self._gather(scores) if self._gather else scores
+        return self.whole(self._logits(states, keys, behind, by))
 
-    def _rows(self, hidden: Tensor, read: Tensor, by: Rotary, keys: Tensor) -> Tensor:
-        """(B, H, R, K): probabilities of the tokens `read` (B, R) over the keys (B, H', K, d) up to
-        themselves.
+    def keys(self, states: Tensor, by: Rotary | None) -> Tensor:
+        """(B, H', L, d): keys of what enters the layer as (B, L, width), of this process's heads."""
+        keys = self._heads(self._weights.self_attn.k_proj(self._normed(states)))
+        return keys if by is None else turned(keys, by)
+
+    def whole(self, parts: Tensor) -> Tensor:
+        """(B, H / size, ...) of this process's heads -> (B, H, ...) of all, where processes share the layer."""
+        return self._gather(parts) if self._gather else parts  # type: ignore[no-any-return]
+
+    def _logits(self, states: Tensor, keys: Tensor, behind: Tensor, by: Rotary | None) -> Tensor:
+        """As `logits`, of this process's heads.
 
         In plain products: torch's fused CPU attention rounds a lone query differently from place to place in
             the batch.
         """
-        cos, sin = (tokens_at(part.expand(len(read), -1, -1), read) for part in by)
-        query = turned(
-            self._heads(self._weights.self_attn.q_proj(self._normed(tokens_at(hidden, read)))), (cos, sin)
-        )
+        query = self._heads(self._weights.self_attn.q_proj(self._normed(states)))
+        if by is not None:
+            query = turned(query, by)
         keys = for_queries(keys, query.shape[1])
-        behind = (
-            torch.arange(keys.shape[2], device=hidden.device)
-            > (read + keys.shape[2] - hidden.shape[1])[..., None]
-        )
-        logits = (query @ keys.transpose(-1, -2) * self._scale).masked_fill(behind[:, None], -torch.inf)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).to(hidden.dtype)
+        return (query @ keys.transpose(-1, -2) * self._scale).masked_fill(behind[:, None], -torch.inf)
 
     def _normed(self, hidden: Tensor) -> Tensor:
         return _rms(hidden, self._weights.input_layernorm.weight, self._eps)

@@ -2,15 +2,15 @@
 
 A row is a constant beginning, the visual tokens that a pruner left of an image, the constant rest of the
 sentence about it, and a question with its answer. Attention looks back only, so the beginning's keys and
-values serve all rows, and those of an image's tokens and of the sentence serve all its expressions. A pruner
-inside the model shares the layers before its cut with the rows that keep every token. Behind the last layer
-only a few states are read, so it computes no more than keys and values for all other tokens.
+values serve all rows, and those of an image's tokens and of the sentence serve all its expressions. A row
+that is cut shares the layers before its first cut with the rows that the same tokens entered. Behind the last
+layer only a few states are read, so it computes no more than keys and values for all other tokens.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,84 +19,48 @@ from torch import Tensor
 from transformers import LlamaModel
 
 from backbones.parts import llama
-from backbones.parts.llama import Past, tokens_at
-from pruners import checks
-from pruners.base import LayerPruner
+from backbones.parts.contexts import Answer, Ask, Context, Contexts, positions
+from backbones.parts.cuts import AtCut, Chosen, Cutting, Sequences
+from backbones.parts.llama import Past
 
 Member = TypeVar("Member")
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One row.
+class _Cut:
+    """A row of a batch behind a cut.
 
     Attributes:
-        context: number of its context: an image's visual tokens as one selection left them.
-        beginning: ids before the image.
-        sentence: ids behind the image that other rows have there, too.
-        words: ids behind these, fill included.
-        last: position in `words` of the last one that is no fill.
-        read: positions in `words` whose final states are wanted.
-        pruner, keep: what cuts the context while the model runs, and to how many tokens.
+        ask: its number.
+        row: its place in the batch.
+        cutting, chosen: what it is cut by, and what stays.
+        lengths: visual tokens of every layer so far.
+        sound: whether all that was read so far were numbers.
     """
 
-    context: int
-    beginning: tuple[int, ...]
-    sentence: tuple[int, ...]
-    words: tuple[int, ...]
-    last: int
-    read: tuple[int, ...]
-    pruner: LayerPruner | None = None
-    keep: int = 0
+    ask: int
+    row: int
+    cutting: Cutting
+    chosen: Chosen
+    lengths: tuple[int, ...]
+    sound: bool
 
 
 @dataclass(frozen=True)
-class _Contexts:
-    """What rows on the same images and selections have in common.
+class _Tails:
+    """The ends of a batch's rows, which no cut touches.
 
     Attributes:
-        start: the beginning.
-        past: keys and values of the visual tokens and the sentence behind them.
-        saved: input (B, T + s, width) of the layers that begin behind a cut.
-        lengths: T, the visual tokens that ran, of every layer that ran.
+        read: (B, R) places of the states that are wanted, counted from the end: negative.
+        entered: what entered the first layer of a row: visual tokens and text, fill included.
     """
 
-    start: Past
-    past: Past
-    saved: dict[int, Tensor]
-    lengths: tuple[int, ...]
+    read: Tensor
+    entered: Callable[[int], tuple[Tensor, Tensor]]
 
-    @property
-    def visual(self) -> int:
-        """Visual tokens that entered."""
-        return self.lengths[0]
-
-    @property
-    def span(self) -> slice:
-        """Where the visual tokens stand."""
-        first = self.past.length()
-        return slice(first, first + self.visual)
-
-    @property
-    def end(self) -> int:
-        """Where the words begin."""
-        return self.past.layers[0][0].shape[2]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the language model made of a row.
-
-    Attributes:
-        hidden: (R, width) final states of the words that are read; NaN where a cut had no numbers to choose
-            by.
-        lengths: visual tokens that ran in every layer.
-        kept: sorted visual tokens that a cut left, None without one.
-    """
-
-    hidden: Tensor
-    lengths: tuple[int, ...]
-    kept: Tensor | None = None
+    def of(self, rows: Sequence[int]) -> _Tails:
+        """Those of some rows."""
+        return _Tails(self.read[list(rows)], lambda row: self.entered(rows[row]))
 
 
 def through(
@@ -166,12 +130,11 @@ class Shared:
             yield part, filled_up(part, self.multiple)
 
     def run(
-        self, lengths: Sequence[int], project: Callable[[list[int]], Tensor], asks: Sequence[Ask]
+        self, contexts: Sequence[Context], project: Callable[[list[int]], Tensor], asks: Sequence[Ask]
     ) -> dict[int, Answer]:
         """Answers of all rows by their number.
 
         Args:
-            lengths: visual tokens of every context.
             project: numbers of contexts of T tokens each -> (B, T, width), called once per batch.
         """
         of: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[int]] = defaultdict(list)
@@ -179,7 +142,7 @@ class Shared:
             of[ask.context, ask.beginning, ask.sentence].append(number)
         groups: dict[tuple[tuple[int, ...], tuple[int, ...], int], list[int]] = defaultdict(list)
         for context, beginning, sentence in of:
-            groups[beginning, sentence, lengths[context]].append(context)
+            groups[beginning, sentence, len(contexts[context])].append(context)
         answers: dict[int, Answer] = {}
         for (beginning, sentence, _), group in groups.items():
             # contexts whose questions have one length together: their branches fill batches
@@ -188,7 +151,10 @@ class Shared:
             )
             for part, filled in self._batches(group):
                 numbers = [number for context in part for number in of[context, beginning, sentence]]
-                answers |= self._with_contexts(beginning, sentence, part, project(filled), asks, numbers)
+                given = [contexts[context] for context in filled]
+                answers |= self._with_contexts(
+                    beginning, sentence, part, given, project(filled), asks, numbers
+                )
         return answers
 
     def _with_contexts(
@@ -196,19 +162,19 @@ class Shared:
         beginning: tuple[int, ...],
         sentence: tuple[int, ...],
         part: list[int],
+        given: Sequence[Context],
         visual: Tensor,
         asks: Sequence[Ask],
         numbers: list[int],
     ) -> dict[int, Answer]:
         start, rows = self._beginning(beginning), len(visual)
-        cuts = {pruner.layer for k in numbers if (pruner := asks[k].pruner) is not None}
-        deep = self.depth if any(asks[k].pruner is None for k in numbers) else max(cuts)
+        cuts, deep = self._depth(asks[k] for k in numbers)
         ids = torch.tensor(sentence, dtype=torch.long, device=self.device)
         hidden = torch.cat([visual, llama.embed(self.llm, ids).expand(rows, -1, -1)], dim=1)
         past = Past(start, torch.zeros(rows, dtype=torch.long, device=self.device))
-        saved = dict.fromkeys(cuts, hidden)
+        saved = dict.fromkeys({0, *cuts, *(cut - 1 for cut in cuts)} if cuts else (), hidden)
+        places, follows = positions(given, len(sentence), len(beginning), self.device)
         if hidden.shape[1]:
-            places = _places(len(beginning), hidden.shape[1], rows, self.device)
             unread = places[:, :0] if deep == self.depth else None
             _, lengths = through(self.llm, hidden, places, past, range(deep), saved, unread)
         else:  # an image of no token and no sentence: questions follow the beginning at once
@@ -216,7 +182,9 @@ class Shared:
                 layer: (key[past.owner], value[past.owner]) for layer, (key, value) in start.layers.items()
             }
             lengths = [0] * deep
-        known = _Contexts(start, past, saved, tuple(length - len(sentence) for length in lengths))
+        patches = torch.stack([context.patches.to(self.device) for context in given])
+        counts = tuple(length - len(sentence) for length in lengths)
+        known = Contexts(start, past, saved, counts, patches, places, follows)
         # rows of one context and the same words are one branch until a cut parts them
         branches: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(list)
         for number in numbers:
@@ -237,84 +205,158 @@ class Shared:
                 )
         return answers
 
+    def _depth(self, asks: Iterable[Ask]) -> tuple[set[int], int]:
+        """First cuts of some rows, and how many layers these rows have in common."""
+        cuts = {ask.first_cut for ask in asks}
+        behind = {cut for cut in cuts if cut is not None}
+        return behind, self.depth if None in cuts else max(behind)
+
     def _branches(
         self,
-        contexts: _Contexts,
+        contexts: Contexts,
         owner: Tensor,
         words: Tensor,
         read: Tensor,
         asks: Sequence[Ask],
         branches: list[list[int]],
     ) -> dict[int, Answer]:
+        """Rows of one context and the same words, up to their first cuts."""
         llm, numbers = self.llm, [number for branch in branches for number in branch]
-        cuts = {pruner.layer for k in numbers if (pruner := asks[k].pruner) is not None}
-        deep = self.depth if any(asks[k].pruner is None for k in numbers) else max(cuts)
+        cuts, deep = self._depth(asks[k] for k in numbers)
         own = llama.embed(llm, words)
         wanted = dict.fromkeys(cuts | {cut - 1 for cut in cuts}, own)
         here = Past(contexts.past, owner, keep={cut - 1 for cut in cuts})
-        places = _places(contexts.end, words.shape[1], len(words), self.device)
+        places = contexts.next[owner, None] + torch.arange(words.shape[1], device=self.device)
         hidden, _ = through(llm, own, places, here, range(deep), wanted, read if deep == self.depth else None)
         answers: dict[int, Answer] = {}
         if deep == self.depth:
-            final = llama.norm(llm, hidden)
+            final, patches = llama.norm(llm, hidden), contexts.patches[owner]
             for row, branch in enumerate(branches):
                 answers |= {
-                    number: Answer(final[row], contexts.lengths)
+                    number: Answer(final[row], contexts.lengths, patches[row])
                     for number in branch
-                    if asks[number].pruner is None
+                    if asks[number].cutting is None
                 }
+        if not cuts:
+            return answers
+        last = [words.shape[1] - asks[branch[0]].last for branch in branches]
+        last += last[-1:] * (len(words) - len(branches))
+        every = torch.cat([contexts.positions[owner], places], dim=1)
+        rows = Sequences(0, contexts.patches[owner], every, last)
+
+        def whole(layer: int, row: int | None = None) -> Tensor:
+            """What enters a layer of all rows, or of one: context and words."""
+            of = owner if row is None else owner[row : row + 1]
+            mine = own if layer == 0 else wanted[layer]
+            return torch.cat([contexts.saved[layer][of], mine if row is None else mine[row : row + 1]], dim=1)
+
+        def entered(row: int) -> tuple[Tensor, Tensor]:
+            return (together := whole(0, row)[0])[: rows.count], together[rows.count :]
+
+        tails = _Tails(read - words.shape[1], entered)
         for cut in cuts:
-            lasts = torch.zeros(len(words), dtype=torch.long, device=self.device)
+            hidden = whole(cut)
+            at = AtCut(
+                llm,
+                cut,
+                0,
+                rows,
+                past=self._on(contexts, len(words)),
+                ran=here.layers[cut - 1],
+                hidden=lambda hidden=hidden: hidden,  # type: ignore[misc]
+                entered=lambda cut=cut: whole(cut - 1),  # type: ignore[misc]
+                tail=wanted[cut - 1],
+                inputs=entered,
+            )
+            found = []
             for row, branch in enumerate(branches):
-                lasts[row] = asks[branch[0]].last
-            by = llama.rotary(llm, places, own.dtype)
-            scores = llama.Layer(llm, cut - 1).row(wanted[cut - 1], lasts, by, here.layers[cut - 1][0])[
-                ..., contexts.span
-            ]
-            answers |= self._cut(contexts, owner, wanted[cut], scores, read, asks, branches, cut)
+                for number in branch:
+                    if (by := asks[number].cutting) is not None and by.cuts[0].layer == cut:
+                        chosen = at.chosen(row, by)
+                        found.append(_Cut(number, row, by, chosen, contexts.lengths[:cut], chosen.sound))
+            answers |= self._behind(contexts, hidden, rows, tails, found, 0)
         return answers
 
-    def _cut(
+    def _on(self, contexts: Contexts, rows: int, keep: Container[int] | None = None) -> Past:
+        """Keys and values of rows that have the beginning alone in common."""
+        return Past(contexts.start, torch.zeros(rows, dtype=torch.long, device=self.device), keep)
+
+    def _behind(
         self,
-        contexts: _Contexts,
-        owner: Tensor,
-        own: Tensor,
-        scores: Tensor,
-        read: Tensor,
-        asks: Sequence[Ask],
-        branches: list[list[int]],
-        cut: int,
+        contexts: Contexts,
+        hidden: Tensor,
+        rows: Sequences,
+        tails: _Tails,
+        found: Sequence[_Cut],
+        number: int,
     ) -> dict[int, Answer]:
-        """The layers behind a cut: only the beginning is still common."""
-        budgets: dict[int, list[tuple[int, int, Tensor]]] = defaultdict(list)
-        for row, branch in enumerate(branches):
-            for number in branch:
-                pruner = asks[number].pruner
-                if pruner is not None and pruner.layer == cut:
-                    kept = checks.keep(pruner, scores[row].nan_to_num(), asks[number].keep)
-                    budgets[asks[number].keep].append((number, row, kept))
-        length, finite = contexts.saved[cut].shape[1], scores.isfinite().flatten(1).all(1)
+        """The layers behind a cut, up to the next one of each row: only the beginning is still common.
+
+        Args:
+            hidden: (B, M, width) what enters the first of them.
+            found: the rows that were cut here.
+            number: of the cut.
+        """
+        groups: dict[tuple[int, int], list[_Cut]] = defaultdict(list)
+        for one in found:
+            cuts = one.cutting.cuts
+            stop = cuts[number + 1].layer if number + 1 < len(cuts) else self.depth
+            groups[one.chosen.selection.tokens, stop].append(one)
         answers: dict[int, Answer] = {}
-        for found in budgets.values():
-            for portion, filled in self._batches(range(len(found))):
-                rows = torch.tensor([found[k][1] for k in filled], device=self.device)
-                kept = torch.stack([found[k][2] for k in filled])
-                text = torch.arange(contexts.visual, length + own.shape[1], device=self.device).expand(
-                    len(rows), -1
-                )
-                stay = torch.cat([kept, text], dim=1)
-                hidden = tokens_at(torch.cat([contexts.saved[cut][owner[rows]], own[rows]], dim=1), stay)
-                past = Past(
-                    contexts.start, torch.zeros(len(rows), dtype=torch.long, device=self.device), keep=()
-                )
-                behind = read[rows] + stay.shape[1] - own.shape[1]
-                places = stay + contexts.span.start
-                run, seen = through(self.llm, hidden, places, past, range(cut, self.depth), read=behind)
-                final = llama.norm(self.llm, run).masked_fill(~finite[rows, None, None], torch.nan)
-                lengths = contexts.lengths[:cut] + tuple(tokens - text.shape[1] for tokens in seen)
-                for place, k in enumerate(portion):
-                    answers[found[k][0]] = Answer(final[place], lengths, found[k][2])
+        for (_, stop), group in groups.items():
+            for portion, filled in self._batches(range(len(group))):
+                members = [group[k] for k in filled]
+                answers |= self._onward(contexts, hidden, rows, tails, members, len(portion), number, stop)
         return answers
+
+    def _onward(
+        self,
+        contexts: Contexts,
+        hidden: Tensor,
+        rows: Sequences,
+        tails: _Tails,
+        members: Sequence[_Cut],
+        count: int,
+        number: int,
+        stop: int,
+    ) -> dict[int, Answer]:
+        """One batch of rows with equally many tokens from a cut to layer `stop`; the first `count` are no
+        fill."""
+        cut, picked = members[0].cutting.cuts[number].layer, [one.row for one in members]
+        hidden, rows = rows.behind(hidden, picked, [(one.cutting, one.chosen) for one in members])
+        tails, length = tails.of(picked), hidden.shape[1]
+        last = stop == self.depth
+        past = self._on(contexts, len(members), keep=() if last else (stop - 1,))
+        saved = {} if last else {stop - 1: hidden}
+        read = tails.read + length if last else None
+        hidden, seen = through(self.llm, hidden, rows.positions, past, range(cut, stop), saved, read)
+        text = length - rows.count
+        ran = tuple(tokens - text for tokens in seen)
+        if last:
+            unsound = torch.tensor([not one.sound for one in members], device=self.device)
+            final = llama.norm(self.llm, hidden).masked_fill(unsound[:, None, None], torch.nan)
+            return {
+                one.ask: Answer(final[row], one.lengths + ran, one.chosen.patches)
+                for row, one in enumerate(members[:count])
+            }
+        at = AtCut(
+            self.llm,
+            stop,
+            number + 1,
+            rows,
+            past=self._on(contexts, len(members)),
+            ran=past.layers[stop - 1],
+            hidden=lambda: hidden,
+            entered=lambda: saved[stop - 1],
+            tail=saved[stop - 1],
+            inputs=tails.entered,
+        )
+        found = []
+        for row, one in enumerate(members[:count]):
+            chosen = at.chosen(row, one.cutting)
+            sound = one.sound and chosen.sound
+            found.append(_Cut(one.ask, row, one.cutting, chosen, one.lengths + ran, sound))
+        return self._behind(contexts, hidden, rows, tails, found, number + 1)
 
 
 def filled_up(part: Sequence[Member], multiple: int) -> list[Member]:

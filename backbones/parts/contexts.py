@@ -1,0 +1,138 @@
+"""What rows have in common, row for row: visual tokens as a selection left them, and the words around them.
+
+Position ids, too: tokens that keep theirs leave gaps, and the text behind the image goes on as if nothing had
+been pruned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from backbones.parts.cuts import Cutting
+from backbones.parts.llama import Past
+from pruners.base import Pruner, Selection
+
+
+@dataclass(frozen=True)
+class Context:
+    """Visual tokens as a selection left them.
+
+    Attributes:
+        patches: (T,) the patch of each, or CLS or POOLED.
+        places: (T,) their position ids counted from the image's; None for 0 to T - 1.
+        end: where the text behind them goes on, counted so; None for T.
+    """
+
+    patches: Tensor
+    places: Tensor | None = None
+    end: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    @property
+    def span(self) -> int:
+        """Position ids that they take."""
+        return len(self) if self.end is None else self.end
+
+
+def context_of(pruner: Pruner, selections: Sequence[Selection], patches: int) -> Context:
+    """What a pruner sends into the language model of a view of so many patches; all of it without a
+    selection."""
+    if not selections:
+        return Context(torch.arange(patches))
+    (chosen,) = selections
+    if pruner.positions == "kept":
+        return Context(chosen.indices, chosen.indices, patches)
+    return Context(chosen.indices)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One row.
+
+    Attributes:
+        context: number of its context.
+        beginning: ids before the image.
+        sentence: ids behind the image that other rows have there, too.
+        words: ids behind these, fill included.
+        last: position in `words` of the last one that is no fill.
+        read: positions in `words` whose final states are wanted.
+        cutting: what leaves the context while the model runs.
+    """
+
+    context: int
+    beginning: tuple[int, ...]
+    sentence: tuple[int, ...]
+    words: tuple[int, ...]
+    last: int
+    read: tuple[int, ...]
+    cutting: Cutting | None = None
+
+    @property
+    def first_cut(self) -> int | None:
+        """Layer before which it parts from the rows of its context."""
+        return self.cutting.cuts[0].layer if self.cutting else None
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """What rows on the same images and selections have in common.
+
+    Attributes:
+        start: the beginning.
+        past: keys and values of the visual tokens and the sentence behind them.
+        saved: input (B, T + s, width) of the layers on both sides of a cut, and of the first layer.
+        lengths: T, the visual tokens that ran, of every layer that ran.
+        patches: (B, T) as in `Context`.
+        positions: (B, T + s) position ids.
+        next: (B,) position id of what follows.
+    """
+
+    start: Past
+    past: Past
+    saved: dict[int, Tensor]
+    lengths: tuple[int, ...]
+    patches: Tensor
+    positions: Tensor
+    next: Tensor
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the language model made of a row.
+
+    Attributes:
+        hidden: (R, width) final states of the words that are read; NaN where a cut had no numbers to choose
+            by.
+        lengths: visual tokens that ran in every layer.
+        patches: (m,) the patch of every visual token in the last layer, or CLS or POOLED.
+    """
+
+    hidden: Tensor
+    lengths: tuple[int, ...]
+    patches: Tensor
+
+
+def positions(
+    contexts: Sequence[Context], sentence: int, first: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Position ids (B, T + s) of contexts of one length with their sentences, and (B,) of what follows, from
+    `first` on."""
+    count = len(contexts[0])
+    plain = torch.arange(count, device=device)
+    places = torch.stack([plain if one.places is None else one.places.to(device) for one in contexts])
+    ends = torch.tensor([one.span for one in contexts], device=device)
+    behind = ends[:, None] + torch.arange(sentence + 1, device=device)
+    return first + torch.cat([places, behind[:, :-1]], dim=1), first + behind[:, -1]
+
+
+def whole_positions(contexts: Sequence[Context], before: int, behind: int, device: torch.device) -> Tensor:
+    """Position ids (B, a + T + b) of whole sequences, with `before` and `behind` text tokens around contexts
+    of one length."""
+    text = torch.arange(before, device=device).expand(len(contexts), -1)
+    return torch.cat([text, positions(contexts, behind, before, device)[0]], dim=1)

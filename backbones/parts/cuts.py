@@ -1,0 +1,280 @@
+"""A cut inside the language model: what pruners see there of a batch of rows, and what goes on behind it.
+
+A signal is computed for all rows of the batch when the first pruner asks for it, so that pruners and budgets
+that cut at one place share it, and a row gets the same digits in any company.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor
+from transformers import LlamaModel
+
+from backbones.parts import llama
+from backbones.parts.llama import Layer, Past, tokens_at
+from pruners import checks
+from pruners.base import POOLED, Cut, Pruner, Selection
+from pruners.views import (
+    LLM_ATTENTION,
+    LLM_ATTENTION_AHEAD,
+    LLM_HIDDEN,
+    LLM_INPUTS,
+    LLM_NORMED,
+    LayerView,
+    Need,
+    Query,
+)
+
+Choose = Callable[[Pruner, LayerView, int], Selection]
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """What leaves a row's sequence while the language model runs.
+
+    Attributes:
+        pruner, cuts: who chooses, and where.
+        sample: stable id of the image, for pruners that draw.
+        choose: asks the pruner.
+    """
+
+    pruner: Pruner
+    cuts: tuple[Cut, ...]
+    sample: str = ""
+    choose: Choose = checks.cut
+
+
+def cutting(
+    pruner: Pruner, budget: int, patches: int, num_layers: int, sample: str = "", choose: Choose = checks.cut
+) -> Cutting | None:
+    """What a pruner takes out of a row; None if it takes out nothing."""
+    cuts = pruner.cuts(budget, patches, num_layers)
+    return Cutting(pruner, cuts, sample, choose) if cuts else None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What one pruner left of one row.
+
+    Attributes:
+        selection: of the visual tokens that were there.
+        patches: (m,) the patch of each token that stays, or CLS or POOLED.
+        sound: whether all that it read were numbers.
+    """
+
+    selection: Selection
+    patches: Tensor
+    sound: bool
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Where B rows stand: what of them runs now, without what a `Past` holds of them.
+
+    Attributes:
+        start: tokens before the image among those that run.
+        patches: (B, n) the patch of every visual token, or CLS or POOLED.
+        positions: (B, M) position ids of the tokens that run.
+        last: for every row, the last token that is no fill, counted from the end: 1 or more.
+    """
+
+    start: int
+    patches: Tensor
+    positions: Tensor
+    last: Sequence[int]
+
+    @property
+    def count(self) -> int:
+        """Visual tokens of a row."""
+        return self.patches.shape[1]
+
+    def behind(
+        self, hidden: Tensor, rows: Sequence[int], chosen: Sequence[tuple[Cutting, Chosen]]
+    ) -> tuple[Tensor, Sequences]:
+        """What goes on behind a cut: states (B', M', width) and where they stand.
+
+        Args:
+            hidden: (B, M, width) what entered it.
+            rows: B' numbers of rows, each as often as it goes on.
+            chosen: what stays of each of these, equally many tokens.
+        """
+        device, count = hidden.device, chosen[0][1].selection.tokens
+        before, after = (
+            torch.arange(first, end, device=device).expand(len(rows), -1)
+            for first, end in ((0, self.start), (self.start + self.count, hidden.shape[1]))
+        )
+        kept = torch.stack([one.selection.indices for _, one in chosen]).clamp(min=0)
+        stay = torch.cat([before, kept + self.start, after], dim=1)
+        of = torch.tensor(list(rows), device=device)[:, None]
+        left, positions = hidden[of, stay], self.positions[of, stay]
+        for k, (by, one) in enumerate(chosen):
+            if one.selection.features is not None:
+                left[k, self.start : self.start + count] = one.selection.features
+            if by.pruner.positions == "compact":
+                first = self.positions[rows[k], 0]
+                positions[k] = first + torch.arange(stay.shape[1], device=device)
+        patches = torch.stack([one.patches for _, one in chosen])
+        return left, Sequences(self.start, patches, positions, [self.last[k] for k in rows])
+
+
+class AtCut:
+    """B rows before layer `layer`, each s + n + T tokens long and fill behind them.
+
+    Args:
+        layer, number: as in `LayerView`.
+        rows: where they stand.
+        past: what stands before the tokens that run, in layer `layer` too.
+        ran: keys and values (B, H', K, d) of layer - 1.
+        hidden: (B, M, width) what enters the layer, when it is asked for.
+        entered: (B, M, width) what entered layer - 1, when it is asked for.
+        tail: (B, W, width) the end of it; the last tokens are among these.
+        inputs: what entered the first layer of one row: (E, width) visual tokens and (T or more, width) text.
+    """
+
+    def __init__(
+        self,
+        llm: LlamaModel,
+        layer: int,
+        number: int,
+        rows: Sequences,
+        *,
+        past: Past,
+        ran: tuple[Tensor, Tensor],
+        hidden: Callable[[], Tensor],
+        entered: Callable[[], Tensor],
+        tail: Tensor,
+        inputs: Callable[[int], tuple[Tensor, Tensor]],
+    ) -> None:
+        self.llm, self.layer, self.number = llm, layer, number
+        self._patches, self._last, self._past, self._ran = rows.patches, rows.last, past, ran
+        self._hidden, self._entered, self._tail, self._inputs = hidden, entered, tail, inputs
+        self._length = ran[0].shape[2]
+        before = self._length - rows.positions.shape[1]
+        earlier = torch.arange(before, device=rows.positions.device)
+        self._positions = torch.cat([earlier.expand(len(rows.positions), -1), rows.positions], dim=1)
+        self._visual = slice(before + rows.start, before + rows.start + rows.count)
+        self._answers: dict[tuple[object, ...], tuple[Tensor, list[bool]]] = {}
+
+    def chosen(self, row: int, by: Cutting) -> Chosen:
+        """What a pruner leaves of a row."""
+        unsound: list[Query] = []
+        view = LayerView(
+            self.layer,
+            self.number,
+            self._patches[row],
+            self._positions[row, : self._end(row)],
+            self._visual.start,
+            self._tail.shape[-1],
+            self._tail.dtype,
+            partial(self._answer, row, unsound),
+            by.sample,
+        )
+        selection = by.choose(by.pruner, view, by.cuts[self.number].keep)
+        kept = selection.indices
+        patches = self._patches[row][kept.clamp(min=0)].masked_fill(kept == POOLED, POOLED)
+        return Chosen(selection, patches, not unsound)
+
+    def _end(self, row: int) -> int:
+        """Tokens of a row without its fill."""
+        return self._length - self._last[row] + 1
+
+    def _answer(self, row: int, unsound: list[Query], query: Query) -> Tensor:
+        """The answer to one row's query, fill left out.
+
+        Args:
+            unsound: takes the query if its answer held what is no number; that is replaced.
+        """
+        if isinstance(query.of, Tensor):  # of this row alone
+            answer, sound = self._checked(query, row)
+            answer, fine = answer[0], sound[0]
+        else:
+            if query.key not in self._answers:
+                self._answers[query.key] = self._checked(query, None)
+            answers, sound = self._answers[query.key]
+            answer, fine = answers[row], sound[row]
+        if not fine:
+            unsound.append(query)
+        text = self._end(row) - self._visual.stop
+        if query.need in (LLM_ATTENTION, LLM_ATTENTION_AHEAD):
+            answer = answer[..., : self._end(row)]
+        if query.of != "text":
+            return answer
+        by_heads = query.need not in (LLM_HIDDEN, LLM_NORMED, LLM_INPUTS)
+        return answer[:, :text] if by_heads else answer[:text]
+
+    def _checked(self, query: Query, row: int | None) -> tuple[Tensor, list[bool]]:
+        """Answers of one row, or of all, and which of them are numbers throughout."""
+        found = self._computed(query, slice(None) if row is None else slice(row, row + 1))
+        fine = found.isfinite() if query.softmax else found.isfinite() | found.isneginf()
+        each: list[bool] = fine.flatten(1).all(1).tolist()
+        return (found if all(each) else found.nan_to_num(neginf=-torch.inf)), each
+
+    def _computed(self, query: Query, rows: slice) -> Tensor:
+        """The answer of some rows, fill included; kinds and shapes are those of `LayerView`."""
+        span = self._visual if query.of == "visual" else slice(self._visual.stop, self._length)
+        ran = Layer(self.llm, self.layer - 1)
+        match query.need:
+            case Need("llm_attention"):
+                states = self._tail if query.of == "last" else self._entered()
+                logits = self._logits(query, rows, ran, states, self._ran[0])
+                return llama.probabilities(logits) if query.softmax else logits
+            case Need("llm_attention_ahead"):
+                layer = Layer(self.llm, self.layer)
+                logits = self._logits(query, rows, layer, self._hidden(), self._keys_ahead)
+                return llama.probabilities(logits) if query.softmax else logits
+            case Need("llm_keys"):
+                keys = self._ran[0][rows, :, span]
+                return ran.whole(keys if query.rotary else llama.turned_back(keys, self._by(rows, span)))
+            case Need("llm_values"):
+                return ran.whole(self._ran[1][rows, :, span])
+            case Need("llm_hidden") | Need("llm_normed"):
+                states = self._hidden()
+                shift = self._length - states.shape[1]
+                states = states[rows, span.start - shift : span.stop - shift]
+                return llama.norm(self.llm, states) if query.need == LLM_NORMED else states
+            case Need("llm_inputs"):
+                which = 0 if query.of == "visual" else 1
+                return torch.stack([self._inputs(k)[which] for k in range(len(self._patches))[rows]])
+        raise ValueError(f"there is no signal {query.need} at a cut")
+
+    def _logits(self, query: Query, rows: slice, layer: Layer, states: Tensor, keys: Tensor) -> Tensor:
+        """(B, H, R, K) rows before their softmax.
+
+        Args:
+            states: (B, M or W, width) what the last tokens of the sequence enter the layer as.
+            keys: (B, H', K, d) of the layer.
+        """
+        read, keys = self._read(query, rows), keys[rows]
+        states = tokens_at(states[rows], read - (self._length - states.shape[1]))
+        by = None
+        if query.rotary:
+            by = llama.rotary(self.llm, self._positions[rows].gather(1, read), states.dtype)
+        else:
+            keys = llama.turned_back(keys, self._by(rows, slice(None)))
+        return layer.logits(states, keys, llama.ahead_of(read, self._length), by)
+
+    def _read(self, query: Query, rows: slice) -> Tensor:
+        """(B, R) places of the tokens whose rows are asked for."""
+        device = self._positions.device
+        if isinstance(query.of, Tensor):
+            return query.of[None]
+        if query.of == "text":
+            text = torch.arange(self._visual.stop, self._length, device=device)
+            return text.expand(len(self._positions), -1)[rows]
+        return torch.tensor([[self._length - back] for back in self._last], device=device)[rows]
+
+    @cached_property
+    def _keys_ahead(self) -> Tensor:
+        """(B, H', K, d) keys of the layer that has not run."""
+        hidden = self._hidden()
+        places = self._positions[:, self._length - hidden.shape[1] :]
+        keys = Layer(self.llm, self.layer).keys(hidden, llama.rotary(self.llm, places, hidden.dtype))
+        earlier = self._past.earlier(self.layer)
+        return keys if earlier is None else torch.cat([earlier[0], keys], dim=2)
+
+    def _by(self, rows: slice, span: slice) -> llama.Rotary:
+        return llama.rotary(self.llm, self._positions[rows, span], self._tail.dtype)
