@@ -226,7 +226,13 @@ class Pruner(ABC):
     # -- what it chooses
 
     def select(self, view: View, budget: int) -> Selection:
-        """Choose (and perhaps merge) `budget` tokens of a view: those that enter the language model."""
+        """Choose (and perhaps merge) `budget` tokens of a view: those that enter the language model.
+
+        Raises:
+            Fault: the method acts inside the language model alone.
+        """
+        if not _defines(type(self), "select_views"):
+            raise Fault("chooses inside the language model alone, and nothing of a view")
         (chosen,) = self.select_views([view], budget)
         return chosen
 

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from backbones.asking import Asking
 from backbones.base import Encoding, Grounded, Pixels, Row, Turn
 from pruners import checks
-from pruners.base import LayerPruner, Need, VisualTokens
+from pruners.base import POOLED, Need, VisualTokens
+from pruners.views import LLM_ATTENTION, LLM_ATTENTION_AHEAD, LLM_KEYS, LLM_VALUES, LayerView, Query
 from tests.refer_tree import HEIGHT, SHIFTED, SQUARE, ref, write_tree
 from tests.refer_tree import WIDTH as WIDTH_OF_IMAGES
 
@@ -115,16 +116,13 @@ class FakeBackbone(Asking):
 
     def _ground(self, row: Row) -> Grounded:
         features = row.encoding.hidden_states[-1][1:]
-        lengths = [len(features)] * LAYERS
-        if row.selection is not None:
-            kept = row.selection.indices
-            lengths = [row.selection.tokens] * LAYERS
-        else:
-            assert isinstance(row.pruner, LayerPruner)
-            count = row.pruner.tokens_after(row.budget, len(features), LAYERS)
-            attention = (features @ vector(row.turns[-1].question)).softmax(0).expand(HEADS, -1)
-            kept = checks.keep(row.pruner, attention, count)
-            lengths[row.pruner.layer :] = [count] * (LAYERS - row.pruner.layer)
+        kept = row.selections[0].indices if row.selections else torch.arange(len(features))
+        lengths = [len(kept)] * LAYERS
+        for number, cut in enumerate(row.pruner.cuts(row.budget, len(features), LAYERS)):
+            view = self._at_cut(features, kept, row, cut.layer, number)
+            left = checks.cut(row.pruner, view, cut.keep).indices
+            kept = kept[left.clamp(min=0)].masked_fill(left == POOLED, POOLED)
+            lengths[cut.layer :] = [len(kept)] * (LAYERS - cut.layer)
         patches = kept[kept >= 0]
         logits = []
         for turn in row.turns:
@@ -134,6 +132,21 @@ class FakeBackbone(Asking):
             logits.append(large[0, 0])
         checks.lengths(row.pruner, row.budget, len(features), lengths)
         return Grounded(torch.stack(logits), tuple(lengths), kept)
+
+    def _at_cut(self, features: Tensor, kept: Tensor, row: Row, layer: int, number: int) -> LayerView:
+        """Visual tokens and one of text behind them; every signal is made of the two's features."""
+        text = vector(row.turns[-1].question)[None]
+        visual = features[kept.clamp(min=0)]
+
+        def answer(query: Query) -> Tensor:
+            if query.need in (LLM_ATTENTION, LLM_ATTENTION_AHEAD):
+                logits = (torch.cat([visual, text]) @ text[0]).expand(HEADS, 1, -1)
+                return logits.softmax(-1) if query.softmax else logits
+            states = text if query.of == "text" else visual
+            return states[None] if query.need in (LLM_KEYS, LLM_VALUES) else states
+
+        places = torch.arange(len(kept) + 1)
+        return LayerView(layer, number, kept, places, 0, WIDTH, visual.dtype, answer, row.sample)
 
 
 class SlowBackbone(FakeBackbone):

@@ -14,14 +14,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 
 import backbones
 from backbones.glamm import reading
 from backbones.glamm.sizes import llm_config, sam_config, sam_numbers
+from backbones.parts.cuts import Cutting
 from backbones.parts.faithful import run_layers
 from backbones.parts.llama import Past
-from pruners import UserError, parse
+from pruners import Cut, LayerView, Pruner, Selection, UserError, checks, parse
 
 Damage = Callable[[Path], object]
 
@@ -428,13 +430,18 @@ def test_fastv_keeps_position_ids_and_reads_the_real_row(attn: str) -> None:
     eager.load_state_dict(llm.state_dict())
     given = torch.randn(2, 30, 64, dtype=torch.float64)
     pruner = parse("fastv(layer=2)")[0]
-    past = Past()
+    read: list[Tensor] = []
+
+    def watched(by: Pruner, tokens: LayerView, count: int) -> Selection:
+        read.append(tokens.attention("last")[:, 0, tokens.visual])
+        return checks.cut(by, tokens, count)
+
+    cuts, past = [Cutting(pruner, (Cut(2, 6),), choose=watched)] * 2, Past()
     with torch.inference_mode():
-        run = run_layers(llm, given, visual_start=5, visual_count=16, pruner=pruner, keep=6, past=past)  # type: ignore[arg-type]
+        run = run_layers(llm, given, visual_start=5, visual_count=16, cuttings=cuts, past=past)
         rows = eager(inputs_embeds=given, output_attentions=True).attentions[1][:, :, -1, 5:21]
-    assert run.kept is not None and run.scores is not None
-    torch.testing.assert_close(run.scores, rows)
-    for kept, places, row in zip(run.kept, run.positions, rows, strict=True):
+    torch.testing.assert_close(torch.stack(read), rows)
+    for kept, places, row in zip(run.patches, run.positions, rows, strict=True):
         assert kept.tolist() == row.mean(0).topk(6).indices.sort().values.tolist()
         assert places.tolist() == [*range(5), *(kept + 5).tolist(), *range(21, 30)]
     assert run.lengths == (30, 30, 20, 20)

@@ -18,23 +18,26 @@ from pruners import checks
 from pruners.base import (
     CLS,
     POOLED,
+    Cut,
     ImpossibleBudget,
     LayerPruner,
+    LayerView,
     Need,
     Pruner,
     ScorePruner,
     Selection,
     UserError,
-    VisualTokens,
+    View,
 )
 from pruners.fastv import FastV
+from pruners.views import LLM_ATTENTION, LLM_HIDDEN
 from tests import test_conformance as suite
-from tests.tokens import WIDTH, attention_row, make_tokens
+from tests.tokens import WIDTH, make_layer_view, make_tokens
 
 BUDGET = 8
 
 
-def tower(choose: Callable[[VisualTokens, int], Any], **facts: Any) -> Pruner:
+def tower(choose: Callable[[View, int], Any], **facts: Any) -> Pruner:
     """A pruner that selects so."""
     made = type(
         "Odd",
@@ -44,7 +47,7 @@ def tower(choose: Callable[[VisualTokens, int], Any], **facts: Any) -> Pruner:
     return dataclass(frozen=True)(made)()
 
 
-def scoring(score: Callable[[VisualTokens], Any], **facts: Any) -> Pruner:
+def scoring(score: Callable[[View], Any], **facts: Any) -> Pruner:
     made = type(
         "Odd",
         (ScorePruner,),
@@ -54,20 +57,21 @@ def scoring(score: Callable[[VisualTokens], Any], **facts: Any) -> Pruner:
 
 
 def layered(
-    keep: Callable[[Tensor, int], Any] = lambda attention, count: torch.arange(count),
-    after: Callable[[int], Any] = lambda budget: budget,
+    choose: Callable[[LayerView, int], Any] = lambda tokens, count: Selection(torch.arange(count)),
+    cuts: Callable[[int], Any] = lambda budget: (Cut(2, budget),),
     kind: str = "final",
+    **facts: Any,
 ) -> LayerPruner:
-    facts = {
-        "__annotations__": {"layer": int},
-        "layer": 2,
+    """A pruner that cuts so."""
+    made = {
         "name": "odd",
         "reference": "here",
-        "keep": lambda _, *given: keep(*given),
-        "tokens_after": lambda _, budget, patches, layers: after(budget),
+        "cut": lambda _, *given: choose(*given),
+        "cuts": lambda _, budget, patches, layers: cuts(budget),
         "budget_kind": property(lambda _: kind),
+        "needs": frozenset({LLM_ATTENTION, LLM_HIDDEN}),
     }
-    return dataclass(frozen=True)(type("Odd", (LayerPruner,), facts))()
+    return dataclass(frozen=True)(type("Odd", (LayerPruner,), made | facts))()
 
 
 @contextmanager
@@ -86,7 +90,7 @@ def arange(count: int, **kind: Any) -> Tensor:
     return torch.arange(count, **kind)
 
 
-BAD_SELECTIONS: dict[str, tuple[Callable[[VisualTokens, int], Any], str]] = {
+BAD_SELECTIONS: dict[str, tuple[Callable[[View, int], Any], str]] = {
     "doubles": (lambda _, n: Selection(torch.zeros(n, dtype=torch.long)), "chose patch 0 8 times"),
     "one double": (lambda _, n: Selection(torch.tensor([*range(n - 1), 3])), "chose patch 3 2 times"),
     "beyond": (lambda _, n: Selection(arange(n) + 570), "chose patch 576, and there are 0 to 575"),
@@ -165,7 +169,7 @@ def test_good_selections_pass_unchanged() -> None:
         ),
     ],
 )
-def test_bad_scores_and_failures(score: Callable[[VisualTokens], Any], says: str) -> None:
+def test_bad_scores_and_failures(score: Callable[[View], Any], says: str) -> None:
     with refused(says):
         checks.select(scoring(score), make_tokens(sample="an image"), BUDGET)
 
@@ -173,7 +177,7 @@ def test_bad_scores_and_failures(score: Callable[[VisualTokens], Any], says: str
 def test_what_a_user_can_mend_and_missing_memory_pass() -> None:
     for error in (UserError("give another one"), torch.OutOfMemoryError("no memory")):
 
-        def fail(tokens: VisualTokens, error: Exception = error) -> Tensor:
+        def fail(tokens: View, error: Exception = error) -> Tensor:
             raise error
 
         with pytest.raises(type(error)) as caught:
@@ -188,7 +192,7 @@ def test_the_source_is_named() -> None:
         reference = "here"
         power: float = 1.0
 
-        def score(self, tokens: VisualTokens) -> Tensor:
+        def score(self, tokens: View) -> Tensor:
             return tokens.patches
 
     with pytest.raises(
@@ -199,7 +203,7 @@ def test_the_source_is_named() -> None:
 
 def test_infinite_input_is_the_backbones_fault() -> None:
     given = make_tokens()
-    broken = VisualTokens(given.patches / 0, given.cls, given.grid, given.num_heads, given.signal)
+    broken = View(given.patches / 0, given.cls, given.grid, given.num_heads, given.signal)
     with refused("so the backbone is at fault"):
         checks.select(scoring(lambda tokens: tokens.patches.norm(dim=1)), broken, BUDGET)
     merged = tower(lambda tokens, count: Selection(torch.full((count,), POOLED), tokens.patches[:count]))
@@ -207,7 +211,7 @@ def test_infinite_input_is_the_backbones_fault() -> None:
         checks.select(merged, broken, BUDGET)
 
 
-WRITES: dict[str, Callable[[VisualTokens], Any]] = {
+WRITES: dict[str, Callable[[View], Any]] = {
     "tokens.patches": lambda tokens: tokens.patches.sub_(1),
     "tokens.cls": lambda tokens: tokens.cls.zero_(),
     "tokens.keys": lambda tokens: tokens.keys(-1)[3:].mul_(2),
@@ -218,7 +222,7 @@ WRITES: dict[str, Callable[[VisualTokens], Any]] = {
 @pytest.mark.parametrize("inference", [True, False])
 @pytest.mark.parametrize("name", WRITES)
 def test_writing_into_the_input_is_refused_and_reaches_nobody(name: str, inference: bool) -> None:
-    def score(tokens: VisualTokens) -> Tensor:
+    def score(tokens: View) -> Tensor:
         WRITES[name](tokens)
         return tokens.patches[:, 0]
 
@@ -227,7 +231,7 @@ def test_writing_into_the_input_is_refused_and_reaches_nobody(name: str, inferen
         given, fresh = make_tokens(), make_tokens()
     with refused(f"changes {name} in place"):
         checks.select(scoring(score, needs=needs), given, BUDGET)
-    assert given.patches.equal(fresh.patches) and given.cls.equal(fresh.cls)
+    assert given.patches.equal(fresh.patches) and torch.equal(given.cls, fresh.cls)
     assert all(given.signal(need).equal(fresh.signal(need)) for need in needs)
 
 
@@ -235,7 +239,7 @@ def test_writing_past_torch_reaches_nobody() -> None:
     """numpy's view of the memory counts no version."""
     given, fresh = make_tokens(), make_tokens()
 
-    def score(tokens: VisualTokens) -> Tensor:
+    def score(tokens: View) -> Tensor:
         tokens.patches.numpy()[:] = 0
         return tokens.patches[:, 0]
 
@@ -243,60 +247,170 @@ def test_writing_past_torch_reaches_nobody() -> None:
     assert given.patches.equal(fresh.patches)
 
 
-BAD_KEEPS: dict[str, tuple[Callable[[Tensor, int], Any], str]] = {
-    "descends": (lambda _, n: arange(n).flip(0), "do not ascend"),
-    "doubles": (lambda _, n: torch.zeros(n, dtype=torch.long), "chose patch 0 8 times"),
-    "beyond": (lambda _, n: arange(n) + 64, "chose patch 64, and there are 0 to 63"),
-    "class token": (lambda _, n: arange(n) - 1, "chose patch -1"),
-    "too few": (lambda _, n: arange(n - 1), "kept 7 tokens where 8"),
-    "floats": (lambda _, n: arange(n).double(), "torch.float64"),
-    "list": (lambda _, n: list(range(n)), "kept indices as list"),
-    "nothing": (lambda _, n: None, "kept indices as None"),
-    "writes": (lambda row, n: row.zero_()[0, :n].long(), "changes the attention in place"),
-    "fails": (lambda row, n: row.reshape(7, 7), "RuntimeError"),
+def compact() -> Any:
+    return property(lambda _: "compact")
+
+
+BAD_CUTS: dict[str, tuple[Callable[[LayerView, int], Any], str]] = {
+    "doubles": (lambda _, n: Selection(torch.zeros(n, dtype=torch.long)), "chose visual token 0 8 times"),
+    "beyond": (lambda _, n: Selection(arange(n) + 64), "chose visual token 64, and there are 0 to 63"),
+    "class token": (lambda _, n: Selection(arange(n) - 1), "chose visual token -1"),
+    "too few": (lambda _, n: Selection(arange(n - 1)), "kept 7 tokens where 8"),
+    "floats": (lambda _, n: Selection(arange(n).double()), "torch.float64"),
+    "list": (lambda _, n: Selection(list(range(n))), "indices as list"),  # type: ignore[arg-type]
+    "indices alone": (lambda _, n: arange(n), "returned Tensor where a Selection is asked"),
+    "nothing": (lambda _, n: None, "returned None where a Selection is asked"),
+    "writes": (
+        lambda tokens, n: Selection(tokens.attention().zero_()[0, 0, :n].long()),
+        "changes tokens.llm_attention in place",
+    ),
+    "renames": (lambda tokens, n: Selection(tokens.indices.add_(1)[:n]), "changes tokens.indices in place"),
+    "fails": (lambda tokens, n: tokens.attention().reshape(7, 7), "RuntimeError"),
+    "reads more": (lambda tokens, n: tokens.normed(), "which its `needs` do not declare"),
+    "pooled without features": (
+        lambda _, n: Selection(torch.full((n,), POOLED)),
+        "keeps positions and marked",
+    ),
+    "other width": (lambda _, n: Selection(arange(n), torch.ones(n, 3).double()), "(8, 3) where (8, 32)"),
+    "other precision": (
+        lambda tokens, n: Selection(arange(n), tokens.hidden()[:n].float()),
+        "torch.float32",
+    ),
+    "no numbers": (
+        lambda tokens, n: Selection(arange(n), tokens.hidden()[:n] * torch.nan),
+        "features that are not finite",
+    ),
 }
 
 
-@pytest.mark.parametrize("case", BAD_KEEPS)
-def test_bad_keeps(case: str) -> None:
-    keep, says = BAD_KEEPS[case]
-    row = attention_row(64)
+@pytest.mark.parametrize("case", BAD_CUTS)
+def test_bad_cuts(case: str) -> None:
+    choose, says = BAD_CUTS[case]
+    view = make_layer_view(64)
     with refused(says):
-        checks.keep(layered(keep), row, BUDGET)
-    assert row.equal(attention_row(64))
+        checks.cut(layered(choose), view, BUDGET)
+    assert view.indices.equal(arange(64))
 
 
-def test_costs_without_values_are_looked_at_by_shape() -> None:
-    row = torch.empty(4, 64, device="meta")
-    assert len(checks.keep(FastV(), row, BUDGET)) == BUDGET
-    with refused("kept 7 tokens"):
-        checks.keep(layered(BAD_KEEPS["too few"][0]), row, BUDGET)
+def test_good_cuts_pass_unchanged() -> None:
+    """Any order; tokens that are no single one where positions are numbered anew; none at all."""
+    view = make_layer_view(64)
+    for indices in ([7, 3, 5], [63, 0, 1], []):
+        chosen = Selection(torch.tensor(indices, dtype=torch.long))
+        assert checks.cut(layered(lambda *_, chosen=chosen: chosen), view, len(indices)) is chosen
+    merged = Selection(torch.tensor([9, POOLED, POOLED]), view.hidden()[:3])
+    assert checks.cut(layered(lambda *_: merged, positions=compact()), view, 3) is merged
+    with refused("POOLED without giving features"):
+        bare = Selection(merged.indices)
+        checks.cut(layered(lambda *_: bare, positions=compact()), view, 3)
+
+
+def test_logits_are_no_numbers_behind_their_own_token_alone() -> None:
+    """A pruner that fails on what it was given is not excused by the -inf that belong there."""
+
+    def fail(tokens: LayerView, count: int) -> Selection:
+        raise ValueError(str(tokens.logits("text").isneginf().any()))
+
+    with refused("failed on this image at 8 tokens before layer 2 with ValueError('tensor(True)')"):
+        checks.cut(layered(fail), make_layer_view(64), BUDGET)
+
+
+@pytest.mark.parametrize(("cls", "says"), [(True, "keeps positions and marked"), (False, "has none")])
+def test_class_tokens_that_have_no_place(cls: bool, says: str) -> None:
+    """Of a method that keeps positions, and of a tower without one."""
+    given = make_tokens()
+    view = View(given.patches, given.cls if cls else None, given.grid, given.num_heads, given.signal)
+    positions = {"positions": property(lambda _: "kept")} if cls else {}
+    choosing = tower(lambda view, n: Selection(arange(n) - 1), **positions)
+    with refused(says):
+        checks.select(choosing, view, BUDGET)
+
+
+def views(count: int) -> list[View]:
+    given = [make_tokens((8, 8), seed=seed, sample="a clip") for seed in range(count)]
+    return [
+        View(one.patches, one.cls, one.grid, one.num_heads, one.signal, one.sample, number=k, of=count)
+        for k, one in enumerate(given)
+    ]
+
+
+def across(choose: Callable[[list[View], int], Any], **facts: Any) -> Pruner:
+    """A pruner that chooses across views."""
+    made = {"name": "odd", "reference": "here", "select_views": lambda _, *given: choose(*given)}
+    return dataclass(frozen=True)(type("Odd", (Pruner,), made | facts))()
+
+
+def test_choices_across_views() -> None:
+    """Each for itself, or one more here and one fewer there; as many as were asked in all."""
+    clip = views(3)
+    chosen = checks.select_views(pruners.get("uniform")(), clip, BUDGET, 5)
+    assert [one.tokens for one in chosen] == [BUDGET] * 3
+    uneven = across(lambda clip, n: [Selection(arange(n - 2 + 2 * view.number)) for view in clip])
+    assert [one.tokens for one in checks.select_views(uneven, clip, BUDGET, 5)] == [6, 8, 10]
+    assert checks.select(across(lambda clip, n: [Selection(arange(n))]), clip[0], BUDGET).tokens == BUDGET
+    assert checks.select_views(FastV(), clip, BUDGET, 5) == ()
+    for choose, says in (
+        (lambda clip, n: [Selection(arange(n))] * 2, "a list of 3 Selections"),
+        (lambda clip, n: [Selection(arange(n + 1))] * 3, "kept 27 tokens where 24"),
+        (lambda clip, n: [Selection(arange(n) + 60)] * 3, "chose patch 64"),
+        (lambda clip, n: [clip[2].patches.zero_()] * 3, "changes tokens.patches in place"),
+    ):
+        with refused(says):
+            checks.select_views(across(choose), clip, BUDGET, 5)
 
 
 @pytest.mark.parametrize(
-    ("after", "kind", "says"),
+    ("cuts", "kind", "says"),
     [
-        (lambda budget: budget + 1, "final", "ends at 65 tokens where 64 were asked"),
-        (lambda budget: budget + 50, "final", "ends at 114 tokens where 64"),
-        (lambda budget: budget - 1, "final", "ends at 63 tokens where 64"),
-        (lambda budget: budget, "mean", "averages 96.00 tokens where 64"),
-        (lambda budget: 31, "mean", "averages 65.06 tokens where 64"),
-        (lambda budget: 29, "mean", "averages 63.19 tokens where 64"),
-        (lambda budget: -3, "final", "states -3 tokens in layer 2"),
-        (lambda budget: 577, "final", "states 577 tokens in layer 2, behind 576"),
-        (lambda budget: budget / 1, "final", "states 64.0 tokens behind its cut"),
-        (lambda budget: budget, "median", "budget_kind is 'final' or 'mean'"),
+        (lambda budget: (Cut(2, budget + 1),), "final", "ends at 65 tokens where 64 were asked"),
+        (lambda budget: (Cut(2, budget + 50),), "final", "ends at 114 tokens where 64"),
+        (lambda budget: (Cut(2, budget - 1),), "final", "ends at 63 tokens where 64"),
+        (lambda budget: (Cut(2, 300), Cut(9, 60)), "final", "ends at 60 tokens where 64"),
+        (lambda budget: (Cut(2, budget),), "mean", "averages 96.00 tokens where 64"),
+        (lambda budget: (Cut(2, 31),), "mean", "averages 65.06 tokens where 64"),
+        (lambda budget: (Cut(2, 29),), "mean", "averages 63.19 tokens where 64"),
+        (lambda budget: (Cut(2, 100), Cut(9, 20)), "mean", "averages 72.25 tokens where 64"),
+        (lambda budget: (Cut(2, -3),), "final", "states -3 tokens in layer 2"),
+        (lambda budget: (Cut(2, 577),), "final", "states 577 tokens in layer 2, behind 576"),
+        (lambda budget: (Cut(2, 30), Cut(9, 64)), "final", "states 64 tokens in layer 9, behind 30"),
+        (lambda budget: (Cut(2, budget / 1),), "final", "which is not of whole numbers"),
+        (lambda budget: (Cut(True, budget),), "final", "which is not of whole numbers"),
+        (lambda budget: [Cut(2, budget)], "final", "states its cuts as list"),
+        (lambda budget: ((2, budget),), "final", "a tuple of pruners.Cut(layer, keep)"),
+        (lambda budget: (Cut(0, budget),), "final", "cuts before layer 0 of a language model that has 32"),
+        (lambda budget: (Cut(32, budget),), "final", "give 1 to 31"),
+        (lambda budget: (Cut(9, 80), Cut(2, 64)), "final", "layer 2 behind a cut before layer 9"),
+        (lambda budget: (Cut(2, 80), Cut(2, 64)), "final", "cuts ascend"),
+        (lambda budget: (Cut(2, budget),), "median", "budget_kind is 'final' or 'mean'"),
     ],
 )
-def test_false_statements(after: Callable[[int], Any], kind: str, says: str) -> None:
+def test_false_statements(cuts: Callable[[int], Any], kind: str, says: str) -> None:
     with refused(says):
-        checks.stated(layered(after=after, kind=kind), 64, 576, 32)
+        checks.stated(layered(cuts=cuts, kind=kind), 64, 576, 32)
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"schedule": lambda *_: (576,) * 2 + (64,) * 30}, "64 x 30 where its cuts make 576 x 9, 64 x 23"),
+        ({"entering": lambda *_: 5.0}, "states 5.0 tokens that enter"),
+        ({"entering": lambda *_: 600}, "states 600 tokens in layer 0, behind 576"),
+        ({"positions": property(lambda _: "lost")}, "has positions 'lost'"),
+    ],
+)
+def test_other_false_statements(facts: dict[str, Any], says: str) -> None:
+    with refused(says):
+        checks.stated(layered(cuts=lambda budget: (Cut(9, budget),), **facts), 64, 576, 32)
 
 
 def test_true_statements() -> None:
     assert checks.stated(FastV(layer=3), 64, 576, 5) == (576, 576, 576, 64, 64)
     assert checks.stated(FastV(budget="mean"), 64, 576, 32) == (576,) * 2 + (30,) * 30
-    assert checks.stated(layered(after=lambda _: 30, kind="mean"), 64, 576, 32)[-1] == 30
+    assert checks.stated(layered(cuts=lambda _: (Cut(2, 30),), kind="mean"), 64, 576, 32)[-1] == 30
+    several = layered(cuts=lambda budget: (Cut(1, 100), Cut(3, budget)))
+    assert checks.stated(several, 64, 576, 5) == (576, 100, 100, 64, 64)
+    nothing = layered(cuts=lambda budget: (Cut(2, 0),), kind="mean")
+    assert checks.stated(nothing, 36, 576, 32) == (576,) * 2 + (0,) * 30, "tokens may all leave"
     assert checks.stated(pruners.get("trim")(), 64, 576, 3) == (64, 64, 64)
     with pytest.raises(ImpossibleBudget, match="least mean is 73"):
         checks.stated(FastV(layer=4, budget="mean"), 64, 576, 32)
@@ -305,6 +419,7 @@ def test_true_statements() -> None:
 def test_lengths_that_ran_are_compared_layer_by_layer() -> None:
     checks.lengths(FastV(), 64, 576, (576, 576, 64, 64))
     checks.lengths(pruners.get("trim")(), 64, 576, [64, 64])
+    checks.lengths(pruners.get("trim")(), 64, 576, [192, 192], views=3)
     for ran, says in (
         ((576, 576, 576, 64), "576 visual tokens in layer 2 where it had stated 64"),
         ((576, 64, 64), "layer 1"),
@@ -317,17 +432,17 @@ class Counter:
     calls = 0
 
 
-def _by_calls(tokens: VisualTokens) -> Tensor:
+def _by_calls(tokens: View) -> Tensor:
     Counter.calls += 1
     return tokens.patches[:, Counter.calls % 3]
 
 
-def _own_seed(tokens: VisualTokens) -> Tensor:
+def _own_seed(tokens: View) -> Tensor:
     torch.manual_seed(0)
     return torch.rand(len(tokens))
 
 
-DRAWS: dict[str, Callable[[VisualTokens], Tensor]] = {
+DRAWS: dict[str, Callable[[View], Tensor]] = {
     "torch": lambda tokens: torch.rand(len(tokens)),
     "python": lambda tokens: torch.tensor([random.random() for _ in range(len(tokens))]),
     "own generator": lambda tokens: torch.rand(
@@ -359,17 +474,17 @@ def test_undeclared_draws_are_found_once(case: str) -> None:
 
 
 def test_undeclared_draws_of_features_and_of_cuts_are_found() -> None:
-    def noisy(tokens: VisualTokens, count: int) -> Selection:
+    def noisy(tokens: View, count: int) -> Selection:
         generator = torch.Generator()
         generator.seed()
         return Selection(
             torch.arange(count), tokens.patches[:count] + torch.rand(count, WIDTH, generator=generator)
         )
 
-    def drawn(attention: Tensor, count: int) -> Tensor:
+    def drawn(tokens: LayerView, count: int) -> Selection:
         generator = torch.Generator()
         generator.seed()
-        return torch.randperm(attention.shape[1], generator=generator)[:count].sort().values
+        return Selection(torch.randperm(len(tokens), generator=generator)[:count])
 
     merging, cutting = tower(noisy), layered(drawn)
     checks.watch(merging)
@@ -377,7 +492,7 @@ def test_undeclared_draws_of_features_and_of_cuts_are_found() -> None:
         checks.select(merging, make_tokens(), BUDGET)
     checks.watch(cutting)
     with refused("chose differently when it was asked twice"):
-        checks.keep(cutting, attention_row(576), BUDGET)
+        checks.cut(cutting, make_layer_view(576), BUDGET)
 
 
 @pytest.mark.parametrize("text", ["random", "random(seed=7)", "vispruner", "visionzip", "trim", "uniform"])
@@ -392,15 +507,17 @@ def test_declared_draws_and_the_others_pass(text: str) -> None:
 def _drop(test: str) -> Callable[[], Pruner]:
     """Built-in pruners whose one promise is broken, by the conformance test that has to see it."""
 
-    def late(tokens: VisualTokens, count: int) -> Selection:
+    def late(tokens: View, count: int) -> Selection:
         return Selection(torch.arange(count if count != 575 else 574))
 
-    def unseeded(tokens: VisualTokens) -> Tensor:
+    def unseeded(tokens: View) -> Tensor:
         return torch.rand(len(tokens), generator=torch.Generator().manual_seed(1))
 
     return {
         "test_exact_budget_and_valid_indices": lambda: tower(late),
-        "test_schedule_meets_the_budget": lambda: layered(after=lambda budget: budget + (budget == 300)),
+        "test_schedule_meets_the_budget": lambda: layered(
+            cuts=lambda budget: (Cut(2, budget + (budget == 300)),)
+        ),
         "test_deterministic": lambda: scoring(lambda tokens: torch.rand(len(tokens))),
         "test_draws_follow_seed_and_sample": lambda: scoring(
             unseeded,

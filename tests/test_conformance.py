@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, fields
+from typing import Any
 
 import pytest
 import torch
@@ -18,14 +19,14 @@ from pruners.base import (
     CLS,
     POOLED,
     ImpossibleBudget,
-    LayerPruner,
     Need,
     Pruner,
     Selection,
     UndeclaredNeed,
-    VisualTokens,
+    View,
 )
-from tests.tokens import WIDTH, attention_row, make_tokens
+from pruners.views import CUT_KINDS, LayerView, Query
+from tests.tokens import WIDTH, make_layer_view, make_tokens
 
 LAYERS = 32
 GRIDS = ((24, 24), (16, 16), (8, 8), (6, 10))
@@ -51,12 +52,29 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("pruner", found, ids=[pruner.spec() for pruner in found])
 
 
-def choose(pruner: Pruner, tokens: VisualTokens, budget: int) -> Selection:
-    """What the language model's last layer sees, whatever the pruner's stage; checked as everywhere."""
-    ends = checks.stated(pruner, budget, len(tokens), LAYERS)[-1]
-    if isinstance(pruner, LayerPruner):
-        return Selection(checks.keep(pruner, attention_row(len(tokens), dtype=tokens.patches.dtype), ends))
-    return checks.select(pruner, tokens, budget)
+def choose(pruner: Pruner, tokens: View, budget: int) -> Selection:
+    """What the language model's last layer sees, wherever the pruner acts; checked as everywhere."""
+    checks.stated(pruner, budget, len(tokens), LAYERS)
+    entering = checks.select_views(pruner, [tokens], budget, LAYERS)
+    there = entering[0] if entering else Selection(torch.arange(len(tokens)))
+    blank = not bool(tokens.patches.any())
+    for number, cut in enumerate(pruner.cuts(budget, len(tokens), LAYERS)):
+        view = make_layer_view(
+            there.indices,
+            layer=cut.layer,
+            number=number,
+            dtype=tokens.patches.dtype,
+            sample=tokens.sample,
+            blank=blank,
+        )
+        left = checks.cut(pruner, view, cut.keep)
+        places = left.indices.clamp(min=0)
+        patches = there.indices[places].masked_fill(left.indices == POOLED, POOLED)
+        features = left.features
+        if features is None and there.features is not None:
+            features = there.features[places]
+        there = Selection(patches, features)
+    return there
 
 
 def budgets(pruner: Pruner, patches: int) -> list[int]:
@@ -74,7 +92,7 @@ def usual(pruner: Pruner, budget: int = 64, patches: int = 576) -> int:
     return patches if pruner.name == "none" else budget
 
 
-def expected_tokens(pruner: Pruner, tokens: VisualTokens, budget: int) -> int:
+def expected_tokens(pruner: Pruner, tokens: View, budget: int) -> int:
     return checks.stated(pruner, budget, len(tokens), LAYERS)[-1]
 
 
@@ -175,16 +193,29 @@ def test_independent_of_other_images(pruner: Pruner) -> None:
 @torch.inference_mode()
 def test_inputs_are_not_changed(pruner: Pruner) -> None:
     """Called without the checks, which would hand out copies."""
-    if isinstance(pruner, LayerPruner):
-        row = attention_row(576)
-        pruner.keep(row, 64)
-        assert row.equal(attention_row(576))
-        return
     tokens, fresh = make_tokens(), make_tokens()
-    pruner.select(tokens.only(pruner.needs), usual(pruner))
-    assert tokens.patches.equal(fresh.patches) and tokens.cls.equal(fresh.cls)
-    for need in pruner.needs:
-        assert tokens.signal(need).equal(fresh.signal(need))
+    given = {need: tokens.signal(need) for need in pruner.needs if need.kind not in CUT_KINDS}
+    view = View(tokens.patches, tokens.cls, tokens.grid, tokens.num_heads, given.__getitem__)
+    if pruner.stage != "layer":
+        pruner.select(view, pruner.entering(usual(pruner), 576, LAYERS))
+    assert tokens.patches.equal(fresh.patches) and tokens.cls is not None and tokens.cls.equal(fresh.cls)
+    for need in given:
+        assert given[need].equal(fresh.signal(need))
+    there = pruner.entering(usual(pruner), 576, LAYERS)
+    for number, cut in enumerate(pruner.cuts(usual(pruner), 576, LAYERS)):
+        plain = make_layer_view(there, layer=cut.layer, number=number)
+        answers: dict[object, tuple[Query, Tensor]] = {}
+
+        def answer(query: Query, plain: LayerView = plain, known: dict[object, Any] = answers) -> Tensor:
+            return known.setdefault(query.key, (query, plain.signal(query)))[1]
+
+        lent = LayerView(
+            cut.layer, number, plain.indices, plain.positions, plain.start, WIDTH, plain.dtype, answer
+        )
+        pruner.cut(lent, cut.keep)
+        assert all(given.equal(plain.signal(query)) for query, given in answers.values())
+        assert plain.indices.equal(torch.arange(there))
+        there = cut.keep
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
@@ -213,9 +244,7 @@ def test_declared_needs_are_enough(pruner: Pruner) -> None:
         asked.append(need)
         return tokens.signal(need)
 
-    spy = VisualTokens(
-        tokens.patches, tokens.cls, tokens.grid, tokens.num_heads, answer, declared=pruner.needs
-    )
+    spy = View(tokens.patches, tokens.cls, tokens.grid, tokens.num_heads, answer, declared=pruner.needs)
     choose(pruner, spy, usual(pruner))
     assert set(asked) <= pruner.needs
     with pytest.raises(UndeclaredNeed):
@@ -228,8 +257,11 @@ def test_featureless_image(pruner: Pruner) -> None:
     lost."""
     plain = make_tokens((8, 8))
     blank = torch.zeros_like(plain.patches)
-    answer = {need: torch.zeros_like(plain.signal(need)) for need in pruner.needs}.__getitem__
-    tokens = VisualTokens(blank, blank[0], plain.grid, plain.num_heads, answer)
+
+    def answer(need: Need) -> Tensor:
+        return torch.zeros_like(plain.signal(need))
+
+    tokens = View(blank, blank[0], plain.grid, plain.num_heads, answer)
     for budget in (1, 2, 17, 64) if pruner.name != "none" else (64,):
         if possible(pruner, budget, 64):
             chosen = choose(pruner, tokens, budget)

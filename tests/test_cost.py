@@ -20,13 +20,14 @@ from backbones.glamm import stages
 from backbones.glamm.backbone import GlammBackbone
 from backbones.glamm.full_size import on_meta
 from backbones.parts import llama
+from backbones.parts.cuts import cutting
 from harness import cost
 from harness.cost import formulas, measure, meters, projection, roofline
 from harness.cost.lines import lines_of
 from harness.cost.store import COSTS, INSIDE, MODULES
 from harness.engine import runner
 from harness.store import journal
-from pruners import LayerPruner, UserError, parse
+from pruners import UserError, checks, parse
 from reports import efficiency
 from tests import tiny_glamm
 from tests.fake_backbone import write_data
@@ -87,7 +88,7 @@ def check_counts(backbone: GlammBackbone, lines: list[measure.Line]) -> None:
         found = measure.count(backbone, inputs, line)
         lengths, macs = found["lengths"], found["macs"]
         expected = formulas.language_model_macs(lengths, shape)
-        inside = formulas.row_macs(lengths[0], shape) if isinstance(line.pruner, LayerPruner) else 0
+        inside = formulas.row_macs(lengths[0], shape) if line.name == "fastv" else 0
         assert macs["prefill"] == expected, line.name
         assert macs.get(INSIDE, 0) == inside
         assert found["fvcore"] == expected + inside
@@ -164,11 +165,11 @@ def test_cost_tracker_is_the_profiler_to_the_byte(dtype: str, pruner: str | None
     dispatcher."""
     backbone = load("eager", dtype)
     inputs, llm = inputs_of(backbone), backbone.model.language_model
-    layered = parse(pruner)[0] if pruner else None
+    cut = cutting(parse(pruner)[0], 64, 576, llm.config.num_hidden_layers) if pruner else None
     visual = torch.randn(1, 576, 128, dtype=inputs.small.dtype)
 
     def run() -> object:
-        return stages.prefill(llm, inputs.before, visual, inputs.after, layered, 64).hidden
+        return stages.prefill(llm, inputs.before, visual, inputs.after, cut).hidden
 
     live = meters.LiveStorages()
     with torch.no_grad():
@@ -220,9 +221,9 @@ def test_cost_pass_computes_the_masks_of_the_evaluation(mini: GlammBackbone, pru
     image = np.random.default_rng(0).integers(0, 256, (192, 192, 3), dtype=np.uint8)
     method, budget = parse(pruner)[0], 576 if pruner == "none" else 64
     encoding = mini.encode([image])[0]
-    layered = isinstance(method, LayerPruner)
-    selection = None if layered else method.select(mini.tokens(encoding, (TURN,), "sample"), budget)
-    expected = next(mini.ground_rows([Row(encoding, (TURN,), method, budget, selection)]))
+    views = [mini.tokens(encoding, (TURN,), "sample")]
+    chosen = checks.select_views(method, views, budget, mini.num_layers)
+    expected = next(mini.ground_rows([Row(encoding, (TURN,), method, budget, chosen)]))
     passed = stages.forward(mini.model, inputs_of(mini), method, budget)
     torch.testing.assert_close(passed.logits, expected.logits, atol=2e-3, rtol=1e-3)
     assert passed.lengths[-1] - inputs_of(mini).text == expected.tokens_final

@@ -10,12 +10,14 @@ import torch
 from transformers import LlamaConfig, LlamaModel
 
 from backbones.glamm.full_size import on_meta
-from backbones.parts.shared import Ask, Shared
+from backbones.parts.contexts import Ask, Context
+from backbones.parts.cuts import cutting
+from backbones.parts.shared import Shared
 from harness import cli
 from harness.cost import formulas, meters, projection, sharing
 from harness.cost.lines import lines_of
 from harness.engine.cells import Line
-from pruners import LayerPruner, parse
+from pruners import parse
 
 METHODS = "none,litelvlm,fastv,visionzip,prumerge,vispruner,trim"
 
@@ -39,13 +41,9 @@ def plan(prompt: projection.Prompt, patches: int, layers: int) -> list[tuple[Lin
     """Lines of a small sweep with the lengths that they have, and the visual tokens that enter."""
     found = []
     for line in lines_of(parse("none,litelvlm,visionzip,fastv,fastv(layer=3)"), (8, 24), 0, (8, 8), layers):
-        if isinstance(line.pruner, LayerPruner):
-            cut, entering = line.pruner.layer, patches
-            seen = [patches] * cut + [line.pruner.tokens_after(line.budget, patches, layers)] * (layers - cut)
-        else:
-            entering = line.budget
-            seen = [entering] * layers
-        found.append((line, sharing.cell_of(line, [n + prompt.text for n in seen]), entering))
+        seen = line.pruner.schedule(line.budget, patches, layers)
+        cell = sharing.cell_of(line, [n + prompt.text for n in seen], line.pruner.stage == "layer")
+        found.append((line, cell, seen[0]))
     return found
 
 
@@ -72,18 +70,17 @@ def test_cost_of_sharing_is_what_the_shared_run_executes(talks: int) -> None:
                 contexts.append(tokens)
             where = next(k for k, known in enumerate(contexts) if known is tokens)
             words = tuple(range(10 + talk, 10 + talk + prompt.after - prompt.common))
-            layered = line.pruner if isinstance(line.pruner, LayerPruner) else None
-            keep = layered.tokens_after(line.budget, patches, shape.layers) if layered else 0
+            cut = cutting(line.pruner, line.budget, patches, shape.layers)
             read, last = (3, 5, len(words) - 1), len(words) - 1
-            asks.append(
-                Ask(where, tuple(range(prompt.before)), (50, 51, 52, 53), words, last, read, layered, keep)
-            )
+            asks.append(Ask(where, tuple(range(prompt.before)), (50, 51, 52, 53), words, last, read, cut))
     counting = meters.counter()
     with counting:
         Shared(llm, 4, 1, {}).run(
-            list(map(len, contexts)), lambda part: torch.stack([contexts[k] for k in part]), asks
+            [Context(torch.arange(len(tokens))) for tokens in contexts],
+            lambda part: torch.stack([contexts[k] for k in part]),
+            asks,
         )
-    cuts = {cell.before_cut for line, cell, _ in cells if isinstance(line.pruner, LayerPruner)}
+    cuts = {cell.before_cut for line, cell, _ in cells if line.pruner.stage == "layer"}
     expected = sharing.language_model([cell for _, cell, _ in cells], prompt, shape, talks)
     expected += sharing.beginning(prompt, shape) - sharing.unread(
         [cell for _, cell, _ in cells], prompt, shape, talks

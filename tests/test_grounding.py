@@ -3,6 +3,7 @@ digits."""
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -10,19 +11,34 @@ import pytest
 import torch
 
 import backbones
-from backbones.base import Row, Turn
+from backbones.base import Encoding, Row, Turn
 from backbones.glamm.backbone import FULL_ROWS, GlammBackbone
 from backbones.glamm.conversation import build
+from backbones.parts.cuts import Cutting, cutting
 from backbones.parts.faithful import run_layers
-from pruners import LayerPruner, Selection, UserError, checks, parse
+from pruners import Cut, LayerView, Pruner, Selection, UserError, checks, parse
 from tests.tiny_glamm import TURN, load, picture
+
+
+def row_of(
+    backbone: GlammBackbone,
+    encoding: Encoding,
+    pruner: Pruner,
+    budget: int,
+    turns: tuple[Turn, ...] = (TURN,),
+    sample: str = "s",
+) -> Row:
+    """What the engine makes of a pruner at a budget."""
+    view = backbone.tokens(encoding, turns, sample)
+    chosen = checks.select_views(pruner, [view], budget, backbone.num_layers)
+    return Row(encoding, turns, pruner, budget, chosen, sample)
 
 
 @pytest.mark.parametrize("size", [(48, 48), (31, 200), (200, 31), (1, 7)])
 def test_any_image_size(glamm: GlammBackbone, size: tuple[int, int]) -> None:
     encoding = glamm.encode([picture(*size)])[0]
     pruner = parse("uniform")[0]
-    row = Row(encoding, (TURN,), pruner, 64, pruner.select(glamm.tokens(encoding, (TURN,), ""), 64))
+    row = row_of(glamm, encoding, pruner, 64)
     result = next(glamm.ground_rows([row]))
     assert result.logits.shape == (1, *size) and bool(result.logits.isfinite().all())
 
@@ -33,9 +49,7 @@ def test_precisions(glamm_folder: Path, dtype: str) -> None:
     encoding = backbone.encode([picture(60, 80)])[0]
     for text in ("litelvlm", "fastv", "visionzip"):
         pruner = parse(text)[0]
-        tokens = backbone.tokens(encoding, (TURN,), "")
-        selection = None if isinstance(pruner, LayerPruner) else pruner.select(tokens, 64)
-        result = next(backbone.ground_rows([Row(encoding, (TURN,), pruner, 64, selection)]))
+        result = next(backbone.ground_rows([row_of(backbone, encoding, pruner, 64)]))
         assert result.logits.dtype == torch.float32 and bool(result.logits.isfinite().all())
         assert result.tokens_final == 64
 
@@ -43,7 +57,7 @@ def test_precisions(glamm_folder: Path, dtype: str) -> None:
 def test_fastv_counts_and_choice(glamm: GlammBackbone) -> None:
     """Two of three layers see all tokens; the mean is measured from the lengths that layers saw."""
     encoding = glamm.encode([picture(50, 50)])[0]
-    result = next(glamm.ground_rows([Row(encoding, (TURN,), parse("fastv(layer=2)")[0], 100, None)]))
+    result = next(glamm.ground_rows([Row(encoding, (TURN,), parse("fastv(layer=2)")[0], 100, ())]))
     assert result.tokens_final == 100 and result.tokens_mean == pytest.approx((576 + 576 + 100) / 3)
     assert len(result.retained) == 100 and result.retained.tolist() == sorted(result.retained.tolist())
 
@@ -51,9 +65,8 @@ def test_fastv_counts_and_choice(glamm: GlammBackbone) -> None:
 def test_layer_pruner_that_keeps_all_changes_nothing(glamm: GlammBackbone) -> None:
     encoding = glamm.encode([picture(50, 50)])[0]
     none = parse("none")[0]
-    whole = none.select(glamm.tokens(encoding, (TURN,), ""), 576)
-    plain = next(glamm.ground_rows([Row(encoding, (TURN,), none, 576, whole)]))
-    kept = next(glamm.ground_rows([Row(encoding, (TURN,), parse("fastv")[0], 576, None)]))
+    plain = next(glamm.ground_rows([row_of(glamm, encoding, none, 576)]))
+    kept = next(glamm.ground_rows([row_of(glamm, encoding, parse("fastv")[0], 576)]))
     assert plain.logits.allclose(kept.logits, atol=1e-4)
 
 
@@ -67,7 +80,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     assert isinstance(backbone, GlammBackbone)
     encoding = backbone.encode([picture(60, 60)])[0]
     none = parse("none")[0]
-    row = Row(encoding, (TURN,), none, 576, none.select(backbone.tokens(encoding, (TURN,), ""), 576))
+    row = row_of(backbone, encoding, none, 576)
     wanted = next(backbone.ground_rows([row])).logits
     original = backbone.decode
     room = [8]
@@ -97,7 +110,9 @@ def test_a_team_does_not_halve_the_batch_of_one(
     def full(embeddings: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("full")
 
-    row = Row(glamm.encode([picture(40, 60)])[0], (TURN,), parse("uniform")[0], 4, Selection(torch.arange(4)))
+    row = Row(
+        glamm.encode([picture(40, 60)])[0], (TURN,), parse("uniform")[0], 4, (Selection(torch.arange(4)),)
+    )
     monkeypatch.setattr(glamm, "decode", full)
     monkeypatch.setattr(glamm.model.language_model, "gather_heads", lambda scores: scores, raising=False)
     with pytest.raises(UserError, match="--batch-size 8"):
@@ -114,7 +129,7 @@ def test_masks_come_batch_by_batch(glamm: GlammBackbone, monkeypatch: pytest.Mon
         return original(embeddings, prompts)
 
     monkeypatch.setattr(glamm, "decode", decode)
-    rows = [Row(encoding, (TURN,), parse("uniform")[0], 4, Selection(torch.arange(4)))] * (
+    rows = [Row(encoding, (TURN,), parse("uniform")[0], 4, (Selection(torch.arange(4)),))] * (
         glamm.batch_size + 3
     )
     for share in (True, False):
@@ -145,12 +160,7 @@ def test_sharing_changes_no_more_than_the_last_digits(glamm: GlammBackbone) -> N
     ):
         pruner = parse(text)[0]
         for budget in (576,) if text == "none" else (40, 64):
-            chosen = (
-                None
-                if isinstance(pruner, LayerPruner)
-                else pruner.select(glamm.tokens(encoding, turns, "s"), budget)
-            )
-            rows.append(Row(encoding, turns, pruner, budget, chosen))
+            rows.append(row_of(glamm, encoding, pruner, budget, turns))
     shared, apart = glamm.ground_rows(rows), glamm.ground_rows(rows, share=False)
     for row, one, other in zip(rows, shared, apart, strict=True):
         assert one.retained.equal(other.retained), row.pruner
@@ -173,9 +183,7 @@ def test_rows_do_not_depend_on_their_company(glamm: GlammBackbone, glamm_folder:
                 (TURN,),
                 (Turn("Where is the small cup on the right in this picture?", TURN.answer), TURN),
             ):
-                tokens = glamm.tokens(encoding, turns, str(k))
-                selection = None if isinstance(pruner, LayerPruner) else pruner.select(tokens, budget)
-                rows.append(Row(encoding, turns, pruner, budget, selection))
+                rows.append(row_of(glamm, encoding, pruner, budget, turns, str(k)))
     together = list(glamm.ground_rows(rows))
     for row, result in zip(rows, together, strict=True):
         assert next(glamm.ground_rows([row])).logits.equal(result.logits)
@@ -199,16 +207,19 @@ def test_fill_behind_a_row_changes_nothing(glamm_folder: Path, attn: str) -> Non
     filled = torch.cat([embeds, torch.randn(2, 42, llm.config.hidden_size, generator=generator)], dim=1)
     last = torch.full((2,), 149)
     for pruner in (None, parse("fastv(layer=1)")[0]):
-        settings = {"visual_start": 10, "visual_count": 100, "pruner": pruner, "keep": 30}
-        plain, other = run_layers(llm, embeds, **settings), run_layers(llm, filled, last=last, **settings)  # type: ignore[arg-type]
+        cuts = [Cutting(pruner, (Cut(1, 30),))] * 2 if pruner is not None else []
+        plain = run_layers(llm, embeds, visual_start=10, visual_count=100, cuttings=cuts)
+        other = run_layers(llm, filled, visual_start=10, visual_count=100, cuttings=cuts, last=last)
         assert plain.hidden.allclose(other.hidden[:, : plain.hidden.shape[1]], atol=1e-5)
-        if pruner is not None:
-            assert plain.kept is not None and other.kept is not None and plain.kept.equal(other.kept)
+        assert plain.patches.equal(other.patches) and plain.patches.shape == (
+            2,
+            100 if pruner is None else 30,
+        )
 
 
 def test_conversation_without_seg(glamm: GlammBackbone) -> None:
     encoding = glamm.encode([picture(40, 60)])[0]
-    row = Row(encoding, (Turn("Hello?", "Sure."),), parse("uniform")[0], 4, Selection(torch.arange(4)))
+    row = Row(encoding, (Turn("Hello?", "Sure."),), parse("uniform")[0], 4, (Selection(torch.arange(4)),))
     assert next(glamm.ground_rows([row])).logits.shape == (0, 40, 60)
     assert list(glamm.ground_rows([])) == list(glamm.ground_rows([], share=False)) == []
 
@@ -221,9 +232,7 @@ def rows_of(
     rows = []
     for pruner in (one for text in texts for one in parse(text)):
         count = 576 if pruner.name == "none" else budget
-        tokens = backbone.tokens(encoding, turns, "s")
-        chosen = None if isinstance(pruner, LayerPruner) else pruner.select(tokens, count)
-        rows.append(Row(encoding, turns, pruner, count, chosen))
+        rows.append(row_of(backbone, encoding, pruner, count, turns))
     return rows
 
 
@@ -234,8 +243,12 @@ def test_lengths_are_read_from_what_ran(
     rows = rows_of(glamm, "none", "uniform", "fastv", "fastv(layer=1)", "visionzip")
     found = [one.lengths for one in glamm.ground_rows(rows, share)]
     assert found == [(576,) * 3, (64,) * 3, (576, 576, 64), (576, 64, 64), (64,) * 3]
+
     # a cut that leaves other tokens than it states is seen in what ran
-    monkeypatch.setattr(checks, "keep", lambda pruner, row, count: torch.arange(count - 5))
+    def fewer(pruner: Pruner, tokens: LayerView, count: int) -> Selection:
+        return Selection(torch.arange(count - 5))
+
+    monkeypatch.setattr("backbones.glamm.backbone.cutting", partial(cutting, choose=fewer))
     with pytest.raises(UserError, match="ran with 59 visual tokens in layer 2 where it had stated 64"):
         list(glamm.ground_rows(rows_of(glamm, "fastv"), share))
 

@@ -18,7 +18,7 @@ from harness.engine.cells import SEEDS_PER_STOCHASTIC_PRUNER, Cell, Setting, exp
 from harness.engine.runner import IMAGES_AT_ONCE, Plan, identity, prepare, run
 from harness.store import editions, journal, records
 from harness.store.provenance import collect
-from pruners import ImpossibleBudget, Selection, UserError, VisualTokens, checks, parse
+from pruners import Cut, ImpossibleBudget, Selection, UserError, VisualTokens, checks, parse
 from pruners.random import Random
 from reports import render
 from tests.fake_backbone import LAYERS, SIDE, FakeBackbone, write_data
@@ -372,15 +372,15 @@ def test_a_pruner_that_fails_stops_the_run(
 def test_a_layer_pruner_that_fails_stops_the_run(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pruner, original = type(parse("fastv")[0]), type(parse("fastv")[0]).keep
+    pruner = type(parse("fastv")[0])
     monkeypatch.setattr(checks, "_watched", set())
-    monkeypatch.setattr(pruner, "keep", lambda self, row, count: original(self, row, count).flip(0))
-    with pytest.raises(UserError, match="returned kept indices that do not ascend"):
-        start(plan_of(root, "fastv"), tmp_path / "order")
-    monkeypatch.setattr(pruner, "keep", lambda self, row, count: torch.randperm(64)[:count].sort().values)
+    monkeypatch.setattr(pruner, "cut", lambda self, tokens, count: Selection(torch.arange(count) // 2))
+    with pytest.raises(UserError, match="chose visual token 0 2 times"):
+        start(plan_of(root, "fastv"), tmp_path / "twice")
+    monkeypatch.setattr(pruner, "cut", lambda self, tokens, count: Selection(torch.randperm(64)[:count]))
     with pytest.raises(UserError, match="global random state"):
         start(plan_of(root, "fastv(layer=3)"), tmp_path / "draw")
-    monkeypatch.setattr(pruner, "tokens_after", lambda self, budget, patches, layers: budget + 1)
+    monkeypatch.setattr(pruner, "cuts", lambda self, budget, patches, layers: (Cut(2, budget + 1),))
     with pytest.raises(UserError, match="ends at 9 tokens where 8 were asked"):
         start(plan_of(root, "fastv"), tmp_path / "stated")
     assert not (tmp_path / "stated").exists(), "a false statement is refused before anything runs"

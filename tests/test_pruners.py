@@ -12,13 +12,23 @@ import pytest
 import torch
 
 import pruners
-from pruners.base import CLS, ImpossibleBudget, Need, Pruner, ScorePruner, Selection, UserError, VisualTokens
+from pruners.base import (
+    CLS,
+    Cut,
+    ImpossibleBudget,
+    Need,
+    Pruner,
+    ScorePruner,
+    Selection,
+    UserError,
+    VisualTokens,
+)
 from pruners.fastv import FastV
 from pruners.oracle import Oracle
 from pruners.prumerge import plus_budget
 from pruners.uniform import cells
 from pruners.visionzip import VisionZip
-from tests.tokens import attention_row, make_tokens
+from tests.tokens import make_layer_view, make_tokens
 
 HERE = Path(__file__).parent
 METHODS = {"litelvlm", "fastv", "visionzip", "prumerge", "vispruner", "trim"}
@@ -162,13 +172,23 @@ def test_names_that_can_be_written(name: str, registry: None) -> None:
     ("facts", "says"),
     [
         ({"kind": "magic"}, "'method' or 'control'"),
-        ({"stage": "layer"}, "subclasses of LayerPruner have 'layer'"),
+        ({"stage": "layer"}, "leave it out, the functions tell"),
+        ({"cuts": lambda *_: ()}, r"defines cuts and not cut\(tokens, count\)"),
+        ({"cut": lambda *_: None}, r"defines cut and not cuts\(budget, patches, num_layers\)"),
+        (
+            {"bases": (Pruner,), "cut": lambda *_: None, "cuts": lambda *_: ()},
+            "make it a subclass of LayerPruner",
+        ),
+        ({"needs": frozenset({Need("llm_hidden")})}, "which is there at a cut alone"),
+        ({"bases": (FastV,), "needs": frozenset({Need("keys", -1)})}, "which a view has, and sees none"),
+        ({"needs": frozenset({Need("llm_attention", 2)})}, "takes no layer"),
+        ({"needs": frozenset({Need("cls_atention", -1)})}, "Did you mean 'cls_attention'"),
         ({"stochastic": 1}, "True or False"),
         ({"stochastic": True}, "give it a field seed: int = 0"),
         ({"stochastic": True, "types": {"seed": float}, "seed": 0.0}, "give it a field seed: int = 0"),
         ({"needs": {Need("keys", -1)}}, "declares its needs as set"),
         ({"needs": frozenset({"keys"})}, "which is no pruners.Need"),
-        ({"needs": frozenset({Need("attention", -1)})}, "there are cls_attention"),
+        ({"needs": frozenset({Need("looks", -1)})}, "there are cls_attention"),
         ({"needs": frozenset({Need("keys")})}, "takes a layer: -1 is the last"),
         ({"needs": frozenset({Need("text_embeds", -1)})}, "takes no layer"),
         ({"types": {"power": float}}, "cannot be made with its defaults|gives power no default"),
@@ -179,7 +199,7 @@ def test_names_that_can_be_written(name: str, registry: None) -> None:
         ({"dataclass_": False, "types": {"power": float}, "power": 1.0}, "no frozen dataclass"),
         ({"bases": (FastV,), "dataclass_": False, "types": {"more": int}, "more": 1}, "no frozen dataclass"),
         (
-            {"bases": (pruners.LayerPruner,), "tokens_after": lambda *_: 1, "keep": lambda *_: None},
+            {"bases": (pruners.LayerPruner,), "cut": lambda *_: None},
             "give it a field layer: int",
         ),
         ({"bases": (Pruner,), "select": Pruner.select}, "cannot be made with its defaults"),
@@ -310,7 +330,7 @@ def test_fastv_mean_budget() -> None:
     """Figures of the literature: a mean of 192 over 32 layers keeps 166, of 64 keeps 30; at K = 4 64 cannot
     be had."""
     method = FastV(budget="mean")
-    assert method.tokens_after(192, 576, 32) == 166 and method.tokens_after(64, 576, 32) == 30
+    assert method.cuts(192, 576, 32) == (Cut(2, 166),) and method.cuts(64, 576, 32) == (Cut(2, 30),)
     with pytest.raises(ImpossibleBudget, match="least mean is 73"):
         FastV(layer=4, budget="mean").check(64, 576, 32)
     with pytest.raises(ImpossibleBudget, match="outside the language model"):
@@ -331,9 +351,9 @@ def test_no_method_cuts_outside_the_language_model() -> None:
 
 
 def test_fastv_keeps_the_most_attended() -> None:
-    row = attention_row(576)
-    kept = FastV().keep(row, 64)
-    scores = row.mean(0)
+    view = make_layer_view(576)
+    kept = FastV().cut(view, 64).indices
+    scores = view.attention("last")[:, 0, view.visual].mean(0)
     others = torch.ones(576, dtype=torch.bool).index_fill(0, kept, False)
     assert float(scores[kept].min()) >= float(scores[others].max())
 

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import zlib
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pruners.base import PROJECTED_PATCHES, REFERENT, TEXT_EMBEDS, Need, VisualTokens
+from pruners.base import PROJECTED_PATCHES, REFERENT, TEXT_EMBEDS, Need, View
+from pruners.views import (
+    LLM_ATTENTION,
+    LLM_ATTENTION_AHEAD,
+    LLM_KEYS,
+    LLM_PATCHES,
+    LLM_TEXT_EMBEDS,
+    LLM_VALUES,
+    LayerView,
+    Query,
+)
 
-HEADS, WIDTH, SHARED = 4, 32, 12
+HEADS, KEY_HEADS, WIDTH, SHARED = 4, 2, 32, 12
+BEFORE, BEHIND = 5, 35  # text tokens on both sides of the image
 
 
 def smooth(rows: int, columns: int, channels: int, generator: torch.Generator) -> Tensor:
@@ -26,7 +39,7 @@ def make_tokens(
     texts: int = 1,
     dtype: torch.dtype = torch.float64,
     sample: str = "",
-) -> VisualTokens:
+) -> View:
     """Seeded tokens; the same seed gives the same values in every precision up to rounding."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = grid
@@ -45,21 +58,63 @@ def make_tokens(
         signals[Need("values", layer)] = noise(patches + 1, WIDTH)
         signals[Need("cls_query", layer)] = query
         signals[Need("cls_attention", layer)] = (logits * (WIDTH // HEADS) ** -0.5).softmax(-1)
+        signals[Need("hidden", layer)] = noise(patches + 1, WIDTH)
+        signals[Need("received_attention", layer)] = noise(HEADS, patches + 1).softmax(-1)
     signals[PROJECTED_PATCHES] = smooth(rows, columns, SHARED, generator)
     signals[TEXT_EMBEDS] = noise(texts, SHARED)
     ys, xs = torch.arange(patches) // columns, torch.arange(patches) % columns
     distance = ((ys - rows / 3) ** 2 + (xs - columns / 2) ** 2).sqrt()
     signals[REFERENT] = (1.5 + rows / 8 - distance).clamp(0, 1)
-    signals = {need: value.to(dtype) for need, value in signals.items()}
+    signals[LLM_PATCHES], signals[LLM_TEXT_EMBEDS] = noise(patches, 2 * WIDTH), noise(7 * texts, 2 * WIDTH)
+
+    def answer(need: Need) -> Tensor:
+        if need.kind == "attention":  # large, and read by few
+            draw = torch.Generator().manual_seed(seed - (need.layer or 0))
+            rows = torch.randn(HEADS, patches + 1, patches + 1, generator=draw, dtype=torch.float64)
+            signals.setdefault(need, rows.softmax(-1))
+        return signals[need].to(dtype)
+
     features = features.to(dtype)
-    return VisualTokens(features[1:], features[0], grid, HEADS, signals.__getitem__, sample)
+    return View(features[1:], features[0], grid, HEADS, answer, sample)
 
 
-def attention_row(patches: int, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """(H, patches) attention of a last token, as a layer-stage pruner gets it."""
-    generator = torch.Generator().manual_seed(seed)
-    return (
-        torch.randn(HEADS, patches + 40, generator=generator, dtype=torch.float64)
-        .softmax(-1)[:, :patches]
-        .to(dtype)
-    )
+def make_layer_view(
+    indices: int | Tensor,
+    *,
+    layer: int = 2,
+    number: int = 0,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    sample: str = "",
+    blank: bool = False,
+) -> LayerView:
+    """A seeded sequence at a cut; `blank` makes every signal zeros, and attention even.
+
+    Args:
+        indices: how many visual tokens there are, or the patch of each.
+    """
+    patches = torch.arange(indices) if isinstance(indices, int) else indices
+    count = len(patches)
+    length = BEFORE + count + BEHIND
+
+    def noise(name: str, *shape: int) -> Tensor:
+        if blank:
+            return torch.zeros(*shape, dtype=torch.float64)
+        draw = torch.Generator().manual_seed(zlib.crc32(f"{seed} {layer} {number} {name}".encode()))
+        return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    def answer(query: Query) -> Tensor:
+        name = f"{query.need.kind} {query.rotary}"
+        if query.need in (LLM_ATTENTION, LLM_ATTENTION_AHEAD):
+            places = {"last": torch.tensor([length - 1]), "text": torch.arange(length - BEHIND, length)}
+            rows = places[query.of] if isinstance(query.of, str) else query.of
+            logits = noise(name, HEADS, length, length)[:, rows]
+            logits = logits.masked_fill(torch.arange(length) > rows[:, None], -torch.inf)
+            return (logits.softmax(-1) if query.softmax else logits).to(dtype)
+        tokens = BEHIND if query.of == "text" else count
+        shape = (tokens, WIDTH)
+        if query.need in (LLM_KEYS, LLM_VALUES):
+            shape = (KEY_HEADS, tokens, WIDTH // HEADS)
+        return noise(f"{name} {query.of}", *shape).to(dtype)
+
+    return LayerView(layer, number, patches, torch.arange(length), BEFORE, WIDTH, dtype, answer, sample)

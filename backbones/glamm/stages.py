@@ -30,6 +30,7 @@ from backbones.parts.faithful import LayerRun, Stage, run_layers
 from backbones.parts.tokenizer import IMAGE_TOKEN
 from pruners import checks
 from pruners.base import REFERENT, TEXT_EMBEDS, Need, Pruner, View
+from pruners.views import LLM_PATCHES
 
 if TYPE_CHECKING:
     from backbones.glamm.backbone import GlammBackbone
@@ -148,6 +149,8 @@ def visual_tokens(model: GlammModel, inputs: Inputs, states: tuple[Tensor, ...],
             if found is None:
                 raise ValueError(f"{need.kind} was not prepared")
             return found
+        if need == LLM_PATCHES:
+            return model.projector(states[-1][None, 1:])[0]
         return clip.signal(model.clip, states, need)
 
     heads = model.clip.config.vision_config.num_attention_heads

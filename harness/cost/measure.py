@@ -18,6 +18,7 @@ from tqdm import tqdm
 from backbones.glamm.backbone import GlammBackbone
 from backbones.glamm.conversation import build
 from backbones.glamm.stages import Inputs, forward, prefill, prepare
+from backbones.parts.cuts import cutting
 from harness import metrics
 from harness.cost import meters, projection
 from harness.cost.formulas import Shape, language_model_macs
@@ -28,7 +29,7 @@ from harness.engine.runner import Plan, Split
 from harness.protocol import conversations
 from harness.store import code
 from harness.store.journal import alone
-from pruners.base import LayerPruner, UserError
+from pruners.base import UserError
 
 ROUNDS = 12
 BASELINE_RUNS = 3  # of `none` in a round, so that one lucky pass of it does not decide every row's comparison
@@ -86,14 +87,14 @@ def count(backbone: GlammBackbone, inputs: Inputs, line: Line) -> dict[str, Any]
             f"The decoder layers' multiply-adds were counted as {counted_macs:,}, and their lengths give {expected:,}: "
             "an operator is hidden from the counter; give --attn sdpa or eager, or --costs off."
         )
-    layered, llm = pruner if isinstance(pruner, LayerPruner) else None, model.language_model
+    llm, patches = model.language_model, inputs.grid[0] * inputs.grid[1]
+    cut = cutting(pruner, line.budget, patches, llm.config.num_hidden_layers, inputs.sample)
     visual = torch.zeros(1, passed.lengths[0] - inputs.text, llm.config.hidden_size).to(
         backbone.device, inputs.small.dtype
     )
-    keep = passed.lengths[-1] - inputs.text
     with torch.no_grad():
         second = meters.fvcore_macs(
-            llm, lambda given: prefill(llm, inputs.before, given, inputs.after, layered, keep).hidden, visual
+            llm, lambda given: prefill(llm, inputs.before, given, inputs.after, cut).hidden, visual
         )
     return {
         "kind": "counts",

@@ -1,8 +1,8 @@
 """Costs of a model that is not here: shapes on the meta device and fake tensors, no weights, no GPU.
 
 Whatever depends on shapes alone is counted by running the project's own modules without data. Where a pruner
-looks at values, its choice runs on random ones at full size: what it computes depends on sizes, apart from
-how often VisPruner's rounds repeat, which its budget fixes.
+looks at values, before the language model or inside it, its choice runs on random ones at full size: what it
+computes depends on sizes, apart from how often VisPruner's rounds repeat, which its budget fixes.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ from typing import Any
 import pandas as pd
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import CLIPConfig, LlamaConfig, LlamaModel
+from transformers import LlamaConfig, LlamaModel
 
 from backbones.base import Turn
 from backbones.glamm.conversation import ANSWER_TEMPLATES, IMAGE_SENTENCE, QUESTION_TEMPLATES, build
 from backbones.glamm.model import GlammModel
-from backbones.glamm.stages import Inputs, prefill, visual_tokens
+from backbones.glamm.stages import prefill
 from backbones.parts import clip, llama, sam
+from backbones.parts.contexts import Context
+from backbones.parts.cuts import Cutting
 from backbones.parts.faithful import run_layers
 from backbones.parts.tokenizer import IMAGE_TOKEN, LlamaTokenizer, behind_image
 from harness.cost import meters
+from harness.cost.choices import Blind, Chooser, OfPruner
 from harness.cost.formulas import PRESETS, Shape
 from harness.engine.cells import Line
-from pruners import checks
-from pruners.base import TEXT_EMBEDS, LayerPruner, UserError
+from pruners.base import TEXT_EMBEDS, Cut, Pruner, UserError
 
-SEED = 0
 TEXT_TOKENS = (
     129  # LLaMA tokens of a usual conversation of three expressions; the official draws give 125 to 140
 )
@@ -101,12 +102,16 @@ class Projection:
     Attributes:
         cells: one row per pruner and budget, columns as in `harness.cost.EXPLAIN`, and the presets of the
             literature.
+        pruners: what each row's pruner costs by itself.
+        whole: whether all visual tokens of a row enter the language model because nothing chooses before.
         shared: multiply-adds of what no pruner changes: vision tower, text tower, grounding encoder, mask
             decoder.
         shape: of the language model.
     """
 
     cells: pd.DataFrame
+    pruners: tuple[OfPruner, ...]
+    whole: tuple[bool, ...]
     shared: dict[str, int]
     shape: Shape
 
@@ -121,7 +126,7 @@ class _Layers:
         self.attn = "eager" if attn == "eager" else "sdpa"
         self.fake = FakeTensorMode()
         self.one_layer = cache(self._one_layer)
-        self.short_run = cache(self._short_run)
+        self._runs: dict[tuple[object, ...], tuple[tuple[int, ...], OfPruner, int]] = {}
 
     def build(self, layers: int) -> LlamaModel:
         config = LlamaConfig.from_dict(self.config.to_dict() | {"num_hidden_layers": layers})
@@ -141,60 +146,44 @@ class _Layers:
                 run_layers(llm, hidden)
         return counting.get_total_flops() // 2
 
-    def _short_run(
-        self, visual: int, pruner: LayerPruner | None, keep: int
-    ) -> tuple[tuple[int, ...], int, int]:
-        """Lengths of all layers, multiply-adds of the pruner inside them, and the peak of live bytes.
+    def run(
+        self, visual: int, pruner: Pruner | None = None, cuts: tuple[Cut, ...] = ()
+    ) -> tuple[tuple[int, ...], OfPruner, int]:
+        """Lengths of all layers, what the pruner costs inside them, and the peak of live bytes.
 
         Two layers of each length reach the peak: the second one runs with its input held as every later one
             does.
         """
-        layers = min(self.config.num_hidden_layers, 2 if pruner is None else pruner.layer + 2)
+        key = visual, pruner.spec() if pruner is not None and cuts else "", cuts
+        if key not in self._runs:
+            self._runs[key] = self._run(visual, pruner, cuts)
+        return self._runs[key]
+
+    def _run(
+        self, visual: int, pruner: Pruner | None, cuts: tuple[Cut, ...]
+    ) -> tuple[tuple[int, ...], OfPruner, int]:
+        layers = min(self.config.num_hidden_layers, cuts[-1].layer + 2 if cuts else 2)
         counting, live = meters.counter(), meters.LiveStorages()
         ledger, peaks = meters.mac_ledger(counting), meters.Peaks(live)
+        asked, again = Blind(self.fake, counting, True), Blind(self.fake, None, False)
+
+        def cut(choose: Blind) -> Cutting | None:
+            return Cutting(pruner, cuts, choose=choose) if pruner is not None and cuts else None
+
         with self.fake, torch.no_grad():
             llm = self.build(layers)
             before, after = (
                 torch.zeros(1, n, dtype=torch.long) for n in (self.prompt.before, self.prompt.after)
             )
             features = torch.empty(1, visual, self.config.hidden_size, dtype=self.dtype)
+            context = Context(torch.arange(visual))
             with counting, ledger("prefill"):
-                prefill(llm, before, features, after, pruner, keep, ledger)
+                prefill(llm, before, features, after, cut(asked), context, ledger)
             with live, peaks("prefill"):
-                lengths = prefill(llm, before, features, after, pruner, keep).lengths
+                lengths = prefill(llm, before, features, after, cut(again), context).lengths
         rest = self.config.num_hidden_layers - layers
-        return (
-            lengths + lengths[-1:] * rest,
-            int(ledger.spent().get("prefill/pruner", 0)),
-            peaks.rise["prefill"],
-        )
-
-
-class Chooser:
-    """Runs a tower pruner's signals and choice on random hidden states of full size."""
-
-    def __init__(self, config: CLIPConfig, prompt: Prompt) -> None:
-        vision = config.vision_config
-        draw = torch.Generator().manual_seed(SEED)
-        self.clip = clip.random_end(config, draw)
-        side = vision.image_size // vision.patch_size
-        self.states = tuple(
-            torch.randn(side * side + 1, vision.hidden_size, generator=draw) for _ in range(2)
-        )
-        self.text = torch.randn(prompt.turns, config.projection_dim, generator=draw)
-        nothing = torch.empty(0)
-        referent = torch.rand(side * side, generator=draw)
-        self.inputs = Inputs(
-            nothing, nothing, (0, 0), (0, 0), nothing, nothing, (), {}, (side, side), referent, "projection"
-        )
-
-    def macs(self, line: Line) -> tuple[int, int]:
-        """Visual tokens that are left, and multiply-adds of signals and choice."""
-        counting = meters.counter()
-        tokens = visual_tokens(self, self.inputs, self.states, self.text)  # type: ignore[arg-type]
-        with torch.no_grad(), counting:
-            kept = checks.select(line.pruner, tokens, line.budget).gather(tokens)
-        return len(kept), counting.get_total_flops() // 2
+        inside = int(ledger.spent().get("prefill/pruner", 0))
+        return lengths + lengths[-1:] * rest, OfPruner(0, asked.first, inside), peaks.rise["prefill"]
 
 
 def _count(run: Callable[[], Any]) -> int:
@@ -256,24 +245,23 @@ def project(
     shape, layers, chooser = (
         Shape.of(config),
         _Layers(config, prompt, attn, dtype),
-        Chooser(model.clip.config, prompt),
+        Chooser(model, prompt.turns),
     )
     shared = shared_macs(model, prompt)
     vision = model.clip.config.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2
-    rows = []
+    rows, pruners, wholes = [], [], []
     for line in lines:
-        if isinstance(line.pruner, LayerPruner):
-            keep = line.pruner.tokens_after(line.budget, patches, shape.layers)
-            lengths, own, peak = layers.short_run(patches, line.pruner, keep)
-        else:
-            visual, own = chooser.macs(line)
-            lengths, _, peak = layers.short_run(visual, None, 0)
+        entering, whole, tower = chooser.macs(line, shape.layers)
+        cuts = line.pruner.cuts(line.budget, patches, shape.layers)
+        lengths, inside, peak = layers.run(entering, line.pruner, cuts)
+        pruners.append(own := replace(inside, tower=tower))
+        wholes.append(whole)
         seen = [n - prompt.text for n in lengths]
         macs = {
             "vision_tower": shared["vision_tower"],
             "text_tower": shared["text_tower"] if TEXT_EMBEDS in line.pruner.needs else 0,
-            "pruner": own,
+            "pruner": own.tower + own.inside,
             "projector": _linear(model.projector, seen[0]),
             "language_model": sum(layers.one_layer(n) for n in lengths),
             "lm_head": _linear(model.lm_head, lengths[-1]),
@@ -294,7 +282,7 @@ def project(
                 **{f"macs.{module}": count for module, count in macs.items()},
             }
         )
-    return Projection(pd.DataFrame(rows), shared, shape)
+    return Projection(pd.DataFrame(rows), tuple(pruners), tuple(wholes), shared, shape)
 
 
 def _linear(module: torch.nn.Module, tokens: int) -> int:

@@ -15,7 +15,7 @@ from harness.cost.formulas import Shape, language_model_macs, layer_macs
 from harness.cost.projection import Projection, Prompt
 from harness.cost.store import BASELINE
 from harness.engine.cells import Line
-from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner
+from pruners.views import PER_TEXT
 
 ENCODED = "image and questions encoded once"
 HEADS = "no lm_head, [SEG] head at its own tokens"
@@ -31,8 +31,8 @@ class Cell:
 
     Attributes:
         lengths: sequence length of every layer of the language model.
-        whole: all visual tokens enter the language model, so that the layers before a cut are those of
-            `none`.
+        whole: all visual tokens enter the language model, so that the layers before the first cut are those
+            of `none`.
         per_text: the selection depends on the text, so that every conversation has its own.
     """
 
@@ -42,7 +42,7 @@ class Cell:
 
     @property
     def before_cut(self) -> int:
-        """Layers that see what the first one sees."""
+        """Layers before the first cut: those that see what the first one sees."""
         return sum(length == self.lengths[0] for length in self.lengths)
 
 
@@ -90,7 +90,7 @@ def context_layer(cell: Cell, prompt: Prompt, shape: Shape, talks: int) -> int:
 
 
 def behind_cut(cell: Cell, prompt: Prompt, shape: Shape, talks: int) -> int:
-    """The layers behind the cut, where every conversation has kept tokens of its own."""
+    """The layers behind the first cut, where every conversation has kept tokens of its own."""
     return talks * sum(
         layer_macs(length - prompt.before, length, shape) for length in cell.lengths[cell.before_cut :]
     )
@@ -150,7 +150,10 @@ def account(projected: Projection, lines: Sequence[Line], prompt: Prompt, talks:
         prompt: one conversation; an image has `talks` of them, of equal length.
     """
     shape, fixed, rows = projected.shape, projected.shared, projected.cells.to_dict("records")
-    cells = [cell_of(line, row["lengths"]) for line, row in zip(lines, rows, strict=True)]
+    cells = [
+        cell_of(line, row["lengths"], whole)
+        for line, row, whole in zip(lines, rows, projected.whole, strict=True)
+    ]
 
     def macs(module: str, chosen: Callable[[Cell], bool] = lambda cell: True) -> int:
         return sum(int(row[f"macs.{module}"]) for row, cell in zip(rows, cells, strict=True) if chosen(cell))
@@ -166,10 +169,10 @@ def account(projected: Projection, lines: Sequence[Line], prompt: Prompt, talks:
         int(row["macs.seg_head"]) // cell.lengths[-1] * prompt.turns
         for row, cell in zip(rows, cells, strict=True)
     )
-    towers = macs("pruner", lambda cell: not cell.whole and not cell.per_text)
-    rows_read = {
-        cell.before_cut: int(row["macs.pruner"]) for row, cell in zip(rows, cells, strict=True) if cell.whole
-    }
+    towers = sum(own.tower for own, cell in zip(projected.pruners, cells, strict=True) if not cell.per_text)
+    at_first = [own.first for own, cell in zip(projected.pruners, cells, strict=True) if cell.whole]
+    asked = {key: macs for first in at_first for key, macs in first.items()}
+    repeated = sum(sum(first.values()) for first in at_first) - sum(asked.values())
     contexts = macs("projector", lambda cell: not cell.per_text)
     widest = max(
         (int(row["macs.projector"]) for row, cell in zip(rows, cells, strict=True) if cell.whole), default=0
@@ -183,7 +186,7 @@ def account(projected: Projection, lines: Sequence[Line], prompt: Prompt, talks:
         - language_model(cells, prompt, shape, talks)
         + macs("projector", lambda cell: cell.whole)
         - widest
-        + talks * (macs("pruner", lambda cell: cell.whole) - sum(rows_read.values())),
+        + talks * repeated,
         LAST: unread(cells, prompt, shape, talks),
     }
     return Account(len(cells), naive, savings, beginning(prompt, shape))
@@ -196,7 +199,6 @@ def beginning(prompt: Prompt, shape: Shape) -> int:
     )
 
 
-def cell_of(line: Line, lengths: Sequence[int]) -> Cell:
-    """A line of a sweep, by the lengths that its layers see."""
-    whole = line.name == BASELINE or isinstance(line.pruner, LayerPruner)
-    return Cell(tuple(lengths), whole, bool(line.pruner.needs & {TEXT_EMBEDS, REFERENT}))
+def cell_of(line: Line, lengths: Sequence[int], whole: bool) -> Cell:
+    """A line of a sweep, by the lengths that its layers see, and whether nothing chooses before them."""
+    return Cell(tuple(lengths), whole or line.name == BASELINE, bool(line.pruner.needs & PER_TEXT))

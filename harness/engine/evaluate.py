@@ -21,7 +21,8 @@ from harness.engine.rounding import of_type, perturbed, same_choice
 from harness.protocol import Conversation, conversations
 from harness.store.rows import NO_EXPRESSION, description, pack_tokens
 from pruners import checks
-from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner, Selection, UserError
+from pruners.base import Selection, UserError
+from pruners.views import PER_TEXT
 
 
 @dataclass(frozen=True)
@@ -126,26 +127,29 @@ def _asked(
 ) -> Iterator[_Asked]:
     """The rows of one image under one cell; behind each whose choice hangs on rounding, its twin from
     `other`."""
+    patches = backbone.grid[0] * backbone.grid[1]
+    cuts = job.pruner.cuts(job.cell.budget, patches, backbone.num_layers)
     chosen = list(_select(backbone, seen, encoding, talks, job))
-    again: list[tuple[Conversation, Selection | None]] = []
+    again: list[tuple[Conversation, tuple[Selection, ...]]] = []
     if other is not None:
         with suppress(UserError):  # what noise breaks says nothing of the sample
             again = list(_select(backbone, seen, other, talks, job))
-    for k, (talk, selection) in enumerate(chosen):
-        row = Row(encoding, talk.turns, job.pruner, job.cell.budget, selection)
+
+    def row(of: Encoding, talk: Conversation, selections: tuple[Selection, ...]) -> Row:
+        return Row(of, talk.turns, job.pruner, job.cell.budget, selections, seen.sample.id)
+
+    for k, (talk, selections) in enumerate(chosen):
         if other is None or not again:
-            yield _Asked(row, seen, job, talk, of)
+            yield _Asked(row(encoding, talk, selections), seen, job, talk, of)
             continue
-        twin = again[k][1]
-        # a layer-stage pruner chooses while the model runs, so its choice is seen there
-        stable = (
-            selection is not None and twin is not None and same_choice(selection, twin, rounding(encoding))
+        twins = again[k][1]
+        # what is chosen while the model runs is seen there
+        stable = not cuts and all(
+            same_choice(one, twin, rounding(encoding)) for one, twin in zip(selections, twins, strict=True)
         )
-        yield _Asked(row, seen, job, talk, of, stable)
+        yield _Asked(row(encoding, talk, selections), seen, job, talk, of, stable)
         if not stable:
-            yield _Asked(
-                Row(other, talk.turns, job.pruner, job.cell.budget, twin), seen, job, talk, of, twin=True
-            )
+            yield _Asked(row(other, talk, twins), seen, job, talk, of, twin=True)
 
 
 def _scored(results: Sequence[tuple[_Asked, Grounded]]) -> Iterator[dict[str, Any]]:
@@ -209,17 +213,15 @@ def _shares(
 
 def _select(
     backbone: Backbone, seen: _Seen, encoding: Encoding, talks: Sequence[Conversation], job: Job
-) -> Iterator[tuple[Conversation, Selection | None]]:
-    """What the pruner keeps for every conversation; once per image if it reads neither text nor truth."""
-    chosen: Selection | None = None
+) -> Iterator[tuple[Conversation, tuple[Selection, ...]]]:
+    """What the pruner lets into the language model in every conversation; chosen once per image if it reads
+    neither text nor truth."""
+    chosen: tuple[Selection, ...] | None = None
     for talk in talks:
-        if not isinstance(job.pruner, LayerPruner) and (
-            chosen is None or job.pruner.needs & {TEXT_EMBEDS, REFERENT}
-        ):
+        if chosen is None or job.pruner.needs & PER_TEXT:
             referent = seen.truth[list(talk.expressions)] == metrics.FOREGROUND
-            chosen = checks.select(
-                job.pruner, backbone.tokens(encoding, talk.turns, seen.sample.id, referent), job.cell.budget
-            )
+            view = backbone.tokens(encoding, talk.turns, seen.sample.id, referent)
+            chosen = checks.select_views(job.pruner, [view], job.cell.budget, backbone.num_layers)
         yield talk, chosen
 
 

@@ -40,6 +40,8 @@ EVALUATES = (
     "harness/store/rows.py",
     "pruners/base.py",
     "pruners/checks.py",
+    "pruners/lending.py",
+    "pruners/views.py",
 )
 # one question at a time, versions, costs, diagnosis, shapes without weights
 HARMLESS = (
@@ -53,7 +55,11 @@ NEUTRAL = (
     "pruners",
     "pruners.base",
     "pruners.checks",
+    "pruners.errors",
+    "pruners.fields",
+    "pruners.lending",
     "pruners.registry",
+    "pruners.views",
 )  # in EVALUATES, or deciding nothing
 DIGITS = 16
 IMPORTERS = ("import_module", "__import__")

@@ -25,8 +25,7 @@ from backbones.glamm.full_size import LLM
 from backbones.parts import llama
 from backbones.parts.clip import class_row
 from pruners import Need, Pruner, VisualTokens, parse
-from pruners.base import PROJECTED_PATCHES, TEXT_EMBEDS
-from pruners.fastv import FastV
+from pruners.base import PROJECTED_PATCHES, TEXT_EMBEDS, top
 from tests.bench import literal
 
 BUDGETS = (192, 128, 64)
@@ -159,8 +158,10 @@ def layer_of(dtype: torch.dtype, width: int, heads: int, inner: int) -> LlamaMod
 def ours_row(llm: LlamaModel, hidden: Tensor, keys: Tensor, visual: slice) -> Tensor:
     """(1, H, n): the one row that FastV reads."""
     length = hidden.shape[1]
-    by = llama.rotary(llm, torch.arange(length)[None], hidden.dtype)
-    return llama.Layer(llm, 0).row(hidden, torch.tensor([length - 1]), by, keys)[..., visual]
+    read = torch.tensor([[length - 1]])
+    states, turns = llama.tokens_at(hidden, read), llama.rotary(llm, read, hidden.dtype)
+    logits = llama.Layer(llm, 0).logits(states, keys, llama.ahead_of(read, length), turns)
+    return llama.probabilities(logits)[:, :, 0, visual]
 
 
 def fastv(repeat: int, dtype: torch.dtype, width: int, heads: int, inner: int) -> list[dict[str, Any]]:
@@ -177,7 +178,7 @@ def fastv(repeat: int, dtype: torch.dtype, width: int, heads: int, inner: int) -
         whole = partial(literal.fastv_row, llm.layers[0], hidden, keys, rotary, visual)
         rows[kind] = row, whole
     row, whole = rows[torch.float64]
-    kept = FastV().keep(row()[0], 192)
+    kept = top(row()[0].mean(0), 192).sort().values
     equal = bool((kept == literal.ranked(whole())[:192].sort().values).all())
     mine, theirs = medians(list(rows[dtype]), repeat)
     return [_row("fastv", f"one layer, {BEFORE + PATCHES + AFTER} tokens", dtype, mine, theirs, equal)]

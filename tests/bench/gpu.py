@@ -27,6 +27,7 @@ from backbones.glamm.checkpoint import materialise
 from backbones.glamm.full_size import on_meta
 from backbones.glamm.model import GlammModel
 from backbones.glamm.stages import Inputs, forward, prefill
+from backbones.parts.cuts import cutting
 from backbones.parts.faithful import Stage
 from harness.cost import formulas, meters
 from harness.cost.lines import lines_of
@@ -35,7 +36,7 @@ from harness.cost.roofline import GPUS, Gpu, gpu, prefill_seconds
 from harness.cost.store import INSIDE
 from harness.engine.cells import Line
 from harness.store.provenance import collect
-from pruners import LayerPruner, parse
+from pruners import parse
 
 METHODS = "litelvlm,fastv,visionzip,prumerge,vispruner,trim"
 BUDGETS = (576, 192, 128, 64)
@@ -85,11 +86,11 @@ def pass_of(model: GlammModel, inputs: Inputs, line: Line, batch: int) -> Callab
     if batch == 1:
         return lambda stage: forward(model, inputs, line.pruner, line.budget, stage).lengths
     llm, patches = model.language_model, inputs.grid[0] * inputs.grid[1]
-    layered = line.pruner if isinstance(line.pruner, LayerPruner) else None
-    keep = layered.tokens_after(line.budget, patches, len(llm.layers)) if layered else 0
+    entering = line.pruner.entering(line.budget, patches, len(llm.layers))
+    cut = cutting(line.pruner, line.budget, patches, len(llm.layers), "bench")
     visual = torch.randn(
         batch,
-        patches if layered else line.budget,
+        entering,
         llm.config.hidden_size,
         device=inputs.small.device,
         dtype=inputs.small.dtype,
@@ -98,7 +99,7 @@ def pass_of(model: GlammModel, inputs: Inputs, line: Line, batch: int) -> Callab
 
     def run(stage: Stage) -> tuple[int, ...]:
         with torch.no_grad(), stage("prefill"):
-            return prefill(llm, before, visual, after, layered, keep, stage).lengths
+            return prefill(llm, before, visual, after, cut, None, stage).lengths
 
     return run
 

@@ -217,7 +217,7 @@ def test_unpruned(golden_glamm_dir: Path, backbone: GlammBackbone, arrays: Array
         encoding = backbone.encode([given["image_rgb"]])[0]
         pruner: Pruner = NoPruning()
         tokens = backbone.tokens(encoding, turns_of(given), name)
-        row = Row(encoding, turns_of(given), pruner, len(tokens), pruner.select(tokens, len(tokens)))
+        row = Row(encoding, turns_of(given), pruner, len(tokens), (pruner.select(tokens, len(tokens)),))
         check_run(backbone, row, full, f"{name} full", arrays)
 
 
@@ -238,7 +238,7 @@ def test_litelvlm(golden_glamm_dir: Path, backbone: GlammBackbone, arrays: Array
         arrays.equal(np.sort(each), np.sort(pruned["lowsim_per_question"]), f"{name} {budget} per question")
         arrays.close(selection.gather(tokens), pruned["vision_tower_out"], CLOSE, "tower output")
         check_run(
-            backbone, Row(encoding, turns, method, budget, selection), pruned, f"{name} {budget}", arrays
+            backbone, Row(encoding, turns, method, budget, (selection,)), pruned, f"{name} {budget}", arrays
         )
 
 
@@ -250,7 +250,7 @@ def test_images_together_equal_images_alone(golden_glamm_dir: Path, backbone: Gl
         encoding = backbone.encode([given["image_rgb"]])[0]
         for keep in (64, 192):
             selection = Selection(torch.arange(keep))
-            rows.append(Row(encoding, turns_of(given), NoPruning(), keep, selection))
+            rows.append(Row(encoding, turns_of(given), NoPruning(), keep, (selection,)))
             alone.append(next(backbone.ground_rows(rows[-1:])))
     for one, other in zip(backbone.ground_rows(rows), alone, strict=True):
         assert one.tokens_final == other.tokens_final

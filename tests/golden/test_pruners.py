@@ -21,10 +21,11 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, LlamaC
 
 import pruners
 from backbones.parts import clip
+from backbones.parts.cuts import Cutting
 from backbones.parts.faithful import run_layers
 from backbones.parts.llama import Past
-from pruners import prumerge
-from pruners.base import TEXT_EMBEDS, Need, VisualTokens, outliers, top
+from pruners import checks, prumerge
+from pruners.base import TEXT_EMBEDS, Cut, LayerView, Need, Pruner, Selection, VisualTokens, outliers, top
 from pruners.fastv import FastV
 from pruners.litelvlm import LiteLVLM
 from pruners.trim import Trim
@@ -296,11 +297,15 @@ def fastv_file(path: Path, attn: str) -> int:
     for setting, expected in settings(given):
         layer, keep = (int(v) for v in numbers(setting, "K", "keep"))
         pruner = FastV(layer=layer)
-        past = Past()
-        run = run_layers(
-            model, embeds, visual_start=start, visual_count=count, pruner=pruner, keep=keep, past=past
-        )
-        assert run.scores is not None
+        past, read = Past(), []
+
+        def watched(by: Pruner, tokens: LayerView, left: int, read: list[Tensor] = read) -> Selection:
+            read.append(tokens.attention("last")[:, 0, tokens.visual])
+            return checks.cut(by, tokens, left)
+
+        where = {"visual_start": start, "visual_count": count}
+        cuts = [Cutting(pruner, (Cut(layer, keep),), choose=watched)]
+        run = run_layers(model, embeds, **where, cuttings=cuts, past=past)  # type: ignore[arg-type]
         steps = double(given["decode_embeds"])
         lengths = [past.layers[k][0].shape[2] for k in range(len(model.layers))]
         decoded = []
@@ -309,11 +314,11 @@ def fastv_file(path: Path, attn: str) -> int:
             decoded.append(
                 run_layers(model, step[None, None], past=past, first_position=length + k).hidden[0, 0]
             )
-        without = run_layers(model, embeds, visual_start=start, visual_count=count, pruner=pruner, keep=keep)
+        without = run_layers(model, embeds, **where, cuttings=cuts)  # type: ignore[arg-type]
         compare(f"{setting} without cache", without.hidden[0], expected["final_hidden"])
         got = {
             "kept": run.positions[0],
-            "score": run.scores[0].mean(0),
+            "score": read[0].mean(0),
             "final_hidden": run.hidden[0],
             "cache_len": torch.tensor(lengths),
             "decode_hidden": torch.stack(decoded),

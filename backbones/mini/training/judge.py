@@ -34,7 +34,8 @@ def _pruned(text: str, budget: int) -> Chooser:
         backbone: GlammBackbone, own: Encoding, other: Encoding, turns: Any, sample: str, truth: Any
     ) -> Row:
         tokens = backbone.tokens(own, turns, sample, truth)
-        return Row(own, turns, pruner, budget, checks.select(pruner, tokens, budget))
+        chosen = checks.select_views(pruner, [tokens], budget, backbone.num_layers)
+        return Row(own, turns, pruner, budget, chosen, sample)
 
     return choose
 
@@ -42,7 +43,7 @@ def _pruned(text: str, budget: int) -> Chooser:
 def _nothing(
     backbone: GlammBackbone, own: Encoding, other: Encoding, turns: Any, sample: str, truth: Any
 ) -> Row:
-    return Row(own, turns, parse("none")[0], 0, Selection(torch.zeros(0, dtype=torch.int64)))
+    return Row(own, turns, parse("none")[0], 0, (Selection(torch.zeros(0, dtype=torch.int64)),))
 
 
 def _elsewhere(
@@ -50,7 +51,7 @@ def _elsewhere(
 ) -> Row:
     swapped = replace(own, hidden_states=other.hidden_states, signals={})
     everything = torch.arange(len(own.hidden_states[-1]) - 1)
-    return Row(swapped, turns, parse("none")[0], len(everything), Selection(everything))
+    return Row(swapped, turns, parse("none")[0], len(everything), (Selection(everything),))
 
 
 SEEDS = (0, 1, 2)  # as the leaderboard's

@@ -1,0 +1,141 @@
+"""Pruners of a model that is not here: what they read and choose, on random numbers of full size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import _disable_current_modes
+
+from backbones.glamm.model import GlammModel
+from backbones.parts import clip
+from harness.cost import meters
+from harness.engine.cells import Line
+from pruners import checks
+from pruners.base import Pruner, Selection
+from pruners.views import (
+    LLM_ATTENTION,
+    LLM_ATTENTION_AHEAD,
+    LLM_PATCHES,
+    REFERENT,
+    TEXT_EMBEDS,
+    LayerView,
+    Need,
+    Query,
+    View,
+)
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class OfPruner:
+    """Multiply-adds of a pruner's own work.
+
+    Attributes:
+        tower: signals and choice before the language model.
+        first: every signal that it asks for at its first cut, by the cut's layer and the question; rows that
+            the same tokens entered share these.
+        inside: all that it costs while the language model runs, `first` included.
+    """
+
+    tower: int
+    first: dict[tuple[object, ...], int]
+    inside: int
+
+
+class Blind:
+    """Asks pruners at the cuts of a model that is all shapes: what they read is computed as shapes, and they
+    choose on random numbers of these.
+
+    Args:
+        fake: the shapes' mode.
+        counting: counts multiply-adds.
+        checked: whether what they choose is looked at.
+    """
+
+    def __init__(self, fake: FakeTensorMode, counting: meters.Counter | None, checked: bool) -> None:
+        self._fake, self._counting, self._checked = fake, counting, checked
+        self._draw = torch.Generator().manual_seed(SEED)
+        self.first: dict[tuple[object, ...], int] = {}
+
+    def __call__(self, pruner: Pruner, tokens: LayerView, count: int) -> Selection:
+        with unset_fake_temporarily():
+            view = LayerView(
+                tokens.layer,
+                tokens.number,
+                torch.arange(len(tokens)),
+                torch.arange(len(tokens.positions)),
+                tokens.start,
+                tokens.width,
+                tokens.dtype,
+                partial(self._answer, tokens),
+                tokens.sample,
+            )
+            chosen = checks.cut(pruner, view, count, self._checked)
+        features = None if chosen.features is None else self._fake.from_tensor(chosen.features)
+        return Selection(self._fake.from_tensor(chosen.indices), features)
+
+    def _answer(self, tokens: LayerView, query: Query) -> torch.Tensor:
+        with self._fake:
+            before = self._counting.get_total_flops() if self._counting is not None else 0
+            of = self._fake.from_tensor(query.of) if isinstance(query.of, torch.Tensor) else query.of
+            found = tokens.signal(replace(query, of=of))
+        if self._counting is not None and tokens.number == 0:
+            key = (tokens.layer, *query.key)
+            self.first.setdefault(key, (self._counting.get_total_flops() - before) // 2)
+        with _disable_current_modes():  # numbers that the real model would have had anyway
+            drawn = torch.randn(found.shape, generator=self._draw, dtype=torch.float32)
+            rows = query.need in (LLM_ATTENTION, LLM_ATTENTION_AHEAD) and query.softmax
+            return (drawn.softmax(-1) if rows else drawn).to(found.dtype)
+
+
+class Chooser:
+    """Runs signals and choice before the language model on random hidden states of full size.
+
+    Args:
+        model: on the meta device.
+        turns: questions of a conversation.
+    """
+
+    def __init__(self, model: GlammModel, turns: int) -> None:
+        config, draw = model.clip.config, torch.Generator().manual_seed(SEED)
+        vision = config.vision_config
+        self._clip, self._model = clip.random_end(config, draw), model
+        side = vision.image_size // vision.patch_size
+        self._grid, self._heads = (side, side), vision.num_attention_heads
+        self._states = tuple(
+            torch.randn(side * side + 1, vision.hidden_size, generator=draw) for _ in range(2)
+        )
+        self._text = torch.randn(turns, config.projection_dim, generator=draw)
+        self._referent = torch.rand(side * side, generator=draw)
+        self._draw = draw
+
+    def macs(self, line: Line, num_layers: int) -> tuple[int, bool, int]:
+        """Visual tokens that enter the language model, whether all do because nothing chooses, and
+        multiply-adds of signals and choice."""
+        counting, states = meters.counter(), self._states[-1]
+        view = View(states[1:], states[0], self._grid, self._heads, self._answer, "projection")
+        with torch.no_grad(), counting:
+            chosen = checks.select_views(line.pruner, [view], line.budget, num_layers)
+            entering = len(chosen[0].gather(view)) if chosen else len(view)
+        return entering, not chosen, counting.get_total_flops() // 2
+
+    def _answer(self, need: Need) -> torch.Tensor:
+        """A signal; every layer of the vision tower costs what the last two do."""
+        if need == TEXT_EMBEDS:
+            return self._text
+        if need == REFERENT:
+            return self._referent
+        if need == LLM_PATCHES:
+            return self._projected()
+        near = need.layer if need.layer in (None, -1, -2) else -2
+        return clip.signal(self._clip, self._states, replace(need, layer=near))
+
+    def _projected(self) -> torch.Tensor:
+        """(N, width) random numbers, for the price of the projector."""
+        tokens = self._states[-1][1:]
+        found = self._model.projector(tokens.to("meta", next(self._model.projector.parameters()).dtype))
+        return torch.randn(found.shape, generator=self._draw)
