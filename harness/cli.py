@@ -162,7 +162,7 @@ def sweep(
             continue
         asked.write(kind, plan, splits, backbone, folder)
 
-        from harness.store.records import peak_memory
+        from harness.store.run_folder import peak_memory
         from reports import render
 
         written = render(folder)
