@@ -137,14 +137,14 @@ def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any] | st
             continue
         if header is None:
             header = _header(path, line, cells)
-        elif len(cells) < len(header) or any(cell.strip() for cell in cells[len(header) :]):
+        elif len(cells) != len(header):  # also a blank one too many: what stands before it has moved
             yield (
                 line,
                 f"has {len(cells)} columns where the first line has {len(header)}; "
                 "put an expression with commas into double quotes",
             )
         else:
-            yield line, {name: cell for name, cell in zip(header, cells, strict=False) if name in KNOWN}
+            yield line, {name: cell for name, cell in zip(header, cells, strict=True) if name in KNOWN}
     if header is None:
         raise DataError(f"'{path}' is empty; its first line names the columns {', '.join(REQUIRED)}.")
 
