@@ -88,12 +88,15 @@ class Grounded:
         retained: (tokens_final,) as in `Selection.indices`.
         error: why there is no answer, in one sentence; empty if there is one. Then nothing else here means
             anything.
+        tokens_llm: all tokens that the first layer of the language model sees, text included and fill left
+            out; None if the backbone does not say.
     """
 
     logits: Tensor
     lengths: tuple[int, ...]
     retained: Tensor
     error: str = ""
+    tokens_llm: int | None = None
 
     @property
     def tokens_final(self) -> int:

@@ -162,7 +162,7 @@ def sweep(
             continue
         asked.write(kind, plan, splits, backbone, folder)
 
-        from harness.store.records import peak_memory
+        from harness.store.run_folder import peak_memory
         from reports import render
 
         written = render(folder)
@@ -208,6 +208,7 @@ def show(plugin: Plugins = [], debug: Debug = False) -> None:  # noqa: B006
     print("data sets")
     print("  refshapes, refshapes+ (val, testA, testB), refshapesg (val, test)  generated on first use")
     print("  refcoco, refcoco+ (val, testA, testB), refcocog (val, test), grefcoco  read from --data DIR")
+    print("  own data of any name (docs/own-data.md)  read from --data DIR")
 
 
 @app.command()

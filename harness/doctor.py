@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from backbones import versions
 from harness import data
+from harness.data import own
 from harness.data.refer import FOLDER, expected, names, splits
 from harness.data.refshapes.writer import MANIFEST, cache_folder
 from harness.data.refshapes.writer import SPLITS as REFSHAPES
@@ -33,6 +34,7 @@ OPTIONAL = {
     "flash_attn": "flash",
     "deepspeed": "distributed",
 }  # module -> extra of this project
+NAMED = 20  # lines of a list of expressions that are named one by one
 FREE_BYTES = 500 * 2**20  # RefShapes needs about 300 MiB
 
 
@@ -61,7 +63,7 @@ def examine(
     """Look at everything that a run would read.
 
     Args:
-        folder: data folder that holds Refer_Segm.
+        folder: data folder that holds Refer_Segm or own data.
         checkpoint: official GLaMM folder.
         clip: CLIP folder; by default the copy in the hub's cache, if there is one.
         sam_dims: the grounding encoder's numbers; by default those beside config.json, else ViT-H.
@@ -227,14 +229,17 @@ def _checkpoint(folder: Path, clip: Path | None, sam_dims: Path | None = None) -
 
 def _data(root: Path) -> Iterator[Finding]:
     """Every evaluation split of a data folder."""
+    for dataset in own.names(root):
+        yield from _own(root, dataset)
     try:
         held = names(root)
     except DataError as error:
-        yield Finding("wrong", str(error))
+        if not own.names(root):
+            yield Finding("wrong", f"{error}{own.hint(root)}")
         return
     base = root / FOLDER if (root / FOLDER).is_dir() else root
     folders = sorted(path.name for path in base.iterdir() if path.is_dir() and path.name not in OFFICIAL)
-    if not held:
+    if not held and not own.names(root):
         yield Finding("wrong", f"'{base}' holds no data set; {expected(root, 'refcoco')}")
     for dataset in [] if set(held) <= REFSHAPES.keys() else OFFICIAL:
         if dataset not in held:
@@ -263,6 +268,20 @@ def _dataset(root: Path, dataset: str) -> Iterator[Finding]:
             yield from _split(samples, official.get(split), _prints(root).get(f"{dataset}:{split}"))
         except DataError as error:
             yield Finding("wrong", str(error))
+
+
+def _own(root: Path, dataset: str) -> Iterator[Finding]:
+    """Every line of an own data set that cannot be used; its splits, if all can."""
+    try:
+        told = list(own.faults(root, dataset))
+        yield from (Finding("wrong", sentence) for sentence in told[:NAMED])
+        if len(told) > NAMED:
+            yield Finding("wrong", f"{dataset}: {len(told) - NAMED} more lines cannot be used")
+        if not told:
+            for split in (part for parts in own.OwnData().splits(dataset, root) for part in parts):
+                yield from _split(data.load(dataset, split, root), None, None)
+    except DataError as error:
+        yield Finding("wrong", str(error))
 
 
 def _prints(root: Path) -> dict[str, str]:

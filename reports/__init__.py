@@ -22,6 +22,7 @@ def render(
     out: str | Path | None = None,
     baseline: str | None = None,
     latex: bool = False,
+    metric: str | None = None,
 ) -> list[Path]:
     """Write the report of one or several runs; the same records give the same bytes.
 
@@ -30,21 +31,24 @@ def render(
         out: folder to write to; by default that of the first run.
         baseline: a pruner that every row is compared with.
         latex: whether to write a LaTeX table too.
+        metric: name of the metric that tables rank by; by default cIoU.
 
     Returns:
         What was written, leaderboard.md first.
 
     Raises:
-        UserError: a run has no evaluated sample, no row has the baseline's name, or `out` cannot be written.
+        UserError: a run has no evaluated sample, no row has the baseline's name, the metric is not known or
+            was not measured, or `out` cannot be written.
     """
     from pruners.base import UserError
     from reports import comparable, figures, leaderboard, page, publication
+    from reports.columns import SCORE
     from reports.gather import gather
     from reports.tables import tables
 
     named = [folders] if isinstance(folders, str | Path) else list(folders)
     runs = gather(named)
-    found = tables(runs, baseline)
+    found = tables(runs, baseline, metric or SCORE)
     target = Path(out) if out is not None else Path(named[0])
     parts = [f"**{note}**\n" for note in (*comparable.why([table.group for table in found]), *runs.notes)]
     for table in found:

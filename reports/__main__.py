@@ -24,12 +24,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", metavar="DIR", help="folder to write to; by default the first run's")
     parser.add_argument("--latex", action="store_true", help="write leaderboard.tex too")
     parser.add_argument("--baseline", metavar="PRUNER", help="compare every row with this pruner, e.g. fastv")
+    parser.add_argument("--metric", metavar="NAME", help="rank by this metric, e.g. giou; by default ciou")
     try:
         given = parser.parse_args(arguments)
     except SystemExit as stop:
         return int(stop.code or 0)
     try:
-        written = render(given.runs, given.out, given.baseline, given.latex)
+        written = render(given.runs, given.out, given.baseline, given.latex, given.metric)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -69,26 +69,27 @@ def _figure(table: Table, label: str) -> tuple[Any, Any]:
     axes = figure.subplots()
     axes.set_title(table.title, loc="left", fontsize=9)
     axes.set_xlabel(label)
-    axes.set_ylabel("Avg. cIoU, %")
+    axes.set_ylabel(f"Avg. {table.metric.title}, {table.metric.unit}")
     return figure, axes
 
 
-def _error(line: Line) -> np.ndarray[Any, Any] | None:
+def _error(line: Line, scale: float) -> np.ndarray[Any, Any] | None:
     one = line.average
     if one is None or np.isnan(one.low):
         return None
-    return 100 * np.array([[one.value - one.low], [one.high - one.value]])
+    return scale * np.array([[one.value - one.low], [one.high - one.value]])
 
 
 def _budget(table: Table, colours: dict[str, str]) -> Any:
     figure, axes = _figure(table, "visual tokens (budget)")
+    scale = table.metric.scale
     budgets = sorted({line.budget for line in table.lines if line.pruner != BOUND})
     names = list(dict.fromkeys(line.pruner for line in table.lines if line.pruner != BOUND))
     for place, name in enumerate(names):
         lines = sorted((x for x in table.lines if x.pruner == name and x.average), key=lambda x: x.budget)
         shift = 0.16 * (place / max(len(names) - 1, 1) - 0.5)  # side by side, so that intervals can be read
         xs = [budgets.index(line.budget) + shift for line in lines]
-        ys = [100 * line.average.value for line in lines if line.average]
+        ys = [scale * line.average.value for line in lines if line.average]
         style = {
             "color": colours[name],
             "marker": MARKERS[place % len(MARKERS)],
@@ -97,11 +98,11 @@ def _budget(table: Table, colours: dict[str, str]) -> Any:
         }
         axes.plot(xs, ys, linestyle="--" if lines and lines[0].control else "-", label=name, **style)
         for x, y, line in zip(xs, ys, lines, strict=True):
-            if (error := _error(line)) is not None:
+            if (error := _error(line, scale)) is not None:
                 axes.errorbar([x], [y], yerr=error, color=colours[name], elinewidth=0.8, alpha=0.55)
     if table.bound and table.bound.average:
         axes.axhline(
-            100 * table.bound.average.value, color=GREY, linewidth=1, linestyle=":", label="all tokens"
+            scale * table.bound.average.value, color=GREY, linewidth=1, linestyle=":", label="all tokens"
         )
     axes.set_xticks(range(len(budgets)), [str(budget) for budget in budgets])
     axes.set_ylim(bottom=0)
@@ -111,9 +112,10 @@ def _budget(table: Table, colours: dict[str, str]) -> Any:
 
 def _pareto(table: Table, points: dict[tuple[str, int], float], label: str, colours: dict[str, str]) -> Any:
     figure, axes = _figure(table, f"{label} (larger marks: larger budgets)")
+    scale = table.metric.scale
     budgets = sorted({line.budget for line in table.lines})
     here = [
-        (points[key], 100 * line.average.value, line)
+        (points[key], scale * line.average.value, line)
         for line in table.lines
         if line.average and (key := (line.pruner, line.budget)) in points
     ]
@@ -128,19 +130,20 @@ def _pareto(table: Table, points: dict[tuple[str, int], float], label: str, colo
             "markersize": size,
             "elinewidth": 0.6,
         }
-        axes.errorbar([x], [y], yerr=_error(line), label=name, **style)
-    front = pareto([(x, y) for x, y, line in here if not line.sees_truth])
+        axes.errorbar([x], [y], yerr=_error(line, scale), label=name, **style)
+    front = pareto([(x, y) for x, y, line in here if not line.sees_truth], table.metric.higher_is_better)
     axes.plot(*zip(*front, strict=True), color=GREY, linewidth=0.9, linestyle=":", label="not beaten")
     axes.set_ylim(bottom=0)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
-def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def pareto(points: list[tuple[float, float]], higher_is_better: bool = True) -> list[tuple[float, float]]:
     """The points that no other beats at the same or a lower price, by rising price."""
     front: list[tuple[float, float]] = []
-    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or y > front[-1][1]:
+    sign = 1 if higher_is_better else -1
+    for x, y in sorted(points, key=lambda point: (point[0], -sign * point[1])):
+        if not front or sign * y > sign * front[-1][1]:
             front.append((x, y))
     return front
 

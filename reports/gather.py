@@ -9,10 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from harness import cost
+from harness import cost, metrics
 from harness.store import records
 from harness.store.journal import digest
 from harness.store.provenance import differences
+from harness.store.run_folder import finished, run_info
 from pruners.base import UserError
 from reports import diagnosis
 
@@ -81,7 +82,7 @@ def gather(folders: Sequence[str | Path]) -> Runs:
                 f"The diagnosis in {str(folder)!r} is of other weights ({told['fingerprint']}) and left out."
             )
             told = None
-        runs.append(Run(folder, records.run_info(folder), failed, records.finished(folder), told))
+        runs.append(Run(folder, run_info(folder), failed, finished(folder), told))
         asked = records.samples(folder)
         pictured = frame["sample"].isin(asked[asked["image"].astype(bool)]["sample"])
         frame.loc[~pictured, ["kept", "mask"]] = (
@@ -101,12 +102,15 @@ def gather(folders: Sequence[str | Path]) -> Runs:
             for names in left_out
         ]
         costs.append(prices.assign(run=number))
-    frame = pd.concat(frames, ignore_index=True)
+    frame = _one_cluster_per_medium(pd.concat(frames, ignore_index=True))
+    notes += _measured_in_part(frame)
     frame, marked = _by_source(frame)
     notes += marked
     twice = frame.duplicated(RESULT)
     if twice.any():
-        again = frame.drop_duplicates([*RESULT, "intersection", "union"]).duplicated(RESULT).sum()
+        counted = {name for one in map(metrics.get, metrics.names()) for name in one.columns}
+        told = [*RESULT, *(name for name in frame if name in counted)]
+        again = frame.drop_duplicates(told).duplicated(RESULT).sum()
         agree = (
             "They agree" if not again else f"They disagree on {again} of them; the run named first is shown"
         )
@@ -115,6 +119,33 @@ def gather(folders: Sequence[str | Path]) -> Runs:
     return Runs(
         tuple(runs), frame[~twice].reset_index(drop=True), pd.concat(samples), pd.concat(costs), tuple(notes)
     )
+
+
+def _one_cluster_per_medium(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of before schema 4, whose cluster is the number of their image, take that of a later row about the
+    same sample, or about another sample with that number; so rows of two versions are drawn together."""
+    number = records.images(frame["sample"])
+    older = frame["cluster"] == number
+    if not older.any() or older.all():
+        return frame
+    of_sample = frame[~older].drop_duplicates("sample").set_index("sample")["cluster"]
+    own = frame["sample"].map(of_sample)
+    pairs = pd.DataFrame({"number": number, "cluster": own}).dropna().drop_duplicates()
+    alone = pairs.drop_duplicates("number", keep=False).set_index("number")["cluster"]
+    known = own.fillna(number.map(alone))
+    return frame.assign(cluster=frame["cluster"].where(~older, known.fillna(frame["cluster"])))
+
+
+def _measured_in_part(frame: pd.DataFrame) -> list[str]:
+    """Metrics that some rows have and others do not."""
+    found = []
+    for one in metrics.made_of(frame.columns):
+        absent = frame[list(one.columns)].isna().any(axis=1)
+        if absent.any():
+            found.append(
+                f"{one.title} was not measured in {absent.sum()} of {len(frame)} results, and is left out where it is not."
+            )
+    return found
 
 
 def _prices(prices: pd.DataFrame, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

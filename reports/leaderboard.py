@@ -7,15 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness import metrics
-from harness.metrics import bootstrap
+from harness.metrics import Metric, bootstrap
 from harness.metrics.bootstrap import Estimate
 from harness.store.records import CUT_OFF
 from reports import costs
-from reports.columns import explain
+from reports.columns import explain, meanings
 from reports.comparable import COLUMN, SETTING
 from reports.gather import Run, Runs
-from reports.tables import Against, Line, Table, column_rank
+from reports.tables import Against, Line, Table, column_rank, measured
 
 MINI_WARNING = (
     "glamm-mini is a small model trained on generated scenes. Its table shows regressions and how the code behaves; "
@@ -25,21 +24,22 @@ CELL = [*SETTING, "budget_kind", "pruner", "budget"]
 NONE = "-"
 
 
-def percent(value: float | None, digits: int = 1) -> str:
-    """0..1 as text in percent."""
-    return NONE if value is None or np.isnan(value) else f"{100 * value:.{digits}f}"
+def shown(value: float | None, metric: Metric) -> str:
+    """A value as text in the metric's unit."""
+    return NONE if value is None or np.isnan(value) else f"{metric.scale * value:.1f}"
 
 
-def between(one: Estimate | None) -> str:
-    """An interval as text in percent."""
-    return NONE if one is None or np.isnan(one.low) else f"{100 * one.low:.1f} to {100 * one.high:.1f}"
+def between(one: Estimate | None, metric: Metric) -> str:
+    """An interval as text in the metric's unit."""
+    if one is None or np.isnan(one.low):
+        return NONE
+    return f"{metric.scale * one.low:.1f} to {metric.scale * one.high:.1f}"
 
 
-def signed(one: Estimate) -> str:
-    """A difference as text in points, with its interval."""
-    if np.isnan(one.low):
-        return f"{100 * one.value:+.1f}"
-    return f"{100 * one.value:+.1f} ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
+def signed(one: Estimate, metric: Metric) -> str:
+    """A difference as text in the metric's unit, with its interval."""
+    value, low, high = (f"{metric.scale * end:+.1f}" for end in (one.value, one.low, one.high))
+    return value if np.isnan(one.low) else f"{value} ({low} to {high})"
 
 
 def marks(line: Line) -> str:
@@ -53,18 +53,20 @@ def row(line: Line, table: Table) -> dict[str, str]:
     """One row of the table as text."""
     named = line.pruner + (f" ({len(line.seeds)} seeds)" if len(line.seeds) > 1 else "")
     cells = {"method": named}
+    score = table.metric
     for column in table.columns:
-        cells[" ".join(column)] = percent(line.scores[column].value) if column in line.scores else NONE
-    cells["Avg."] = percent(line.average.value if line.average else None)
+        cells[" ".join(column)] = shown(line.scores[column].value, score) if column in line.scores else NONE
+    cells["Avg."] = shown(line.average.value if line.average else None, score)
     if line.average and len(line.seeds) > 1:
-        cells["Avg."] += f" ±{100 * (max(line.seeds) - min(line.seeds)) / 2:.1f}"
+        cells["Avg."] += f" ±{score.scale * (max(line.seeds) - min(line.seeds)) / 2:.1f}"
     relative = table.relative(line)
     cells["Rel. %"] = NONE if relative is None else f"{relative:.1f}"
-    cells["95 %"] = between(line.average)
+    cells["95 %"] = between(line.average, score)
     cells["not apart from"] = marks(line)
     if baseline := _baseline(table):
-        cells[f"vs {baseline}"] = _difference(line.against.get("baseline"))
-    cells["gIoU"] = percent(float(np.mean(list(line.giou.values()))))
+        cells[f"vs {baseline}"] = _difference(line.against.get("baseline"), score)
+    for one in table.beside:
+        cells[one.title] = shown(float(np.mean(list(line.others[one.name].values()))), one)
     cells["tokens"] = f"{line.tokens_final:g}"
     cells["mean over layers"] = f"{line.tokens_mean:.4g}"
     cells["on rounding"] = (
@@ -77,8 +79,8 @@ def _baseline(table: Table) -> str | None:
     return next((line.against["baseline"].other for line in table.lines if "baseline" in line.against), None)
 
 
-def _difference(against: Against | None) -> str:
-    return "" if against is None else signed(against.average) + (" *" if against.apart else "")
+def _difference(against: Against | None, metric: Metric) -> str:
+    return "" if against is None else signed(against.average, metric) + (" *" if against.apart else "")
 
 
 def markdown(table: Table, measured: pd.DataFrame) -> str:
@@ -100,13 +102,14 @@ def latex(table: Table) -> str:
     body = []
     for heading, block in table.blocks():
         body += [r"\hline", rf"\multicolumn{{{len(head)}}}{{c}}{{{_escaped(heading)}}} \\", r"\hline"]
-        shown = [row(line, table) for line in block]
-        honest = [cells for cells, line in zip(shown, block, strict=True) if not line.sees_truth]
+        texts = [row(line, table) for line in block]
+        honest = [cells for cells, line in zip(texts, block, strict=True) if not line.sees_truth]
+        first = max if table.metric.higher_is_better else min
         top = {
-            name: max((float(cells[name].split()[0]) for cells in honest if cells[name] != NONE), default=0)
+            name: first((float(cells[name].split()[0]) for cells in honest if cells[name] != NONE), default=0)
             for name in head[1:]
         }
-        for cells, line in zip(shown, block, strict=True):
+        for cells, line in zip(texts, block, strict=True):
             words = [_escaped(cells["method"])]
             for name in head[1:]:
                 best = (
@@ -139,20 +142,21 @@ def _escaped(text: str) -> str:
 
 
 def per_seed(frame: pd.DataFrame) -> pd.DataFrame:
-    """All metrics (0..1) per pruner, budget, seed and split, with counts and measured tokens; one row
-    each."""
+    """All metrics (in no unit: 0..1 of a share) per pruner, budget, seed and split, with counts and measured
+    tokens; one row each."""
     rows = []
+    known = measured(frame)
+    counts = list(dict.fromkeys(name for one in known for name in one.columns))
     for key, part in frame.groupby([*CELL, "seed", *COLUMN], sort=False, dropna=False):
         rows.append(
             dict(zip([*CELL, "seed", *COLUMN], key, strict=True))
-            | metrics.scores(part["intersection"], part["union"])
+            | {one.name: one.value(part) for one in known}
+            | {name: part[name].sum() for name in counts}
             | {
-                "intersection": part["intersection"].sum(),
-                "union": part["union"].sum(),
                 "tokens_final": part["tokens_final"].mean(),
                 "tokens_mean": part["tokens_mean"].mean(),
                 "expressions": len(part),
-                "images": part["sample"].nunique(),
+                "images": part["cluster"].nunique(),
                 "data": part["data"].iloc[0],
                 "cell": part["cell"].iloc[0],
             }
@@ -161,7 +165,7 @@ def per_seed(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def compared(tables: list[Table]) -> pd.DataFrame:
-    """Every score and every difference with its interval (0..1), one row each; column 'Avg.' is the mean of
+    """Every score and every difference with its interval (in no unit), one row each; column 'Avg.' is the mean of
     the table's."""
     rows: list[dict[str, Any]] = []
     for table in tables:
@@ -205,7 +209,7 @@ def warnings(table: Table, runs: Runs) -> list[str]:
         found.append(f"Not comparable: rows rest on different numbers of expressions in {', '.join(uneven)}.")
     if any(line.average is None for line in table.lines):
         found.append("Not comparable: rows without an Avg. lack columns that others have.")
-    if (least := frame.groupby(COLUMN)["sample"].nunique().min()) < bootstrap.FEWEST:
+    if (least := frame.groupby(COLUMN)["cluster"].nunique().min()) < bootstrap.FEWEST:
         found.append("A split with so few images has no interval: no row can be told apart from another.")
     elif least < 10:
         found.append(
@@ -225,8 +229,9 @@ def footer(runs: Runs, tables: list[Table]) -> list[str]:
     counted = frame.drop_duplicates(["dataset", "split", "sample", "expression"])
     columns = sorted(set(counted[COLUMN].itertuples(index=False, name=None)), key=column_rank)
     parts = [
-        (d, s, counted[(counted["dataset"] == d) & (counted["split"] == s)]["sample"]) for d, s in columns
+        (d, s, counted[(counted["dataset"] == d) & (counted["split"] == s)]["cluster"]) for d, s in columns
     ]
+    beside = list({one.name: one for table in tables for one in table.beside}.values())
     wanted = [
         "method",
         "data set and split",
@@ -234,14 +239,15 @@ def footer(runs: Runs, tables: list[Table]) -> list[str]:
         "Rel. %",
         "95 %",
         "not apart from",
-        "gIoU",
+        *(one.title for one in beside),
         "tokens",
         "mean over layers",
         "on rounding",
     ]
     if any(_baseline(table) for table in tables):
         wanted.insert(6, "vs baseline")
-    lines = [*warning(runs), *explain(wanted), *costs.explain(runs.costs)]
+    known = meanings(tables[0].metric, beside)
+    lines = [*warning(runs), *explain(wanted, known), *costs.explain(runs.costs)]
     lines.append(
         "Samples (images / expressions): "
         + ", ".join(f"{dataset} {split} {part.nunique()} / {len(part)}" for dataset, split, part in parts)

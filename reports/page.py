@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from harness import metrics
 from harness.metrics.bootstrap import Estimate
 from reports import comparable, costs, diagnosis, figures, leaderboard, publication, style
 from reports.gallery import pictures
@@ -107,6 +108,7 @@ def _view(table: Table, runs: Runs, colours: dict[str, str]) -> dict[str, Any]:
         "published": publication.notes(table, runs) if publication.beside(table) else [],
         "twins": publication.beside(table),
         "columns": table.columns,
+        "metric": table.metric,
     }
 
 
@@ -119,6 +121,13 @@ def _table(table: Table, runs: Runs) -> dict[str, Any]:
         "title": table.title,
         "facts": table.group.facts,
         "columns": [" ".join(column) for column in table.columns],
+        "metric": {
+            "title": table.metric.title,
+            "unit": table.metric.unit_word,
+            "points": table.metric.points,
+            "higher": table.metric.higher_is_better,
+        },
+        "details": _details(table),
         "lines": [_line(line, table, prices.get((line.pruner, line.budget), {}), twins) for line in lines],
     }
 
@@ -127,6 +136,7 @@ def _line(
     line: Line, table: Table, price: dict[str, Any], twins: dict[tuple[str, int], Any]
 ) -> dict[str, Any]:
     twin = twins.get((line.pruner, line.budget))
+    scale = table.metric.scale
     return {
         "pruner": line.pruner,
         "budget": line.budget,
@@ -134,12 +144,12 @@ def _line(
         "truth": line.sees_truth,
         "bound": line is table.bound,
         "stage": line.stage,
-        "seeds": [_number(100 * seed) for seed in line.seeds],
-        "average": _estimate(line.average),
+        "seeds": [_number(scale * seed) for seed in line.seeds],
+        "average": _estimate(line.average, scale),
         "relative": _number(table.relative(line)),
         "tokens": line.tokens_final,
         "layers": _number(line.tokens_mean),
-        "scores": [_estimate(line.scores.get(column)) for column in table.columns],
+        "scores": [_estimate(line.scores.get(column), scale) for column in table.columns],
         "counts": [_counts(line.counts.get(column)) for column in table.columns],
         "against": {kind: _against(one, table) for kind, one in line.against.items()},
         "published": [list(twin.cells[column]) if column in twin.cells else None for column in table.columns]
@@ -154,27 +164,43 @@ def _line(
     }
 
 
+def _details(table: Table) -> list[dict[str, str]]:
+    """The metrics that the record behind a number tells besides: key of the counts, label and unit."""
+    held = {name for line in table.lines for counts in line.counts.values() for name in counts}
+    return [
+        {"key": name, "label": one.title, "unit": "" if one.unit == "%" else f" {one.unit}"}
+        for name in metrics.names()
+        if name in held and (one := metrics.get(name)).name != table.metric.name
+    ]
+
+
 def _counts(counts: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Sums as they are, scores in percent."""
+    """Sums as they are, scores in the unit of their metric."""
     if counts is None:
         return None
-    return {key: _number(100 * value) if isinstance(value, float) else value for key, value in counts.items()}
-
-
-def _against(one: Against, table: Table) -> dict[str, Any]:
+    known = set(metrics.names())
+    scales = {key: metrics.get(key).scale if key in known else 1.0 for key in counts}
     return {
-        "other": one.other,
-        "average": _estimate(one.average),
-        "q": _number(one.q),
-        "columns": [_estimate(one.columns.get(column)) for column in table.columns],
+        key: _number(scales[key] * value) if isinstance(value, float) else value
+        for key, value in counts.items()
     }
 
 
-def _estimate(one: Estimate | None) -> list[float | None] | None:
-    """Value and ends of the interval in percent, and p."""
+def _against(one: Against, table: Table) -> dict[str, Any]:
+    scale = table.metric.scale
+    return {
+        "other": one.other,
+        "average": _estimate(one.average, scale),
+        "q": _number(one.q),
+        "columns": [_estimate(one.columns.get(column), scale) for column in table.columns],
+    }
+
+
+def _estimate(one: Estimate | None, scale: float) -> list[float | None] | None:
+    """Value and ends of the interval in the metric's unit, and p."""
     if one is None:
         return None
-    return [_number(100 * one.value), _number(100 * one.low), _number(100 * one.high), _number(one.p)]
+    return [*(_number(scale * end) for end in (one.value, one.low, one.high)), _number(one.p)]
 
 
 def _number(value: float | None, unit: float = 1.0) -> float | None:

@@ -12,6 +12,7 @@ from reports.tables import Column, Line, Table
 
 FOLDER = Path(__file__).parent / "published"
 BACKBONES = {"glamm": "refcoco"}  # backbone: table that holds its numbers
+METRIC = "ciou"  # of the printed numbers
 PROTOCOL = "glamm"
 
 
@@ -21,7 +22,7 @@ class Beside:
 
     Attributes:
         method: name in the publication.
-        cells: per column our cIoU and the printed one, both in percent.
+        cells: per column our score and the printed one, both in percent.
     """
 
     line: Line
@@ -39,7 +40,7 @@ def beside(table: Table) -> list[Beside]:
     """The rows that have a published twin: same backbone, pruner with its default parameters, budget and
     split."""
     name = BACKBONES.get(table.group.facts["backbone"])
-    if name is None:
+    if name is None or table.metric.name != METRIC:
         return []
     rows = {(row["pruner"], row["budget"]): row for row in read(name).to_dict("records")}
     found = []
@@ -47,7 +48,7 @@ def beside(table: Table) -> list[Beside]:
         twin = rows.get((line.pruner, line.budget))
         if twin is not None:
             cells = {
-                column: (100 * score.value, float(twin[" ".join(column)]))
+                column: (table.metric.scale * score.value, float(twin[" ".join(column)]))
                 for column, score in line.scores.items()
                 if " ".join(column) in twin
             }
@@ -83,7 +84,10 @@ def markdown(table: Table, runs: Runs) -> list[str]:
 def notes(table: Table, runs: Runs) -> list[str]:
     """What to know before reading a difference."""
     twins = beside(table)
-    found = ["cIoU of this run in percent, in brackets what it is above (+) or below (-) the printed number."]
+    found = [
+        f"{table.metric.title} of this run in {table.metric.unit_word}, in brackets what it is above (+) or below (-) the "
+        "printed number."
+    ]
     found += [f"Printed in: {source}." for source in dict.fromkeys(twin.source for twin in twins)]
     if table.group.facts["protocol"] != PROTOCOL:
         found.append(

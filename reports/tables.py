@@ -12,9 +12,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness import metrics
+from harness.metrics import SUM_EPSILON, Metric
 from harness.metrics.bootstrap import Estimate, Resampled, adjusted, estimate, resample
-from harness.store import records
 from pruners.base import REFERENT, UserError, nearest
+from reports.columns import SCORE
 from reports.comparable import COLUMN, LINE, Group, groups, title
 from reports.gather import Runs
 
@@ -52,8 +53,9 @@ class Line:
     """A pruner at a budget: one row.
 
     Attributes:
-        scores: cIoU per column, mean over seeds.
-        counts: per column what the score rests on.
+        scores: the table's metric per column, mean over seeds.
+        others: the metrics that are printed beside it, by name, per column.
+        counts: per column what the score rests on: all metrics by name, and sums of what they are made of.
         average: mean of all columns of the table, None if the row lacks one.
         seeds: the average of each seed.
         sees_truth: whether the pruner reads the truth masks.
@@ -67,7 +69,7 @@ class Line:
     control: bool
     stage: str
     scores: dict[Column, Estimate]
-    giou: dict[Column, float]
+    others: dict[str, dict[Column, float]]
     counts: dict[Column, dict[str, Any]]
     average: Estimate | None
     seeds: tuple[float, ...]
@@ -83,14 +85,18 @@ class Table:
     """Rows that are ranked together.
 
     Attributes:
-        lines: by falling budget, methods before controls, each by falling average.
+        lines: by falling budget, methods before controls, each from its best average on.
         bound: the upper bound's row.
+        metric: what it ranks by.
+        beside: other metrics that it prints.
     """
 
     title: str
     group: Group
     columns: tuple[Column, ...]
     lines: tuple[Line, ...]
+    metric: Metric
+    beside: tuple[Metric, ...] = ()
 
     @property
     def bound(self) -> Line | None:
@@ -123,32 +129,57 @@ def column_rank(column: Column) -> tuple[int, str, int]:
     return (family, dataset, SPLITS.index(split) if split in SPLITS else len(SPLITS))
 
 
-def tables(runs: Runs, baseline: str | None = None) -> list[Table]:
+def tables(runs: Runs, baseline: str | None = None, metric: str = SCORE) -> list[Table]:
     """All tables of the runs.
 
     Args:
         baseline: a pruner, as in the records, that every row is compared with.
+        metric: what is ranked by.
 
     Raises:
-        UserError: no row has the baseline's name.
+        UserError: no row has the baseline's name, there is no such metric, or the runs did not measure it.
     """
+    score = metrics.get(metric)
+    if lost := [column for column in score.columns if column not in runs.frame]:
+        raise UserError(
+            f"--metric {metric} is made of {', '.join(lost)}, which no run here measured; run again where the metric is "
+            "installed or given with --plugin."
+        )
+    if runs.frame[list(score.columns)].isna().any(axis=None):
+        raise UserError(f"--metric {metric} was not measured in all of these runs; report those alone that did.")
     parted = groups(runs.frame)
     known = sorted(set(runs.frame["pruner"]))
     if baseline is not None and baseline not in known:
         raise UserError(
             f"--baseline {baseline!r} has no row; there are {', '.join(known)}.{nearest(baseline, known)}"
         )
-    return [_table(group, title(group, parted), baseline) for group in parted]
+    return [_table(group, title(group, parted), baseline, score) for group in parted]
 
 
-def _table(group: Group, heading: str, baseline: str | None) -> Table:
+def measured(frame: pd.DataFrame) -> list[Metric]:
+    """All metrics that are made of what every record holds."""
+    whole = frame.columns[frame.notna().all()]
+    return metrics.made_of(whole)
+
+
+def _table(group: Group, heading: str, baseline: str | None, score: Metric) -> Table:
     frame = group.frame
     columns = tuple(sorted(dict.fromkeys(frame[COLUMN].itertuples(index=False, name=None)), key=column_rank))
-    drawn = _Drawn(frame, columns)
-    lines = [_line(key, rows, drawn) for key, rows in frame.groupby(LINE, sort=False)]  # type: ignore[arg-type]
-    lines.sort(key=lambda line: (line.pruner != BOUND, -line.budget, line.control, -_mean(line), line.pruner))
+    drawn = _Drawn(frame, columns, score)
+    known = measured(frame)
+    beside = tuple(one for one in known if one.shown and one.name != score.name)
+    lines = [_line(key, rows, drawn, known, beside) for key, rows in frame.groupby(LINE, sort=False)]  # type: ignore[arg-type]
+    lines.sort(
+        key=lambda line: (
+            line.pruner != BOUND,
+            -line.budget,
+            line.control,
+            score.rank(_mean(line)),
+            line.pruner,
+        )
+    )
     lines = _compared(lines, drawn, baseline)
-    return Table(heading, group, columns, tuple(lines))
+    return Table(heading, group, columns, tuple(lines), score, beside)
 
 
 def _mean(line: Line) -> float:
@@ -163,21 +194,27 @@ class _Drawn:
     """Every (column, pruner, budget, seed) of a table, drawn again: together with all that rest on the same
     images."""
 
-    def __init__(self, frame: pd.DataFrame, columns: Sequence[Column]) -> None:
-        self.columns = columns
+    def __init__(self, frame: pd.DataFrame, columns: Sequence[Column], metric: Metric) -> None:
+        self.columns, self.metric = columns, metric
         self._places: list[list[tuple[Any, ...]]] = []
         self._parts: list[Resampled] = []
-        frame = frame.assign(image=records.images(frame["sample"]))
+        above, below = metric.terms(frame)
+        frame = frame.assign(numerator=above, denominator=below)
         keys = [*COLUMN, *LINE, "seed"]
         for together in _sharing(frame, columns):
             rows = frame[pd.MultiIndex.from_frame(frame[COLUMN]).isin(together)]
-            sums = rows.groupby(["image", *keys])[["intersection", "union"]].sum().unstack(keys, fill_value=0)
-            inner, outer = sums["intersection"], sums["union"][sums["intersection"].columns]
+            sums = (
+                rows.groupby(["cluster", *keys])[["numerator", "denominator"]].sum().unstack(keys, fill_value=0)
+            )
+            inner, outer = sums["numerator"], sums["denominator"][sums["numerator"].columns]
             seed = zlib.crc32(" ".join(map(" ".join, together)).encode())
             self._places.append(list(inner.columns))
-            drawn = resample(inner.to_numpy(dtype=np.float64), outer.to_numpy(dtype=np.float64), seed)
-            noise = _rounding(rows, keys).reindex(inner.columns).fillna(0.0)
-            self._parts.append(replace(drawn, noise=np.asarray(noise, dtype=np.float64)))
+            terms = inner.to_numpy(dtype=np.float64), outer.to_numpy(dtype=np.float64)
+            drawn = resample(*terms, seed, epsilon=metric.epsilon or SUM_EPSILON)
+            if metric.of_iou:
+                noise = _rounding(rows, keys).reindex(inner.columns).fillna(0.0)
+                drawn = replace(drawn, noise=np.asarray(noise, dtype=np.float64))
+            self._parts.append(drawn)
 
     def weights(self, pruner: str, budget: int, columns: Sequence[Column]) -> list[Weights] | None:
         """Of the mean over columns of the mean over seeds, per part; None if the row lacks a column."""
@@ -208,15 +245,15 @@ def _rounding(rows: pd.DataFrame, keys: list[str]) -> pd.Series[float]:
     chance: D is its mean change of IoU, and the variance of the score the mean of D^2 over n.
     """
     probed = rows[rows["rounding_iou"].notna()]
-    change = probed.groupby([*keys, "image"])["rounding_iou"].mean()
-    return (change**2).groupby(level=keys).mean() / rows.groupby(keys)["image"].nunique()
+    change = probed.groupby([*keys, "cluster"])["rounding_iou"].mean()
+    return (change**2).groupby(level=keys).mean() / rows.groupby(keys)["cluster"].nunique()
 
 
 def _sharing(frame: pd.DataFrame, columns: Sequence[Column]) -> list[list[Column]]:
     """Columns in sets that have no image in common."""
     found: list[tuple[list[Column], set[str]]] = []
     for column in columns:
-        here = set(frame["image"][(frame["dataset"] == column[0]) & (frame["split"] == column[1])])
+        here = set(frame["cluster"][(frame["dataset"] == column[0]) & (frame["split"] == column[1])])
         joined = [one for one in found if one[1] & here]
         found = [one for one in found if not one[1] & here]
         found.append(
@@ -228,24 +265,30 @@ def _sharing(frame: pd.DataFrame, columns: Sequence[Column]) -> list[list[Column
     return [names for names, _ in found]
 
 
-def _counts(rows: pd.DataFrame) -> dict[str, Any]:
+def _counts(rows: pd.DataFrame, known: Sequence[Metric]) -> dict[str, Any]:
     """What the score of one row in one column rests on."""
-    scores = [metrics.scores(part["intersection"], part["union"]) for _, part in rows.groupby("seed")]
-    facts: dict[str, Any] = {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}
+    seeds = [part for _, part in rows.groupby("seed")]
+    facts: dict[str, Any] = {one.name: float(np.mean([one.value(part) for part in seeds])) for one in known}
+    sums = {name: rows[name].sum().item() for one in known for name in one.columns}
     return facts | {
-        "intersection": int(rows["intersection"].sum()),
-        "union": int(rows["union"].sum()),
-        "images": int(rows["sample"].nunique()),
-        "expressions": int(len(rows) / len(scores)),
+        **sums,
+        "images": int(rows["cluster"].nunique()),
+        "expressions": int(len(rows) / len(seeds)),
         "data": str(rows["data"].iloc[0]),
         "cells": list(dict.fromkeys(rows["cell"])),
         "run": sorted(set(rows["run"])),
     }
 
 
-def _line(key: tuple[str, int], rows: pd.DataFrame, drawn: _Drawn) -> Line:
+def _line(
+    key: tuple[str, int],
+    rows: pd.DataFrame,
+    drawn: _Drawn,
+    known: Sequence[Metric],
+    beside: Sequence[Metric],
+) -> Line:
     pruner, budget = key
-    counts = {column: _counts(part) for column, part in rows.groupby(COLUMN, sort=False)}
+    counts = {column: _counts(part, known) for column, part in rows.groupby(COLUMN, sort=False)}
     scores = {
         column: drawn.estimate(weights)
         for column in drawn.columns
@@ -253,7 +296,7 @@ def _line(key: tuple[str, int], rows: pd.DataFrame, drawn: _Drawn) -> Line:
     }
     whole = drawn.weights(*key, drawn.columns)
     seeds = [
-        float(np.mean([metrics.ciou(part["intersection"], part["union"]) for _, part in one.groupby(COLUMN)]))
+        float(np.mean([drawn.metric.value(part) for _, part in one.groupby(COLUMN)]))
         for _, one in rows.groupby("seed")
     ]
     return Line(
@@ -262,7 +305,7 @@ def _line(key: tuple[str, int], rows: pd.DataFrame, drawn: _Drawn) -> Line:
         control=rows["kind"].iloc[0] == "control",
         stage=str(rows["stage"].iloc[0]),
         scores=scores,
-        giou={column: counts[column]["giou"] for column in scores},
+        others={one.name: {column: counts[column][one.name] for column in scores} for one in beside},
         counts={column: counts[column] for column in scores},
         average=None if whole is None else drawn.estimate(whole),
         seeds=tuple(seeds),
@@ -285,7 +328,7 @@ def _hanging(rows: pd.DataFrame) -> tuple[float, float] | None:
 def _compared(lines: Sequence[Line], drawn: _Drawn, baseline: str | None) -> list[Line]:
     """Every row against the rows of its budget that matter, and what is left of it over the whole table."""
     best: dict[int, str] = {}
-    for line in sorted(lines, key=_mean, reverse=True):
+    for line in sorted(lines, key=lambda line: drawn.metric.rank(_mean(line))):
         if line.average and line.pruner != BOUND and not line.sees_truth:
             best.setdefault(line.budget, line.pruner)
     others: dict[str, Callable[[Line], str | None]] = {

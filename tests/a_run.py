@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from harness.store import records
+from harness.store import records, run_folder
 from harness.store.journal import write_atomically
 
 COLUMNS = (("refcocog", "val"), ("refcoco", "testA"), ("refcoco", "val"), ("refcoco+", "val"))
@@ -69,6 +69,9 @@ def a_row(column: tuple[str, str], pruner: str, budget: int, seed: int, place: i
         "union": 100 + place,
         "iou": (90 - 10 * rank + seed + place) / (100 + place),
         "coverage": 0.5,
+        "frames": 1,
+        "views": 1,
+        "tokens_llm": 640,
         "code": "",
         "kept": records.pack_tokens(rng.permutation(576)[:budget], 576),
         "mask": run_lengths(box(4 + rank, 6 + seed + place)),
@@ -147,7 +150,7 @@ def store(
         "edition": 0,
         "provenance": {"commit": "0123456789abcdef", "dirty": True, "packages": {"torch": "2.9.1"}},
     }
-    write_atomically(folder / records.RUN, facts | info, records.LOOSE)
+    write_atomically(folder / records.RUN, facts | info, run_folder.LOOSE)
     if finished:
         done = {
             "schema": records.SCHEMA,

@@ -260,7 +260,7 @@ def test_fingerprint_sees_all_that_a_run_reads(tmp_path: Path) -> None:
     meant = ((Annotation(11, [SHIFTED]),),)
     assert fingerprint([replace(samples[0], targets=meant), samples[1]]) != fingerprint(samples)
     copied = load_refer(tmp_path / "two", "refcoco", "val")
-    Image.fromarray(np.full((HEIGHT, WIDTH, 3), 99, dtype=np.uint8)).save(copied[0].path)
+    Image.fromarray(np.full((HEIGHT, WIDTH, 3), 99, dtype=np.uint8)).save(copied[0].frames[0])
     assert fingerprint(copied) != fingerprint(samples)
-    copied[0].path.unlink()
+    copied[0].frames[0].unlink()
     assert fingerprint(copied) != fingerprint(samples)  # missing, which the run records as failed

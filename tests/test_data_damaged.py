@@ -190,19 +190,19 @@ def test_damaged_trees_are_named_in_one_sentence(tmp_path: Path, change: str, sa
 def test_images_of_another_size_or_kind(tmp_path: Path) -> None:
     write_tree(tmp_path, [ref(1, 1, 11, "val", "it")])
     (sample,) = load_refer(tmp_path, "refcoco", "val")
-    Image.fromarray(np.full((HEIGHT, WIDTH), 9, dtype=np.uint8)).save(sample.path)
+    Image.fromarray(np.full((HEIGHT, WIDTH), 9, dtype=np.uint8)).save(sample.frames[0])
     assert (sample.image() == 9).all() and sample.image().shape == (
         HEIGHT,
         WIDTH,
         3,
     )  # grey images become RGB
-    Image.fromarray(np.zeros((WIDTH, HEIGHT, 3), dtype=np.uint8)).save(sample.path)
+    Image.fromarray(np.zeros((WIDTH, HEIGHT, 3), dtype=np.uint8)).save(sample.frames[0])
     with pytest.raises(DataError, match="is 40x64 px, but its annotations are for 64x40"):
         sample.image()
-    sample.path.write_bytes(b"no image")
+    sample.frames[0].write_bytes(b"no image")
     with pytest.raises(DataError, match="cannot be read"):
         sample.image()
-    sample.path.unlink()
+    sample.frames[0].unlink()
     with pytest.raises(DataError, match="is gone"):
         sample.image()
 

@@ -21,6 +21,7 @@ from harness import cli
 from harness.diagnosis import similarities as diagnose
 from harness.diagnosis import summary as diagnosis
 from harness.store import records
+from harness.store.run_folder import LOOSE
 from harness.store.journal import write_atomically
 from pruners import UserError
 from reports.diagnosis import verdict, write
@@ -214,7 +215,7 @@ def test_a_whole_diagnosis(
     info = json.loads((run / "run.json").read_text())
     for cell in info["cells"].values():
         cell["setting"]["fingerprint"] = "0" * 16
-    write_atomically(run / "run.json", info, records.LOOSE)
+    write_atomically(run / "run.json", info, LOOSE)
     assert command("diagnose", *sets, "--run", run, "--out", out) == 2
     assert "give --run a run of this backbone" in capsys.readouterr().err
 

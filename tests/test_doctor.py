@@ -118,7 +118,7 @@ BROKEN: dict[str, tuple[Damage, list[str]]] = {
     "no image": (remove(IMAGES + "1.png"), ["1 of 1 images of refcoco:val are missing", "expected"]),
     "half an image": (truncated, ["refcoco:testA: 1 of 1 images", "2.png", "copy it anew"]),
     "another release": (other_size, [f"{WIDTH}x{HEIGHT} px", "same release"]),
-    "a damaged polygon": (polygon, ["annotation 11 is damaged", "download instances.json again"]),
+    "a damaged polygon": (polygon, ["annotation 11 is damaged", "mend instances.json, or download it again"]),
     "fewer expressions": (
         fewer,
         ["refcoco:val has 1 images, 1 refs, 1 expressions", "2 expressions", "take the refs file"],

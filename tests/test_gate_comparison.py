@@ -191,9 +191,9 @@ def test_the_largest_fall_comes_first() -> None:
             "The run has 1 results that the baseline lacks, first trim on refcoco:val:2",
         ),
         (pd.concat([frame(val=[50, 60])] * 2), "the run has trim on refcoco:val:0 expression 0 twice"),
-        (frame(val=[50, 101]), "an intersection of 101 and a union of 100"),
-        (frame(val=[50, -1]), "an intersection of -1"),
-        (frame(val=[50, 60]).assign(intersection=[50, None]), "an intersection of nan"),
+        (frame(val=[50, 101]), "has 101 as intersection and 100 as union for trim"),
+        (frame(val=[50, -1]), "has -1 as intersection"),
+        (frame(val=[50, 60]).assign(intersection=[50, None]), "has nan as intersection"),
     ],
 )
 def test_a_run_of_other_rows_is_not_compared(after: pd.DataFrame, said: str) -> None:

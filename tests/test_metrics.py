@@ -26,6 +26,11 @@ PIXELS = st.lists(
 )
 
 
+def value(name: str, inner: object, outer: object) -> float:
+    """A metric's value of pixel counts."""
+    return metrics.get(name).value({"intersection": inner, "union": outer})  # type: ignore[dict-item]
+
+
 def reference_counts(prediction: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
     """Official semantics told pixel by pixel: class-1 areas of both sides, labels other than 1 in no class 1
     area."""
@@ -76,17 +81,17 @@ def test_official_loop(golden_glamm_dir: Path) -> None:
     for rows, (giou, ciou) in zip(pairs, stored["per_image_giou_ciou"], strict=True):
         inner, outer = zip(*rows, strict=True)
         # the official loop sums in float32
-        assert metrics.giou(inner, outer) == pytest.approx(giou, rel=1e-6)
-        assert metrics.ciou(inner, outer) == pytest.approx(ciou, rel=1e-6)
+        assert value("giou", inner, outer) == pytest.approx(giou, rel=1e-6)
+        assert value("ciou", inner, outer) == pytest.approx(ciou, rel=1e-6)
     inner, outer = zip(*(row for rows in pairs for row in rows), strict=True)
-    assert metrics.giou(inner, outer) == pytest.approx(float(stored["giou"]), rel=1e-6)
-    assert metrics.ciou(inner, outer) == pytest.approx(float(stored["ciou"]), rel=1e-6)
+    assert value("giou", inner, outer) == pytest.approx(float(stored["giou"]), rel=1e-6)
+    assert value("ciou", inner, outer) == pytest.approx(float(stored["ciou"]), rel=1e-6)
 
 
 @given(PIXELS)
 def test_scores_agree_with_exact_fractions(rows: list[tuple[int, int]]) -> None:
     inner, outer = zip(*rows, strict=True)
-    got = metrics.scores(inner, outer)
+    got = {name: value(name, inner, outer) for name in metrics.names()}
     total = sum(outer)
     assert got["ciou"] == pytest.approx(float(Fraction(sum(inner), total)) if total else 0.0, rel=1e-9)
     exact = [Fraction(i, u) if u else Fraction(1) for i, u in rows]
@@ -103,33 +108,33 @@ def test_scores_agree_with_exact_fractions(rows: list[tuple[int, int]]) -> None:
 def test_order_does_not_matter(rows: list[tuple[int, int]], random: object) -> None:
     shuffled = list(rows)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert metrics.ciou(*zip(*rows, strict=True)) == metrics.ciou(*zip(*shuffled, strict=True))
-    assert metrics.giou(*zip(*rows, strict=True)) == pytest.approx(metrics.giou(*zip(*shuffled, strict=True)))
+    assert value("ciou", *zip(*rows, strict=True)) == value("ciou", *zip(*shuffled, strict=True))
+    assert value("giou", *zip(*rows, strict=True)) == pytest.approx(value("giou", *zip(*shuffled, strict=True)))
 
 
 def test_empty_targets() -> None:
     assert metrics.iou([0], [0]).tolist() == [1.0]  # nothing meant, nothing predicted
-    assert metrics.giou([0], [0]) == pytest.approx(1 / (1 + 1e-5))
-    assert metrics.ciou([0], [0]) == 0.0  # as the official sum has it
-    assert metrics.ciou([50, 0], [100, 100]) == pytest.approx(
+    assert value("giou", [0], [0]) == pytest.approx(1 / (1 + 1e-5))
+    assert value("ciou", [0], [0]) == 0.0  # as the official sum has it
+    assert value("ciou", [50, 0], [100, 100]) == pytest.approx(
         0.25
     )  # a wrong prediction of nothing enters the union
-    assert metrics.giou([50, 0], [100, 100]) == pytest.approx(0.25, abs=1e-5)
+    assert value("giou", [50, 0], [100, 100]) == pytest.approx(0.25, abs=1e-5)
 
 
 def test_sums_are_exact_where_floats_are_not() -> None:
     inner, outer = [2**53, 1, 1], [2**53, 1, 1]
     assert sum(map(float, inner)) != sum(inner)
-    assert metrics.ciou(inner, outer) == 1.0
+    assert value("ciou", inner, outer) == 1.0
 
 
 def test_threshold_is_inclusive() -> None:
-    assert metrics.precision_at([7], [10], 0.7) == 1.0
-    assert metrics.precision_at([6], [10], 0.7) == 0.0
+    assert value("p@0.7", [7], [10]) == 1.0
+    assert value("p@0.7", [6], [10]) == 0.0
 
 
 def test_no_rows_is_no_score() -> None:
-    assert all(math.isnan(value) for value in metrics.scores([], []).values())
+    assert all(math.isnan(value(name, [], [])) for name in metrics.names())
 
 
 def test_works_on_record_frames() -> None:
@@ -137,7 +142,7 @@ def test_works_on_record_frames() -> None:
         {"pruner": ["a", "a", "b"], "intersection": [1, 3, 2], "union": [2, 4, 8]}, index=pd.Index([7, 8, 9])
     )
     table = frame.groupby("pruner")[["intersection", "union"]].apply(
-        lambda rows: pd.Series(metrics.scores(rows["intersection"], rows["union"]))
+        lambda rows: pd.Series({name: metrics.get(name).value(rows) for name in metrics.names()})
     )
     assert table.loc["a", "ciou"] == pytest.approx(4 / 6)
     assert table.loc["b", "giou"] == pytest.approx(0.25, abs=1e-5)
@@ -158,4 +163,4 @@ def test_works_on_record_frames() -> None:
 )
 def test_refuses_what_are_no_counts(inner: list[object], outer: list[object]) -> None:
     with pytest.raises(ValueError):
-        metrics.ciou(inner, outer)  # type: ignore[arg-type]
+        value("ciou", inner, outer)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from harness.protocol import MOST_TURNS, UnknownProtocol, conversations
 
 def sample(*texts: str, image: int = 7) -> Sample:
     expressions = tuple(Expression(100 + k, text, 10 + k) for k, text in enumerate(texts))
-    return Sample(f"refcoco:val:{image}", "refcoco", "val", image, Path("seven.png"), expressions)
+    return Sample(f"refcoco:val:{image}", "refcoco", "val", image, (Path("seven.png"),), expressions)
 
 
 TEXTS = st.lists(st.text(min_size=1, max_size=20), max_size=8)

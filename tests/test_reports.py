@@ -100,7 +100,8 @@ def test_numbers_follow_from_the_counts(rows: list[dict[str, Any]], tmp_path: Pa
     frame = pd.read_csv(tmp_path / "leaderboard.csv")
     assert len(frame) == len(COLUMNS) * sum(len(seeds) for _, _, seeds in LINES)
     one = frame[(frame["pruner"] == "litelvlm") & (frame["dataset"] == "refcoco+")].iloc[0]
-    expected = metrics.scores([80 + k for k in range(4)], [100 + k for k in range(4)])
+    counts = {"intersection": [80 + k for k in range(4)], "union": [100 + k for k in range(4)]}
+    expected = {name: metrics.get(name).value(counts) for name in metrics.names()}
     assert {key: one[key] for key in expected} == pytest.approx(expected)
     assert (one["images"], one["expressions"]) == (2, 4)
 

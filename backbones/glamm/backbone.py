@@ -220,6 +220,7 @@ class GlammBackbone(Asking):
                 one.lengths,
                 one.retained,
                 "" if together.isfinite().all() else not_finite(self.dtype),
+                tokens_llm=len(self._ids(row.turns)) - 1 + one.lengths[0],  # less the image's placeholder
             )
 
     def _within_memory(self, work: Callable[[], Result]) -> Result:

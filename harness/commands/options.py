@@ -16,7 +16,7 @@ Clip = Annotated[str | None, typer.Option("--clip", help="CLIP folder or hub nam
 SamDims = Annotated[
     Path | None, typer.Option("--sam-dims", help="json with the grounding encoder's numbers, if not ViT-H")
 ]
-Data = Annotated[Path | None, typer.Option("--data", help="folder that holds Refer_Segm/")]
+Data = Annotated[Path | None, typer.Option("--data", help="folder that holds Refer_Segm/, or own data")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16, float64")]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]

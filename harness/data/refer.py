@@ -16,9 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from backbones.parts.image_files import UnreadableImage, check_size
-from backbones.parts.json_files import load_json
-from harness.data.refs import Ref, read_refs, whole
+from harness.data.coco import Picture, load_instances, picture, shallow, whole
+from harness.data.dataset import DataSet, Splits
+from harness.data.refs import Ref, read_refs
 from harness.data.sample import Annotation, DataError, Expression, Sample
 from pruners.base import nearest
 
@@ -26,17 +26,32 @@ FOLDER = "Refer_Segm"
 IMAGES = Path("coco_2014") / "train2014"
 EVALUATION_SPLITS = ("val", "testA", "testB", "testC", "test")
 SPLIT_BY = {"refcocog": "umd", "refshapesg": "umd"}  # all others: unc, as the official evaluation has it
-MOST_BYTES = 2**30  # of instances.json; that of all COCO train2014 has 450 MiB
+PUBLISHED = ("refcoco", "refcoco+", "refcocog", "grefcoco")
 
 
-@dataclass(frozen=True)
-class _Image:
-    """One image record; `name` is a path below the image folder."""
+class Refer(DataSet):
+    """The data sets of a folder in the REFER layout."""
 
-    id: int
-    name: str
-    height: int
-    width: int
+    name = "refer"
+    reference = "https://github.com/lichengunc/refer"
+
+    def names(self, root: Path | None) -> list[str]:
+        return [] if root is None or not _is_layout(root) else names(root)
+
+    def holds(self, dataset: str, root: Path | None) -> bool:
+        return split_name(dataset)[0] in self.names(root)
+
+    def splits(self, dataset: str, root: Path | None) -> Splits:
+        return with_all_tests(*splits(Path(root or ""), dataset))
+
+    def load(self, dataset: str, split: str, root: Path | None) -> list[Sample]:
+        return load_refer(Path(root or ""), dataset, split)
+
+
+def with_all_tests(evaluation: list[str], others: list[str]) -> Splits:
+    """Splits of the REFER API, which takes 'test' for all tests together."""
+    together = "test" not in evaluation and any(name.startswith("test") for name in evaluation)
+    return Splits(evaluation, [*others, *(["test"] if together else [])])
 
 
 @dataclass(frozen=True)
@@ -45,7 +60,7 @@ class _Tree:
     names."""
 
     refs: list[Ref]
-    images: dict[int, _Image]
+    images: dict[int, Picture]
     annotations: dict[int, Annotation]
 
 
@@ -136,7 +151,7 @@ def load_refer(root: str | Path, dataset: str, split: str) -> list[Sample]:
         _sample(dataset, split, folder, tree.images[image_id], by_image[image_id], tree)
         for image_id in sorted(by_image)
     ]
-    absent = [sample.path for sample in samples if not sample.path.is_file()]
+    absent = [sample.frames[0] for sample in samples if not sample.frames[0].is_file()]
     if absent:
         raise DataError(
             f"{len(absent)} of {len(samples)} images of {dataset}:{split} are missing, the first is '{absent[0]}'; "
@@ -145,7 +160,7 @@ def load_refer(root: str | Path, dataset: str, split: str) -> list[Sample]:
     return samples
 
 
-def _sample(dataset: str, split: str, folder: Path, image: _Image, refs: list[Ref], tree: _Tree) -> Sample:
+def _sample(dataset: str, split: str, folder: Path, image: Picture, refs: list[Ref], tree: _Tree) -> Sample:
     expressions, targets = [], []
     for ref in refs:
         target = tuple(tree.annotations[number] for number in ref.annotations)
@@ -157,11 +172,12 @@ def _sample(dataset: str, split: str, folder: Path, image: _Image, refs: list[Re
         dataset=dataset,
         split=split,
         image_id=image.id,
-        path=folder / image.name,
+        frames=(folder / image.name,),
         expressions=tuple(expressions),
         height=image.height,
         width=image.width,
         targets=tuple(targets),
+        cluster=f"{IMAGES.as_posix()}/{image.name}",
     )
 
 
@@ -210,11 +226,14 @@ def _held(base: Path) -> list[str]:
     )
 
 
+def _is_layout(root: Path) -> bool:
+    """Whether a folder is laid out as REFER is."""
+    return (root / FOLDER).is_dir() or (root.is_dir() and (root.name == FOLDER or bool(_held(root))))
+
+
 def _base(root: Path) -> Path:
-    if (root / FOLDER).is_dir():
-        return root / FOLDER
-    if root.is_dir() and (root.name == FOLDER or _held(root)):
-        return root
+    if _is_layout(root):
+        return root / FOLDER if (root / FOLDER).is_dir() else root
     what = f"holds no folder {FOLDER}" if root.is_dir() else "is no folder"
     raise DataError(f"Data folder '{root}' {what}; {expected(root, 'refcoco')}.")
 
@@ -255,62 +274,24 @@ def _read(refs_path: Path, instances_path: Path, *stamps: tuple[int, int]) -> _T
     return _Tree(refs, *_instances(instances_path, refs))
 
 
-def _instances(path: Path, refs: list[Ref]) -> tuple[dict[int, _Image], dict[int, Annotation]]:
+def _instances(path: Path, refs: list[Ref]) -> tuple[dict[int, Picture], dict[int, Annotation]]:
     """Image records and annotations that refs name; what is named by none may be as it likes."""
     wanted = {ref.image for ref in refs}
     using: dict[int, set[int]] = {}
     for ref in refs:
         for number in ref.annotations:
             using.setdefault(number, set()).add(ref.image)
-    images: dict[int, _Image] = {}
+    images: dict[int, Picture] = {}
     annotations: dict[int, Annotation] = {}
-    try:
-        content = load_json(path, MOST_BYTES)
-    except ValueError as error:
-        raise DataError(f"'{path}' is not valid JSON ({error}); download it again.") from None
-    except OSError as error:
-        raise DataError(f"'{path}' cannot be read ({error.strerror}).") from None
-    try:
+    with load_instances(path) as content:
         for record in content["images"]:
             if (number := whole(record, "id")) in wanted:
-                images[number] = _image(number, record)
+                images[number] = picture(number, record, IMAGES.parts)
         for record in content["annotations"]:
             if (number := whole(record, "id")) in using:
                 _check_owner(number, record, using[number])
-                annotations[number] = Annotation(number, _shallow(number, record["segmentation"]))
-    except DataError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise DataError(
-            f"'{path}' is not a COCO instances file ({what}); mend that, or download it again."
-        ) from None
+                annotations[number] = Annotation(number, shallow(number, record["segmentation"]))
     return images, annotations
-
-
-def _image(number: int, record: Any) -> _Image:
-    try:
-        height, width = whole(record, "height"), whole(record, "width")
-        check_size(height, width)
-        return _Image(number, _below(record["file_name"]), height, width)
-    except UnreadableImage as error:
-        raise ValueError(f"image {number} has no usable size: {error}") from None
-    except ValueError as error:
-        raise ValueError(f"image {number}: {error}") from None
-
-
-def _below(name: Any) -> str:
-    """A path below the image folder: `1.jpg`, or `train2014/1.jpg` as some releases have it.
-
-    Raises:
-        ValueError: it is none, or leads out of the folder.
-    """
-    parts = name.replace("\\", "/").split("/") if isinstance(name, str) else [""]
-    for folder in IMAGES.parts:
-        parts = parts[1:] if len(parts) > 1 and parts[0] == folder else parts
-    if any(part in ("", ".", "..") for part in parts):
-        raise ValueError(f"no usable file name: {name!r}")
-    return "/".join(parts)
 
 
 def _check_owner(number: int, record: Any, users: set[int]) -> None:
@@ -321,20 +302,3 @@ def _check_owner(number: int, record: Any, users: set[int]) -> None:
             f"instances.json has annotation {number} in image {owner}, and refs name it for image {min(users)} alone; "
             "take both files from the same download."
         )
-
-
-def _shallow(number: int, segmentation: Any) -> Any:
-    """Polygons or run lengths are lists of lists or of dicts of lists; deeper ones would only exhaust who
-    looks at them."""
-    level = [segmentation]
-    for _ in range(4):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, list | dict)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, list | dict)
-        ]
-        if not level:
-            return segmentation
-    raise ValueError(f"the segmentation of annotation {number} is nested too deeply")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.data.coco import whole
 from harness.data.sample import DataError
 
 NO_TARGET = -1
@@ -162,19 +163,3 @@ def _unicode(text: str) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"its text {reprlib.repr(text)} has half a character (a lone surrogate)") from None
     return text
-
-
-def whole(record: Any, key: str) -> int:
-    """A whole number of 64 bits, which a table may hold as 11.0.
-
-    Raises:
-        KeyError, TypeError, ValueError: there is none.
-    """
-    value = record[key]
-    if type(value) is float and value.is_integer():
-        value = int(value)
-    if type(value) is not int or not -(2**63) <= value < 2**63:
-        # Python refuses to print numbers of thousands of digits
-        shown = f"a number of {value.bit_length()} bits" if type(value) is int else reprlib.repr(value)
-        raise ValueError(f"'{key}' is {shown}, not a whole number")
-    return value

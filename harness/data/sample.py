@@ -1,11 +1,12 @@
-"""One image of a referring-segmentation split: its expressions, its pixels, the masks they name."""
+"""One medium of a referring-segmentation split, an image or a clip: its expressions, its pixels, the masks they
+name."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from backbones.parts.image_files import UnreadableImage, WrongSize, read_image
+from harness.store import code
 from pruners.base import UserError
 
 FARTHEST = 100_000  # pixels; a polygon corner beyond it is a broken file, and would make the rasteriser allocate wildly
@@ -27,75 +29,119 @@ class DataError(UserError):
     user."""
 
 
+class DamagedSegmentation(DataError):
+    """A segmentation that is none; the message lacks what mends it."""
+
+
 @dataclass(frozen=True)
 class Annotation:
-    """One object of `instances.json`.
+    """One object of an image.
 
     Attributes:
         id: annotation id.
-        segmentation: as in the file: polygons (list of flat x, y lists), RLE (dict or list of dicts,
-            compressed or not), or empty.
+        segmentation: as COCO has it: polygons (list of flat x, y lists), RLE (dict or list of dicts,
+            compressed or not), or empty. It is a part of what a run's data are known by.
     """
 
     id: int
     segmentation: Any
 
+    def mask(self, height: int, width: int, frame: int = 0) -> NDArray[np.uint8]:
+        """Sum of its parts in one frame, (height, width) uint8; all 0 if it has none.
+
+        Raises:
+            DamagedSegmentation: it is neither polygons nor run lengths of an image of this size.
+        """
+        return rasterise(self, height, width)
+
+
+@dataclass(frozen=True)
+class Track(Annotation):
+    """One object of a clip.
+
+    Attributes:
+        segmentation: one per frame, each as `Annotation` has it; None where the object is not to be seen.
+    """
+
+    segmentation: Sequence[Any]
+
+    def mask(self, height: int, width: int, frame: int = 0) -> NDArray[np.uint8]:
+        return rasterise(Annotation(self.id, self.segmentation[frame]), height, width)
+
 
 @dataclass(frozen=True)
 class Expression:
-    """One sentence. `text` is the file's, untouched; the protocol strips and lower-cases it."""
+    """One sentence. `text` is the file's, untouched; the protocol strips and lower-cases it.
+
+    Attributes:
+        id: of the sentence within its sample; records are kept by it.
+        ref_id: what sentences about one object share.
+        group: who said it, where several people described the same objects; empty elsewhere. The answers to
+            one group are measured together.
+    """
 
     id: int
     text: str
     ref_id: int
+    group: str = ""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An image with all its expressions of one split.
+    """A medium with all its expressions of one split: an image, which is a clip of one frame, or a clip.
 
     Attributes:
-        id: `dataset:split:image_id`, stable; seeds of draws derive from it.
-        path: image file.
-        expressions: in the order of the refs file.
-        height, width: pixels, as `instances.json` declares them.
+        id: `dataset:split:` and what tells the medium from others of the split; stable; seeds of draws derive
+            from it.
+        image_id: number of the medium in its data set.
+        frames: the image file, or those of a clip in order.
+        expressions: in the order of the file that lists them.
+        height, width: pixels, as the annotations declare them.
         targets: per expression the annotations whose union is its mask; empty where nothing is meant.
+        cluster: what is drawn again in the bootstrap: folder and file name of the medium below the data root,
+            so that splits and data sets that share media share clusters. By default the sample's own id.
+        source: the file that holds sizes and segmentations, for sentences about what is wrong with it.
     """
 
     id: str
     dataset: str
     split: str
     image_id: int
-    path: Path
+    frames: tuple[Path, ...]
     expressions: tuple[Expression, ...]
     height: int = 0
     width: int = 0
     targets: tuple[tuple[Annotation, ...], ...] = field(default=(), repr=False, compare=False)
+    cluster: str = ""
+    source: str = "instances.json"
 
-    def image(self) -> NDArray[np.uint8]:
-        """Decode the pixels as the official evaluation does, (H, W, 3) uint8 RGB; see
+    def __post_init__(self) -> None:
+        if not self.cluster:
+            object.__setattr__(self, "cluster", self.id)
+
+    def image(self, frame: int = 0) -> NDArray[np.uint8]:
+        """Decode the pixels of a frame as the official evaluation does, (H, W, 3) uint8 RGB; see
         `backbones.parts.image_files.read_image`.
 
         Raises:
             DataError: the file is gone, unreadable, or of another size than its annotations.
         """
+        path = self.frames[frame]
         try:
-            return read_image(self.path, (self.height, self.width))
+            return read_image(path, (self.height, self.width))
         except FileNotFoundError:
             raise DataError(
-                f"Image '{self.path}' of {self.id} is gone; put it back or load the data again."
+                f"Image '{path}' of {self.id} is gone; put it back or load the data again."
             ) from None
         except WrongSize as error:
             raise DataError(
-                f"Image '{self.path}' {error}; take images and instances.json from the same release."
+                f"Image '{path}' {error}; take images and {self.source} from the same release or export."
             ) from None
         except UnreadableImage as error:
-            raise DataError(
-                f"Image '{self.path}' of {self.id} cannot be read ({error}); copy it anew."
-            ) from None
+            raise DataError(f"Image '{path}' of {self.id} cannot be read ({error}); copy it anew.") from None
 
-    def masks(self) -> NDArray[np.uint8]:
-        """Rasterise the target of every expression, (E, H, W) uint8.
+    def masks(self, frame: int = 0) -> NDArray[np.uint8]:
+        """Rasterise the target of every expression in a frame, (E, H, W) uint8.
 
         As in the official data class, parts of one object are summed, so 2 marks pixels where two parts
         overlap; several objects of one expression are joined by bitwise or; no target or an empty
@@ -114,16 +160,22 @@ class Sample:
         for mask, target in zip(masks, self.targets, strict=True):
             for annotation in target:
                 if annotation.id not in known:
-                    known[annotation.id] = rasterise(annotation, self.height, self.width)
+                    known[annotation.id] = self._mask(annotation, frame)
                 mask |= known[annotation.id]
         return masks
+
+    def _mask(self, annotation: Annotation, frame: int) -> NDArray[np.uint8]:
+        try:
+            return annotation.mask(self.height, self.width, frame)
+        except DamagedSegmentation as error:
+            raise DataError(f"{error}; mend {self.source}, or download it again.") from None
 
 
 def rasterise(annotation: Annotation, height: int, width: int) -> NDArray[np.uint8]:
     """Sum of an annotation's parts, (H, W) uint8; all 0 if it has none.
 
     Raises:
-        DataError: the segmentation is neither polygons nor run lengths of an image of this size.
+        DamagedSegmentation: it is neither polygons nor run lengths of an image of this size.
     """
     parts = annotation.segmentation
     if not parts:
@@ -138,8 +190,8 @@ def rasterise(annotation: Annotation, height: int, width: int) -> NDArray[np.uin
         for part in parts:  # one at a time: all of them together would take their number times the image
             mask += coco_mask.decode(run_lengths(part, height, width))
     except Exception as error:  # pycocotools raises bare Exception for what it cannot read
-        raise DataError(
-            f"Segmentation of annotation {annotation.id} is damaged ({error}); download instances.json again."
+        raise DamagedSegmentation(
+            f"Segmentation of annotation {annotation.id} is damaged ({error})"
         ) from None
     return mask
 
@@ -201,17 +253,34 @@ def fingerprint(samples: Iterable[Sample]) -> str:
     """Identity of what a run reads: 16 hex digits over expressions, targets and image bytes, in order.
 
     Folder names do not enter, so the same data give the same fingerprint on every machine. An image that
-    cannot be read enters as missing; the run records it as failed.
+    cannot be read enters as missing; the run records it as failed. Samples and annotations of classes that
+    are not this project's enter with the source of these.
     """
     digest = hashlib.sha256()
     for sample in samples:
-        said = [[e.id, e.text, e.ref_id] for e in sample.expressions]
-        meant = [[[a.id, a.segmentation] for a in target] for target in sample.targets]
-        head = [sample.id, sample.path.name, sample.height, sample.width, said, meant]
-        digest.update(json.dumps(head, sort_keys=True).encode())
-        try:
-            with sample.path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError:
-            digest.update(b"missing")
+        for part in _identity(sample):
+            digest.update(part)
     return digest.hexdigest()[:16]
+
+
+def content(sample: Sample) -> str:
+    """Identity of one sample: 16 hex digits over its expressions, targets and image bytes, as `fingerprint`
+    has it."""
+    return fingerprint([sample])
+
+
+def _identity(sample: Sample) -> Iterator[bytes]:
+    said = [[e.id, e.text, e.ref_id, *([e.group] if e.group else [])] for e in sample.expressions]
+    meant = [[[a.id, a.segmentation] for a in target] for target in sample.targets]
+    names = [path.name for path in sample.frames]
+    name = names[0] if len(names) == 1 else names
+    head = [sample.id, name, sample.height, sample.width, said, meant]
+    yield json.dumps(head, sort_keys=True).encode()
+    classes = {type(sample), *(type(one) for target in sample.targets for one in target)}
+    yield "".join(code.of_others(classes)).encode()
+    for path in sample.frames:
+        try:
+            with path.open("rb") as file:
+                yield hashlib.file_digest(file, "sha256").digest()
+        except OSError:
+            yield b"missing"

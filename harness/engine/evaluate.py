@@ -159,20 +159,42 @@ def _scored(results: Sequence[tuple[_Asked, Grounded]]) -> Iterator[dict[str, An
     if error:
         yield from failed(first.seen.sample, [first.job], error)
         return
+    measured = _measured(first.seen, [pair for pair in results if not pair[0].twin])
     for k, (one, result) in enumerate(results):
         if one.twin:
             continue
-        rows = list(_score(one, result))
+        rows = list(_score(one, result, measured))
         if one.stable is False and not results[k + 1][1].error:
             moved = _exchanged(result, results[k + 1][1])
-            twins = _score(*results[k + 1])
+            twins = _measured(one.seen, [results[k + 1]])
             rows = [
-                row | {"rounding_tokens": moved, "rounding_iou": twin["iou"] - row["iou"]}
-                for row, twin in zip(rows, twins, strict=True)
+                row | {"rounding_tokens": moved, "rounding_iou": twins[row["place"]]["iou"] - row["iou"]}
+                for row in rows
             ]
         elif one.stable:
             rows = [row | {"rounding_tokens": 0.0, "rounding_iou": 0.0} for row in rows]
         yield from rows
+
+
+def _measured(seen: _Seen, results: Sequence[tuple[_Asked, Grounded]]) -> dict[int, dict[str, Any]]:
+    """What metrics count of every answer, by the expression's place; the answers to one group are measured
+    together."""
+    answers = {
+        position: mask
+        for one, result in results
+        for position, mask in zip(one.talk.expressions, (result.logits > 0).numpy(force=True), strict=True)
+    }
+    groups: dict[str, list[int]] = {}
+    for position in sorted(answers):
+        groups.setdefault(seen.sample.expressions[position].group, []).append(position)
+    found: dict[int, dict[str, Any]] = {}
+    for places in groups.values():
+        predictions = np.stack([answers[place] for place in places])[:, None]  # of one frame
+        for place, counted in zip(places, metrics.measure(predictions, seen.truth[places][:, None]), strict=True):
+            inner, outer = counted.pop("intersection"), counted.pop("union")
+            iou = float(metrics.iou([inner], [outer])[0])
+            found[place] = {"intersection": inner, "union": outer, "iou": iou, "measures": counted}
+    return found
 
 
 def _exchanged(one: Grounded, other: Grounded) -> float:
@@ -273,10 +295,12 @@ def described(one: Loaded, image: str, code: str) -> Iterator[dict[str, Any]]:
             "split": one.sample.split,
             "expression": expression.id,
             "text": expression.text,
+            "group": expression.group,
             "height": one.sample.height,
             "width": one.sample.width,
             "truth": _run_lengths(truth == metrics.FOREGROUND),
             "image": image,
+            "content": one.content or None,
         }
 
 
@@ -285,25 +309,34 @@ def _run_lengths(mask: NDArray[np.bool_]) -> str:
     return counts.decode()
 
 
-def _score(one: _Asked, result: Grounded) -> Iterator[dict[str, Any]]:
+def _score(
+    one: _Asked, result: Grounded, measured: dict[int, dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
     predictions = (result.logits > 0).numpy(force=True)
     retained = result.retained.numpy(force=True)
     kept = pack_tokens(retained, one.seen.shares.shape[1])
     patches = np.unique(retained[retained >= 0])
+    sample = one.seen.sample
     for position, prediction in zip(one.talk.expressions, predictions, strict=True):
-        inner, outer = metrics.counts(prediction, one.seen.truth[position])
         share = one.seen.shares[position]
-        yield _common(one.job, one.seen.sample) | {
-            "status": "ok",
-            "expression": one.seen.sample.expressions[position].id,
-            "place": position,
-            "of": one.of,
-            "tokens_final": result.tokens_final,
-            "tokens_mean": result.tokens_mean,
-            "intersection": inner,
-            "union": outer,
-            "iou": float(metrics.iou([inner], [outer])[0]),
-            "coverage": float(share[patches].sum() / share.sum()) if share.any() and len(patches) else None,
-            "kept": kept,
-            "mask": _run_lengths(prediction),
-        }
+        yield (
+            _common(one.job, sample)
+            | {
+                "status": "ok",
+                "expression": sample.expressions[position].id,
+                "place": position,
+                "of": one.of,
+                "cluster": sample.cluster,
+                "frames": len(sample.frames),
+                "views": 1,  # the vision tower makes one grid of an image
+                "tokens_llm": result.tokens_llm,
+                "tokens_final": result.tokens_final,
+                "tokens_mean": result.tokens_mean,
+                "coverage": float(share[patches].sum() / share.sum())
+                if share.any() and len(patches)
+                else None,
+                "kept": kept,
+                "mask": _run_lengths(prediction),
+            }
+            | measured[position]
+        )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from backbones.base import Pixels
-from harness.data import Sample
+from harness.data import Sample, content
 from pruners.base import UserError
 
 Key = tuple[int, int]  # number of the split, number of the part in it
@@ -29,6 +29,7 @@ class Loaded(NamedTuple):
         image: (H, W, 3) uint8.
         truth: (E, H, W) uint8.
         error: why there is nothing, empty if there is.
+        content: digest of what was read, as `harness.data.content` has it.
     """
 
     sample: Sample
@@ -36,6 +37,7 @@ class Loaded(NamedTuple):
     pixels: Pixels | None
     truth: NDArray[np.uint8] | None
     error: str = ""
+    content: str = ""
 
 
 class Parts(Dataset[tuple[Key, list[Loaded]]]):
@@ -50,7 +52,7 @@ class Parts(Dataset[tuple[Key, list[Loaded]]]):
     def _load(self, sample: Sample) -> Loaded:
         try:
             image, truth = sample.image(), sample.masks()
-            return Loaded(sample, image, self.preprocess(image), truth)
+            return Loaded(sample, image, self.preprocess(image), truth, content=content(sample))
         except UserError as error:
             return Loaded(sample, None, None, None, str(error))
         except Exception as error:  # whatever an image does to the preprocessing costs that image alone

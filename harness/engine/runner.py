@@ -30,21 +30,18 @@ from harness.protocol import DRAWN, check_protocol, conversations
 from harness.store import code
 from harness.store.editions import LOCK, Opened, open_run
 from harness.store.journal import alone, write_atomically
-from harness.store.records import (
-    CUT_OFF,
+from harness.store.records import CUT_OFF, Journals, Writer, incomplete
+from harness.store.rows import description, key
+from harness.store.run_folder import (
     DONE,
     SCHEMA,
-    Journals,
-    Writer,
     cells_digest,
     cells_of,
-    compact,
     done_info,
-    incomplete,
     run_info,
     split_folder,
 )
-from harness.store.rows import description, key
+from harness.store.tables import compact
 from pruners.base import TEXT_EMBEDS, Pruner, UserError
 
 IMAGES_AT_ONCE = (

@@ -20,12 +20,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness import metrics
 from pruners.base import UserError
 
 FORMAT = 2
+METRIC = metrics.get("ciou")  # what is guarded: its value over many expressions, and of each alone
 KEY = ["pruner", "budget", "seed"]
 PAIR = [*KEY, "sample", "expression"]
-PIXELS = ["intersection", "union"]
+PIXELS = list(METRIC.columns)
 TOKENS = ["tokens_final", "tokens_mean"]
 HEAD = {"format", "subset", "tolerances", "fingerprints", "history", "patches", "noise"}
 
@@ -115,32 +117,35 @@ def frame(content: dict[str, Any]) -> pd.DataFrame:
 
 
 def check_counts(rows: pd.DataFrame, what: str) -> None:
-    """See that every row is there once and holds pixel counts.
+    """See that every row is there once and holds what the metric is made of.
 
     Args:
         rows: columns PAIR and PIXELS.
         what: whose rows, for the error.
 
     Raises:
-        Damaged: a row is there twice, or no counts of an intersection and a union.
+        Damaged: a row is there twice, or holds what cannot have been counted.
     """
     if rows.duplicated(PAIR).any():
         first = rows[rows.duplicated(PAIR)].iloc[0]
         raise Damaged(
             f"{what} has {first['pruner']} on {first['sample']} expression {first['expression']} twice"
         )
-    counts = rows[PIXELS].apply(pd.to_numeric, errors="coerce")
-    fine = (
-        (counts % 1 == 0).all(axis=1)
-        & (counts["intersection"] >= 0)
-        & (counts["intersection"] <= counts["union"])
-    )
-    if not fine.all():
-        first = rows[~fine].iloc[0]
+    if not _sound(rows):
+        first = next(row for k in range(len(rows)) if not _sound(rows.iloc[[k]]) for row in [rows.iloc[k]])
+        told = " and ".join(f"{first[name]} as {name}" for name in PIXELS)
         raise Damaged(
-            f"{what} has an intersection of {first['intersection']} and a union of {first['union']} pixels "
-            f"for {first['pruner']} on {first['sample']} expression {first['expression']}"
+            f"{what} has {told} for {first['pruner']} on {first['sample']} expression {first['expression']}"
         )
+
+
+def _sound(rows: pd.DataFrame) -> bool:
+    """Whether the metric can be made of what the rows hold."""
+    try:
+        METRIC.terms(rows)
+    except (ValueError, TypeError):
+        return False
+    return True
 
 
 def _check(content: dict[str, Any]) -> None:

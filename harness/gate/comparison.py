@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness import metrics
 from harness.engine.rounding import moved_tokens
-from harness.gate.baseline import KEY, PAIR, PIXELS, TOKENS, Damaged, check_counts
+from harness.gate.baseline import KEY, METRIC, PAIR, PIXELS, TOKENS, Damaged, check_counts
 from harness.store import records
 from pruners.base import UserError
 
@@ -29,6 +28,7 @@ FALL = 0.2  # points of IoU: an expression that falls by more is harmed
 LOST = 50.0  # points of IoU: an expression that falls by more has another object, or none
 MARGIN = 1.5  # times the worst that rounding did when it was measured is what it explains
 EVERYWHERE, ANYWHERE = "all splits", "one split"
+TOTAL, MEAN = METRIC.title, "mean IoU"  # names of the two scores: over all rows, and mean of the rows' own
 NAMED = 5  # expressions that a change names
 STEADY: dict[str, Any] = {"tokens": 0, "lost": 0, "falls": {}}  # rounding of a cell of which nothing is known
 
@@ -130,11 +130,22 @@ def _paired(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
                 "data or pruners changed, so mend that or accept a new baseline with --accept REASON."
             )
     both = before[PAIR].merge(both, on=PAIR, how="left")
-    was, now = (100 * metrics.iou(both[f"intersection{end}"], both[f"union{end}"]) for end in ("", "_now"))
+    was, now = (METRIC.scale * METRIC.each(_counted(both, end)) for end in ("", "_now"))
     images = records.images(both["sample"])
     return both.assign(
         was=was, now=now, change=now - was, split=both["sample"].str.rsplit(":", n=1).str[0], image=images
     )
+
+
+def _counted(both: pd.DataFrame, end: str) -> dict[str, pd.Series[Any]]:
+    """What the metric is made of, on the side whose columns have this end."""
+    return {name: both[f"{name}{end}"] for name in PIXELS}
+
+
+def _total(rows: pd.DataFrame) -> tuple[float, float]:
+    """The metric over all rows before and after, in its unit."""
+    before, after = (METRIC.scale * METRIC.value(_counted(rows, end)) for end in ("", "_now"))
+    return before, after
 
 
 def _names(known: pd.DataFrame, after: pd.DataFrame) -> str:
@@ -191,11 +202,9 @@ def _scores(part: pd.DataFrame) -> Iterator[tuple[str, str, float, float, pd.Dat
     """Scope, score, its value before and after (percent), and the rows it rests on, over all splits and in
     every one."""
     for scope, rows in ((EVERYWHERE, part), *part.groupby("split", sort=False)):
-        before, after = (
-            100 * metrics.ciou(rows[f"intersection{end}"], rows[f"union{end}"]) for end in ("", "_now")
-        )
-        yield str(scope), "cIoU", before, after, rows
-        yield str(scope), "mean IoU", float(rows["was"].mean()), float(rows["now"].mean()), rows
+        before, after = _total(rows)
+        yield str(scope), TOTAL, before, after, rows
+        yield str(scope), MEAN, float(rows["was"].mean()), float(rows["now"].mean()), rows
         yield str(scope), "unharmed", 100.0, 100 * float((rows["change"] >= -FALL).mean()), rows
 
 
@@ -245,7 +254,7 @@ def _cost(before: int | None, after: int | None, share: float) -> tuple[list[str
 
 def _change(part: pd.DataFrame, reasons: tuple[str, ...], notes: tuple[str, ...]) -> Change:
     """What happened to one pruner at a budget."""
-    old, new = (100 * metrics.ciou(part[f"intersection{end}"], part[f"union{end}"]) for end in ("", "_now"))
+    old, new = _total(part)
     old_mean, new_mean = float(part["was"].mean()), float(part["now"].mean())
     fell, rose = int((part["change"] < 0).sum()), int((part["change"] > 0).sum())
     first = part.iloc[0]

@@ -1,15 +1,21 @@
-"""Scores of masks: counts of pixels per expression, and the numbers of tables that follow from them."""
+"""Scores of masks: what is counted of every answer, and the numbers of tables that follow from the counts."""
 
-from harness.metrics.masks import (
-    FOREGROUND,
-    IGNORED,
-    SUM_EPSILON,
-    ciou,
-    counts,
-    giou,
-    iou,
-    precision_at,
-    scores,
-)
+from harness.metrics.base import Medium, Metric
+from harness.metrics.masks import FOREGROUND, IGNORED, SUM_EPSILON, counts, iou
+from harness.metrics.registry import get, made_of, measure, names, of_medium, register
 
-__all__ = ["FOREGROUND", "IGNORED", "SUM_EPSILON", "ciou", "counts", "giou", "iou", "precision_at", "scores"]
+__all__ = [
+    "FOREGROUND",
+    "IGNORED",
+    "SUM_EPSILON",
+    "Medium",
+    "Metric",
+    "counts",
+    "get",
+    "iou",
+    "made_of",
+    "measure",
+    "names",
+    "of_medium",
+    "register",
+]

@@ -1,11 +1,12 @@
 """Intervals and differences for scores that are ratios of sums, resampled by image.
 
 All expressions of an image share its pixels and its encoding, so they rise and fall together: the image is
-what is drawn again, never the expression. All scores that rest on the same images are drawn together
-(paired): those of all pruners, and those of splits that share images, as RefCOCO and RefCOCO+ do; other
-splits independently. A score is a ratio of two sums over images, so one matrix product of draw counts with
-the sums per image gives every replicate of every score at once. A control that draws does so anew for every
-image; drawing images again thus covers its draws too.
+what is drawn again, never the expression. (Of video it is the clip: what is called an image here is a
+record's `cluster`.) All scores that rest on the same images are drawn together (paired): those of all
+pruners, and those of splits that share images, as RefCOCO and RefCOCO+ do; other splits independently. A
+score is a ratio of two sums over images (`harness.metrics.Metric.terms`), so one matrix product of draw
+counts with the sums per image gives every replicate of every score at once. A control that draws does so anew
+for every image; drawing images again thus covers its draws too.
 
 Intervals are percentile intervals with two corrections for few images, without which they are too narrow: n -
 1 of n images are drawn (Rao and Wu 1988: the variance is then unbiased), and the percentiles are those of
@@ -96,7 +97,11 @@ def draws_of(images: int, seed: int | Sequence[int], draws: int) -> Iterator[tup
 
 
 def resample(
-    numerators: Floats, denominators: Floats, seed: int | Sequence[int] = 0, draws: int = DRAWS
+    numerators: Floats,
+    denominators: Floats,
+    seed: int | Sequence[int] = 0,
+    draws: int = DRAWS,
+    epsilon: float = SUM_EPSILON,
 ) -> Resampled:
     """Draw images again, the same ones for all scores.
 
@@ -104,15 +109,16 @@ def resample(
         numerators, denominators: (n, C) sums per image: intersections and unions for cIoU, IoUs and counts
             for gIoU; 0 where a score does not rest on an image.
         seed: whoever shares it shares the draws; sets of other images need another one.
+        epsilon: added to the sums of denominators, as the metric has it; not 0.
     """
     images = len(numerators)
     totals = denominators.sum(0)
-    values = numerators.sum(0) / (totals + SUM_EPSILON)
-    influence = images * (numerators - values * denominators) / (totals + SUM_EPSILON)
+    values = numerators.sum(0) / (totals + epsilon)
+    influence = images * (numerators - values * denominators) / (totals + epsilon)
     replicates = np.empty((draws, numerators.shape[1]))
     for some, weights in draws_of(images, seed, draws):
         below = weights @ denominators
-        replicates[some] = np.where(below > 0, (weights @ numerators) / (below + SUM_EPSILON), np.nan)
+        replicates[some] = np.where(below > 0, (weights @ numerators) / (below + epsilon), np.nan)
     return Resampled(values, replicates, influence, (denominators > 0).sum(0))
 
 

@@ -1,4 +1,4 @@
-"""Metrics of referring segmentation, as pure functions of pixel counts.
+"""Pixels of masks: intersections, unions and their ratio, as pure functions.
 
 What is stored and summed are integers; a score is made once, at the end. The definitions and their epsilons
 are those of the official evaluation loop (mbzuai-oryx/groundingLMM), whose default matters where papers are
@@ -16,7 +16,6 @@ FOREGROUND = 1
 IGNORED = 255
 IOU_EPSILON = 1e-5  # official: added to each mask's union, and to the number of masks
 SUM_EPSILON = 1e-10  # official: added to the sum of unions
-THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def counts(prediction: NDArray[np.bool_], truth: NDArray[np.uint8]) -> tuple[int, int]:
@@ -44,56 +43,17 @@ def counts(prediction: NDArray[np.bool_], truth: NDArray[np.uint8]) -> tuple[int
 
 def iou(intersection: ArrayLike, union: ArrayLike) -> NDArray[np.float64]:
     """Exact IoU of every mask, (n,) float64; 1 where the union is empty (no target, and none predicted)."""
-    inner, outer = _pixels(intersection, union)
+    inner, outer = pixels(intersection, union)
     return np.where(outer == 0, 1.0, inner / np.maximum(outer, 1))
 
 
-def ciou(intersection: ArrayLike, union: ArrayLike) -> float:
-    """Cumulative IoU: sum of intersections over sum of unions (+ 1e-10), in 0..1; NaN without any mask.
-
-    An empty target with predicted pixels enters with its union; with none predicted it adds nothing.
-    """
-    inner, outer = _pixels(intersection, union)
-    if not len(inner):
-        return float("nan")
-    return int(inner.sum()) / (int(outer.sum()) + SUM_EPSILON)
-
-
-def giou(intersection: ArrayLike, union: ArrayLike) -> float:
-    """Mean IoU over masks, in 0..1; NaN without any mask.
-
-    Official epsilons: each mask counts intersection / (union + 1e-5), or 1 if its union is empty, and the sum
-    is divided by (number of masks + 1e-5). A perfect result so stays below 1 by about 1e-5; `iou` has no
-    epsilon.
-    """
-    inner, outer = _pixels(intersection, union)
-    if not len(inner):
-        return float("nan")
-    each = np.where(outer == 0, 1.0, inner / (outer + IOU_EPSILON))
-    return float(each.sum()) / (len(each) + IOU_EPSILON)
-
-
-def precision_at(intersection: ArrayLike, union: ArrayLike, threshold: float) -> float:
-    """Share of masks whose exact IoU is at least `threshold`, in 0..1; NaN without any mask."""
-    each = iou(intersection, union)
-    return float((each >= threshold).mean()) if len(each) else float("nan")
-
-
-def scores(intersection: ArrayLike, union: ArrayLike) -> dict[str, float]:
-    """All metrics by name: ciou, giou, p@0.5 ... p@0.9.
-
-    For record frames: `frame.groupby(keys).apply(lambda rows: pd.Series(scores(rows.intersection,
-    rows.union)))`.
-    """
-    named = {"ciou": ciou(intersection, union), "giou": giou(intersection, union)}
-    return named | {
-        f"p@{threshold}": precision_at(intersection, union, threshold) for threshold in THRESHOLDS
-    }
-
-
-def _pixels(intersection: ArrayLike, union: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def pixels(intersection: ArrayLike, union: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Both as (n,) int64; whole numbers only, so that sums are exact and a missing count cannot pass as a
-    number."""
+    number.
+
+    Raises:
+        ValueError: they are no pixel counts, or not one intersection per union.
+    """
     arrays = []
     for name, values in (("intersection", intersection), ("union", union)):
         given: NDArray[Any] = np.asarray(values)

@@ -35,8 +35,12 @@ EVALUATES = (
     "harness/engine/prefetch.py",
     "harness/engine/rounding.py",
     "harness/metrics/__init__.py",
+    "harness/metrics/base.py",
     "harness/metrics/masks.py",
+    "harness/metrics/overlap.py",
+    "harness/metrics/registry.py",
     "harness/protocol.py",
+    "harness/registry.py",
     "harness/store/rows.py",
     "pruners/base.py",
     "pruners/checks.py",
@@ -145,9 +149,24 @@ def of_pruner(cls: type[Pruner]) -> str:
 
 
 def of_backbone(cls: type) -> str:
-    """Digest of all that evaluates: this project's files, and the source of a backbone that comes from
-    elsewhere."""
-    return of_all([*evaluation().values(), *sorted(_sources(cls).values())])
+    """Digest of all that evaluates: this project's files, and the sources of a backbone and of metrics that
+    come from elsewhere."""
+    from harness import metrics
+
+    measured = of_others(type(metric) for metric in metrics.of_medium("image"))
+    return of_all([*evaluation().values(), *sorted(_sources(cls).values()), *measured])
+
+
+def of_others(classes: Iterable[type]) -> list[str]:
+    """Digests of the sources of those classes that are not this project's, sorted."""
+    return sorted(
+        {
+            found
+            for cls in classes
+            if cls.__module__.partition(".")[0] != "harness"
+            for found in _sources(cls).values()
+        }
+    )
 
 
 @cache  # a class stays as it was imported, whatever its file says later

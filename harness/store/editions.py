@@ -17,7 +17,8 @@ from harness.engine.cells import Job
 from harness.store import code
 from harness.store.journal import alone, write_atomically
 from harness.store.provenance import collect, differences
-from harness.store.records import DONE, FOLDER, LOOSE, RUN, SCHEMA, done_info, run_info, verify
+from harness.store.run_folder import DONE, FOLDER, LOOSE, RUN, SCHEMA, done_info, run_info
+from harness.store.tables import verify
 from pruners.base import UserError
 
 LOCK = "run.lock"

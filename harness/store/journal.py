@@ -107,7 +107,7 @@ class Reader:
         if header.get("schema") not in self.schemas:
             raise UserError(
                 f"{self.path} has schema {header.get('schema')!r}, this version reads "
-                f"{' and '.join(map(str, self.schemas))}; {self.mend}."
+                f"{', '.join(map(str, self.schemas))}; {self.mend}."
             )
 
     def _damaged(self, why: str) -> UserError:

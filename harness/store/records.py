@@ -31,29 +31,39 @@ from harness.store.rows import (
     KEYS,
     NO_CELL,
     NO_EXPRESSION,
-    NULLABLE,
+    NUMBERS_OR_NONE,
     OF_CELL,
     OF_SAMPLE,
     ROUNDED,
+    SEEN,
     SHOWN,
-    STATUS,
     description,
+    image_of,
     is_description,
     kept_tokens,
     key,
     pack_tokens,
     validate,
 )
+from harness.store.run_folder import (
+    DONE,
+    FOLDER,
+    RUN,
+    SCHEMA,
+    SCHEMAS,
+    cells_digest,
+    cells_of,
+    done_info,
+    run_info,
+    split_folder,
+    splits_of,
+)
+from harness.store.tables import compact, intact, read_table
 from pruners.base import UserError
 
 __all__ = ["NO_CELL", "NO_EXPRESSION", "kept_tokens", "key", "pack_tokens"]
 
-SCHEMA = 3
-SCHEMAS = (2, 3)  # 2: journals without checksums, cells without the digests of their code
-FOLDER, RUN, DONE = "records", "run.json", "done.json"
-LOOSE = ("provenance", "continued")  # of run.json: told, but no number hangs on it
-ROWS_AT_ONCE = 20_000
-COLUMNS = (*ASKED, *OF_CELL, *COUNTED, *ROUNDED, *SHOWN, "sample", "cell", "text")
+COLUMNS = (*ASKED, *OF_CELL, *COUNTED, *ROUNDED, *SHOWN, *SEEN, "sample", "cell", "text", "group")
 # looked up by the row's cell
 FROM_RUN = (
     *("fingerprint", "dtype", "attn", "device", "data", "source", "evaluation", "parameters"),
@@ -62,14 +72,6 @@ FROM_RUN = (
 ORDER = ["dataset", "split", "pruner", "budget", "seed", "sample", "expression"]
 CUT_OFF = "questions are longer than the text tower takes; pruners that read text see their beginning, as officially"
 JOURNAL = "delete that line, and the same command does its sample again"
-CLOSED = "`python -m harness rebuild {folder}` makes it again from the run's journals"
-
-
-def split_folder(folder: Path, dataset: str, split: str) -> Path:
-    """Where a run keeps the records of one split; letters that have a meaning in paths are
-    percent-encoded."""
-    name = f"{quote(dataset, safe='+()')}-{quote(split, safe='+')}"
-    return folder / FOLDER / name
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -210,222 +212,8 @@ def incomplete(
     return lost | {sample for sample in scored if (described, sample) not in of}
 
 
-def compact(place: Path, rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Write the rows of a complete split as Parquet, one file per status.
-
-    Returns:
-        For every file its `rows` and its `sha256`.
-    """
-    import pyarrow
-    from pyarrow import parquet
-
-    schemas = {
-        status: pyarrow.schema(
-            [(name, getattr(pyarrow, kind)()) for name, kind in (KEYS | fields).items()],
-            metadata={"schema": str(SCHEMA)},
-        )
-        for status, fields in STATUS.items()
-    }
-    partial = {status: place / f"{status}.{secrets.token_hex(4)}" for status in STATUS}
-    counts: Counter[str] = Counter()
-    try:
-        writers = {
-            status: parquet.ParquetWriter(
-                partial[status], schema, compression="zstd", write_page_checksum=True
-            )
-            for status, schema in schemas.items()
-        }
-        waiting: dict[str, list[dict[str, Any]]] = {status: [] for status in STATUS}
-
-        def write(status: str) -> None:
-            counts[status] += len(waiting[status])
-            writers[status].write_table(pyarrow.Table.from_pylist(waiting[status], schema=schemas[status]))
-            waiting[status] = []
-
-        for row in rows:
-            waiting[row["status"]].append(row)
-            if len(waiting[row["status"]]) >= ROWS_AT_ONCE:
-                write(row["status"])
-        for status, writer in writers.items():
-            write(status)
-            writer.close()
-        found = {}
-        for status, path in partial.items():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-            found[f"{status}.parquet"] = {"rows": counts[status], "sha256": _sha256(path)}
-        for status, path in partial.items():
-            path.replace(place / f"{status}.parquet")
-        return found
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# --- what a run folder says of itself
-# -----------------------------------------------------------------------------
-
-
-def run_info(path: str | Path) -> dict[str, Any]:
-    """What `run.json` says of a run; empty if it is not there.
-
-    Raises:
-        UserError: it is damaged, or of a schema that this version does not read.
-    """
-    file = Path(path) / RUN
-    mend = "restore it from a copy, or start anew with another --out folder"
-    content = read_whole(file, mend, LOOSE)
-    schema = content.get("schema", 2)
-    if content and schema not in SCHEMAS:
-        raise UserError(
-            f"{str(file)!r} has schema {schema!r}, this version reads {' and '.join(map(str, SCHEMAS))}; {mend}."
-        )
-    cells = content.get("cells", {})
-    sound = isinstance(cells, dict) and all(map(_is_cell, cells.values())) if content else True
-    editions = content.get("editions", [])
-    sound = sound and isinstance(editions, list) and all(_is_edition(one, cells) for one in editions)
-    sound = sound and (not editions or content.get("edition") in range(len(editions))) and _are_told(content)
-    if not sound or not all(isinstance(content.get(name, {}), dict) for name in ("provenance", "asked")):
-        raise UserError(f"{str(file)!r} is damaged (its cells are no cells); {mend}.")
-    if content and schema == 2:
-        content["cells"] = {number: _of_schema_2(cell) for number, cell in cells.items()}
-    return content
-
-
-def _is_cell(cell: Any) -> bool:
-    """Whether an entry of `cells` says what a table needs of it."""
-    if not isinstance(cell, dict) or not isinstance(cell.get("setting"), dict):
-        return False
-    texts = [cell.get(name) for name in ("dataset", "split", "pruner")]
-    texts += [cell["setting"].get(name) for name in ("backbone", "protocol")]
-    return (
-        all(isinstance(text, str) for text in texts)
-        and type(cell.get("budget")) is int
-        and type(cell.get("seed")) is int
-    )
-
-
-def _is_edition(edition: Any, cells: Mapping[str, Any]) -> bool:
-    return (
-        isinstance(edition, dict)
-        and all(
-            isinstance(edition.get(name), kind)
-            for name, kind in (("time", str), ("cells", list), ("files", dict))
-        )
-        and all(isinstance(cell, str) and cell in cells for cell in edition["cells"])
-    )
-
-
-def _are_told(content: Mapping[str, Any]) -> bool:
-    """Whether what no number hangs on has the shape that reports print."""
-    continued, facts = content.get("continued", []), content.get("provenance", {})
-    return (
-        isinstance(continued, list)
-        and all(isinstance(part, dict) and isinstance(part.get("changed"), list) for part in continued)
-        and isinstance(facts, dict)
-        and isinstance(facts.get("packages", {}), dict)
-    )
-
-
-def _is_tables(tables: Any) -> bool:
-    return isinstance(tables, dict) and all(
-        isinstance(facts, dict) and type(facts.get("rows")) is int and isinstance(facts.get("sha256"), str)
-        for facts in tables.values()
-    )
-
-
-def _of_schema_2(cell: dict[str, Any]) -> dict[str, Any]:
-    """A cell with what its version looked up elsewhere: which of that time's pruners are controls, and which
-    see the truth."""
-    name = str(cell.get("pruner")).partition("(")[0]
-    kind = "control" if name in ("none", "random", "uniform", "downsample", "oracle") else "method"
-    return {
-        "kind": kind,
-        "needs": ["referent"] if name == "oracle" else [],
-        "stochastic": name == "random",
-    } | cell
-
-
-def cells_of(info: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The cells that a run's tables show: those of its current edition; of a run of schema 2 all."""
-    editions = info.get("editions")
-    known: dict[str, dict[str, Any]] = info.get("cells", {})
-    return {cell: known[cell] for cell in editions[info["edition"]]["cells"]} if editions else known
-
-
-def splits_of(cells: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """(data set, split) of cells, in their order."""
-    return list(dict.fromkeys((cell["dataset"], cell["split"]) for cell in cells.values()))
-
-
-def done_info(path: str | Path) -> dict[str, Any]:
-    """What `done.json` says: `cells`, a digest of the cells that are complete, and the tables of every split;
-    empty if it is not there, or is of another set of cells than `run.json`.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    content = read_whole(Path(path) / DONE, "delete it, and the same command closes the run again")
-    schema = content.get("schema", 2)
-    if content and schema not in SCHEMAS:
-        raise UserError(
-            f"{str(Path(path) / DONE)!r} has schema {schema!r}, this version reads {SCHEMA}; use that version."
-        )
-    if schema != SCHEMA:
-        return {}
-    tables = content.get("splits")
-    if (
-        not isinstance(content.get("finished", ""), str)
-        or not isinstance(tables, dict)
-        or not all(map(_is_tables, tables.values()))
-    ):
-        raise UserError(
-            f"{str(Path(path) / DONE)!r} is damaged (it names no tables); delete it, and the same command closes the run again."
-        )
-    return content if content.get("cells") == cells_digest(cells_of(run_info(path))) else {}
-
-
-def cells_digest(cells: Iterable[str]) -> str:
-    """Digest of a set of cells."""
-    return digest({"cells": sorted(cells)})
-
-
-def finished(path: str | Path) -> bool:
-    """Whether every cell of a run is complete."""
-    content = run_info(path)
-    return bool(done_info(path)) or (content.get("schema") is None and (Path(path) / DONE).is_file())
-
-
-def verify(path: str | Path) -> None:
-    """Hold a finished run to what `done.json` wrote of it.
-
-    Raises:
-        UserError: a table is missing, or is not the one that was written.
-    """
-    folder = Path(path)
-    for name, tables in done_info(folder).get("splits", {}).items():
-        for table, facts in tables.items():
-            _table(folder, folder / FOLDER / name / table, facts)
-
-
-def _table(folder: Path, file: Path, facts: Mapping[str, Any]) -> None:
-    if not file.is_file():
-        raise UserError(f"{str(file)!r} is missing; {CLOSED.format(folder=folder)}.")
-    if _sha256(file) != facts["sha256"]:
-        raise UserError(
-            f"{str(file)!r} is damaged (it is not the file that the run wrote); {CLOSED.format(folder=folder)}."
-        )
-
-
 def _frame(folder: Path, status: str) -> pd.DataFrame:
     """Rows of one status of all splits, of the current cells."""
-    from pyarrow import parquet
-
     if not (folder / FOLDER).is_dir():
         raise UserError(
             f"There are no records in {str(folder)!r}; give the folder of a run, e.g. results/runs/<id>."
@@ -442,8 +230,7 @@ def _frame(folder: Path, status: str) -> pd.DataFrame:
         facts = tables.get(place.name, {}).get(f"{status}.parquet")
         file = place / f"{status}.parquet"
         if facts is not None and file.is_file():
-            _table(folder, file, facts)
-            frames.append(parquet.read_table(file, page_checksum_verification=True).to_pandas())
+            frames.append(read_table(folder, file, facts, status))
             continue
         rows = [
             row
@@ -476,10 +263,11 @@ def load(path: str | Path) -> pd.DataFrame:
         path: run folder.
 
     Returns:
-        A frame with COLUMNS and FROM_RUN. Counts are int64 pixels, `iou` is their ratio (1 for an empty
-        union), `coverage` the share of the referent's area whose visual tokens were kept (NaN without a
-        referent, or where all tokens are pooled), `kept` for `kept_tokens`, `mask` the `counts` of the
-        predicted mask's COCO run lengths.
+        A frame with COLUMNS, FROM_RUN and what metrics of others counted. Counts are int64 pixels, `iou` is
+        their ratio (1 for an empty union), `coverage` the share of the referent's area whose visual tokens
+        were kept (NaN without a referent, or where all tokens are pooled), `kept` for `kept_tokens`, `mask`
+        the `counts` of the predicted mask's COCO run lengths. Rows of before schema 4 have the image id for
+        `cluster`, and no `tokens_llm`.
 
     Raises:
         UserError: there are no records, or what is there cannot be trusted; names file and line.
@@ -489,14 +277,42 @@ def load(path: str | Path) -> pd.DataFrame:
     cells = cells_of(run_info(folder))
     if frame.empty:
         return pd.DataFrame(columns=[*COLUMNS, *FROM_RUN])
-    said = samples(folder).set_index(["sample", "expression"])["text"]
+    asked = samples(folder)
+    said = asked.drop_duplicates(["sample", "expression"]).set_index(["sample", "expression"])
     wanted = pd.MultiIndex.from_frame(frame[["sample", "expression"]])
-    frame["text"] = said[~said.index.duplicated()].reindex(wanted).to_numpy()
-    for name in NULLABLE:
+    for name in ("text", "group"):
+        frame[name] = said[name].reindex(wanted).to_numpy()
+    for name in NUMBERS_OR_NONE:
         frame[name] = frame[name].astype(float)
     for name in FROM_RUN:
         frame[name] = frame["cell"].map({cell: _fact(entry, name) for cell, entry in cells.items()})
-    return frame[[*COLUMNS, *FROM_RUN]].sort_values(ORDER, kind="stable", ignore_index=True)
+    frame["data"] = frame["data"].where(frame["data"].notna(), _data(frame, asked))
+    measures = _measures(frame)
+    frame = pd.concat([frame[[*COLUMNS, *FROM_RUN]], measures], axis=1)
+    return frame.sort_values(ORDER, kind="stable", ignore_index=True)
+
+
+def _measures(frame: pd.DataFrame) -> pd.DataFrame:
+    """A column of float64 for each that metrics of others fill, NaN where they did not."""
+    if not frame["measures"].map(len).any():
+        return pd.DataFrame(index=frame.index)
+    rows = [dict(row) for row in frame["measures"]]
+    names = sorted({name for row in rows for name in row})
+    return pd.DataFrame(
+        {name: [float(row.get(name, np.nan)) for row in rows] for name in names}, index=frame.index
+    )
+
+
+def _data(frame: pd.DataFrame, asked: pd.DataFrame) -> pd.Series[str]:
+    """Per row a digest of the contents of its split's samples, in a run whose cells have none of its data."""
+    known = asked.drop_duplicates("sample").sort_values("sample")
+    prints = {
+        key: digest({"content": part["content"].tolist()})
+        for key, part in known.groupby(["dataset", "split"])
+    }
+    return pd.Series(
+        [prints.get(key, "") for key in zip(frame["dataset"], frame["split"], strict=True)], index=frame.index
+    )
 
 
 def _fact(cell: Mapping[str, Any], name: str) -> Any:
@@ -528,23 +344,14 @@ def samples(path: str | Path) -> pd.DataFrame:
 
 
 def images(samples: pd.Series[str]) -> pd.Series[str]:
-    """The image of each sample; splits share images, as those of RefCOCO and RefCOCO+ do."""
-    return samples.str.rsplit(":", n=1).str[-1]
+    """The image of each sample, by its number alone."""
+    return samples.map(image_of)
 
 
 def failures(path: str | Path) -> dict[str, str]:
     """Samples that could not be evaluated, and why."""
     frame = _frame(Path(path), "failed")
     return {} if frame.empty else dict(sorted(zip(frame["sample"], frame["reason"], strict=True)))
-
-
-def peak_memory(path: str | Path) -> int:
-    """Most bytes of main memory that the process held which closed the run."""
-    return int(
-        read_whole(Path(path) / DONE, "delete it, and the same command closes the run again")[
-            "peak_memory_bytes"
-        ]
-    )
 
 
 def rebuild(path: str | Path) -> bool:
@@ -574,7 +381,7 @@ def rebuild(path: str | Path) -> bool:
     for dataset, split in splits_of(shown):
         place = split_folder(folder, dataset, split)
         tables = closed["splits"].get(place.name, {})
-        if tables and all(_intact(place / table, facts) for table, facts in tables.items()):
+        if tables and all(intact(place / table, facts) for table, facts in tables.items()):
             continue
 
         def rows(place: Path = place) -> Iterator[dict[str, Any]]:
@@ -590,7 +397,3 @@ def rebuild(path: str | Path) -> bool:
     else:
         (folder / DONE).unlink()
     return whole
-
-
-def _intact(file: Path, facts: Mapping[str, Any]) -> bool:
-    return file.is_file() and _sha256(file) == facts["sha256"]

@@ -18,12 +18,15 @@ NO_CELL = ""  # cell of the rows that describe a sample
 # fields of a row and their types in Parquet: of every row, and of each status
 KEYS = {"cell": "string", "sample": "string", "place": "int64", "of": "int64", "status": "string"}
 ASKED = {"dataset": "string", "split": "string", "expression": "int64"}
+# `content`: digest of the sample's expressions, targets and image bytes; None in journals before schema 4
 OF_SAMPLE = ASKED | {
     "text": "string",
+    "group": "string",
     "height": "int64",
     "width": "int64",
     "truth": "string",
     "image": "string",
+    "content": "string",
 }
 # `code`: empty, or what computed the row where that is not its cell's own code (--keep-code)
 OF_CELL = {
@@ -41,23 +44,31 @@ COUNTED = {
     "union": "int64",
     "iou": "float64",
 }
+# the medium, as `harness.data.Sample.cluster`; its frames, the views that the vision tower made of it, and all
+# tokens that the language model's first layer sees, None where the backbone does not say
+SEEN = {"cluster": "string", "frames": "int64", "views": "int64", "tokens_llm": "int64"}
+# what metrics of others count, by column
+MEASURED = {"measures": "measures"}
 SHOWN = {"coverage": "float64", "kept": "string", "mask": "string"}
 # of some images: what another kernel's rounding would change, kept patches exchanged and IoU (0..1) moved
 ROUNDED = {"rounding_tokens": "float64", "rounding_iou": "float64"}
 STATUS = {
     "failed": ASKED | OF_CELL | {"reason": "string"},
     "sample": OF_SAMPLE,
-    "ok": ASKED | OF_CELL | COUNTED | ROUNDED | SHOWN,
+    "ok": ASKED | OF_CELL | COUNTED | ROUNDED | SHOWN | SEEN | MEASURED,
 }
-# absent in journals of schema 2
+# absent in journals of schema 2, or of schema 3; `cluster` is then the image that the sample's id names
+OF_SCHEMA_3 = {"cluster": "", "frames": 1, "views": 1, "tokens_llm": None, "measures": {}}
 OPTIONAL: dict[str, dict[str, Any]] = {
-    "ok": {"code": "", "rounding_tokens": None, "rounding_iou": None},
+    "ok": {"code": "", "rounding_tokens": None, "rounding_iou": None} | OF_SCHEMA_3,
     "failed": {"code": ""},
-    "sample": {},
+    "sample": {"group": "", "content": None},
 }
-NULLABLE = ("coverage", *ROUNDED)
+NUMBERS_OR_NONE = ("coverage", *ROUNDED, "tokens_llm")
+NULLABLE = (*NUMBERS_OR_NONE, "content")
 LARGEST = 2**63
 RUN_LENGTHS = re.compile(r"[0-o]*")  # the letters of COCO's compressed run lengths
+CONTENT = re.compile(r"[0-9a-f]{16}")
 PICTURE = re.compile(r"images/[^/\\\x00]+\.jpg")
 
 
@@ -93,6 +104,8 @@ def validate(row: dict[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> dic
     if not isinstance(status, str) or status not in STATUS:
         raise ValueError(f"its status is {status!r}")
     row = OPTIONAL[status] | row
+    if status == "ok" and row["cluster"] == "":
+        row["cluster"] = image_of(str(row.get("sample")))
     for name, kind in (KEYS | STATUS[status]).items():
         if name not in row:
             raise ValueError(f"it has no {name}")
@@ -116,9 +129,18 @@ def _is(value: Any, kind: str) -> bool:
         return isinstance(value, str) and (
             value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
         )
+    if kind == "measures":
+        return isinstance(value, dict) and all(
+            _is(name, "string") and _is(one, "float64") for name, one in value.items()
+        )
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return -LARGEST <= value < LARGEST and (kind == "float64" or isinstance(value, int))  # NaN is neither
+
+
+def image_of(sample: str) -> str:
+    """What tells a sample's image from others in its id, which is all that older records say of it."""
+    return sample.rpartition(":")[2]
 
 
 def _description(row: dict[str, Any]) -> None:
@@ -130,6 +152,8 @@ def _description(row: dict[str, Any]) -> None:
         raise ValueError(f"its picture {row['image'][:40]!r} is not one of the run's images/")
     if not RUN_LENGTHS.fullmatch(row["truth"]):
         raise ValueError("its truth is no run-length code")
+    if row["content"] is not None and not CONTENT.fullmatch(row["content"]):
+        raise ValueError(f"its content {row['content'][:40]!r} is no digest")
 
 
 def description(code: str) -> str:
@@ -164,6 +188,8 @@ def _counts(row: dict[str, Any], cell: Mapping[str, Any]) -> None:
         raise ValueError(f"its coverage is {row['coverage']}")
     if not RUN_LENGTHS.fullmatch(row["mask"]):
         raise ValueError("its mask is no run-length code")
+    if not row["cluster"] or min(row["frames"], row["views"]) < 1:
+        raise ValueError(f"its medium is {row['cluster']!r} of {row['frames']} frames and {row['views']} views")
     if row["protocol"] == "each" and row["place"] >= row["of"]:
         raise ValueError(f"it is number {row['place']} of {row['of']}")
     if not 0 <= (row["rounding_tokens"] or 0) <= row["tokens_final"] or abs(row["rounding_iou"] or 0) > 1:
@@ -173,6 +199,8 @@ def _counts(row: dict[str, Any], cell: Mapping[str, Any]) -> None:
         kept = int.from_bytes(base64.b64decode(row["kept"], validate=True), "big").bit_count()
     except binascii.Error as error:
         raise ValueError(f"its kept tokens are no bitmap ({error})") from None
+    if row["tokens_llm"] is not None and row["tokens_llm"] < mean:
+        raise ValueError(f"its language model saw {row['tokens_llm']} tokens, {mean} visual ones among them")
     if not 0 <= kept <= final or mean < final or (cell.get("stage") == "tower" and mean != final):
         raise ValueError(f"it kept {kept} patches as {final} tokens, {mean} on average")
     if cell.get("budget_kind") == "final" and final != budget:

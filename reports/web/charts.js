@@ -121,9 +121,10 @@ function splitChart(table) {
   return place;
 }
 
-function front(points) {
+function front(points, higher) {
   const found = [];
-  for (const point of [...points].sort((a, b) => a[0] - b[0] || b[1] - a[1])) if (!found.length || point[1] > found.at(-1)[1]) found.push(point);
+  const sign = higher ? 1 : -1;
+  for (const point of [...points].sort((a, b) => a[0] - b[0] || sign * (b[1] - a[1]))) if (!found.length || sign * (point[1] - found.at(-1)[1]) > 0) found.push(point);
   return found;
 }
 
@@ -134,7 +135,7 @@ function costChart(table, price, label) {
   const most = Math.max(...lines.map((line) => line[price])) * 1.06, least = Math.min(...lines.map((line) => line[price])) * 0.92;
   const x = scale(least, most, PAD.left, WIDE - PAD.right);
   for (const tick of steps(most, 6).filter((tick) => tick >= least)) svg.append(make("text", { x: x(tick), y: HIGH - PAD.bottom + 17, "text-anchor": "middle" }, String(Math.round(tick * 1000) / 1000)));
-  const path = front(lines.filter((line) => !line.truth).map((line) => [line[price], line.average[0]]));
+  const path = front(lines.filter((line) => !line.truth).map((line) => [line[price], line.average[0]]), table.metric.higher);
   svg.append(make("path", { class: "bound", d: path.map(([a, b], at) => `${at ? "L" : "M"}${x(a)} ${y(b)}`).join("") }));
   const groups = {}, marks = [];
   for (const line of lines) {

@@ -71,9 +71,8 @@ function openNumber(table, line, column) {
   const printed = column !== null && line.published ? line.published[column] : null;
   const rows = [
     ["images / expressions", `${whole(sum("images"))} / ${whole(sum("expressions"))}`],
-    ["pixels", `${whole(sum("intersection"))} in intersections of ${whole(sum("union"))} in unions`],
-    ["gIoU", column === null ? null : number(counts[0].giou)],
-    ...(column === null ? [] : [0.5, 0.6, 0.7, 0.8, 0.9].map((at) => [`IoU of at least ${at}`, `${number(counts[0][`p@${at}`])} % of expressions`])),
+    ["pixels", counts[0].union === undefined ? null : `${whole(sum("intersection"))} in intersections of ${whole(sum("union"))} in unions`],
+    ...(column === null ? [] : table.details.map((one) => [one.label, `${number(counts[0][one.key])}${one.unit}`])),
     ["per seed", line.seeds.length > 1 && column === null ? line.seeds.map((seed) => number(seed)).join(", ") : null],
     ["visual tokens", `${line.tokens} in the last layer, ${line.layers} on average over the layers`],
     ["published", printed ? `${number(printed[1])} (ours ${signed(printed[0] - printed[1])})` : null],
@@ -85,8 +84,8 @@ function openNumber(table, line, column) {
     ["cells", counts.flatMap((one) => one.cells).join(", ")],
   ];
   const where = column === null ? "Avg. over all columns" : table.columns[column];
-  openRecord(lineName(line), `${where}, cIoU in percent`, [number(score && score[0]), score ? `95 %: ${between(score)}` : ""], [
-    ["Rests on", rows], ["Differences in points of cIoU", comparisons(line, column)], ["Costs", Object.entries(line.costs)], ["Comes from", origin],
+  openRecord(lineName(line), `${where}, ${table.metric.title} in ${table.metric.unit}`, [number(score && score[0]), score ? `95 %: ${between(score)}` : ""], [
+    ["Rests on", rows], [`Differences in ${table.metric.points} of ${table.metric.title}`, comparisons(line, column)], ["Costs", Object.entries(line.costs)], ["Comes from", origin],
   ]);
 }
 

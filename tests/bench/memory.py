@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from harness import data
-from harness.store import records
+from harness.store import run_folder
 from tests.refer_tree import ref, write_tree
 
 
@@ -63,7 +63,7 @@ def peak(count: int) -> tuple[int, float]:
         ]
         start = time.perf_counter()
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
-        return records.peak_memory(f"{place}/run"), time.perf_counter() - start
+        return run_folder.peak_memory(f"{place}/run"), time.perf_counter() - start
 
 
 def main() -> None:

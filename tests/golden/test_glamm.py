@@ -268,13 +268,16 @@ def test_metric(golden_glamm_dir: Path, arrays: Arrays) -> None:
         ]
         for k in range(sum(key.startswith("gt_") for key in given))
     ]
-    each = [
-        (metrics.giou(*zip(*rows, strict=True)), metrics.ciou(*zip(*rows, strict=True))) for rows in pairs
-    ]
+
+    def value(name: str, rows: list[tuple[int, int]]) -> float:
+        inner, outer = zip(*rows, strict=True)
+        return metrics.get(name).value({"intersection": inner, "union": outer})
+
+    each = [(value("giou", rows), value("ciou", rows)) for rows in pairs]
     arrays.close(np.array(each), given["per_image_giou_ciou"], 1e-6, "per image")
-    inner, outer = zip(*(row for rows in pairs for row in rows), strict=True)
-    arrays.close(np.asarray(metrics.giou(inner, outer)), given["giou"], 1e-6, "giou")
-    arrays.close(np.asarray(metrics.ciou(inner, outer)), given["ciou"], 1e-6, "ciou")
+    whole = [row for rows in pairs for row in rows]
+    arrays.close(np.asarray(value("giou", whole)), given["giou"], 1e-6, "giou")
+    arrays.close(np.asarray(value("ciou", whole)), given["ciou"], 1e-6, "ciou")
 
 
 def test_tree(golden_glamm_dir: Path, arrays: Arrays) -> None:

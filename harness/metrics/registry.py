@@ -1,0 +1,110 @@
+"""Which metrics there are, and what all of them count of an answer."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection
+from typing import Any, get_args
+
+from harness.metrics.base import Masks, Medium, Metric, Truths
+from harness.metrics.overlap import THRESHOLDS, CumulativeIoU, GeneralIoU, Overlap, Precision
+from harness.registry import Registry
+from pruners.base import UserError
+from pruners.registry import source_of
+
+ENTRY_POINTS = "groundprune.metrics"
+COLUMN = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def _wrong(metric: Metric) -> str | None:
+    """What is wrong with what a metric says of itself."""
+    for fact in ("title", "meaning", "weighs", "unit"):
+        if not isinstance(getattr(metric, fact, None), str) or not getattr(metric, fact).strip():
+            return f"has no {fact}; add {fact} = '...' to its class"
+    if re.search(r"[\s,:|]", metric.name):
+        return "cannot be named so: a name holds no space and none of , : |"
+    if metric.medium not in get_args(Medium):
+        return f"has the medium {metric.medium!r}; a medium is {' or '.join(get_args(Medium))}"
+    columns = getattr(metric, "columns", None)
+    if not isinstance(columns, tuple) or not columns or len(set(columns)) < len(columns):
+        return "names no columns; write columns = ('hits', 'of'), what measure returns of every expression"
+    if odd := [name for name in columns if not isinstance(name, str) or not COLUMN.fullmatch(name)]:
+        return f"has the column {odd[0]!r}; a column's name is small letters, digits and _"
+    for other in metrics.known.values():
+        common = sorted(set(columns) & set(other.columns))
+        if common and other.name != metric.name and type(other).measure is not type(metric).measure:
+            return (
+                f"fills the column {common[0]!r} as {other.name} at {source_of(type(other))} does, and measures it otherwise; "
+                "name its columns after the metric"
+            )
+    if not issubclass(type(metric), Overlap) and (taken := sorted(set(columns) & _fields())):
+        return f"fills the column {taken[0]!r}, which records have already; name its columns after the metric"
+    return None
+
+
+def _fields() -> set[str]:
+    """What records say without any metric."""
+    from harness.store.rows import STATUS
+
+    return {field for fields in STATUS.values() for field in fields} | {"cell", "sample", "place", "of"}
+
+
+metrics: Registry[Metric] = Registry("metric", Metric, "harness.metrics", ENTRY_POINTS, _wrong)
+register, get, names = metrics.register, metrics.get, metrics.names
+register(CumulativeIoU)
+register(GeneralIoU)
+for _threshold in THRESHOLDS:
+    metrics.add(Precision(_threshold))
+
+
+def of_medium(medium: Medium) -> list[Metric]:
+    """The metrics of a medium, in the order of `names`."""
+    return [metric for metric in metrics.all() if metric.medium == medium]
+
+
+def made_of(columns: Collection[Any]) -> list[Metric]:
+    """The metrics that are made of these columns alone, in the order of `names`."""
+    return [metric for metric in metrics.all() if all(name in columns for name in metric.columns)]
+
+
+def measure(predictions: Masks, truths: Truths, medium: Medium = "image") -> list[dict[str, Any]]:
+    """What all metrics of a medium count of some expressions, column by column, each counted once.
+
+    Args:
+        predictions, truths: (M, T, H, W), as `Metric.measure` takes them.
+
+    Raises:
+        UserError: a metric returned something else than its columns of every expression.
+    """
+    found: list[dict[str, Any]] = [{} for _ in predictions]
+    done: set[Any] = set()
+    for metric in of_medium(medium):
+        if type(metric).measure in done:
+            continue
+        done.add(type(metric).measure)
+        try:
+            rows = metric.measure(predictions, truths)
+        except Exception as error:
+            raise UserError(
+                f"The metric {metric.name!r} at {source_of(type(metric))} cannot measure an answer ({error!r}); mend it."
+            ) from error
+        if wrong := _wrong_measure(metric, rows, len(found)):
+            raise UserError(f"The metric {metric.name!r} at {source_of(type(metric))} {wrong}; mend it.")
+        for kept, row in zip(found, rows, strict=True):
+            kept |= row
+    return found
+
+
+def _wrong_measure(metric: Metric, rows: Any, count: int) -> str | None:
+    if not isinstance(rows, list) or len(rows) != count:
+        told = f"{len(rows)} of them" if isinstance(rows, list) else f"a {type(rows).__name__}"
+        return f"returned {told}, not a list of one dict for each of {count} expressions"
+    for row in rows:
+        if not isinstance(row, dict) or set(row) != set(metric.columns):
+            told = ", ".join(map(str, row)) if isinstance(row, dict) else f"a {type(row).__name__}"
+            return f"returned {told} of an expression, not {', '.join(metric.columns)}"
+        for name, value in row.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                return f"returned {value!r} as {name}, which is no finite int or float"
+    return None
