@@ -123,17 +123,19 @@ def gather(folders: Sequence[str | Path]) -> Runs:
 
 def _one_cluster_per_medium(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows of before schema 4, whose cluster is the number of their image, take that of a later row about the
-    same sample, or about another sample with that number; so rows of two versions are drawn together."""
+    same sample, or else the one that others with that number have; so rows of two versions are drawn
+    together."""
     number = records.images(frame["sample"])
     older = frame["cluster"] == number
     if not older.any() or older.all():
         return frame
     of_sample = frame[~older].drop_duplicates("sample").set_index("sample")["cluster"]
-    own = frame["sample"].map(of_sample)
-    pairs = pd.DataFrame({"number": number, "cluster": own}).dropna().drop_duplicates()
-    alone = pairs.drop_duplicates("number", keep=False).set_index("number")["cluster"]
-    known = own.fillna(number.map(alone))
-    return frame.assign(cluster=frame["cluster"].where(~older, known.fillna(frame["cluster"])))
+    known = frame["sample"].map(of_sample)
+    pairs = pd.DataFrame({"number": number, "cluster": known})
+    for some in (pairs[older], pairs):  # what older rows were drawn together with comes first
+        one = some.dropna().drop_duplicates().drop_duplicates("number", keep=False)
+        known = known.where(known.notna(), number.map(one.set_index("number")["cluster"]))
+    return frame.assign(cluster=known.where(older & known.notna(), frame["cluster"]))
 
 
 def _measured_in_part(frame: pd.DataFrame) -> list[str]:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Collection
 from typing import Any, get_args
 
+import numpy as np
+
 from harness.metrics.base import Masks, Medium, Metric, Truths
 from harness.metrics.overlap import THRESHOLDS, CumulativeIoU, GeneralIoU, Overlap, Precision
 from harness.registry import Registry
@@ -92,7 +94,7 @@ def measure(predictions: Masks, truths: Truths, medium: Medium = "image") -> lis
         if wrong := _wrong_measure(metric, rows, len(found)):
             raise UserError(f"The metric {metric.name!r} at {source_of(type(metric))} {wrong}; mend it.")
         for kept, row in zip(found, rows, strict=True):
-            kept |= row
+            kept |= {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
     return found
 
 
@@ -105,6 +107,7 @@ def _wrong_measure(metric: Metric, rows: Any, count: int) -> str | None:
             told = ", ".join(map(str, row)) if isinstance(row, dict) else f"a {type(row).__name__}"
             return f"returned {told} of an expression, not {', '.join(metric.columns)}"
         for name, value in row.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+            if not number or not math.isfinite(value):
                 return f"returned {value!r} as {name}, which is no finite int or float"
     return None
