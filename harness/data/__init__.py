@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.data.refer import FOLDER, load_refer, names, split_name, splits
 from harness.data.refshapes.writer import SPLITS as REFSHAPES
 from harness.data.refshapes.writer import prepare
-from harness.data.sample import Annotation, DataError, Expression, Sample, fingerprint
+from harness.data.sample import Annotation, DataError, Expression, Sample, content, fingerprint
 from pruners.base import nearest
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "DataError",
     "Expression",
     "Sample",
+    "content",
     "fingerprint",
     "load",
     "load_refer",

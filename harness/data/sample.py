@@ -205,13 +205,24 @@ def fingerprint(samples: Iterable[Sample]) -> str:
     """
     digest = hashlib.sha256()
     for sample in samples:
-        said = [[e.id, e.text, e.ref_id] for e in sample.expressions]
-        meant = [[[a.id, a.segmentation] for a in target] for target in sample.targets]
-        head = [sample.id, sample.path.name, sample.height, sample.width, said, meant]
-        digest.update(json.dumps(head, sort_keys=True).encode())
-        try:
-            with sample.path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError:
-            digest.update(b"missing")
+        _digest(sample, digest)
     return digest.hexdigest()[:16]
+
+
+def content(sample: Sample) -> str:
+    """Identity of one sample: 16 hex digits over its expressions, their targets and its image's bytes."""
+    digest = hashlib.sha256()
+    _digest(sample, digest)
+    return digest.hexdigest()[:16]
+
+
+def _digest(sample: Sample, digest: hashlib._Hash) -> None:
+    said = [[e.id, e.text, e.ref_id] for e in sample.expressions]
+    meant = [[[a.id, a.segmentation] for a in target] for target in sample.targets]
+    head = [sample.id, sample.path.name, sample.height, sample.width, said, meant]
+    digest.update(json.dumps(head, sort_keys=True).encode())
+    try:
+        with sample.path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    except OSError:
+        digest.update(b"missing")

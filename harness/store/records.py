@@ -24,6 +24,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
+from harness.store import sweeps
 from harness.store.journal import Journal, Reader, digest, read_whole, write_atomically
 from harness.store.rows import (
     ASKED,
@@ -48,8 +49,9 @@ from pruners.base import UserError
 
 __all__ = ["NO_CELL", "NO_EXPRESSION", "kept_tokens", "key", "pack_tokens"]
 
-SCHEMA = 3
-SCHEMAS = (2, 3)  # 2: journals without checksums, cells without the digests of their code
+SCHEMA = 4
+# 2: journals without checksums, cells without the digests of their code; 3: one sweep, no digests of samples
+SCHEMAS = (2, 3, 4)
 FOLDER, RUN, DONE = "records", "run.json", "done.json"
 LOOSE = ("provenance", "continued")  # of run.json: told, but no number hangs on it
 ROWS_AT_ONCE = 20_000
@@ -58,6 +60,7 @@ COLUMNS = (*ASKED, *OF_CELL, *COUNTED, *ROUNDED, *SHOWN, "sample", "cell", "text
 FROM_RUN = (
     *("fingerprint", "dtype", "attn", "device", "data", "source", "evaluation", "parameters"),
     *("stage", "budget_kind", "kind", "needs", "stochastic", "grid"),
+    *("positions", "answers", "budget_asked"),
 )
 ORDER = ["dataset", "split", "pruner", "budget", "seed", "sample", "expression"]
 CUT_OFF = "questions are longer than the text tower takes; pruners that read text see their beginning, as officially"
@@ -192,22 +195,26 @@ def _agree(one: tuple[str, dict[str, Any]], other: tuple[str, dict[str, Any]]) -
 
 
 def incomplete(
-    rows: Iterable[dict[str, Any]], wanted: Iterable[tuple[str, str]], described: str = NO_CELL
+    rows: Iterable[dict[str, Any]], wanted: Iterable[tuple[str, str]], described: Mapping[str, str]
 ) -> set[str]:
     """Samples that lack rows: a (cell, sample) pair of `wanted`, the sample's description, or one of a pair's
-    several rows."""
+    several rows.
+
+    Args:
+        described: per cell what stands for it in the rows that describe its samples.
+    """
     seen: Counter[tuple[str, str]] = Counter()
     of: dict[tuple[str, str], int] = {}
-    scored: set[str] = set()
+    scored: set[tuple[str, str]] = set()
     for row in rows:
         pair = row["cell"], row["sample"]
         seen[pair] += 1
         of[pair] = row["of"]
         if row["status"] == "ok":
-            scored.add(row["sample"])
+            scored.add((described.get(row["cell"], NO_CELL), row["sample"]))
     lost = {pair[1] for pair in wanted if pair not in of}
     lost |= {pair[1] for pair, count in of.items() if seen[pair] < count}
-    return lost | {sample for sample in scored if (described, sample) not in of}
+    return lost | {pair[1] for pair in scored if pair not in of}
 
 
 def compact(place: Path, rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -290,10 +297,14 @@ def run_info(path: str | Path) -> dict[str, Any]:
     editions = content.get("editions", [])
     sound = sound and isinstance(editions, list) and all(_is_edition(one, cells) for one in editions)
     sound = sound and (not editions or content.get("edition") in range(len(editions))) and _are_told(content)
-    if not sound or not all(isinstance(content.get(name, {}), dict) for name in ("provenance", "asked")):
+    sound = sound and sweeps.are_sweeps(content)
+    if not sound or not all(isinstance(content.get(name, {}), dict) for name in ("provenance", "asked", "plan")):
         raise UserError(f"{str(file)!r} is damaged (its cells are no cells); {mend}.")
     if content and schema == 2:
         content["cells"] = {number: _of_schema_2(cell) for number, cell in cells.items()}
+    if content and "plan" not in content:  # before schema 4
+        told = content.get("asked", {})
+        content |= {"plan": told, "cut_off": told.get("cut_off", 0)}
     return content
 
 
@@ -376,7 +387,7 @@ def done_info(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{str(Path(path) / DONE)!r} has schema {schema!r}, this version reads {SCHEMA}; use that version."
         )
-    if schema != SCHEMA:
+    if schema == 2:
         return {}
     tables = content.get("splits")
     if (
@@ -387,12 +398,18 @@ def done_info(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{str(Path(path) / DONE)!r} is damaged (it names no tables); delete it, and the same command closes the run again."
         )
-    return content if content.get("cells") == cells_digest(cells_of(run_info(path))) else {}
+    return content if content.get("cells") == held_digest(run_info(path)) else {}
 
 
-def cells_digest(cells: Iterable[str]) -> str:
-    """Digest of a set of cells."""
-    return digest({"cells": sorted(cells)})
+def held_digest(info: Mapping[str, Any]) -> str:
+    """Digest of what a complete run holds: its cells, and on how many samples each is wanted."""
+    cells = cells_of(info)
+    return cells_digest(cells, sweeps.wanted(info, cells))
+
+
+def cells_digest(cells: Iterable[str], images: Mapping[str, int] | None = None) -> str:
+    """Digest of a set of cells; `images` on how many samples each is wanted, where the run says that."""
+    return digest({"cells": sorted(cells)} | ({"images": dict(images)} if images else {}))
 
 
 def finished(path: str | Path) -> bool:
@@ -448,7 +465,7 @@ def _frame(folder: Path, status: str) -> pd.DataFrame:
         rows = [
             row
             for row in Journals(place, info["cells"]).rows()
-            if row["status"] == status and _shown(row, shown)
+            if row["status"] == status and is_shown(row, shown)
         ]
         if facts is not None and len(rows) != facts["rows"]:
             raise UserError(
@@ -460,7 +477,7 @@ def _frame(folder: Path, status: str) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def _shown(row: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> bool:
+def is_shown(row: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> bool:
     """Whether a row is of these cells, or describes a sample of theirs."""
     if not is_description(row["cell"]):
         return row["cell"] in cells
@@ -486,7 +503,8 @@ def load(path: str | Path) -> pd.DataFrame:
     """
     folder = Path(path)
     frame = _frame(folder, "ok")
-    cells = cells_of(run_info(folder))
+    info = run_info(folder)
+    cells = cells_of(info)
     if frame.empty:
         return pd.DataFrame(columns=[*COLUMNS, *FROM_RUN])
     said = samples(folder).set_index(["sample", "expression"])["text"]
@@ -496,6 +514,9 @@ def load(path: str | Path) -> pd.DataFrame:
         frame[name] = frame[name].astype(float)
     for name in FROM_RUN:
         frame[name] = frame["cell"].map({cell: _fact(entry, name) for cell, entry in cells.items()})
+    if info.get("samples"):
+        prints = {name: digest({"samples": known}) for name, known in info["samples"].items()}
+        frame["data"] = (frame["dataset"] + ":" + frame["split"]).map(prints)
     return frame[[*COLUMNS, *FROM_RUN]].sort_values(ORDER, kind="stable", ignore_index=True)
 
 
@@ -522,9 +543,11 @@ def samples(path: str | Path) -> pd.DataFrame:
     frame = _frame(Path(path), "sample")
     if frame.empty:
         return pd.DataFrame(columns=["sample", *OF_SAMPLE])
-    return frame[["sample", *OF_SAMPLE]].sort_values(
+    frame = frame.reindex(columns=["sample", *OF_SAMPLE]).sort_values(
         ["dataset", "split", "sample", "expression"], kind="stable", ignore_index=True
     )
+    # cells of several codes each have their own descriptions
+    return frame[~frame.duplicated(["sample", "expression"])].reset_index(drop=True)
 
 
 def images(samples: pd.Series[str]) -> pd.Series[str]:
@@ -568,7 +591,7 @@ def rebuild(path: str | Path) -> bool:
     if not closed:
         return False
     shown = cells_of(info)
-    if closed.get("cells") != cells_digest(shown):
+    if closed.get("cells") != held_digest(info):
         return False
     whole = True
     for dataset, split in splits_of(shown):
@@ -578,7 +601,7 @@ def rebuild(path: str | Path) -> bool:
             continue
 
         def rows(place: Path = place) -> Iterator[dict[str, Any]]:
-            return (row for row in Journals(place, info["cells"]).rows() if _shown(row, shown))
+            return (row for row in Journals(place, info["cells"]).rows() if is_shown(row, shown))
 
         counts = Counter(f"{row['status']}.parquet" for row in rows())
         if all(counts[table] == facts["rows"] for table, facts in tables.items()):

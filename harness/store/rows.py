@@ -24,6 +24,7 @@ OF_SAMPLE = ASKED | {
     "width": "int64",
     "truth": "string",
     "image": "string",
+    "content": "string",
 }
 # `code`: empty, or what computed the row where that is not its cell's own code (--keep-code)
 OF_CELL = {
@@ -49,13 +50,14 @@ STATUS = {
     "sample": OF_SAMPLE,
     "ok": ASKED | OF_CELL | COUNTED | ROUNDED | SHOWN,
 }
-# absent in journals of schema 2
+# absent in journals of schema 2; the digest of a sample's content, in those of schema 3
 OPTIONAL: dict[str, dict[str, Any]] = {
     "ok": {"code": "", "rounding_tokens": None, "rounding_iou": None},
     "failed": {"code": ""},
-    "sample": {},
+    "sample": {"content": None},
 }
 NULLABLE = ("coverage", *ROUNDED)
+MAY_LACK = (*NULLABLE, "content")
 LARGEST = 2**63
 RUN_LENGTHS = re.compile(r"[0-o]*")  # the letters of COCO's compressed run lengths
 PICTURE = re.compile(r"images/[^/\\\x00]+\.jpg")
@@ -96,7 +98,7 @@ def validate(row: dict[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> dic
     for name, kind in (KEYS | STATUS[status]).items():
         if name not in row:
             raise ValueError(f"it has no {name}")
-        if not _is(row[name], kind) and not (name in NULLABLE and row[name] is None):
+        if not _is(row[name], kind) and not (name in MAY_LACK and row[name] is None):
             raise ValueError(f"its {name} is {str(row[name])[:40]!r}")
     if not row["sample"].startswith(f"{row['dataset']}:{row['split']}:"):
         raise ValueError(f"its sample {row['sample']!r} is not of {row['dataset']}:{row['split']}")
