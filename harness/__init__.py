@@ -7,13 +7,8 @@ package imports nothing heavy.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from harness.commands.sweep import Result, evaluate
-    from harness.plan import Plan
-
-__all__ = ["Plan", "Result", "evaluate"]
 _PLACES = {"Plan": "harness.plan", "Result": "harness.commands.sweep", "evaluate": "harness.commands.sweep"}
 
 

@@ -192,14 +192,23 @@ def _normal(name: str, value: Any) -> Any:
             raise _wrong(f"{option(name)} {value} is {'negative' if value < 0 else 'too small'}; give {what}")
         return value
     if name in LISTS:
-        from pruners.registry import _split as split
-
         parts = [value] if isinstance(value, str | Path) else _sequence(name, value)
-        texts = [one for part in parts for one in ([str(part)] if name == "plugins" else split(_text(name, part)))]
+        texts = [one for part in parts for one in _split(name, _text(name, part))]
         return tuple(dict.fromkeys(texts))
     if name == "datasets" and not isinstance(value, str):  # texts, or pairs of a data set and a split
         return ",".join(one if isinstance(one, str) else ":".join(one) for one in _sequence(name, value))
     return _text(name, value)
+
+
+def _split(name: str, text: str) -> list[str]:
+    """The parts of a text between its commas."""
+    if name == "plugins":
+        return [text]
+    if name == "budgets":
+        return [part.strip() for part in text.split(",") if part.strip()]
+    from pruners.registry import _split as outside_brackets
+
+    return outside_brackets(text)
 
 
 def _sequence(name: str, value: Any) -> Sequence[Any]:
@@ -241,7 +250,9 @@ def parsed(backbone: str) -> tuple[str, dict[str, Any]]:
     name, bracket, rest = backbone.partition("(")
     known = backbones.names()
     if (name := name.strip()) not in known:
-        raise _wrong(f"There is no backbone {name!r}; there are {', '.join(known)}.{nearest(name, known)}", "")
+        raise _wrong(
+            f"There is no backbone {name!r}; there are {', '.join(known)}.{nearest(name, known)}", ""
+        )
     return name, given(name, backbone, rest) if bracket else {}
 
 
@@ -267,7 +278,9 @@ def with_settings(texts: Iterable[str], **settings: Any) -> tuple[str, ...]:
         found.append(text)
     if not used:
         named = ", ".join(option(name) for name in given)
-        raise _wrong(f"{named} belongs to the backbone glamm, and --backbones names {', '.join(found)}; add glamm")
+        raise _wrong(
+            f"{named} belongs to the backbone glamm, and --backbones names {', '.join(found)}; add glamm"
+        )
     return tuple(found)
 
 
@@ -280,16 +293,20 @@ def read(path: Path) -> list[Plan]:
     Raises:
         UserError: there is none, it is damaged, or an earlier version wrote it.
     """
-    from harness.store.records import LOOSE, RUN
     from harness.store.journal import read_whole
+    from harness.store.records import LOOSE, RUN
     from harness.store.sweeps import plans_of
 
     file = path / RUN if path.is_dir() else path
     content = read_whole(file, "restore it from a copy", LOOSE)
     if not content:
-        raise _wrong(f"There is no {str(file)!r}; give --from the {RUN} of a run, e.g. results/runs/<id>/{RUN}")
+        raise _wrong(
+            f"There is no {str(file)!r}; give --from the {RUN} of a run, e.g. results/runs/<id>/{RUN}"
+        )
     if "cells" not in content:
         return [Plan.from_json(content)]
     if "sweeps" not in content:
-        raise _wrong(f"{str(file)!r} was made by an earlier version, which wrote no plan down; give its options again")
+        raise _wrong(
+            f"{str(file)!r} was made by an earlier version, which wrote no plan down; give its options again"
+        )
     return [Plan.from_json(plan) for plan in plans_of(content)]

@@ -39,9 +39,13 @@ Protocol = Annotated[
 ]
 Limit = Annotated[
     int | None,
-    typer.Option("--limit", help="images per split, 0 = all; a sweep on glamm-mini has 12 by default, else 0"),
+    typer.Option(
+        "--limit", help="images per split, 0 = all; a sweep on glamm-mini has 12 by default, else 0"
+    ),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="source of all draws; what does not draw does not depend on it")]
+Seed = Annotated[
+    int, typer.Option("--seed", help="source of all draws; what does not draw does not depend on it")
+]
 Seeds = Annotated[int, typer.Option("--seeds", help="how many seeds a pruner that draws runs with")]
 Costs = Annotated[
     str | None,
@@ -78,12 +82,15 @@ BatchSize = Annotated[
     int, typer.Option("--batch-size", help="rows per forward pass; results do not depend on it")
 ]
 Checkpoint = Annotated[
-    Path | None, typer.Option("--checkpoint", help="official GLaMM checkpoint folder: glamm(checkpoint='DIR')")
+    Path | None,
+    typer.Option("--checkpoint", help="official GLaMM checkpoint folder: glamm(checkpoint='DIR')"),
 ]
 Clip = Annotated[str | None, typer.Option("--clip", help="CLIP folder or hub name: glamm(clip='DIR')")]
 SamDims = Annotated[
     Path | None,
-    typer.Option("--sam-dims", help="json with the grounding encoder's numbers, if not ViT-H: glamm(sam_dims='FILE')"),
+    typer.Option(
+        "--sam-dims", help="json with the grounding encoder's numbers, if not ViT-H: glamm(sam_dims='FILE')"
+    ),
 ]
 # how a run is done
 Workers = Annotated[
@@ -92,9 +99,7 @@ Workers = Annotated[
 ]
 Share = Annotated[
     bool,
-    typer.Option(
-        "--share/--no-share", help="compute once what cells have in common; --no-share to compare"
-    ),
+    typer.Option("--share/--no-share", help="compute once what cells have in common; --no-share to compare"),
 ]
 MaxFailures = Annotated[
     float, typer.Option("--max-failures", help="share of the samples that may fail before the run stops")
@@ -106,9 +111,7 @@ KeepCode = Annotated[
 TensorParallel = Annotated[
     int, typer.Option("--tensor-parallel", help="processes that share one language model, under a launcher")
 ]
-LocalRank = Annotated[
-    int | None, typer.Option("--local_rank", hidden=True)
-]  # what deepspeed's launcher adds
+LocalRank = Annotated[int | None, typer.Option("--local_rank", hidden=True)]  # what deepspeed's launcher adds
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 # where results go, and what a command looks at
 Out = Annotated[

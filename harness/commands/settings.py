@@ -28,7 +28,9 @@ def _values(context: typer.Context, path: Path) -> dict[str, Any]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"The settings file {str(path)!r} cannot be read ({error.strerror}); give --settings a TOML file.") from error
+        raise UserError(
+            f"The settings file {str(path)!r} cannot be read ({error.strerror}); give --settings a TOML file."
+        ) from error
     except ValueError as error:  # TOMLDecodeError and text that is no UTF-8
         raise UserError(f"The settings file {str(path)!r} is no TOML ({error}).") from error
     options = {}

@@ -50,13 +50,14 @@ if TYPE_CHECKING:
     from harness.engine.runner import Way
 
 ASKED = {"plugin": "plugins"}  # options that have another name in a plan
+PRUNERS, BUDGETS, BACKBONES = map(",".join, (Plan.pruners, Plan.budgets, Plan.backbones))
 
 
 def sweep(
     context: typer.Context,
-    pruners: Pruners = ",".join(Plan.pruners),
-    budgets: Budgets = ",".join(Plan.budgets),
-    backbones: Backbones = ",".join(Plan.backbones),
+    pruners: Pruners = PRUNERS,
+    budgets: Budgets = BUDGETS,
+    backbones: Backbones = BACKBONES,
     datasets: Datasets = Plan.datasets,
     protocol: Protocol = Plan.protocol,
     limit: Limit = Plan.limit,
@@ -197,7 +198,9 @@ def _runs(
 
         raise UserError(f"--backbones is empty; there are {', '.join(backbones.names())}.")
     if len(set(names)) < len(names) and out is not None:
-        raise UserError("--out has a folder per backbone, and two of --backbones have one name; give one at a time.")
+        raise UserError(
+            "--out has a folder per backbone, and two of --backbones have one name; give one at a time."
+        )
     place = here(tensor_parallel)
     if workers is None:
         workers = 2 if plans[0].device.startswith("cuda") else 0
@@ -237,7 +240,9 @@ def _tell(done: _Done) -> None:
 
     if not done.written:
         return
-    memory = f", made within {peak_memory(done.folder) / 2**20:.0f} MiB of memory" if finished(done.folder) else ""
+    memory = (
+        f", made within {peak_memory(done.folder) / 2**20:.0f} MiB of memory" if finished(done.folder) else ""
+    )
     print(done.written[0].read_text(encoding="utf-8"))
     print(f"records: {done.folder} (run.json, records/){memory}")
     print("report: " + "\n        ".join(map(str, done.written)))

@@ -24,7 +24,9 @@ def check(text: str) -> str:
     if not PERCENT.fullmatch(text) and not FRACTION.fullmatch(text):
         raise UserError(f"--budgets takes whole numbers and shares, not {text[:100]!r}; {EXAMPLES}.")
     if not 0 < _share(text) <= 1:
-        raise UserError(f"--budgets {text} is no share of the visual tokens; give more than 0 % and up to 100 %.")
+        raise UserError(
+            f"--budgets {text} is no share of the visual tokens; give more than 0 % and up to 100 %."
+        )
     return text
 
 
@@ -47,7 +49,9 @@ def tokens(budget: int | str, patches: int) -> int:
         return int(budget)
     count = math.floor(_share(budget) * patches + Fraction(1, 2))
     if count < 1:
-        raise UserError(f"--budgets {budget} of this backbone's {patches} visual tokens is less than one; give more.")
+        raise UserError(
+            f"--budgets {budget} of this backbone's {patches} visual tokens is less than one; give more."
+        )
     return count
 
 

@@ -76,7 +76,13 @@ class Crew:
     def __init__(
         self, backbone: Backbone, splits: Sequence[Split], folder: Path, way: Way, opened: Opened
     ) -> None:
-        self.backbone, self.splits, self.folder, self.way, self.info = backbone, splits, folder, way, opened.info
+        self.backbone, self.splits, self.folder, self.way, self.info = (
+            backbone,
+            splits,
+            folder,
+            way,
+            opened.info,
+        )
         places = [split_folder(folder, *split.name) for split in splits]
         for place in places:
             place.mkdir(parents=True, exist_ok=True)
@@ -223,7 +229,7 @@ class Crew:
             image = self._picture(part * IMAGES_AT_ONCE + k, one)
             for code in dict.fromkeys(job.cell.setting.code for job in jobs):
                 for row in described(one, image, code):
-                    yield row | {"content": split.content(one.sample.id)}
+                    yield row | {"content": split.content[one.sample.id]}
         setting = jobs[0].cell.setting
         yield from fill(
             [one for _, one in chosen],
@@ -282,7 +288,9 @@ class Crew:
         """
         images = {job.cell.id: len(split.samples) for split in self.splits for job in split.jobs}
         lost = closing.lost(self.folder, self.info, images)
-        for number, (split, parts, claims) in enumerate(zip(self.splits, self.parts, self.claims, strict=True)):
+        for number, (split, parts, claims) in enumerate(
+            zip(self.splits, self.parts, self.claims, strict=True)
+        ):
             for part, samples in enumerate(parts):
                 if absent := lost.get(split.name, set()) & {sample.id for sample in samples}:
                     if (number, part) in self.filled:

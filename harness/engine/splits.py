@@ -69,9 +69,7 @@ def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
     Raises:
         UserError: a pruner, budget, data set or split is not there, or cannot be.
     """
-    lines = expand(
-        plan.chosen(), plan.budgets, plan.seed, backbone.grid, backbone.num_layers, plan.seeds
-    )
+    lines = expand(plan.chosen(), plan.budgets, plan.seed, backbone.grid, backbone.num_layers, plan.seeds)
     setting = Setting(
         backbone=backbone.name,
         fingerprint=backbone.fingerprint,

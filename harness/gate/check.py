@@ -31,7 +31,17 @@ SUBSET = Plan(budgets=("64", "192"), limit=4)
 RELATIVE = 5e-7
 DRAWS, MORE_DRAWS = 3, 16  # of all pruners, and of those whose choice hangs on rounding
 
-__all__ = ["PAIR", "SUBSET", "Comparison", "accept", "check", "compare", "measure", "plan_of", "read_baseline"]
+__all__ = [
+    "PAIR",
+    "SUBSET",
+    "Comparison",
+    "accept",
+    "check",
+    "compare",
+    "measure",
+    "plan_of",
+    "read_baseline",
+]
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,7 @@ def accept(path: Path, reason: str, plugins: tuple[str, ...] = (), subset: Plan 
     noisy = [measure(plan, shaken(backbone, draw, RELATIVE)).frame for draw in range(DRAWS)]
     worst = rounding(run.frame, noisy, run.patches)
     if unsteady := sorted({name[0] for name, cell in worst.items() if cell["tokens"]}):
-        some = replace(plan, pruners=unsteady)
+        some = replace(plan, pruners=tuple(unsteady))
         noisy += [measure(some, shaken(backbone, draw, RELATIVE)).frame for draw in range(DRAWS, MORE_DRAWS)]
         worst = rounding(run.frame, noisy, run.patches)
     files.write(

@@ -19,12 +19,16 @@ from harness.engine.cells import Job
 from harness.store import code, sweeps
 from harness.store.journal import alone, write_atomically
 from harness.store.provenance import collect, differences
-from harness.store.records import DONE, FOLDER, LOOSE, RUN, SCHEMA, cells_of, done_info, run_info, verify
+from harness.store.records import DONE, FOLDER, LOOSE, RUN, SCHEMA, done_info, run_info, verify
 from pruners.base import UserError
 
 LOCK = "run.lock"
 NAMED = 3  # changed files that a sentence names
-WORDS = {"fingerprint": "weights", "draws": "seed", "attn": "attention"}  # of a setting, where they are not its names
+WORDS = {
+    "fingerprint": "weights",
+    "draws": "seed",
+    "attn": "attention",
+}  # of a setting, where they are not its names
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,9 @@ def open_run(
         if before and info["edition"] == old["edition"] and (info != old or not (folder / DONE).exists()):
             info = _continued(info, facts)
         if _held(info) != _held(old):
-            (folder / DONE).unlink(missing_ok=True)  # first, so that it never speaks of more than its tables hold
+            (folder / DONE).unlink(
+                missing_ok=True
+            )  # first, so that it never speaks of more than its tables hold
         if info != old:
             write_atomically(folder / RUN, info, LOOSE)
         opened = Opened(info, jobs, sweeps.claims_name(info, _sweep(jobs, asked)), said)
@@ -260,7 +266,10 @@ def _edited(old: Mapping[str, Any], info: Mapping[str, Any]) -> Iterator[str]:
 def _grown(old: Mapping[str, Any], info: Mapping[str, Any]) -> Iterator[str]:
     """A sentence about what a run holds more than before, if it does."""
     before, now = (
-        {one["cells"][cell]["asked"]: (images, one["cells"][cell]["pruner"]) for cell, images in _held(one).items()}
+        {
+            one["cells"][cell]["asked"]: (images, one["cells"][cell]["pruner"])
+            for cell, images in _held(one).items()
+        }
         for one in (old, info)
     )
     names = Counter(pruner for asked, (_, pruner) in now.items() if asked not in before)

@@ -298,7 +298,9 @@ def run_info(path: str | Path) -> dict[str, Any]:
     sound = sound and isinstance(editions, list) and all(_is_edition(one, cells) for one in editions)
     sound = sound and (not editions or content.get("edition") in range(len(editions))) and _are_told(content)
     sound = sound and sweeps.are_sweeps(content)
-    if not sound or not all(isinstance(content.get(name, {}), dict) for name in ("provenance", "asked", "plan")):
+    if not sound or not all(
+        isinstance(content.get(name, {}), dict) for name in ("provenance", "asked", "plan")
+    ):
         raise UserError(f"{str(file)!r} is damaged (its cells are no cells); {mend}.")
     if content and schema == 2:
         content["cells"] = {number: _of_schema_2(cell) for number, cell in cells.items()}

@@ -86,11 +86,16 @@ def plans_of(info: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def are_sweeps(info: Mapping[str, Any]) -> bool:
     """Whether what `run.json` says of its sweeps can be: known cells, on no more samples than the run has."""
-    sweeps, samples, cells = (info.get(name, kind) for name, kind in (("sweeps", []), ("samples", {}), ("cells", {})))
+    sweeps, samples, cells = (
+        info.get(name, kind) for name, kind in (("sweeps", []), ("samples", {}), ("cells", {}))
+    )
     if not isinstance(sweeps, list) or not isinstance(samples, dict):
         return False
     pairs = [pair for known in samples.values() for pair in (known if isinstance(known, list) else [None])]
-    if not all(isinstance(pair, list) and len(pair) == 2 and all(isinstance(one, str) for one in pair) for pair in pairs):
+    if not all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(one, str) for one in pair)
+        for pair in pairs
+    ):
         return False
     return all(isinstance(sweep, dict) and _is_sweep(sweep, samples, cells) for sweep in sweeps)
 
@@ -99,6 +104,8 @@ def _is_sweep(sweep: Mapping[str, Any], samples: Mapping[str, Known], cells: Map
     images, own = sweep.get("images"), sweep.get("cells")
     if not isinstance(images, dict) or not isinstance(own, list) or not isinstance(sweep.get("plan"), dict):
         return False
-    if not all(type(count) is int and 0 <= count <= len(samples.get(split, ())) for split, count in images.items()):
+    if not all(
+        type(count) is int and 0 <= count <= len(samples.get(split, ())) for split, count in images.items()
+    ):
         return False
     return all(isinstance(cell, str) and cell in cells and split_key(cells[cell]) in images for cell in own)
