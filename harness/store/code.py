@@ -179,6 +179,7 @@ def _collect(name: str, cls: type | None, found: dict[str, str], known: ModuleTy
             _collect(other.__name__, None, found, other)
 
 
+@cache  # read once, however many classes it has
 def _package(package: ModuleType) -> dict[str, str]:
     """Digest of every file of a package, data included, by its path in it."""
     found = {}
