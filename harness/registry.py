@@ -45,9 +45,7 @@ class Registry(Generic[T]):
                 the name is taken by another class; both places are shown.
         """
         if not (inspect.isclass(cls) and issubclass(cls, self.base)):
-            raise UserError(
-                f"@register takes a subclass of {self.home}.{self.base.__name__}, not {cls!r}."
-            )
+            raise UserError(f"@register takes a subclass of {self.home}.{self.base.__name__}, not {cls!r}.")
         try:
             made = cls()
         except Exception as error:

@@ -259,16 +259,16 @@ def footer(runs: Runs, tables: list[Table]) -> list[str]:
 
 
 def _provenance(run: Run, frame: pd.DataFrame) -> list[str]:
-    facts, asked = run.info.get("provenance", {}), run.info.get("asked", {})
+    facts, plan = run.info.get("provenance", {}), run.info.get("plan", {})
     settings = [
-        f"Protocol {row.protocol}, seed {asked.get('seed')}, {row.dtype}, attention {row.attn}, {row.device}; "
+        f"Protocol {row.protocol}, seed {plan.get('seed')}, {row.dtype}, attention {row.attn}, {row.device}; "
         f"weights {row.fingerprint}; run {run.name}."
         for row in frame.drop_duplicates(SETTING).itertuples()
     ]
     packages = [f"{name} {number}" for name, number in facts.get("packages", {}).items() if number]
     return [
         *settings,
-        *([f"{asked['cut_off']} {CUT_OFF}."] if asked.get("cut_off") else []),
+        *([f"{run.info['cut_off']} {CUT_OFF}."] if run.info.get("cut_off") else []),
         f"Code {str(facts.get('commit'))[:10]}{' with local changes' if facts.get('dirty') else ''}, {', '.join(packages)}.",
         f"Failed samples: {len(run.failed)}"
         + "".join(f"; {name}: {why}" for name, why in list(run.failed.items())[:5])

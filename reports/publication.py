@@ -94,7 +94,7 @@ def notes(table: Table, runs: Runs) -> list[str]:
             f"This run asked with the protocol {table.group.facts['protocol']}, the publication with that of GLaMM."
         )
     limits = {
-        run.info.get("asked", {}).get("limit")
+        run.info.get("plan", {}).get("limit")
         for place, run in enumerate(runs.runs)
         if place in set(table.group.frame["run"])
     }

@@ -116,10 +116,22 @@ class Table:
             heading = (
                 f"Upper bound, all {line.budget} tokens"
                 if line.pruner == BOUND
-                else f"Retain {line.budget} tokens"
+                else f"Retain {self.size(line.budget)} tokens"
             )
             found.setdefault(heading, []).append(line)
         return list(found.items())
+
+    def size(self, budget: int) -> str:
+        """A budget as a count, and in brackets as the share that was asked for, if it was: `190 (33 %)`."""
+        frame = self.group.frame
+        asked = sorted(set(frame["budget_asked"][frame["budget"] == budget].dropna().astype(str)))
+        shares = dict.fromkeys(f"{share:g} %" for text in asked if (share := _percent(text)) is not None)
+        return f"{budget} ({', '.join(shares)})" if shares else str(budget)
+
+
+def _percent(asked: str) -> float | None:
+    """A budget that was asked for as a share, in percent; None if it was a count."""
+    return float(asked[:-1]) if asked.endswith("%") else 100 * float(asked) if "." in asked else None
 
 
 def column_rank(column: Column) -> tuple[int, str, int]:
@@ -146,7 +158,9 @@ def tables(runs: Runs, baseline: str | None = None, metric: str = SCORE) -> list
             "installed or given with --plugin."
         )
     if runs.frame[list(score.columns)].isna().any(axis=None):
-        raise UserError(f"--metric {metric} was not measured in all of these runs; report those alone that did.")
+        raise UserError(
+            f"--metric {metric} was not measured in all of these runs; report those alone that did."
+        )
     parted = groups(runs.frame)
     known = sorted(set(runs.frame["pruner"]))
     if baseline is not None and baseline not in known:
@@ -204,7 +218,9 @@ class _Drawn:
         for together in _sharing(frame, columns):
             rows = frame[pd.MultiIndex.from_frame(frame[COLUMN]).isin(together)]
             sums = (
-                rows.groupby(["cluster", *keys])[["numerator", "denominator"]].sum().unstack(keys, fill_value=0)
+                rows.groupby(["cluster", *keys])[["numerator", "denominator"]]
+                .sum()
+                .unstack(keys, fill_value=0)
             )
             inner, outer = sums["numerator"], sums["denominator"][sums["numerator"].columns]
             seed = zlib.crc32(" ".join(map(" ".join, together)).encode())

@@ -144,7 +144,7 @@ def store(
     facts: dict[str, Any] = {
         "schema": records.SCHEMA,
         "run": "c3d4",
-        "asked": {"seed": 7},
+        "plan": {"seed": 7},
         "cells": cells,
         "editions": [{"time": "2026-01-01T00:00:00+00:00", "cells": list(cells), "files": {}}],
         "edition": 0,

@@ -59,7 +59,7 @@ def loaded(path: Path, text: str) -> type[Pruner]:
 
 
 def go(root: Path, folder: Path, pruners: str = "none,uniform,norm", **way: bool) -> FakeBackbone:
-    plan = Plan(tuple(parse(pruners)), (8,), (("refcoco", "val"),), root=str(root))
+    plan = Plan(tuple(parse(pruners)), (8,), (("refcoco", "val"),), data=str(root))
     backbone = FakeBackbone()
     assert run(plan, backbone, prepare(plan, backbone), folder, Way(**way))  # type: ignore[arg-type]
     return backbone

@@ -14,6 +14,7 @@ from harness import cli
 from harness.gate import baseline as files
 from harness.gate import check as gate
 from harness.gate import comparison
+from harness.plan import Plan
 from pruners import UserError, registry
 from tests.fake_backbone import FakeBackbone, known, write_data
 
@@ -37,20 +38,10 @@ def baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A baseline of a fake backbone with a plugin pruner; `plugin.py` beside it."""
     root = write_data(tmp_path / "data")
     known(monkeypatch)
-    from harness import data
-
-    load, parse = data.load, data.parse_datasets
-    monkeypatch.setattr(data, "load", lambda dataset, split, _: load(dataset, split, root))
-    monkeypatch.setattr(data, "parse_datasets", lambda text: parse(text, root))
     monkeypatch.setattr(registry, "_registry", dict(registry._registry))
     (tmp_path / "plugin.py").write_text(SOUND.replace("SIGN", "1"))
     monkeypatch.setattr(gate, "DRAWS", 1)
-    subset = gate.SUBSET | {
-        "backbone": "fake",
-        "pruners": "none,random,contrast",
-        "budgets": [16],
-        "datasets": "refcoco",
-    }
+    subset = Plan("none,random,contrast", (16,), "refcoco", limit=4, data=str(root), backbones=("fake",))
     gate.accept(tmp_path / "baseline.json", "first numbers", (str(tmp_path / "plugin.py"),), subset)
     return tmp_path / "baseline.json"
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from harness.engine.cells import SEEDS_PER_STOCHASTIC_PRUNER, Cell, Setting, expand
+from harness.engine.cells import SEEDS, Cell, Setting, expand
 from harness.engine.runner import IMAGES_AT_ONCE, Plan, identity, prepare, run
 from harness.store import editions, journal, records
 from harness.store.provenance import collect
@@ -26,7 +26,7 @@ from tests.fake_backbone import LAYERS, SIDE, FakeBackbone, write_data
 PATCHES = SIDE * SIDE
 SOME = "none,fastv,litelvlm,random,oracle,uniform"
 SETTING = Setting("fake", "fa4e", "each", "float32", "sdpa", "cpu")
-CELL = Cell(SETTING, "refcoco", "val", "da7a", "fastv", (("layer", 2),), 8, 0)
+CELL = Cell(SETTING, "refcoco", "val", "fastv", (("layer", 2),), 8, 0)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan_of(root: Path, pruners: str = SOME, **changes: Any) -> Plan:
     pairs = (("refcoco", "val"), ("refcoco", "testA"))
-    return Plan(tuple(parse(pruners)), (8, 24), pairs, root=str(root), **changes)
+    return Plan(tuple(parse(pruners)), (8, 24), pairs, data=str(root), **changes)
 
 
 def start(plan: Plan, folder: Path, **settings: Any) -> FakeBackbone:
@@ -80,20 +80,20 @@ def test_identity_is_stable_and_every_field_is_part_of_it() -> None:
         replace(CELL, setting=replace(SETTING, **{f.name: 9 if f.name == "draws" else "another"}))
         for f in fields(Setting)
     ]
-    assert len({cell.id for cell in [CELL, *changed]}) == 1 + len(changed) == 17
+    assert len({cell.id for cell in [CELL, *changed]}) == 1 + len(changed) == 18
 
 
 def test_identity_does_not_change_between_versions() -> None:
-    assert CELL.id == "b27d1f5ab192d392"
+    assert CELL.id == "befafb76be80f0d7"
 
 
 def test_expansion() -> None:
     lines = expand(parse("none,fastv(layer=3),random"), (8, 24), 5, (SIDE, SIDE), LAYERS)
     assert [(line.name, line.budget, line.seed) for line in lines] == [
-        ("none", PATCHES, 5),
-        ("fastv(layer=3)", 8, 5),
-        ("fastv(layer=3)", 24, 5),
-        *(("random", budget, 5 + k) for budget in (8, 24) for k in range(SEEDS_PER_STOCHASTIC_PRUNER)),
+        ("none", PATCHES, 0),
+        ("fastv(layer=3)", 8, 0),
+        ("fastv(layer=3)", 24, 0),
+        *(("random", budget, 5 + k) for budget in (8, 24) for k in range(SEEDS)),
     ]
     drawn = [line.pruner for line in lines if line.name == "random"]
     assert all(isinstance(pruner, Random) for pruner in drawn)
@@ -135,9 +135,9 @@ def test_identity_of_a_run_follows_the_data(root: Path, tmp_path: Path) -> None:
     assert known != identity(prepare(replace(plan, limit=1), backbone))
     assert known != identity(prepare(replace(plan, seed=1), backbone))
     moved = write_data(tmp_path)
-    assert known == identity(prepare(replace(plan, root=str(moved)), backbone))
+    assert known == identity(prepare(replace(plan, data=str(moved)), backbone))
     next((moved / "Refer_Segm" / "coco_2014" / "train2014").iterdir()).write_bytes(b"other pixels")
-    assert known != identity(prepare(replace(plan, root=str(moved)), backbone))
+    assert known != identity(prepare(replace(plan, data=str(moved)), backbone))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_run_has_one_record_per_cell_and_expression(root: Path, tmp_path: Path
     assert set(records.COLUMNS) <= set(frame.columns)
     assert (tmp_path / records.DONE).exists()
     per_cell = frame.groupby("cell").size()
-    cells_per_split = 1 + 2 * 4 + 2 * SEEDS_PER_STOCHASTIC_PRUNER
+    cells_per_split = 1 + 2 * 4 + 2 * SEEDS
     assert len(per_cell) == 2 * cells_per_split
     expressions = {"val": 8, "testA": 7}  # images 1 to 3 have 3, 2, 3 and images 4 to 6 have 2, 3, 2
     assert set(
@@ -260,14 +260,14 @@ def test_finished_images_are_not_done_again(tmp_path: Path) -> None:
     (file,) = files(tmp_path / "run")
     file.write_bytes(file.read_bytes()[:-30])  # the last row is torn
     unfinish(tmp_path / "run")
-    assert start(plan, tmp_path / "run").encoded == [IMAGES_AT_ONCE]
+    assert start(plan, tmp_path / "run").encoded == [1], "of a part that was torn, the images that lack rows"
 
 
 def test_another_run_in_the_folder_is_refused(root: Path, tmp_path: Path) -> None:
     start(plan_of(root), tmp_path)
     before = lines(tmp_path)
-    with pytest.raises(UserError, match="holds another run"):
-        start(plan_of(root, seed=1), tmp_path)
+    with pytest.raises(UserError, match="holds another run: its protocol is 'each' and this one's 'glamm'"):
+        start(plan_of(root, protocol="glamm"), tmp_path)
     assert lines(tmp_path) == before
 
 
@@ -291,7 +291,7 @@ def test_another_schema_is_refused(root: Path, tmp_path: Path) -> None:
     start(plan_of(root, "none"), tmp_path)
     unfinish(tmp_path)
     file = files(tmp_path)[0]
-    file.write_text(file.read_text().replace('"schema": 3, "crc": ', '"schema": 99, "sum": ', 1))
+    file.write_text(file.read_text().replace('"schema": 4, "crc": ', '"schema": 99, "sum": ', 1))
     with pytest.raises(UserError, match="schema 99"):
         records.load(tmp_path)
 
@@ -427,11 +427,15 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
 def test_provenance_says_where_the_numbers_come_from(root: Path, tmp_path: Path) -> None:
     start(plan_of(root), tmp_path)
     info = json.loads((tmp_path / records.RUN).read_text())
-    assert info["asked"]["budgets"] == [8, 24]
+    assert info["plan"]["budgets"] == ["8", "24"]
     assert info["provenance"]["packages"]["torch"]
     assert {"commit", "dirty", "command", "python", "platform", "time"} <= info["provenance"].keys()
     assert set(info["cells"]) == set(records.load(tmp_path)["cell"])
-    assert all(cell["data"] for cell in info["cells"].values())
+    assert [len(known) for known in info["samples"].values()] == [3, 3]
+    described = records.samples(tmp_path).set_index("sample")["content"]
+    assert all(
+        described[sample].eq(content).all() for known in info["samples"].values() for sample, content in known
+    )
 
 
 def test_going_on_with_other_code_is_written_down(

@@ -45,7 +45,15 @@ def a_sample(folder: Path, count: int = 1, split: str = "val", number: int = 1) 
     parts = Track(1, [[SQUARE], None, [SHIFTED]][:count]) if count > 1 else Annotation(1, [SQUARE])
     said = (Expression(0, "the square", 1, "anna"), Expression(1, "nothing", 2, "ben"))
     return Sample(
-        f"squares:{split}:{number}", "squares", split, number, frames(folder, count), said, HEIGHT, WIDTH, ((parts,), ())
+        f"squares:{split}:{number}",
+        "squares",
+        split,
+        number,
+        frames(folder, count),
+        said,
+        HEIGHT,
+        WIDTH,
+        ((parts,), ()),
     )
 
 
@@ -113,7 +121,12 @@ def test_splits_that_share_images_share_clusters_and_equal_numbers_do_not(tmp_pa
         for name, split in (("refcoco", "val"), ("refcoco", "testA"), ("refcoco+", "val"), ("mine", "test"))
     }
     one = [(1, "coco_2014/train2014/1.png")]
-    assert found == {"refcoco:val": one, "refcoco:testA": one, "refcoco+:val": one, "mine:test": [(8, "mine/images/b.png")]}
+    assert found == {
+        "refcoco:val": one,
+        "refcoco:testA": one,
+        "refcoco+:val": one,
+        "mine:test": [(8, "mine/images/b.png")],
+    }
     inside = data.load("refcoco", "val", tmp_path / "Refer_Segm")
     assert inside[0].cluster == one[0][1]  # wherever the root is said to be
 
@@ -133,7 +146,10 @@ def test_a_registered_data_set_is_loaded_run_and_recorded(tmp_path: Path) -> Non
     assert run(plan, backbone, prepare(plan, backbone), tmp_path / "run")
     frame = records.load(tmp_path / "run")
     assert set(frame["cluster"]) == {"squares/one"} and set(frame["frames"]) == {1} == set(frame["views"])
-    assert frame.groupby("text")["group"].unique().map(list).to_dict() == {"nothing": ["ben"], "the square": ["anna"]}
+    assert frame.groupby("text")["group"].unique().map(list).to_dict() == {
+        "nothing": ["ben"],
+        "the square": ["anna"],
+    }
     assert frame["tokens_llm"].isna().all()  # this backbone does not say
 
 
@@ -143,7 +159,9 @@ def test_clips_are_not_taken_for_images(tmp_path: Path) -> None:
         samples = (a_sample(tmp_path, 3),)
 
     data.register(Clips)
-    with pytest.raises(DataError, match="squares holds samples of video, and image is what is looked at here"):
+    with pytest.raises(
+        DataError, match="squares holds samples of video, and image is what is looked at here"
+    ):
         data.load("squares", "val")
     assert len(data.load("squares", "val", medium="video")[0].frames) == 3
 

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.commands.others import rebuild
+from harness.commands.rebuild import rebuild
 from harness.engine.claims import Claims
 from harness.store import journal, records
 from pruners import UserError
@@ -380,7 +380,7 @@ def test_folders_that_lie_beside_the_splits_are_no_splits(folder: Path, whole: P
 
 @pytest.mark.parametrize("name", [records.RUN, records.DONE])
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{", '{"schema": 99}', "[" * 100_000, '{"schema": 3, "cells": 7}'], ids=repr
+    "content", ["", "[]", "{", '{"schema": 99}', "[" * 100_000, '{"schema": 4, "cells": 7}'], ids=repr
 )
 def test_what_a_folder_says_of_itself_is_checked(folder: Path, name: str, content: str) -> None:
     (folder / name).write_text(content)
@@ -408,7 +408,7 @@ def test_a_run_of_schema_2_is_still_shown(unfinished: Path, whole: Path, root: P
         cell: {key: value for key, value in entry.items() if key not in new}
         for cell, entry in info["cells"].items()
     }
-    old = {"run": info["run"], "asked": info["asked"], "provenance": info["provenance"], "cells": cells}
+    old = {"run": info["run"], "asked": {"seed": 0}, "provenance": info["provenance"], "cells": cells}
     (unfinished / records.RUN).write_text(json.dumps(old))
     (unfinished / records.DONE).write_text(json.dumps({"run": info["run"], "peak_memory_bytes": 1}))
     columns = ["cell", "sample", "expression", "intersection", "union", "iou", "kept", "kind"]
@@ -455,7 +455,7 @@ def test_a_run_that_waits_says_for_what(
     holder.start()
     time.sleep(0.5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harness.engine.runner.FIRST_WORD", 1.0)
+        patch.setattr("harness.engine.crew.FIRST_WORD", 1.0)
         finish(root, folder)
     holder.join()
     assert f"waiting for images 1 to 8 of refcoco:val (process {holder.pid})" in capfd.readouterr().err

@@ -420,7 +420,7 @@ def test_published_numbers_stand_beside_the_same_backbone_and_splits_only(
     rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     ours = [row | {"backbone": "glamm"} for row in rows]
-    text = render(store(tmp_path / "glamm", ours, asked={"seed": 7, "limit": 2}))
+    text = render(store(tmp_path / "glamm", ours, plan={"seed": 7, "limit": 2}))
     block = text[text.index("## Published numbers beside ours") :]
     header, _, *body = cells_of(block)
     table = {(line[0], line[1]): dict(zip(header, line, strict=True)) for line in body}

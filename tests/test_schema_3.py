@@ -75,9 +75,12 @@ def test_rows_of_both_schemas_about_one_image_are_drawn_together(tmp_path: Path)
     """Of the number alone nobody can say which image is meant; a later row about the same sample can."""
 
     def a_run(name: str, pruner: str, dataset: str, cluster: str) -> Path:
-        rows = [a_row((dataset, "val"), pruner, 64 if pruner != "none" else 576, 0, place) for place in range(8)]
+        rows = [
+            a_row((dataset, "val"), pruner, 64 if pruner != "none" else 576, 0, place) for place in range(8)
+        ]
         return store(
-            tmp_path / name, [row | ({"cluster": f"{cluster}{row['sample'][-1]}.jpg"} if cluster else {}) for row in rows]
+            tmp_path / name,
+            [row | ({"cluster": f"{cluster}{row['sample'][-1]}.jpg"} if cluster else {}) for row in rows],
         )
 
     new, before, plus = (

@@ -103,7 +103,7 @@ def test_a_run_records_what_rounding_changes(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("harness.engine.evaluate.perturbed", other)
     monkeypatch.setattr(chosen, "select", select)
-    plan = Plan(tuple(parse("none,uniform,random,fastv")), (8,), (("refcoco", "val"),), root=str(root))
+    plan = Plan(tuple(parse("none,uniform,random,fastv")), (8,), (("refcoco", "val"),), data=str(root))
     backbone = FakeBackbone()
     run(plan, backbone, prepare(plan, backbone), tmp_path / "run")
     frame = records.load(tmp_path / "run")

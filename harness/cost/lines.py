@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
+from backbones.base import Backbone
 from harness.cost.store import BASELINE
 from harness.engine.cells import Line, expand
-from pruners.base import Pruner
+from harness.plan import Plan
+from harness.store.run_folder import cells_of, run_info
+from pruners.base import Pruner, UserError
 from pruners.registry import parse
 
 
 def lines_of(
-    pruners: Sequence[Pruner], budgets: Sequence[int], seed: int, grid: tuple[int, int], num_layers: int
+    pruners: Sequence[Pruner], budgets: Sequence[int | str], seed: int, grid: tuple[int, int], num_layers: int
 ) -> list[Line]:
     """One line per pruner and budget (the first seed's), the unpruned baseline first even where it was not
     asked for.
@@ -23,3 +28,19 @@ def lines_of(
     for line in expand([*parse(BASELINE), *pruners], budgets, seed, grid, num_layers):
         found.setdefault((line.name, line.budget), line)
     return list(found.values())
+
+
+def lines_of_run(plan: Plan, backbone: Backbone, folder: Path) -> list[Line]:
+    """The rows of a plan, and those that the run in this folder holds of other plans, so that a run that grew has costs of
+    all its rows; a pruner that is not known here, as a plugin's may be, is left out."""
+    found = lines_of(plan.chosen(), plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
+    there = {(line.name, line.budget) for line in found}
+    for cell in cells_of(run_info(folder)).values():
+        if (cell["pruner"], cell["budget"]) in there:
+            continue
+        there.add((cell["pruner"], cell["budget"]))
+        with suppress(UserError):
+            (pruner,) = parse(cell["pruner"])
+            budgets = [cell["budget"]]
+            found += expand([pruner], budgets, cell["seed"], backbone.grid, backbone.num_layers, seeds=1)
+    return found

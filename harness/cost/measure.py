@@ -22,7 +22,7 @@ from backbones.parts.cuts import cutting
 from harness import metrics
 from harness.cost import meters, projection
 from harness.cost.formulas import Shape, language_model_macs
-from harness.cost.lines import lines_of
+from harness.cost.lines import lines_of_run
 from harness.cost.store import BASELINE, LOCK, SCHEMA, Ledgers, complete, counted, key, timed
 from harness.engine.cells import Line
 from harness.engine.runner import Plan, Split
@@ -179,7 +179,7 @@ def measure(
     comparisons are made within a round. A round that was interrupted is measured again as a whole.
     """
     rounds = ROUNDS if rounds is None else rounds
-    lines = lines_of(plan.pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
+    lines = lines_of_run(plan, backbone, folder)
     wanted = [key(line.name, line.budget) for line in lines]
     if complete(folder, "measured", code_of(backbone, lines), wanted, rounds):
         return
@@ -227,7 +227,7 @@ def _measure(
 def project(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone, folder: Path) -> None:
     """Write the costs of a run from shapes alone, for the same conversation; multiply-adds and bytes, no
     times."""
-    lines = lines_of(plan.pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
+    lines = lines_of_run(plan, backbone, folder)
     wanted = [key(line.name, line.budget) for line in lines]
     if complete(folder, "projected", code_of(backbone, lines), wanted):
         return

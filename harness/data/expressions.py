@@ -76,7 +76,9 @@ def read(path: Path) -> tuple[list[Row], list[Fault]]:
 def _text(path: Path) -> str:
     try:
         if (size := path.stat().st_size) > MOST_BYTES:
-            raise DataError(f"'{path}' has {size >> 20} MiB, more than {MOST_BYTES >> 20}; split the data set.")
+            raise DataError(
+                f"'{path}' has {size >> 20} MiB, more than {MOST_BYTES >> 20}; split the data set."
+            )
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"'{path}' cannot be read ({error.strerror}).") from None
@@ -232,7 +234,9 @@ def _ids(value: Any) -> tuple[int, ...]:
             given = value if isinstance(value, list) else [value]
             numbers = [whole({"annotations": one}, "annotations") for one in given]
         except ValueError as error:
-            raise ValueError(f"cannot be used: {error}; write a list of annotation ids, [] for nothing") from None
+            raise ValueError(
+                f"cannot be used: {error}; write a list of annotation ids, [] for nothing"
+            ) from None
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"names an annotation twice ({' '.join(map(str, numbers))})")
     return tuple(numbers)

@@ -43,7 +43,9 @@ class OwnData(DataSet):
 
     def splits(self, dataset: str, root: Path | None) -> Splits:
         held = list(dict.fromkeys(row.split for row in _sound(Path(root or ""), dataset).rows))
-        return Splits([split for split in held if split != "train"], [split for split in held if split == "train"])
+        return Splits(
+            [split for split in held if split != "train"], [split for split in held if split == "train"]
+        )
 
     def load(self, dataset: str, split: str, root: Path | None) -> list[Sample]:
         return load_own(Path(root or ""), dataset, split)
@@ -209,7 +211,9 @@ def _checked(folder: Path, listed: Path, annotations: Path, *stamps: tuple[int, 
             found.append(Fault(row.line, why))
         elif row.image in absent:
             there = _near_file(folder / IMAGES, row.image)
-            found.append(Fault(row.line, f"names the image '{row.image}', which is not in '{folder / IMAGES}'{there}"))
+            found.append(
+                Fault(row.line, f"names the image '{row.image}', which is not in '{folder / IMAGES}'{there}")
+            )
         elif first.setdefault(same, row.line) != row.line:
             found.append(Fault(row.line, f"says the same as line {first[same]}; take one of them out"))
         elif (one := splits.setdefault(row.split.casefold(), row)).split != row.split:

@@ -75,9 +75,7 @@ def parse_datasets(text: str, root: str | Path | None = None) -> list[tuple[str,
     return list(pairs)
 
 
-def load(
-    dataset: str, split: str, root: str | Path | None = None, medium: Medium = "image"
-) -> list[Sample]:
+def load(dataset: str, split: str, root: str | Path | None = None, medium: Medium = "image") -> list[Sample]:
     """Samples of one split, in an order that does not change: images by their id.
 
     RefShapes is generated on first use, unless `root` holds it; what is not registered under its own name is

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from harness.engine.budgets import tokens
 from harness.store import code
 from pruners import checks
 from pruners.base import Pruner
 
-SEEDS_PER_STOCHASTIC_PRUNER = 3
+SEEDS = 3  # of a pruner that draws
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Setting:
         fingerprint: of the weights and their configuration.
         code: digest of the code that evaluates.
         draws: seed of the protocol's draws; 0 of a protocol that has none.
+        answers: "forced", or "generated" by the model.
     """
 
     backbone: str
@@ -34,6 +36,7 @@ class Setting:
     device: str
     code: str = ""
     draws: int = 0
+    answers: str = "forced"
 
 
 @dataclass(frozen=True)
@@ -41,23 +44,23 @@ class Cell:
     """One score of a table, before it is averaged over seeds.
 
     Attributes:
-        data: fingerprint of the split's samples.
         pruner: as given, seed left out.
         parameters: all of the pruner's hyper-parameters.
         budget: asked visual tokens; of `none`, the number that there are.
-        seed: asked for, and of the pruner's draws.
+        seed: of the pruner's draws; 0 of one that does not draw.
         source: digest of the pruner's own source.
+        positions: whether kept tokens are numbered anew ("compact") or as in the whole sequence ("kept").
     """
 
     setting: Setting
     dataset: str
     split: str
-    data: str
     pruner: str
     parameters: tuple[tuple[str, Any], ...]
     budget: int
     seed: int
     source: str = ""
+    positions: str = "compact"
 
     @cached_property
     def id(self) -> str:
@@ -69,7 +72,8 @@ class Cell:
     def asked(self) -> str:
         """The same without the code, and without the defaults that it gives: what the user asked for, in his
         words."""
-        return replace(self, parameters=(), source="", setting=replace(self.setting, code="")).id
+        setting = replace(self.setting, code="")
+        return replace(self, parameters=(), source="", positions="", setting=setting).id
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,15 @@ class Line:
 
     Attributes:
         name: the pruner as given, seed left out.
+        budget: visual tokens.
+        asked: the budget as it was written, `33%`; empty where nobody wrote it.
     """
 
     pruner: Pruner
     name: str
     budget: int
     seed: int
+    asked: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,22 +99,30 @@ class Job:
 
     Attributes:
         code: what computes it, where that is not the cell's own code (--keep-code).
+        budget_asked: the budget as it was written.
     """
 
     cell: Cell
     pruner: Pruner
     code: str = ""
+    budget_asked: str = ""
 
 
 def expand(
-    pruners: Sequence[Pruner], budgets: Sequence[int], seed: int, grid: tuple[int, int], num_layers: int
+    pruners: Sequence[Pruner],
+    budgets: Sequence[int | str],
+    seed: int,
+    grid: tuple[int, int],
+    num_layers: int,
+    seeds: int = SEEDS,
 ) -> list[Line]:
     """Every pruner at every budget, each once.
 
-    `none` runs once, at all tokens. A pruner that draws runs with three seeds from `seed` on, or with the one
+    `none` runs once, at all tokens. A pruner that draws runs with `seeds` seeds from `seed` on, or with the one
     that the user wrote: `random(seed=7)`.
 
     Args:
+        budgets: counts, or texts: counts and shares.
         grid: rows and columns of the backbone's visual tokens.
         num_layers: layers of the backbone's language model.
 
@@ -118,29 +133,39 @@ def expand(
     found: dict[tuple[str, int, int], Line] = {}
     for pruner in pruners:
         name = pruner.unseeded().spec()
-        for budget in [patches] if pruner.name == "none" else budgets:
+        for asked in [patches] if pruner.name == "none" else budgets:
+            budget = tokens(asked, patches)
             checks.stated(pruner, budget, patches, num_layers)
-            for number in _seeds(pruner, seed):
+            for number in _seeds(pruner, seed, seeds):
                 one = pruner.with_seed(number) if pruner.stochastic else pruner
-                found.setdefault((name, budget, number), Line(one, name, budget, number))
+                written = asked if isinstance(asked, str) else ""
+                found.setdefault((name, budget, number), Line(one, name, budget, number, written))
     return list(found.values())
 
 
-def _seeds(pruner: Pruner, seed: int) -> Sequence[int]:
+def _seeds(pruner: Pruner, seed: int, seeds: int) -> Sequence[int]:
     if not pruner.stochastic:
-        return (seed,)
+        return (0,)
     own: int = pruner.seed  # type: ignore[attr-defined]
     if pruner.seed_written or pruner != pruner.unseeded():  # on the command line, or in Python
         return (own,)
-    return range(seed, seed + SEEDS_PER_STOCHASTIC_PRUNER)
+    return range(seed, seed + seeds)
 
 
-def jobs(setting: Setting, dataset: str, split: str, data: str, lines: Sequence[Line]) -> list[Job]:
-    """All cells of one split; `data` is its fingerprint."""
+def jobs(setting: Setting, dataset: str, split: str, lines: Sequence[Line]) -> list[Job]:
+    """All cells of one split."""
     found = []
     for line in lines:
-        parameters = tuple(sorted(line.pruner.parameters().items()))
-        source = code.of_pruner(type(line.pruner))
-        cell = Cell(setting, dataset, split, data, line.name, parameters, line.budget, line.seed, source)
-        found.append(Job(cell, line.pruner))
+        cell = Cell(
+            setting=setting,
+            dataset=dataset,
+            split=split,
+            pruner=line.name,
+            parameters=tuple(sorted(line.pruner.parameters().items())),
+            budget=line.budget,
+            seed=line.seed,
+            source=code.of_pruner(type(line.pruner)),
+            positions=getattr(line.pruner, "positions", "compact"),
+        )
+        found.append(Job(cell, line.pruner, budget_asked=line.asked))
     return found

@@ -1,8 +1,11 @@
 """Who works on what: one byte and one lock per part of a split, so that any number of processes share a run.
 
-A part is a few images under all cells. Its byte says how far it is; whoever works on it holds a lock on that
-byte. The kernel takes a lock away with its process, however that ended, so what a killed worker left is free
-for the others.
+A part is a few images under all cells of a sweep. Its byte says how far it is; whoever works on it holds a
+lock on that byte. The kernel takes a lock away with its process, however that ended, so what a killed worker
+left is free for the others.
+
+A run that grew has several sweeps over the same parts: each has its states in a file of its own, and all take
+their locks in that of the first, so that no two of them work on one part.
 """
 
 from __future__ import annotations
@@ -14,37 +17,43 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from harness.store.sweeps import FIRST
+
 PENDING, STARTED = b".", b"+"  # a finished part's byte is the digit of its failed samples
+OPENING = 1 << 40  # byte that is locked while the file is made as long as it has to be; no part's
 State = Literal["fresh", "abandoned"]
 
 
 class Claims:
-    """Claims of one split. Locks are per process: one object per file and process.
+    """Claims of one split under one sweep. Locks are per process: one object per split and process.
 
     Args:
-        path: the file, made if it is not there.
+        path: file of the sweep's states, made if it is not there; the locks are in the one beside it that is
+            called `claims`.
         parts: how many parts the split has; at most nine samples in each, so that a digit counts its
             failures.
     """
 
     def __init__(self, path: Path, parts: int) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         self.path, self.parts = path, parts
-        self._lock(parts, wait=True)
+        self._locks = _open(path.with_name(FIRST))
+        # a second descriptor of a file would take all locks on it away when it is closed
+        self._file = self._locks if path.name == FIRST else _open(path)
+        self._lock(OPENING, wait=True)
         if (size := os.fstat(self._file).st_size) < parts:
             os.pwrite(self._file, PENDING * (parts - size), size)
             os.fsync(self._file)
-        self._unlock(parts)
+        self._unlock(OPENING)
 
     def _lock(self, part: int, wait: bool = False) -> bool:
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, part)
+            fcntl.lockf(self._locks, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, part)
         except (BlockingIOError, PermissionError):  # both mean that another process holds it
             return False
         return True
 
     def _unlock(self, part: int) -> None:
-        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, part)
+        fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, part)
 
     def _set(self, part: int, state: bytes) -> None:
         os.pwrite(self._file, state, part)
@@ -53,7 +62,8 @@ class Claims:
     def take(self, part: int) -> State | None:
         """Claim a part: "fresh" if nobody has begun it, None if it is taken or done, else "abandoned".
 
-        A byte that is no state, as a damaged file has, says nothing, so the part counts as begun.
+        A byte that is no state, as a damaged file has, says nothing, so the part counts as begun; so does one
+        that another sweep has begun.
         """
         if not self._lock(part):
             return None
@@ -62,7 +72,19 @@ class Claims:
             self._unlock(part)
             return None
         self._set(part, STARTED)
-        return "fresh" if state == PENDING else "abandoned"
+        return "fresh" if state == PENDING and not self._elsewhere(part) else "abandoned"
+
+    def _elsewhere(self, part: int) -> bool:
+        """Whether another sweep has begun a part."""
+        if self._file != self._locks and os.pread(self._locks, 1, part) not in (b"", PENDING):
+            return True
+        for other in self.path.parent.glob(f"{FIRST}-*"):
+            if other != self.path:
+                with suppress(OSError), other.open("rb") as file:
+                    file.seek(part)
+                    if file.read(1) not in (b"", PENDING):
+                        return True
+        return False
 
     def finish(self, part: int, failed: int) -> None:
         """Mark a claimed part as recorded, with so many failed samples, and let it go."""
@@ -82,7 +104,7 @@ class Claims:
         flock = "hhqqi"  # type, whence, start, length, process
         with suppress(OSError, struct.error):
             asked = struct.pack(flock, fcntl.F_WRLCK, os.SEEK_SET, part, 1, 0)
-            kind, *_, process = struct.unpack(flock, fcntl.fcntl(self._file, fcntl.F_GETLK, asked))
+            kind, *_, process = struct.unpack(flock, fcntl.fcntl(self._locks, fcntl.F_GETLK, asked))
             return int(process) if kind != fcntl.F_UNLCK and process > 0 else None
         return None
 
@@ -112,4 +134,9 @@ class Claims:
 
     def close(self) -> None:
         """Let go of every claim."""
-        os.close(self._file)
+        for file in {self._file, self._locks}:
+            os.close(file)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)

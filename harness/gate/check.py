@@ -3,41 +3,45 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-import backbones
+from harness.engine.ranks import Place
 from harness.engine.rounding import shaken
 from harness.gate import baseline as files
 from harness.gate.baseline import PAIR, PIXELS
 from harness.gate.baseline import read as read_baseline
 from harness.gate.comparison import TOLERANCES, Comparison, compare, rounding
+from harness.plan import Plan
 from harness.store import records
 from pruners.base import UserError
 
 if TYPE_CHECKING:
     from backbones.base import Backbone
 
-SUBSET: dict[str, Any] = {
-    "backbone": "glamm-mini",
-    "pruners": "all",
-    "budgets": [64, 192],
-    "datasets": "all",
-    "protocol": "each",
-    "limit": 4,
-    "seed": 0,
-}
+SUBSET = Plan(budgets=("64", "192"), limit=4)
 # Noise that stands for rounding when a baseline is accepted. Another attention kernel moves the last hidden
 # state by 2.6e-7 of its norm (float32, eager against SDPA); twice that also finds near ties that it happens
 # to leave alone.
 RELATIVE = 5e-7
 DRAWS, MORE_DRAWS = 3, 16  # of all pruners, and of those whose choice hangs on rounding
 
-__all__ = ["PAIR", "SUBSET", "Comparison", "accept", "check", "compare", "measure", "read_baseline"]
+__all__ = [
+    "PAIR",
+    "SUBSET",
+    "Comparison",
+    "accept",
+    "check",
+    "compare",
+    "measure",
+    "plan_of",
+    "read_baseline",
+]
 
 
 @dataclass(frozen=True)
@@ -57,33 +61,31 @@ class Run:
     patches: int
 
 
-def measure(subset: dict[str, Any], plugins: tuple[str, ...] = (), backbone: Backbone | None = None) -> Run:
+def plan_of(subset: Mapping[str, Any]) -> Plan:
+    """The plan that a baseline names; before plans it named one backbone, and counts."""
+    named = dict(subset)
+    if "backbone" in named:
+        named["backbones"] = named.pop("backbone")
+    return Plan.from_json(named)
+
+
+def measure(plan: Plan, backbone: Backbone | None = None) -> Run:
     """Run the subset.
 
     Args:
-        backbone: instead of the one that the subset names.
+        backbone: instead of the one that the plan names.
 
     Raises:
         UserError: samples failed.
     """
     from harness import cost, data
-    from harness.cost import kinds as asked
+    from harness.cost import kinds
     from harness.engine import runner
-    from pruners import load_plugin, parse
 
-    for plugin in plugins:
-        load_plugin(plugin)
-    backbone = backbone or backbones.load(subset["backbone"])
-    plan = runner.Plan(
-        tuple(parse(subset["pruners"])),
-        tuple(subset["budgets"]),
-        tuple(data.parse_datasets(subset["datasets"])),
-        protocol=subset["protocol"],
-        limit=subset["limit"],
-        seed=subset["seed"],
-    )
+    plan.load_plugins()
+    backbone = backbone or plan.load(Place())
     splits = runner.prepare(plan, backbone)
-    prints = {f"{job.cell.dataset}:{job.cell.split}": job.cell.data for split in splits for job in split.jobs}
+    prints = {":".join(split.name): data.fingerprint(split.samples) for split in splits}
     costs: dict[tuple[str, int], int] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -93,8 +95,8 @@ def measure(subset: dict[str, Any], plugins: tuple[str, ...] = (), backbone: Bac
             raise UserError(
                 f"{len(failed)} samples of the gate's subset failed, first {first} ({reason}); mend that first."
             )
-        if asked.kind(None, backbone, 1) != "off":
-            asked.write("projected", plan, splits, backbone, folder)
+        if kinds.kind(None, backbone, 1) != "off":
+            kinds.write("projected", plan, splits, backbone, folder)
             table = cost.load(folder)
             keys = zip(table["pruner"], table["budget"], strict=True)
             costs = {
@@ -115,7 +117,7 @@ def check(path: Path, plugins: tuple[str, ...] = ()) -> Comparison:
         UserError: no usable baseline, or one of other weights or data.
     """
     baseline = read_baseline(path)
-    run = measure(baseline["subset"], plugins)
+    run = measure(replace(plan_of(baseline["subset"]), plugins=plugins))
     changed = [name for name, value in baseline["fingerprints"].items() if run.prints.get(name) != value]
     if changed:
         raise UserError(
@@ -124,34 +126,30 @@ def check(path: Path, plugins: tuple[str, ...] = ()) -> Comparison:
     return compare(files.frame(baseline), run.frame, baseline, run.costs)
 
 
-def accept(
-    path: Path, reason: str, plugins: tuple[str, ...] = (), subset: dict[str, Any] | None = None
-) -> None:
+def accept(path: Path, reason: str, plugins: tuple[str, ...] = (), subset: Plan | None = None) -> None:
     """Measure and store a new baseline with the reason for it; earlier reasons are kept.
 
     Args:
-        subset: what to run, with the keys of SUBSET; by default what the file has, or SUBSET.
+        subset: what to run; by default what the file has, or SUBSET.
     """
     if not reason.strip():
         raise UserError("A new baseline needs a reason; write --accept 'why the numbers may change'.")
     before, history = files.accepted(path)
-    chosen = subset or before or SUBSET
-    backbone = backbones.load(chosen["backbone"])
-    run = measure(chosen, plugins, backbone)
-    noisy = [measure(chosen, plugins, shaken(backbone, draw, RELATIVE)).frame for draw in range(DRAWS)]
+    chosen = subset or (plan_of(before) if before else SUBSET)
+    plan = replace(chosen, plugins=plugins)
+    backbone = plan.load(Place())
+    run = measure(plan, backbone)
+    noisy = [measure(plan, shaken(backbone, draw, RELATIVE)).frame for draw in range(DRAWS)]
     worst = rounding(run.frame, noisy, run.patches)
     if unsteady := sorted({name[0] for name, cell in worst.items() if cell["tokens"]}):
-        some = chosen | {"pruners": ",".join(unsteady)}
-        noisy += [
-            measure(some, plugins, shaken(backbone, draw, RELATIVE)).frame
-            for draw in range(DRAWS, MORE_DRAWS)
-        ]
+        some = replace(plan, pruners=tuple(unsteady))
+        noisy += [measure(some, shaken(backbone, draw, RELATIVE)).frame for draw in range(DRAWS, MORE_DRAWS)]
         worst = rounding(run.frame, noisy, run.patches)
     files.write(
         path,
         {
             "format": files.FORMAT,
-            "subset": chosen,
+            "subset": replace(chosen, plugins=()).to_json(),
             "tolerances": TOLERANCES,
             "fingerprints": run.prints,
             "history": [

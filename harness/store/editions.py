@@ -1,20 +1,22 @@
 """`run.json`: what was asked, which cells that means, and by which code they are computed.
 
-The same command after an edit of a pruner, or of the code that evaluates, asks for the same and has other
-cells: another *edition* of the run. Its cells are computed beside the old ones, and tables show those of the
-current edition alone.
+A folder holds one run: one backbone in one setting. A command that asks for more makes the run grow: its cells are
+new, or wanted on more samples, and a *sweep* says so. The same command after an edit of a pruner, or of the code
+that evaluates, asks for the same and has other cells: another *edition* of the run. Its cells are computed beside
+the old ones, and tables show, of all that was ever asked, the cells of the code that it was asked of last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from harness.engine.cells import Job
-from harness.store import code
+from harness.store import code, sweeps
 from harness.store.journal import alone, write_atomically
 from harness.store.provenance import collect, differences
 from harness.store.run_folder import DONE, FOLDER, LOOSE, RUN, SCHEMA, done_info, run_info
@@ -23,23 +25,47 @@ from pruners.base import UserError
 
 LOCK = "run.lock"
 NAMED = 3  # changed files that a sentence names
+WORDS = {
+    "fingerprint": "weights",
+    "draws": "seed",
+    "attn": "attention",
+}  # of a setting, where they are not its names
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command asks of a run folder.
+
+    Attributes:
+        run: identity of what is asked, code left out; names a new run.
+        plan: as JSON.
+        jobs: the cells of every split.
+        samples: (sample, digest of its content) of every `dataset:split`.
+        cut_off: questions of every `dataset:split` that are longer than the text tower.
+    """
+
+    run: str
+    plan: Mapping[str, Any]
+    jobs: Sequence[Sequence[Job]]
+    samples: Mapping[str, Sequence[tuple[str, str]]]
+    cut_off: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A run folder that holds this run.
+    """A run folder that holds what was asked.
 
     Attributes:
         info: what `run.json` says.
-        edition: number of the current edition.
         jobs: per split; under `--keep-code` with the cells that other code began.
+        claims: name of the files of what is claimed.
         said: what a user has to know of what changed since the last time, in sentences.
-        finished: whether all of it is there already.
+        finished: whether all of the run is there already.
     """
 
     info: dict[str, Any]
-    edition: int
     jobs: list[list[Job]]
+    claims: str
     said: tuple[str, ...] = ()
     finished: bool = False
 
@@ -55,141 +81,204 @@ def entry(job: Job, grid: tuple[int, int]) -> dict[str, Any]:
         "kind": pruner.kind,
         "needs": needs,
         "stochastic": pruner.stochastic,
+        "budget_asked": job.budget_asked,
         "grid": list(grid),
     }
 
 
 def open_run(
-    folder: Path,
-    run: str,
-    asked: Mapping[str, Any],
-    splits: Sequence[Sequence[Job]],
-    grid: tuple[int, int],
-    device: str,
-    keep_code: bool = False,
+    folder: Path, asked: Asked, grid: tuple[int, int], device: str, keep_code: bool = False
 ) -> Opened:
-    """Make the run folder, or see that it holds this run, and choose the edition.
+    """Make the run folder, or see that it can hold what is asked, and write down what is new.
 
     Args:
-        run: identity of what was asked, code left out.
-        splits: the cells of every split.
         keep_code: go on with the cells that other code began, and mark the rows.
 
     Raises:
-        UserError: the folder holds another run, records without `run.json`, or a finished run that is
-            damaged.
+        UserError: the folder holds a run of another setting or other data, records without `run.json`, or a
+            finished run that is damaged.
     """
     facts = collect(device)
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder / LOCK):
-        info = run_info(folder)
-        if not info:
-            if (folder / FOLDER).exists():
-                raise UserError(f"{str(folder)!r} holds records without {RUN}; give a new --out folder.")
-            info = {
-                "schema": SCHEMA,
-                "run": run,
-                "asked": dict(asked),
-                "provenance": facts,
-                "cells": {},
-                "editions": [],
-            }
-        elif info.get("run") != run:
-            raise UserError(
-                f"{str(folder)!r} holds another run ({info.get('run')}, this one is {run}); give a new --out folder."
-            )
-        elif info.get("schema") != SCHEMA:
+        old = run_info(folder) or _new(folder, asked, facts)
+        if old.get("schema") != SCHEMA:
             raise UserError(
                 f"{str(folder)!r} was made by an earlier version, which a report still reads; give a new --out folder to go on."
             )
-        before = _current(info) if info["editions"] else None
-        jobs = [list(part) for part in splits]
-        if before and keep_code:
-            jobs = [[_kept(job, info["cells"], before["cells"]) for job in part] for part in jobs]
-        cells = [job.cell.id for part in jobs for job in part]
-        said: tuple[str, ...] = ()
-        changed = before is None or set(before["cells"]) != set(cells)
-        if changed:
-            known = len(info["editions"])
-            info = _with_edition(info, cells, [entry(job, grid) for part in jobs for job in part])
-            back = before is not None and len(info["editions"]) == known
-            said = (
-                (f"back to the code of {_clock(_current(info)['time'])}",)
-                if back
-                else _changes(info, before)
-                if before
-                else ()
-            )
+        jobs = [list(part) for part in asked.jobs]
+        if before := _current(old):
+            _check_setting(folder, old["cells"][before[0]], jobs[0][0])
+            if keep_code:
+                jobs = [[_kept(job, old["cells"], before) for job in part] for part in jobs]
+        info = _with_samples(folder, old, asked)
+        info = _with_edition(info, {job.cell.id: entry(job, grid) for part in jobs for job in part})
+        info = _with_sweep(info, jobs, asked)
+        said = (*_edited(old, info), *_grown(old, info)) if before else ()
+        if before and info["edition"] == old["edition"] and (info != old or not (folder / DONE).exists()):
+            info = _continued(info, facts)
+        if _held(info) != _held(old):
+            (folder / DONE).unlink(
+                missing_ok=True
+            )  # first, so that it never speaks of more than its tables hold
+        if info != old:
             write_atomically(folder / RUN, info, LOOSE)
-        opened = Opened(info, info["edition"], jobs, said)
-        if (folder / DONE).exists() and (done := done_info(folder)):
-            verify(folder)
-            when = _clock(done["finished"])
-            return replace(
-                opened,
-                said=(*said, f"finished at {when}, nothing computed; --force starts anew"),
-                finished=True,
-            )
-        if not changed and (moved := differences(info.get("provenance", {}), facts)):
-            info.setdefault("continued", []).append({"changed": moved, "provenance": facts})
-            write_atomically(folder / RUN, info, LOOSE)
-        return opened
+        opened = Opened(info, jobs, sweeps.claims_name(info, _sweep(jobs, asked)), said)
+        if not (done := done_info(folder)):
+            return opened
+        verify(folder)
+        finished = f"finished at {_clock(done['finished'])}, nothing computed; --force starts anew"
+        return replace(opened, said=(*said, finished), finished=True)
 
 
-def _current(info: Mapping[str, Any]) -> dict[str, Any]:
-    edition: dict[str, Any] = info["editions"][info["edition"]]
-    return edition
+def _new(folder: Path, asked: Asked, facts: Mapping[str, Any]) -> dict[str, Any]:
+    if (folder / FOLDER).exists():
+        raise UserError(f"{str(folder)!r} holds records without {RUN}; give a new --out folder.")
+    empty = {"cells": {}, "editions": [], "edition": 0, "sweeps": [], "samples": {}}
+    return {"schema": SCHEMA, "run": asked.run, "provenance": dict(facts)} | empty
+
+
+def _current(info: Mapping[str, Any]) -> list[str]:
+    """Cells of the current edition; none of a run that is new."""
+    return info["editions"][info["edition"]]["cells"] if info["editions"] else []
+
+
+def _held(info: Mapping[str, Any]) -> dict[str, int]:
+    """On how many samples each current cell is wanted."""
+    return sweeps.wanted(info, {cell: info["cells"][cell] for cell in _current(info)})
+
+
+def _check_setting(folder: Path, known: Mapping[str, Any], job: Job) -> None:
+    """See that a folder's cells and a new one share all that the cells of a run share, code left out.
+
+    Raises:
+        UserError: they do not.
+    """
+    for name, now in asdict(job.cell.setting).items():
+        was = known["setting"].get(name)
+        if name != "code" and was != now:
+            raise UserError(
+                f"{str(folder)!r} holds another run: its {WORDS.get(name, name)} is {was!r} and this one's {now!r}; "
+                "give a new --out folder."
+            )
 
 
 def _kept(job: Job, known: Mapping[str, Any], current: Sequence[str]) -> Job:
-    """The job under the cell of the current edition that was asked for in the same words."""
-    for number in current:
-        if known[number]["asked"] == job.cell.asked:
-            old = known[number]
-            setting = replace(job.cell.setting, code=old["setting"]["code"])
-            cell = replace(job.cell, source=old["source"], setting=setting)
-            mark = "" if cell.id == job.cell.id else f"{job.cell.source}/{job.cell.setting.code}"
-            return replace(job, cell=cell, code=mark)
-    return job
+    """The job under the cell of the current edition that was asked for in the same words; one that nobody asked for yet
+    under the code of that edition, so that its rows stand in one table with the others."""
+    same = next((known[cell] for cell in current if known[cell]["asked"] == job.cell.asked), None)
+    old = same or known[current[-1]]
+    setting = replace(job.cell.setting, code=old["setting"]["code"])
+    cell = replace(job.cell, setting=setting, source=same["source"] if same else job.cell.source)
+    mark = "" if cell.id == job.cell.id else f"{job.cell.source}/{job.cell.setting.code}"
+    return replace(job, cell=cell, code=mark)
 
 
-def _with_edition(info: dict[str, Any], cells: list[str], entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """With these cells as the current edition; an edition that was there before becomes current again."""
+def _with_samples(folder: Path, info: dict[str, Any], asked: Asked) -> dict[str, Any]:
+    samples = {
+        split: sweeps.joined(str(folder), split, sweeps.samples_of(info, split), pairs)
+        for split, pairs in asked.samples.items()
+    }
+    return info | {"samples": info["samples"] | samples}
+
+
+def _with_edition(info: dict[str, Any], entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """With these cells among the current ones, in the place of those that were asked for in the same words.
+
+    The edition is the same one if nothing gave way and the code that evaluates is none that is new; an edition that was
+    there before becomes current again.
+    """
+    before, known = _current(info), dict(entries) | info["cells"]
+    left = {entry["asked"]: cell for cell, entry in entries.items()}
+    cells = [left.pop(known[cell]["asked"], cell) for cell in before] + list(left.values())
+    codes = [{known[cell]["setting"]["code"] for cell in some} for some in (before, left.values())]
     editions = list(info["editions"])
-    there = next((k for k, one in enumerate(editions) if set(one["cells"]) == set(cells)), None)
-    if there is None:
-        there = len(editions)
-        time = datetime.now(UTC).isoformat(timespec="seconds")
-        editions.append({"time": time, "cells": cells, "files": code.evaluation()})
-    known = dict(zip(cells, entries, strict=True)) | info["cells"]
+    if before and cells[: len(before)] == before and codes[1] <= codes[0]:
+        there = info["edition"]
+        editions[there] = editions[there] | {"cells": cells}
+    else:
+        there = next((k for k, one in enumerate(editions) if set(one["cells"]) == set(cells)), len(editions))
+        if there == len(editions):
+            time = datetime.now(UTC).isoformat(timespec="seconds")
+            editions.append({"time": time, "cells": cells, "files": code.evaluation()})
     return info | {"cells": known, "editions": editions, "edition": there}
 
 
-def _changes(info: Mapping[str, Any], before: Mapping[str, Any]) -> tuple[str, ...]:
-    """Sentences about what was edited since an edition, and how many cells run again for it."""
-    now = _current(info)
+def _sweep(jobs: Sequence[Sequence[Job]], asked: Asked) -> dict[str, Any]:
+    return {
+        "plan": dict(asked.plan),
+        "cells": [job.cell.id for part in jobs for job in part],
+        "images": {split: len(pairs) for split, pairs in asked.samples.items()},
+        "cut_off": dict(asked.cut_off),
+    }
+
+
+def _with_sweep(info: dict[str, Any], jobs: Sequence[Sequence[Job]], asked: Asked) -> dict[str, Any]:
+    """With what a command asks for as a sweep, if the others do not ask for all of it already."""
+    new = _sweep(jobs, asked)
+    cells = {cell: info["cells"][cell] for cell in new["cells"]}
+    there = sweeps.wanted(info, cells)
+    if all(there.get(cell, 0) >= new["images"][sweeps.split_key(entry)] for cell, entry in cells.items()):
+        return info
+    every = [*info["sweeps"], new]
+    most: Counter[str] = Counter()
+    for sweep in every:
+        most |= Counter(sweep["cut_off"])
+    return info | {"sweeps": every, "plan": new["plan"], "cut_off": most.total()}
+
+
+def _continued(info: dict[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """With a note of what changed around the run since it began, where anything did."""
+    moved = differences(info.get("provenance", {}), dict(facts))
+    more = [*info.get("continued", []), {"changed": moved, "provenance": dict(facts)}]
+    return info | {"continued": more} if moved else info
+
+
+def _edited(old: Mapping[str, Any], info: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences about what was edited since the edition before, and how many cells run again for it."""
+    known, now = info["cells"], info["editions"][info["edition"]]
+    was = {known[cell]["asked"]: known[cell] for cell in _current(old)}
+    pairs = {
+        cell: (was[known[cell]["asked"]], known[cell])
+        for cell in now["cells"]
+        if known[cell]["asked"] in was and cell not in _current(old)
+    }
+    if not pairs:
+        return
+    if all(cell in old["cells"] for cell in pairs):
+        times = [one["time"] for one in old["editions"] if pairs.keys() <= set(one["cells"])]
+        yield f"back to the code of {_clock(times[-1])}" if times else "back to code of before"
+        return
+    before = old["editions"][old["edition"]]
     since = _clock(before["time"])
-    known = info["cells"]
-    old = {known[cell]["asked"]: known[cell] for cell in before["cells"]}
-    pairs = [(old[known[cell]["asked"]], known[cell]) for cell in now["cells"] if known[cell]["asked"] in old]
-    if any(was["setting"]["code"] != cell["setting"]["code"] for was, cell in pairs):
+    if any(one["setting"]["code"] != other["setting"]["code"] for one, other in pairs.values()):
         files = sorted(
             name
             for name in now["files"] | before["files"]
             if now["files"].get(name) != before["files"].get(name)
         )
         named = ", ".join(files[:NAMED]) + (f" and {len(files) - NAMED} more" if len(files) > NAMED else "")
-        return (
-            f"{named or 'the backbone'} changed since {since}, {len(pairs)} cells run again beside the old ones",
-        )
-    counts: dict[str, int] = {}
-    for was, cell in pairs:
-        if was["source"] != cell["source"]:
-            counts[cell["pruner"]] = counts.get(cell["pruner"], 0) + 1
-    return tuple(
-        f"{name}: source changed since {since}, {count} cells run again beside the old ones"
-        for name, count in counts.items()
+        yield f"{named or 'the backbone'} changed since {since}, {len(pairs)} cells run again beside the old ones"
+        return
+    for name, count in Counter(cell["pruner"] for _, cell in pairs.values()).items():
+        yield f"{name}: source changed since {since}, {count} cells run again beside the old ones"
+
+
+def _grown(old: Mapping[str, Any], info: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence about what a run holds more than before, if it does."""
+    before, now = (
+        {
+            one["cells"][cell]["asked"]: (images, one["cells"][cell]["pruner"])
+            for cell, images in _held(one).items()
+        }
+        for one in (old, info)
     )
+    names = Counter(pruner for asked, (_, pruner) in now.items() if asked not in before)
+    more = sum(asked in before and images > before[asked][0] for asked, (images, _) in now.items())
+    parts = [f"{names.total()} cells ({', '.join(names)})"] if names else []
+    parts += [f"more images for {more} cells"] if more else []
+    if parts:
+        yield f"the run grows by {' and '.join(parts)}; what is there is not computed again"
 
 
 def _clock(time: str) -> str:

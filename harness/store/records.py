@@ -10,7 +10,6 @@ Whoever reads, reads a row once and checked.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import socket
@@ -51,9 +50,9 @@ from harness.store.run_folder import (
     RUN,
     SCHEMA,
     SCHEMAS,
-    cells_digest,
     cells_of,
     done_info,
+    held_digest,
     run_info,
     split_folder,
     splits_of,
@@ -68,6 +67,7 @@ COLUMNS = (*ASKED, *OF_CELL, *COUNTED, *ROUNDED, *SHOWN, *SEEN, "sample", "cell"
 FROM_RUN = (
     *("fingerprint", "dtype", "attn", "device", "data", "source", "evaluation", "parameters"),
     *("stage", "budget_kind", "kind", "needs", "stochastic", "grid"),
+    *("positions", "answers", "budget_asked"),
 )
 ORDER = ["dataset", "split", "pruner", "budget", "seed", "sample", "expression"]
 CUT_OFF = "questions are longer than the text tower takes; pruners that read text see their beginning, as officially"
@@ -194,22 +194,26 @@ def _agree(one: tuple[str, dict[str, Any]], other: tuple[str, dict[str, Any]]) -
 
 
 def incomplete(
-    rows: Iterable[dict[str, Any]], wanted: Iterable[tuple[str, str]], described: str = NO_CELL
+    rows: Iterable[dict[str, Any]], wanted: Iterable[tuple[str, str]], described: Mapping[str, str]
 ) -> set[str]:
     """Samples that lack rows: a (cell, sample) pair of `wanted`, the sample's description, or one of a pair's
-    several rows."""
+    several rows.
+
+    Args:
+        described: per cell what stands for it in the rows that describe its samples.
+    """
     seen: Counter[tuple[str, str]] = Counter()
     of: dict[tuple[str, str], int] = {}
-    scored: set[str] = set()
+    scored: set[tuple[str, str]] = set()
     for row in rows:
         pair = row["cell"], row["sample"]
         seen[pair] += 1
         of[pair] = row["of"]
         if row["status"] == "ok":
-            scored.add(row["sample"])
+            scored.add((described.get(row["cell"], NO_CELL), row["sample"]))
     lost = {pair[1] for pair in wanted if pair not in of}
     lost |= {pair[1] for pair, count in of.items() if seen[pair] < count}
-    return lost | {sample for sample in scored if (described, sample) not in of}
+    return lost | {pair[1] for pair in scored if pair not in of}
 
 
 def _frame(folder: Path, status: str) -> pd.DataFrame:
@@ -235,7 +239,7 @@ def _frame(folder: Path, status: str) -> pd.DataFrame:
         rows = [
             row
             for row in Journals(place, info["cells"]).rows()
-            if row["status"] == status and _shown(row, shown)
+            if row["status"] == status and is_shown(row, shown)
         ]
         if facts is not None and len(rows) != facts["rows"]:
             raise UserError(
@@ -247,7 +251,7 @@ def _frame(folder: Path, status: str) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def _shown(row: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> bool:
+def is_shown(row: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> bool:
     """Whether a row is of these cells, or describes a sample of theirs."""
     if not is_description(row["cell"]):
         return row["cell"] in cells
@@ -274,7 +278,8 @@ def load(path: str | Path) -> pd.DataFrame:
     """
     folder = Path(path)
     frame = _frame(folder, "ok")
-    cells = cells_of(run_info(folder))
+    info = run_info(folder)
+    cells = cells_of(info)
     if frame.empty:
         return pd.DataFrame(columns=[*COLUMNS, *FROM_RUN])
     asked = samples(folder)
@@ -286,9 +291,10 @@ def load(path: str | Path) -> pd.DataFrame:
         frame[name] = frame[name].astype(float)
     for name in FROM_RUN:
         frame[name] = frame["cell"].map({cell: _fact(entry, name) for cell, entry in cells.items()})
-    frame["data"] = frame["data"].where(frame["data"].notna(), _data(frame, asked))
-    measures = _measures(frame)
-    frame = pd.concat([frame[[*COLUMNS, *FROM_RUN]], measures], axis=1)
+    if info.get("samples"):
+        prints = {name: digest({"samples": known}) for name, known in info["samples"].items()}
+        frame["data"] = (frame["dataset"] + ":" + frame["split"]).map(prints)
+    frame = pd.concat([frame[[*COLUMNS, *FROM_RUN]], _measures(frame)], axis=1)
     return frame.sort_values(ORDER, kind="stable", ignore_index=True)
 
 
@@ -300,18 +306,6 @@ def _measures(frame: pd.DataFrame) -> pd.DataFrame:
     names = sorted({name for row in rows for name in row})
     return pd.DataFrame(
         {name: [float(row.get(name, np.nan)) for row in rows] for name in names}, index=frame.index
-    )
-
-
-def _data(frame: pd.DataFrame, asked: pd.DataFrame) -> pd.Series[str]:
-    """Per row a digest of the contents of its split's samples, in a run whose cells have none of its data."""
-    known = asked.drop_duplicates("sample").sort_values("sample")
-    prints = {
-        key: digest({"content": part["content"].tolist()})
-        for key, part in known.groupby(["dataset", "split"])
-    }
-    return pd.Series(
-        [prints.get(key, "") for key in zip(frame["dataset"], frame["split"], strict=True)], index=frame.index
     )
 
 
@@ -338,9 +332,11 @@ def samples(path: str | Path) -> pd.DataFrame:
     frame = _frame(Path(path), "sample")
     if frame.empty:
         return pd.DataFrame(columns=["sample", *OF_SAMPLE])
-    return frame[["sample", *OF_SAMPLE]].sort_values(
+    frame = frame.reindex(columns=["sample", *OF_SAMPLE]).sort_values(
         ["dataset", "split", "sample", "expression"], kind="stable", ignore_index=True
     )
+    # cells of several codes each have their own descriptions
+    return frame[~frame.duplicated(["sample", "expression"])].reset_index(drop=True)
 
 
 def images(samples: pd.Series[str]) -> pd.Series[str]:
@@ -375,7 +371,7 @@ def rebuild(path: str | Path) -> bool:
     if not closed:
         return False
     shown = cells_of(info)
-    if closed.get("cells") != cells_digest(shown):
+    if closed.get("cells") != held_digest(info):
         return False
     whole = True
     for dataset, split in splits_of(shown):
@@ -385,7 +381,7 @@ def rebuild(path: str | Path) -> bool:
             continue
 
         def rows(place: Path = place) -> Iterator[dict[str, Any]]:
-            return (row for row in Journals(place, info["cells"]).rows() if _shown(row, shown))
+            return (row for row in Journals(place, info["cells"]).rows() if is_shown(row, shown))
 
         counts = Counter(f"{row['status']}.parquet" for row in rows())
         if all(counts[table] == facts["rows"] for table, facts in tables.items()):

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from harness.store import sweeps
 from harness.store.journal import digest, read_whole
 from pruners.base import UserError
 
 SCHEMA = 4
-# 2: journals without checksums, cells without the digests of their code; 3: rows without their medium
+# 2: journals without checksums, cells without the digests of their code; 3: rows without their medium, one sweep
 SCHEMAS = (2, 3, 4)
 FOLDER, RUN, DONE = "records", "run.json", "done.json"
 LOOSE = ("provenance", "continued")  # of run.json: told, but no number hangs on it
@@ -43,10 +44,16 @@ def run_info(path: str | Path) -> dict[str, Any]:
     editions = content.get("editions", [])
     sound = sound and isinstance(editions, list) and all(_is_edition(one, cells) for one in editions)
     sound = sound and (not editions or content.get("edition") in range(len(editions))) and _are_told(content)
-    if not sound or not all(isinstance(content.get(name, {}), dict) for name in ("provenance", "asked")):
+    sound = sound and sweeps.are_sweeps(content)
+    if not sound or not all(
+        isinstance(content.get(name, {}), dict) for name in ("provenance", "asked", "plan")
+    ):
         raise UserError(f"{str(file)!r} is damaged (its cells are no cells); {mend}.")
     if content and schema == 2:
         content["cells"] = {number: _of_schema_2(cell) for number, cell in cells.items()}
+    if content and "plan" not in content:  # before schema 4
+        told = content.get("asked", {})
+        content |= {"plan": told, "cut_off": told.get("cut_off", 0)}
     return content
 
 
@@ -140,12 +147,18 @@ def done_info(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{str(Path(path) / DONE)!r} is damaged (it names no tables); delete it, and the same command closes the run again."
         )
-    return content if content.get("cells") == cells_digest(cells_of(run_info(path))) else {}
+    return content if content.get("cells") == held_digest(run_info(path)) else {}
 
 
-def cells_digest(cells: Iterable[str]) -> str:
-    """Digest of a set of cells."""
-    return digest({"cells": sorted(cells)})
+def held_digest(info: Mapping[str, Any]) -> str:
+    """Digest of what a complete run holds: its cells, and on how many samples each is wanted."""
+    cells = cells_of(info)
+    return cells_digest(cells, sweeps.wanted(info, cells))
+
+
+def cells_digest(cells: Iterable[str], images: Mapping[str, int] | None = None) -> str:
+    """Digest of a set of cells; `images` on how many samples each is wanted, where the run says that."""
+    return digest({"cells": sorted(cells)} | ({"images": dict(images)} if images else {}))
 
 
 def finished(path: str | Path) -> bool:

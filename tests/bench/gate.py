@@ -9,13 +9,14 @@ features that differ in it, alone and mixed by image.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-import backbones
+from harness.engine.ranks import Place
 from harness.engine.rounding import shaken
 from harness.gate import baseline as files
 from harness.gate import check as gate
@@ -59,10 +60,10 @@ def power(content: dict[str, Any], rows: pd.DataFrame) -> None:
 def alarms(content: dict[str, Any], rows: pd.DataFrame, runs: int) -> None:
     """False alarms of runs that differ in rounding."""
     unsteady = sorted({cell["pruner"] for cell in content["cells"] if cell["rounding"]["tokens"]})
-    backbone, rows = backbones.load(content["subset"]["backbone"]), rows[rows["pruner"].isin(unsteady)]
-    some, found, alone = content["subset"] | {"pruners": ",".join(unsteady)}, [], 0
+    backbone, rows = gate.plan_of(content["subset"]).load(Place()), rows[rows["pruner"].isin(unsteady)]
+    some, found, alone = replace(gate.plan_of(content["subset"]), pruners=tuple(unsteady)), [], 0
     for seed in range(100, 100 + runs):  # none of those by which the baseline was accepted
-        found.append(gate.measure(some, (), shaken(backbone, seed, content["noise"]["relative"])).frame)
+        found.append(gate.measure(some, shaken(backbone, seed, content["noise"]["relative"])).frame)
         alone += len(gate.compare(rows, found[-1], content).worse)
     every, mixed = pd.concat(found, keys=range(runs), names=["run"]).reset_index("run"), 0
     images = records.images(every["sample"])

@@ -129,7 +129,7 @@ def measure(count: int) -> Measured:
         root = Path(place)
         write(root, count)
         backbone = Nothing()
-        plan = Plan(tuple(parse("none,random,uniform")), (64, 128, 192), (("refcoco", "val"),), root=place)
+        plan = Plan(tuple(parse("none,random,uniform")), (64, 128, 192), (("refcoco", "val"),), data=place)
         clock = time.process_time()
         fingerprint(data.load("refcoco", "val", place))
         before = time.process_time() - clock

@@ -20,7 +20,6 @@ import torch
 import backbones
 from backbones.base import Backbone
 from backbones.glamm.full_size import on_meta
-from harness import data
 from harness.cost import projection, sharing
 from harness.cost.lines import lines_of
 from harness.cost.store import BASELINE
@@ -61,9 +60,7 @@ def main() -> None:
     parser.add_argument("--datasets", default="all")
     parser.add_argument("--times", type=int, default=3)
     given = parser.parse_args()
-    plan = Plan(
-        tuple(parse("all")), BUDGETS, tuple(data.parse_datasets(given.datasets, None)), limit=given.limit
-    )
+    plan = Plan(budgets=BUDGETS, datasets=given.datasets, limit=given.limit)
     backbone = backbones.load("glamm-mini")
     splits = prepare(plan, backbone)
     taken: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
@@ -72,7 +69,7 @@ def main() -> None:
         once(
             plan,
             backbone,
-            [Split(split.samples[:1], split.jobs) for split in splits[:1]],
+            [Split(split.samples[:1], split.jobs, split.contents[:1]) for split in splits[:1]],
             True,
             Path(place) / "warm",
         )

@@ -26,16 +26,15 @@ PAIRS = (("refcoco", "val"), ("refcoco", "testA"))
 
 
 def plan_of(root: Path, pruners: str = "none,fastv,litelvlm,random") -> Plan:
-    return Plan(tuple(parse(pruners)), (8, 24), PAIRS, root=str(root))
+    return Plan(tuple(parse(pruners)), (8, 24), PAIRS, data=str(root))
 
 
-def work(root: Path, folder: Path, pause: float, way: Way, most_bytes: int | None) -> None:
+def work(plan: Plan, folder: Path, pause: float, way: Way, most_bytes: int | None) -> None:
     torch.set_num_threads(1)
     if most_bytes is not None:  # a file that would grow beyond it cannot be written: what a full disk does
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
     backbone = SlowBackbone(pause)
-    plan = plan_of(root)
     try:
         run(plan, backbone, prepare(plan, backbone), folder, way)
     except UserError as error:
@@ -46,18 +45,23 @@ def work(root: Path, folder: Path, pause: float, way: Way, most_bytes: int | Non
 
 
 def send(
-    root: Path, folder: Path, pause: float = 0.0, way: Way | None = None, most_bytes: int | None = None
+    root: Path,
+    folder: Path,
+    pause: float = 0.0,
+    way: Way | None = None,
+    most_bytes: int | None = None,
+    plan: Plan | None = None,
 ) -> ForkProcess:
     """A process that works on the run."""
-    process = FORK.Process(target=work, args=(root, folder, pause, way or Way(), most_bytes))
+    process = FORK.Process(target=work, args=(plan or plan_of(root), folder, pause, way or Way(), most_bytes))
     process.start()
     return process
 
 
-def finish(root: Path, folder: Path, place: Place | None = None) -> None:
+def finish(root: Path, folder: Path, place: Place | None = None, plan: Plan | None = None) -> None:
     """Work on the run in this process until it is done."""
     backbone = FakeBackbone()
-    plan = plan_of(root)
+    plan = plan or plan_of(root)
     assert run(plan, backbone, prepare(plan, backbone), folder, Way(place=place or Place()))
 
 

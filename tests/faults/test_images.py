@@ -82,7 +82,7 @@ READ: dict[str, Callable[[], bytes]] = {
 
 
 def start(root: Path, folder: Path, way: Way, pruners: str = "none,random") -> None:
-    plan = Plan(tuple(parse(pruners)), (8,), (("refcoco", "val"),), root=str(root))
+    plan = Plan(tuple(parse(pruners)), (8,), (("refcoco", "val"),), data=str(root))
     backbone = FakeBackbone()
     run(plan, backbone, prepare(plan, backbone), folder, way)
 
@@ -127,7 +127,7 @@ def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path: Path) -> None:
 
 def test_an_image_that_is_gone_is_a_failed_sample(tmp_path: Path) -> None:
     root = write_data(tmp_path / "data")
-    plan = Plan(tuple(parse("none")), (8,), (("refcoco", "val"),), root=str(root))
+    plan = Plan(tuple(parse("none")), (8,), (("refcoco", "val"),), data=str(root))
     backbone = FakeBackbone()
     splits = prepare(plan, backbone)  # refuses data that are incomplete from the start
     place_of(root, 2).unlink()

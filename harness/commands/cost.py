@@ -1,0 +1,78 @@
+"""`cost`: projected costs at full size."""
+
+from __future__ import annotations
+
+from harness.commands.options import (
+    Attn,
+    Backbones,
+    Budgets,
+    Checkpoint,
+    Debug,
+    Explain,
+    Gpu,
+    Plugins,
+    Pruners,
+    Sharing,
+    TextTokens,
+    one_backbone,
+    plugins,
+)
+
+
+def cost(
+    backbone: Backbones = "glamm-7b",
+    pruners: Pruners = "all",
+    budgets: Budgets = "64,128,192",
+    text_tokens: TextTokens = None,
+    checkpoint: Checkpoint = None,
+    gpu: Gpu = "h100",
+    attn: Attn = "sdpa",
+    explain: Explain = False,
+    sweep: Sharing = False,
+    plugin: Plugins = [],  # noqa: B006
+    debug: Debug = False,
+) -> None:
+    """Project what every pruner costs at full size, beside the published numbers: glamm-7b or glamm-mini, from
+    shapes alone; --checkpoint is the folder whose tokenizer counts the conversation."""
+    import backbones
+    from harness.plan import Plan
+
+    plugins(plugin)
+    plan = Plan(pruners=pruners, budgets=budgets, backbones=one_backbone(backbone))  # type: ignore[arg-type]
+    chosen, name = plan.chosen(), plan.backbones[0]
+    backbones.check_attention(attn)
+
+    from backbones.glamm.full_size import on_meta
+    from backbones.parts.tokenizer import LlamaTokenizer
+    from harness.cost import EXPLAIN, projection, sharing
+    from harness.cost.lines import lines_of
+    from harness.cost.roofline import gpu as sheet
+    from harness.cost.store import BASELINE
+    from reports import efficiency
+
+    on, model = sheet(gpu), on_meta(name)
+    folder = checkpoint or (backbones.MINI / "checkpoint" if name == "glamm-mini" else None)
+    if text_tokens is not None or folder is None:
+        prompt = projection.Prompt(projection.TEXT_TOKENS if text_tokens is None else text_tokens)
+    else:
+        prompt = projection.Prompt.counted(LlamaTokenizer(folder))
+    vision, layers = model.clip.config.vision_config, model.language_model.config.num_hidden_layers
+    side = vision.image_size // vision.patch_size
+    lines = lines_of(chosen, plan.budgets, 0, (side, side), layers)
+    if sweep:
+        lines = [line for line in lines if line.pruner.kind == "method" or line.name == BASELINE]
+        accounts = {}
+        for talks, one in ((1, prompt), (prompt.turns, prompt.alone())):
+            title = f"{talks} conversation{'s' * (talks > 1)} of {one.turns} ({one.text} text tokens)"
+            accounts[title] = sharing.account(
+                projection.project(model, lines, one, attn=attn), lines, one, talks
+            )
+        print(
+            f"# {name}, a sweep, projected; controls but {BASELINE} left out\n\n{efficiency.sweep(accounts)}"
+        )
+        return
+    projected = projection.project(model, lines, prompt, attn=attn)
+    print(f"# {name}, projected\n")
+    print(efficiency.render(projected, name.removesuffix("-7b"), prompt, attn, on))
+    if explain:
+        print(*(f"- {column}: {text}." for column, text in EXPLAIN.items()), sep="\n")

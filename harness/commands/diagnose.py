@@ -1,0 +1,70 @@
+"""`diagnose`: whether a backbone has what similarity-based pruners rest on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.commands.options import (
+    Backbones,
+    Checkpoint,
+    Clip,
+    Data,
+    Datasets,
+    Debug,
+    Device,
+    Dtype,
+    Limit,
+    Out,
+    Run,
+    SamDims,
+    one_backbone,
+)
+
+IMAGES = 24  # per split, if nothing else is asked
+
+
+def diagnose(
+    backbone: Backbones = "glamm-mini",
+    datasets: Datasets = "all",
+    data: Data = None,
+    limit: Limit = IMAGES,
+    run: Run = None,
+    out: Out = None,
+    checkpoint: Checkpoint = None,
+    clip: Clip = None,
+    sam_dims: SamDims = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    debug: Debug = False,
+) -> None:
+    """Measure whether the referent's tokens look less like the text than others do, and what pruners keep of
+    them."""
+    from dataclasses import replace
+
+    from harness.diagnosis import similarities as diagnosing
+    from harness.engine.ranks import Place
+    from harness.plan import Plan, with_settings
+    from reports.diagnosis import FOLDER, verdict, write
+
+    texts = with_settings([one_backbone(backbone)], checkpoint=checkpoint, clip=clip, sam_dims=sam_dims)
+    plan = Plan(
+        backbones=texts,
+        datasets=datasets,
+        data=str(data) if data else None,
+        limit=limit,
+        device=device,
+        dtype=dtype,
+    )
+    pairs = plan.pairs()
+    model = plan.load(Place())
+    kept = diagnosing.kept(run, model) if run is not None else None
+    found = replace(diagnosing.examine(model, pairs, plan.limit or 0, plan.data), kept=kept)
+    page = write(found, out or (run / FOLDER if run else Path("results") / "diagnosis" / model.name))
+    print(verdict(found))
+    if run is not None and out is None:
+        print(f"`python -m reports {run}` puts it into the run's report.")
+    if run is None:
+        print(
+            "What pruners keep of the referents was not looked at; add --run and the folder of a run of this backbone."
+        )
+    print(f"diagnosis: {page}")

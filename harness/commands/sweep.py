@@ -1,0 +1,248 @@
+"""A sweep, from the command line and from Python: plan in, run folders and their report out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from harness.commands.options import (
+    Attn,
+    Backbones,
+    BatchSize,
+    Budgets,
+    Checkpoint,
+    Clip,
+    Costs,
+    Data,
+    Datasets,
+    Debug,
+    Device,
+    Dtype,
+    Force,
+    From,
+    ImageBackend,
+    KeepCode,
+    Limit,
+    LocalRank,
+    MaxFailures,
+    Out,
+    Plugins,
+    Protocol,
+    Pruners,
+    SamDims,
+    Seed,
+    Seeds,
+    Settings,
+    Share,
+    TensorParallel,
+    Workers,
+)
+from harness.plan import Plan
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from harness.engine.runner import Way
+
+ASKED = {"plugin": "plugins"}  # options that have another name in a plan
+PRUNERS, BUDGETS, BACKBONES = map(",".join, (Plan.pruners, Plan.budgets, Plan.backbones))
+
+
+def sweep(
+    context: typer.Context,
+    pruners: Pruners = PRUNERS,
+    budgets: Budgets = BUDGETS,
+    backbones: Backbones = BACKBONES,
+    datasets: Datasets = Plan.datasets,
+    protocol: Protocol = Plan.protocol,
+    limit: Limit = Plan.limit,
+    seed: Seed = Plan.seed,
+    seeds: Seeds = Plan.seeds,
+    device: Device = Plan.device,
+    dtype: Dtype = Plan.dtype,
+    attn: Attn = Plan.attn,
+    image_backend: ImageBackend = Plan.image_backend,
+    batch_size: BatchSize = Plan.batch_size,
+    workers: Workers = None,
+    share: Share = True,
+    max_failures: MaxFailures = 0.01,
+    force: Force = False,
+    keep_code: KeepCode = False,
+    tensor_parallel: TensorParallel = 1,
+    local_rank: LocalRank = None,
+    out: Out = None,
+    plugin: Plugins = [],  # noqa: B006
+    checkpoint: Checkpoint = None,
+    clip: Clip = None,
+    sam_dims: SamDims = None,
+    data: Data = None,
+    costs: Costs = Plan.costs,
+    again: From = None,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Run a sweep and print its leaderboard."""
+    if context.invoked_subcommand is not None:
+        return
+    from harness.plan import read, with_settings
+
+    given = {name: value for name, value in context.params.items() if _given(context, name)}
+    fields: dict[str, Any] = {
+        ASKED.get(name, name): tuple(value) if name == "plugin" else value
+        for name, value in given.items()
+        if ASKED.get(name, name) in Plan.__dataclass_fields__
+    }
+    plans = [replace(plan, **fields) for plan in (read(again) if again is not None else [Plan()])]
+    for plan in plans:
+        plan.load_plugins()
+    own = {"checkpoint": checkpoint, "clip": clip, "sam_dims": sam_dims}
+    plans = [replace(plan, backbones=with_settings(plan.backbones, **own)) for plan in plans]
+    how = {"share": share, "max_failures": max_failures, "keep_code": keep_code}
+    for done in _runs(plans, out, force, workers, tensor_parallel, how):
+        _tell(done)
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line or in a settings file."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a plan gave.
+
+    Attributes:
+        folders: run folders, one per backbone.
+        leaderboard: their tables with all that a reader needs to trust them, as markdown.
+    """
+
+    folders: tuple[Path, ...]
+    leaderboard: str
+
+    @property
+    def folder(self) -> Path:
+        """The run folder, of the first backbone where there are several."""
+        return self.folders[0]
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """One row per cell and expression, as `harness.store.records.load`, of all folders."""
+        import pandas as pd
+
+        from harness.store.records import load
+
+        return pd.concat([load(folder) for folder in self.folders], ignore_index=True)
+
+
+def evaluate(
+    plan: Plan | Sequence[Plan], out: str | Path | None = None, *, force: bool = False, **how: Any
+) -> Result:
+    """Run a plan, as the command line does: what is there already is not computed again.
+
+    Args:
+        plan: what to run; several are run into one folder, which holds all that they ask for.
+        out: run folder, with a folder in it for each of several backbones; by default below results/runs, named after what
+            was asked.
+        force: start anew beside a run that is there.
+        how: `workers`, `share`, `max_failures`, `keep_code`, `tensor_parallel`, as the options.
+
+    Raises:
+        UserError: something of the plan is not here, cannot be, or does not fit the folder.
+    """
+    plans = [plan] if isinstance(plan, Plan) else list(plan)
+    for one in plans:
+        one.load_plugins()
+    workers, team = how.pop("workers", None), how.pop("tensor_parallel", 1)
+    done = list(_runs(plans, Path(out) if out is not None else None, force, workers, team, how))
+    texts = [one.written[0].read_text(encoding="utf-8") for one in done if one.written]
+    return Result(tuple(one.folder for one in done), "\n".join(texts))
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A run folder and the files of its report; none from a process that is not the launcher's first."""
+
+    folder: Path
+    written: tuple[Path, ...]
+
+
+def _runs(
+    plans: Sequence[Plan],
+    out: Path | None,
+    force: bool,
+    workers: int | None,
+    tensor_parallel: int,
+    how: dict[str, Any],
+) -> Iterator[_Done]:
+    """Run the plans on every backbone that they name, one backbone after the other."""
+    from harness.cost import kinds
+    from harness.engine.ranks import here
+    from harness.engine.runner import Way
+    from harness.plan import parsed
+    from pruners.base import UserError
+
+    for plan in plans:  # whatever is wrong shows before a model is loaded
+        kinds.check(plan.costs, tensor_parallel)
+        plan.chosen()
+        plan.pairs()
+    texts = list(dict.fromkeys(text for plan in plans for text in plan.backbones))
+    names = [parsed(text)[0] for text in texts]
+    if not texts:
+        import backbones
+
+        raise UserError(f"--backbones is empty; there are {', '.join(backbones.names())}.")
+    if len(set(names)) < len(names) and out is not None:
+        raise UserError(
+            "--out has a folder per backbone, and two of --backbones have one name; give one at a time."
+        )
+    place = here(tensor_parallel)
+    if workers is None:
+        workers = 2 if plans[0].device.startswith("cuda") else 0
+    way = Way(place=place, workers=workers, **how)
+    for text, name in zip(texts, names, strict=True):
+        base = out / name if out is not None and len(texts) > 1 else out
+        own = [plan.on(text) for plan in plans if text in plan.backbones]
+        yield _run(own, base, force, way, tensor_parallel)
+
+
+def _run(plans: Sequence[Plan], out: Path | None, force: bool, way: Way, tensor_parallel: int) -> _Done:
+    """Run plans of one backbone into one folder."""
+    from harness.cost import kinds
+    from harness.engine import runner
+    from harness.store import folders
+
+    backbone = plans[0].load(way.place, tensor_parallel)
+    kind = kinds.kind(plans[-1].costs, backbone, tensor_parallel)
+    prepared = [runner.prepare(plan, backbone) for plan in plans]
+    run = runner.identity([split for splits in prepared for split in splits])
+    folder = folders.choose(out, run, force=force, world=way.place.world)
+    finished = [
+        runner.run(plan, backbone, splits, folder, way) for plan, splits in zip(plans, prepared, strict=True)
+    ]
+    if not all(finished) or way.place.rank > 0:
+        return _Done(folder, ())
+    kinds.write(kind, plans[-1], prepared[-1], backbone, folder)
+
+    from reports import render
+
+    return _Done(folder, tuple(render(folder)))
+
+
+def _tell(done: _Done) -> None:
+    """Print a run's leaderboard, and where the rest is."""
+    from harness.store.run_folder import finished, peak_memory
+
+    if not done.written:
+        return
+    memory = (
+        f", made within {peak_memory(done.folder) / 2**20:.0f} MiB of memory" if finished(done.folder) else ""
+    )
+    print(done.written[0].read_text(encoding="utf-8"))
+    print(f"records: {done.folder} (run.json, records/){memory}")
+    print("report: " + "\n        ".join(map(str, done.written)))

@@ -1,0 +1,307 @@
+"""One process's part in a run: it claims parts of the data, fills all cells of each, and closes what is complete."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from backbones.base import Backbone
+from harness.data import Sample
+from harness.engine.cells import Job
+from harness.engine.claims import Claims
+from harness.engine.evaluate import described, fill
+from harness.engine.interrupts import Stops
+from harness.engine.prefetch import Key, Loaded, Parts, read_ahead
+from harness.engine.ranks import Place
+from harness.engine.recorded import Recorded
+from harness.engine.splits import IMAGES_AT_ONCE, Split
+from harness.store import closing
+from harness.store.editions import LOCK, Opened
+from harness.store.journal import alone
+from harness.store.records import Journals, Writer
+from harness.store.rows import key
+from harness.store.run_folder import split_folder
+from pruners.base import UserError
+
+PROBED = 8  # parts of a split whose first image is looked at for what rounding changes
+PATIENCE = 0.5  # seconds between looks at what others work on
+FIRST_WORD = 10.0  # seconds of waiting for others before it is said, then after twice as long again and again
+PICTURES, PICTURE_SIDE, PICTURE_FOLDER = 24, 384, "images"  # per split, pixels of the longest side
+Left = list[tuple[list[Sample], list[Job]]]  # samples of a part, with the cells that lack their results
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a run is done; nothing here changes a record.
+
+    Attributes:
+        share: False does everything anew for every cell, to compare with.
+        workers: processes that read images ahead.
+        max_failures: share of the samples that may fail before the run stops; one may always.
+        keep_code: go on with cells that other code began, and mark the rows.
+
+    Raises:
+        UserError: a number makes no sense.
+    """
+
+    share: bool = True
+    workers: int = 0
+    max_failures: float = 0.01
+    place: Place = field(default_factory=Place)
+    keep_code: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_failures <= 1:
+            raise UserError(
+                f"--max-failures {self.max_failures} is no share; give 0.01 for one sample in a hundred."
+            )
+        if self.workers < 0:
+            raise UserError(f"--workers {self.workers} is negative; give a number of processes, or 0.")
+
+
+class Crew:
+    """Works on a run that is open, together with whoever else does.
+
+    Args:
+        splits: samples, and the cells that `run.json` knows.
+    """
+
+    def __init__(
+        self, backbone: Backbone, splits: Sequence[Split], folder: Path, way: Way, opened: Opened
+    ) -> None:
+        self.backbone, self.splits, self.folder, self.way, self.info = (
+            backbone,
+            splits,
+            folder,
+            way,
+            opened.info,
+        )
+        places = [split_folder(folder, *split.name) for split in splits]
+        for place in places:
+            place.mkdir(parents=True, exist_ok=True)
+        self.parts = [split.parts for split in splits]
+        cells = opened.info["cells"]
+        self.claims = [
+            Claims(place / opened.claims, len(parts)) for place, parts in zip(places, self.parts, strict=True)
+        ]
+        self.writers = [Writer(place, cells) for place in places]
+        self.recorded = [Recorded(Journals(place, cells)) for place in places]
+        self.begun: set[Key] = set()  # parts of which something may be recorded already
+        self.filled: set[Key] = set()  # parts that this process has filled
+        self.total = sum(len(split.samples) for split in splits)
+        for number, recorded in enumerate(self.recorded):
+            recorded.update()
+            asked = [*splits[number].described, *(job.cell.id for job in splits[number].jobs)]
+            for k, part in enumerate(self.parts[number]):
+                if any(recorded.has_of(sample.id, asked) for sample in part):
+                    self.begun.add((number, k))
+
+    def close(self) -> None:
+        """Let go of every claim and journal."""
+        for writer, claims in zip(self.writers, self.claims, strict=True):
+            writer.close()
+            claims.close()
+
+    def work(self) -> bool:
+        """Until everything is recorded, or until nothing is left for a process that is not the first."""
+        bar = tqdm(total=self.total, unit="image", disable=self.way.place.rank > 0 or not sys.stderr.isatty())
+        dataset = Parts(self.parts, self.backbone.preprocess)
+        pin = self.backbone.device.startswith("cuda")
+        waited, told = 0.0, FIRST_WORD
+        with bar, Stops() as stops:
+            self._check_failures("")
+            while True:
+                for (number, part), loaded in read_ahead(dataset, self._claim(), self.way.workers, pin):
+                    bar.set_description(" ".join(self.splits[number].name))
+                    self._fill(number, part, loaded)
+                    bar.update(self._finished_samples() - bar.n)
+                    stops.check()
+                    waited, told = 0.0, FIRST_WORD
+                self._check_place()
+                complete = (
+                    self.way.place.leads and all(claims.done for claims in self.claims) and self._finish()
+                )
+                if self.way.place.agree(complete):
+                    return True
+                if self.way.place.rank >= self.way.place.team:
+                    return False
+                stops.check()
+                time.sleep(PATIENCE)
+                waited += PATIENCE
+                if waited >= told and (others := self._held()):
+                    print(f"waiting for {others}", file=sys.stderr)
+                    told *= 2
+
+    def _held(self) -> str:
+        """The parts that other processes have claimed, in words."""
+        held = [
+            f"images {IMAGES_AT_ONCE * part + 1} to {IMAGES_AT_ONCE * part + len(self.parts[number][part])} of "
+            f"{':'.join(self.splits[number].name)}"
+            + (f" (process {who})" if (who := claims.holder(part)) else "")
+            for number, claims in enumerate(self.claims)
+            for part in claims.open
+        ]
+        more = f" and {len(held) - 3} other parts" if len(held) > 3 else ""
+        return f"{', '.join(held[:3])}{more}, which another process of this run has claimed" if held else ""
+
+    def _check_place(self) -> None:
+        """See that the run folder is still where it was.
+
+        Raises:
+            UserError: it was moved or removed.
+        """
+        if not all(claims.in_place for claims in self.claims):
+            raise UserError(
+                f"{str(self.folder)!r} was moved or removed while this process worked in it; "
+                "nothing recorded is lost, give the command again with --out and where it is now."
+            )
+
+    def _claim(self) -> Iterator[Key]:
+        """Parts that this process may work on, as its team's leader claims them when they are asked for."""
+        mine = self._claims() if self.way.place.leads else iter(())
+        while (claimed := self.way.place.agree(next(mine, None))) is not None:
+            yield claimed
+
+    def _claims(self) -> Iterator[Key]:
+        everything = [(number, part) for number, parts in enumerate(self.parts) for part in range(len(parts))]
+        for place in self.way.place.order(len(everything)):
+            number, part = everything[place]
+            state = self.claims[number].take(part)
+            if state is None:
+                continue
+            if state == "abandoned" or (number, part) in self.begun:
+                self.begun.add((number, part))
+                self.recorded[number].update()
+                if not self._left(number, part):
+                    failed = self._failed(number) & {sample.id for sample in self.parts[number][part]}
+                    self.claims[number].finish(part, len(failed))
+                    continue
+            yield number, part
+
+    def _left(self, number: int, part: int) -> Left:
+        """Samples of a part that lack results, together with those that lack them of the same cells."""
+        split, samples = self.splits[number], self.parts[number][part]
+        if (number, part) not in self.begun:
+            return [(samples, split.jobs)]
+        found: dict[tuple[str, ...], tuple[list[Sample], list[Job]]] = {}
+        for sample in samples:
+            jobs = [job for job in split.jobs if not self.recorded[number].complete(job, sample.id)]
+            found.setdefault(tuple(job.cell.id for job in jobs), ([], jobs))[0].append(sample)
+        return [(samples, jobs) for samples, jobs in found.values() if jobs]
+
+    def _failed(self, number: int) -> set[str]:
+        """Samples of a split that are recorded as failed under any of its cells."""
+        cells = {job.cell.id for job in self.splits[number].jobs}
+        return {sample for cell, sample in self.recorded[number].failures if cell in cells}
+
+    def _fill(self, number: int, part: int, loaded: list[Loaded]) -> None:
+        left = self._left(number, part)
+        rows = [row for samples, jobs in left for row in self._rows(number, part, loaded, samples, jobs)]
+        self.filled.add((number, part))
+        if not self.way.place.leads:
+            return
+        self._check_place()
+        recorded = self.recorded[number]
+        self.writers[number].append(
+            row for row in rows if (number, part) not in self.begun or key(row) not in recorded
+        )
+        failed = {row["sample"]: row["reason"] for row in rows if row["status"] == "failed"}
+        before = self._failed(number) & {sample.id for sample in self.parts[number][part]}
+        self.claims[number].finish(part, len(before | failed.keys()))
+        if failed:
+            self._check_failures("; ".join(f"{name}: {why}" for name, why in list(failed.items())[:1]))
+
+    def _rows(
+        self, number: int, part: int, loaded: Sequence[Loaded], samples: Sequence[Sample], jobs: Sequence[Job]
+    ) -> Iterator[dict[str, Any]]:
+        """What is asked of some samples of a part, and their results under some cells."""
+        split = self.splits[number]
+        mine = {sample.id for sample in samples}
+        chosen = [(k, one) for k, one in enumerate(loaded) if one.sample.id in mine]
+        for k, one in chosen:
+            image = self._picture(part * IMAGES_AT_ONCE + k, one)
+            for code in dict.fromkeys(job.cell.setting.code for job in jobs):
+                for row in described(one, image, code):
+                    yield row | {"content": split.content[one.sample.id]}
+        setting = jobs[0].cell.setting
+        yield from fill(
+            [one for _, one in chosen],
+            jobs,
+            self.backbone,
+            setting.protocol,
+            setting.draws,
+            share=self.way.share,
+            probed={self.parts[number][part][0].id} if part < PROBED else set(),
+        )
+
+    def _picture(self, number: int, one: Loaded) -> str:
+        """Keep a small picture of the first samples of a split for reports; its path below the run folder."""
+        if one.image is None or number >= PICTURES:
+            return ""
+        name = split_folder(self.folder, one.sample.dataset, one.sample.split).name
+        path = Path(PICTURE_FOLDER) / f"{name}-{one.sample.image_id}.jpg"
+        (self.folder / PICTURE_FOLDER).mkdir(exist_ok=True)
+        picture = Image.fromarray(one.image)
+        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+        picture.save(self.folder / path, quality=85)
+        return str(path)
+
+    def _finished_samples(self) -> int:
+        return sum(
+            len(parts[k])
+            for parts, claims in zip(self.parts, self.claims, strict=True)
+            for k in set(range(len(parts))) - set(claims.open)
+        )
+
+    def _check_failures(self, latest: str) -> None:
+        most = max(1, math.ceil(self.way.max_failures * self.total))
+
+        def too_many(failed: int) -> bool:
+            return (
+                failed > most or failed == self.total > self.way.max_failures * self.total
+            )  # a run without answers is none
+
+        failed = sum(claims.failed for claims in self.claims)
+        if too_many(failed):  # a claim is one byte that may be damaged; the records know
+            for recorded in self.recorded:
+                recorded.update()
+            failed = sum(len(self._failed(number)) for number in range(len(self.splits)))
+        if too_many(failed):
+            raise UserError(
+                f"{failed} of {self.total} samples failed, more than --max-failures {self.way.max_failures:g}"
+                f"{f' ({latest})' if latest else ''}; mend the data, or go on with --out {self.folder} and a larger share."
+            )
+
+    def _finish(self) -> bool:
+        """Close the run if all of it is there; False if a result of this process's cells is missing after all, whose part is
+        then open again.
+
+        Raises:
+            UserError: a part lacks records although this process has filled it.
+        """
+        images = {job.cell.id: len(split.samples) for split in self.splits for job in split.jobs}
+        lost = closing.lost(self.folder, self.info, images)
+        for number, (split, parts, claims) in enumerate(
+            zip(self.splits, self.parts, self.claims, strict=True)
+        ):
+            for part, samples in enumerate(parts):
+                if absent := lost.get(split.name, set()) & {sample.id for sample in samples}:
+                    if (number, part) in self.filled:
+                        raise UserError(
+                            f"{min(absent)} has no complete results although it was evaluated; "
+                            f"look at its expressions, and whether {str(self.folder)!r} lost files meanwhile."
+                        )
+                    self.begun.add((number, part))
+                    claims.reopen(part)
+        if not lost:
+            with alone(self.folder / LOCK):  # others may be complete, too, or have gone on with other code
+                closing.close(self.folder, images)
+        return not lost

@@ -1,0 +1,96 @@
+"""The splits of a plan, ready to be run: their samples, and the cells that these fill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from backbones.base import Backbone
+from harness import data
+from harness.engine.cells import Job, Setting, expand, jobs
+from harness.plan import Plan
+from harness.protocol import DRAWN
+from harness.store import code
+from harness.store.rows import description
+
+IMAGES_AT_ONCE = (
+    8  # encoded, grounded and written together; at most nine, so that a digit counts a part's failures
+)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples of a split and the cells that they fill.
+
+    Attributes:
+        contents: per sample the digest of its content.
+    """
+
+    samples: list[data.Sample]
+    jobs: list[Job]
+    contents: list[str]
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """Data set and split."""
+        return self.jobs[0].cell.dataset, self.jobs[0].cell.split
+
+    @property
+    def described(self) -> set[str]:
+        """What stands for the cell in the rows that describe its samples."""
+        return {description(job.cell.setting.code) for job in self.jobs}
+
+    @property
+    def parts(self) -> list[list[data.Sample]]:
+        """What is encoded, grounded, claimed and written together; the same however many processes work, and however many
+        images more are asked for."""
+        return [
+            self.samples[start : start + IMAGES_AT_ONCE]
+            for start in range(0, len(self.samples), IMAGES_AT_ONCE)
+        ]
+
+    @cached_property
+    def pairs(self) -> list[tuple[str, str]]:
+        """(sample, digest of its content), in order."""
+        return [(sample.id, content) for sample, content in zip(self.samples, self.contents, strict=True)]
+
+    @cached_property
+    def content(self) -> dict[str, str]:
+        """Digest of every sample's content."""
+        return dict(self.pairs)
+
+
+def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
+    """Load all splits and expand all cells; whatever the user got wrong shows here, before anything runs.
+
+    Raises:
+        UserError: a pruner, budget, data set or split is not there, or cannot be.
+    """
+    lines = expand(plan.chosen(), plan.budgets, plan.seed, backbone.grid, backbone.num_layers, plan.seeds)
+    setting = Setting(
+        backbone=backbone.name,
+        fingerprint=backbone.fingerprint,
+        protocol=plan.protocol,
+        dtype=backbone.dtype,
+        attn=backbone.attn,
+        device=backbone.device.split(":")[0],
+        code=code.of_backbone(type(backbone)),
+        draws=plan.seed if plan.protocol in DRAWN else 0,
+        answers=getattr(backbone, "answers", "forced"),
+    )
+    limit = plan.on(backbone.name).limit or None
+    splits = []
+    for dataset, split in plan.pairs():
+        samples = data.load(dataset, split, plan.data)[:limit]
+        contents = [data.content(sample) for sample in samples]
+        splits.append(Split(samples, jobs(setting, dataset, split, lines), contents))
+    return splits
+
+
+def identity(splits: Sequence[Split]) -> str:
+    """Hash of what was asked and of its data, code left out: the same command finds the same run after an edit."""
+    asked = [[split.pairs, [job.cell.asked for job in split.jobs]] for split in splits]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]

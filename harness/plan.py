@@ -1,0 +1,312 @@
+"""A plan: what a sweep is asked for, as texts. The command line, a settings file, the gate's subset, `run.json` and Python
+say it with this one object, which goes to JSON and back.
+
+Importing this module imports nothing heavy; making a plan does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from backbones.base import Backbone
+    from harness.engine.ranks import Place
+    from pruners.base import Pruner
+
+LISTS = ("pruners", "budgets", "backbones", "plugins")
+NUMBERS = {"limit": 0, "seed": 0, "seeds": 1, "batch_size": 1}  # and the least that each may be
+NULLABLE = ("limit", "data", "costs")
+# images per split, where none are asked for; 12: a first run, costs included, ends within three minutes
+DEFAULT_LIMITS = {"glamm-mini": 12}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run. Every field reads as its option does; of the lists, one text with commas is taken as well.
+
+    Attributes:
+        pruners: names, globs, parameters, `all`: `litelvlm`, `fastv(layer=3)`, `vis*`.
+        budgets: counts and shares of the visual tokens: `64`, `33%`, `0.33`.
+        datasets: splits with commas between, or `all`.
+        protocol: which expressions form a conversation.
+        limit: images per split, 0 for all, None for the backbone's default.
+        seed: source of all draws: of pruners that draw, and of the protocol.
+        data: folder with the data, None for RefShapes alone.
+        seeds: how many seeds a pruner that draws runs with.
+        backbones: names with their settings: `glamm(checkpoint='DIR')`.
+        costs: "off", "projected" or "measured", None for the backbone's default.
+        plugins: Python files that register what is named above.
+
+    Raises:
+        UserError: a field is of another type or out of range.
+
+    >>> Plan(pruners="none,litelvlm", budgets=(64, "33%")).budgets
+    ('64', '33%')
+    """
+
+    pruners: tuple[str, ...] = ("all",)
+    budgets: tuple[str, ...] = ("64", "128", "192")
+    datasets: str = "all"
+    protocol: str = "each"
+    limit: int | None = None
+    seed: int = 0
+    data: str | None = None
+    seeds: int = 3
+    backbones: tuple[str, ...] = ("glamm-mini",)
+    device: str = "cpu"
+    dtype: str = "float32"
+    attn: str = "sdpa"
+    image_backend: str = "pil"
+    batch_size: int = 16
+    costs: str | None = None
+    plugins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        from harness.cost import kinds
+        from harness.engine import budgets
+        from harness.protocol import check_protocol
+
+        for name in (field.name for field in fields(self)):
+            object.__setattr__(self, name, _normal(name, getattr(self, name)))
+        if not self.budgets:
+            raise _wrong(f"--budgets is empty; {budgets.EXAMPLES}")
+        for text in self.budgets:
+            budgets.check(text)
+        check_protocol(self.protocol)
+        kinds.check(self.costs, 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON has it: lists, texts, numbers."""
+        return {name: list(value) if name in LISTS else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Plan:
+        """The plan that `to_json` gave; what is not there has its default.
+
+        Raises:
+            UserError: a name that is none of a plan's, or a value that cannot be.
+        """
+        from pruners.base import nearest
+
+        names = [field.name for field in fields(cls)]
+        for name in content:
+            if name not in names:
+                raise _wrong(f"A plan has no {name!r}; it has {', '.join(names)}.{nearest(name, names)}", "")
+        return cls(**content)
+
+    def load_plugins(self) -> None:
+        """Import the plan's plugin files.
+
+        Raises:
+            UserError: one is not here, or cannot be imported.
+        """
+        from pruners import load_plugin
+
+        for path in self.plugins:
+            load_plugin(path)
+
+    def chosen(self) -> tuple[Pruner, ...]:
+        """The pruners that the plan's texts name.
+
+        Raises:
+            UserError: one is not known, or its parameters make no sense.
+        """
+        from pruners import parse
+
+        return tuple(parse(",".join(self.pruners)))
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """(data set, split) of every split.
+
+        Raises:
+            UserError: the data are not here, or lack one of them.
+        """
+        from harness import data
+
+        return data.parse_datasets(self.datasets, self.data)
+
+    def on(self, backbone: str) -> Plan:
+        """The plan for one of its backbones, its own images per split filled in.
+
+        Args:
+            backbone: one of the plan's texts, or the name of a loaded one.
+        """
+        texts = [text for text in self.backbones if backbone in (text, _name(text))]
+        limit = DEFAULT_LIMITS.get(_name(backbone), 0) if self.limit is None else self.limit
+        return replace(self, backbones=tuple(texts[:1]) or (backbone,), limit=limit)
+
+    def resolved(self) -> Plan:
+        """The same for anyone, whatever folder he is in and whatever pruners and data sets come to be: without
+        patterns and with whole paths."""
+        return replace(
+            self,
+            pruners=tuple(pruner.spec() for pruner in self.chosen()),
+            datasets=",".join(map(":".join, self.pairs())),
+            data=self.data and str(Path(self.data).resolve()),
+            plugins=tuple(str(Path(path).resolve()) for path in self.plugins),
+        )
+
+    def load(self, place: Place, tensor_parallel: int = 1) -> Backbone:
+        """Load the plan's first backbone.
+
+        Raises:
+            UserError: it is not known, or what it needs is not here.
+        """
+        import backbones
+
+        name, settings = parsed(self.backbones[0])
+        return backbones.load(
+            name,
+            **settings,
+            device=place.device(self.device),
+            dtype=self.dtype,
+            attn=self.attn,
+            batch_size=self.batch_size,
+            image_backend=self.image_backend,
+            tensor_parallel=tensor_parallel,
+        )
+
+
+def _wrong(sentence: str, end: str = ".") -> Exception:
+    from pruners.base import UserError
+
+    return UserError(sentence + end)
+
+
+def _normal(name: str, value: Any) -> Any:
+    """A field's value in its own type.
+
+    Raises:
+        UserError: it is of another type or out of range.
+    """
+    if value is None and name in NULLABLE:
+        return None
+    if name in NUMBERS:
+        if type(value) is not int:
+            raise _wrong(f"{option(name)} takes a whole number, not {value!r}")
+        if value < NUMBERS[name]:
+            what = "a number of images, or 0 for all" if name == "limit" else f"{NUMBERS[name]} or more"
+            raise _wrong(f"{option(name)} {value} is {'negative' if value < 0 else 'too small'}; give {what}")
+        return value
+    if name in LISTS:
+        parts = [value] if isinstance(value, str | Path) else _sequence(name, value)
+        texts = [one for part in parts for one in _split(name, _text(name, part))]
+        return tuple(dict.fromkeys(texts))
+    if name == "datasets" and not isinstance(value, str):  # texts, or pairs of a data set and a split
+        return ",".join(one if isinstance(one, str) else ":".join(one) for one in _sequence(name, value))
+    return _text(name, value)
+
+
+def _split(name: str, text: str) -> list[str]:
+    """The parts of a text between its commas."""
+    if name == "plugins":
+        return [text]
+    if name == "budgets":
+        return [part.strip() for part in text.split(",") if part.strip()]
+    from pruners.registry import _split as outside_brackets
+
+    return outside_brackets(text)
+
+
+def _sequence(name: str, value: Any) -> Sequence[Any]:
+    if not isinstance(value, list | tuple):
+        raise _wrong(f"{option(name)} takes texts, not {value!r}")
+    return value
+
+
+def _text(name: str, value: Any) -> str:
+    """A text; a pruner's is the one that names it, a whole number stands for itself in budgets."""
+    from pruners.base import Pruner
+
+    if isinstance(value, Pruner):
+        return value.spec()
+    if isinstance(value, str | Path) or (name == "budgets" and type(value) in (int, float)):
+        return str(value)
+    raise _wrong(f"{option(name)} takes a text, not {value!r}")
+
+
+def option(name: str) -> str:
+    """A field's name as the command line has it."""
+    return "--plugin" if name == "plugins" else f"--{name.replace('_', '-')}"
+
+
+def _name(backbone: str) -> str:
+    return backbone.partition("(")[0].strip()
+
+
+def parsed(backbone: str) -> tuple[str, dict[str, Any]]:
+    """A backbone's name and the settings behind it: `glamm(checkpoint='DIR')`.
+
+    Raises:
+        UserError: it is not known, or the settings cannot be read.
+    """
+    import backbones
+    from pruners.base import nearest
+    from pruners.registry import _given as given
+
+    name, bracket, rest = backbone.partition("(")
+    known = backbones.names()
+    if (name := name.strip()) not in known:
+        raise _wrong(
+            f"There is no backbone {name!r}; there are {', '.join(known)}.{nearest(name, known)}", ""
+        )
+    return name, given(name, backbone, rest) if bracket else {}
+
+
+def with_settings(texts: Iterable[str], **settings: Any) -> tuple[str, ...]:
+    """Backbones' texts with what the options --checkpoint, --clip and --sam-dims say of `glamm`.
+
+    Args:
+        settings: a value for each, None where the option was not given.
+
+    Raises:
+        UserError: an option was given and no text names `glamm`.
+    """
+    given = {name: str(value) for name, value in settings.items() if value is not None}
+    if not given:
+        return tuple(texts)
+    found, used = [], False
+    for text in texts:
+        name, own = parsed(text)
+        if name == "glamm":
+            used = True
+            written = ", ".join(f"{key}={value!r}" for key, value in (own | given).items())
+            text = f"{name}({written})"
+        found.append(text)
+    if not used:
+        named = ", ".join(option(name) for name in given)
+        raise _wrong(
+            f"{named} belongs to the backbone glamm, and --backbones names {', '.join(found)}; add glamm"
+        )
+    return tuple(found)
+
+
+def read(path: Path) -> list[Plan]:
+    """The plans of a recorded run, or a plan that somebody wrote down.
+
+    Args:
+        path: `run.json`, the run's folder, or a JSON file that is a plan.
+
+    Raises:
+        UserError: there is none, it is damaged, or an earlier version wrote it.
+    """
+    from harness.store.journal import read_whole
+    from harness.store.run_folder import LOOSE, RUN
+    from harness.store.sweeps import plans_of
+
+    file = path / RUN if path.is_dir() else path
+    content = read_whole(file, "restore it from a copy", LOOSE)
+    if not content:
+        raise _wrong(
+            f"There is no {str(file)!r}; give --from the {RUN} of a run, e.g. results/runs/<id>/{RUN}"
+        )
+    if "cells" not in content:
+        return [Plan.from_json(content)]
+    if "sweeps" not in content:
+        raise _wrong(
+            f"{str(file)!r} was made by an earlier version, which wrote no plan down; give its options again"
+        )
+    return [Plan.from_json(plan) for plan in plans_of(content)]
