@@ -45,7 +45,9 @@ def sweep(
     budgets: Annotated[
         str, typer.Option(help="visual tokens that the language model gets, comma separated")
     ] = "64,128,192",
-    backbone_names: Annotated[str, typer.Option("--backbones", help="glamm-mini, glamm")] = "glamm-mini",
+    backbone_names: Annotated[
+        str, typer.Option("--backbones", help="glamm-mini, \"glamm(checkpoint='DIR')\"; see list")
+    ] = "glamm-mini",
     datasets: Annotated[
         str, typer.Option(help="'all' (the table's eight columns) or e.g. refshapes:val,refcoco:testA")
     ] = "all",
@@ -109,7 +111,6 @@ def sweep(
     if context.invoked_subcommand is not None:
         return
     from pruners import load_plugin, parse
-    from pruners.base import UserError, nearest
 
     for path in plugin:
         load_plugin(path)
@@ -122,27 +123,21 @@ def sweep(
     from harness.engine.ranks import here
     from harness.store import folders
 
-    wanted = list(dict.fromkeys(name.strip() for name in backbone_names.split(",") if name.strip()))
-    if not wanted:
-        raise UserError(f"--backbones is empty; there are {', '.join(backbones.names())}.")
-    for name in wanted:
-        if name not in backbones.names():
-            raise UserError(
-                f"There is no backbone {name!r}; there are {', '.join(backbones.names())}.{nearest(name, backbones.names())}"
-            )
+    wanted = backbones.parse(backbone_names)
     pairs = tuple(sets.parse_datasets(datasets, data))
     plans = {}
-    for name in wanted:
-        images = limit if limit is not None else DEFAULT_LIMIT if name == "glamm-mini" else 0
-        plans[name] = runner.Plan(chosen, sizes, pairs, protocol, images, seed, str(data) if data else None)
+    for one in wanted:
+        one.check_protocol(protocol)
+        images = limit if limit is not None else DEFAULT_LIMIT if one.name == "glamm-mini" else 0
+        plans[one] = runner.Plan(chosen, sizes, pairs, protocol, images, seed, str(data) if data else None)
     asked.check(costs, tensor_parallel)
     place = here(tensor_parallel)
     if workers is None:
         workers = 2 if device.startswith("cuda") else 0
     way = runner.Way(share, workers, max_failures, place, keep_code)
-    for name, plan in plans.items():
+    for number, (one, plan) in enumerate(plans.items()):
         backbone = backbones.load(
-            name,
+            one,
             checkpoint=checkpoint,
             clip=clip,
             sam_dims=sam_dims,
@@ -155,7 +150,8 @@ def sweep(
         )
         kind = asked.kind(costs, backbone, tensor_parallel)
         splits = runner.prepare(plan, backbone)
-        base = out / name if out is not None and len(wanted) > 1 else out
+        twins = sum(other.name == one.name for other in wanted) > 1
+        base = out / (f"{one.name}-{number}" if twins else one.name) if out and len(wanted) > 1 else out
         folder = folders.choose(base, runner.identity(splits), force=force, world=place.world)
         finished = runner.run(plan, backbone, splits, folder, way)
         if not finished or place.rank > 0:
@@ -184,30 +180,16 @@ class _Later(ModuleType):
 
 @app.command("list")
 def show(plugin: Plugins = [], debug: Debug = False) -> None:  # noqa: B006
-    """Pruners with their parameters and needs, backbones, data sets."""
-    import dataclasses
-
+    """Pruners with their parameters and needs, backbones, which runs on which, data sets."""
     sys.modules.setdefault(
         "torch", _Later("torch")
     )  # nothing is computed here, and torch takes longer than all the rest
-    import backbones
-    from pruners import get, load_plugin, names
+    from harness.commands.list_ import lines
+    from pruners import load_plugin
 
     for path in plugin:
         load_plugin(path)
-    print("pruners")
-    for name in names():
-        cls = get(name)
-        fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(cls)  # type: ignore[arg-type]
-        parameters = ", ".join(f"{field.name}={field.default!r}" for field in fields)
-        needs = ", ".join(sorted(n.kind + (f"[{n.layer}]" if n.layer is not None else "") for n in cls.needs))
-        print(f"  {name}({parameters})  {cls.kind}, {cls.stage}; reads {needs or 'patches'}; {cls.reference}")
-    print("backbones")
-    for name, text in backbones.names().items():
-        print(f"  {name}  {text}")
-    print("data sets")
-    print("  refshapes, refshapes+ (val, testA, testB), refshapesg (val, test)  generated on first use")
-    print("  refcoco, refcoco+ (val, testA, testB), refcocog (val, test), grefcoco  read from --data DIR")
+    print(*lines(), sep="\n")
 
 
 @app.command()

@@ -24,6 +24,7 @@ from pruners.base import (
     Selection,
     UndeclaredNeed,
     UserError,
+    View,
     VisualTokens,
     nearest,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "Selection",
     "UndeclaredNeed",
     "UserError",
+    "View",
     "VisualTokens",
     "get",
     "load_plugin",

@@ -8,57 +8,67 @@ stay. Both end at exactly the budget: the number of visual tokens that the langu
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
+
+from pruners.errors import Fault, ImpossibleBudget, UndeclaredNeed, UserError, nearest
+from pruners.registration import check_types, text_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = [
+    "CLS",
+    "LAYER_KINDS",
+    "LLM_PATCHES",
+    "LLM_TEXT_EMBEDS",
+    "PLAIN_KINDS",
+    "POOLED",
+    "PROJECTED_PATCHES",
+    "REFERENT",
+    "TEXT_EMBEDS",
+    "Fault",
+    "ImpossibleBudget",
+    "LayerPruner",
+    "Need",
+    "Pruner",
+    "ScorePruner",
+    "Selection",
+    "UndeclaredNeed",
+    "UserError",
+    "View",
+    "VisualTokens",
+    "nearest",
+    "others",
+    "outliers",
+    "precise",
+    "top",
+]
 CLS, POOLED = -1, -2  # marks in Selection.indices of tokens that are no single patch
-
-
-class UserError(ValueError):
-    """A mistake of the user's, told in one sentence; the command line prints it and exits with 2."""
-
-
-class ImpossibleBudget(UserError):
-    """A budget that the method cannot end at."""
-
-
-class Fault(RuntimeError):
-    """A mistake in a pruner, as the end of a sentence that begins with its name; `pruners.checks` completes
-    it."""
-
-
-class UndeclaredNeed(Fault):
-    """A pruner read a signal that its `needs` do not declare."""
-
-
-def nearest(word: str, valid: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the valid word nearest to `word`, or an empty string."""
-    close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 @dataclass(frozen=True)
 class Need:
     """One signal of the backbone.
 
-    Kinds with a layer (-1 the last, -2 the one whose output the projector gets; H heads, C channels, N
-    patches):
+    Kinds with a layer of the vision tower (-1 the last, -2 the one whose output the projector gets; H heads,
+    C channels, N patches). Where the tower has no class token, there are no cls_* kinds, and the other kinds
+    have N rows and columns instead of N+1:
         cls_attention: (H, N+1) softmax of the class token's row over all tokens, class token in column 0.
         cls_query: (C,) query projection of the class token, with bias, unscaled, heads concatenated.
         keys, values: (N+1, C) key and value projections of all tokens, class token in row 0.
+        attention: (H, N+1, N+1) softmax of every token's row over all tokens, in at least float32.
+        received_attention: (H, N+1) what each token receives: mean of the rows of `attention`.
     Kinds without:
         projected_patches: (N, P) patches through post_layernorm and visual_projection, not normalised.
         text_embeds: (M, P) CLIP text embeddings of the conversation's M questions, not normalised.
+        llm_patches: (N, W) patches behind the projector, as they would enter the language model.
+        llm_text_embeds: (T, W) input embeddings in the language model of the T tokens of the M questions, one
+            question after the other.
         referent: (N,) share of each patch that the truth masks cover; for controls that may see the truth.
     """
 
@@ -67,44 +77,65 @@ class Need:
 
 
 PROJECTED_PATCHES, TEXT_EMBEDS, REFERENT = Need("projected_patches"), Need("text_embeds"), Need("referent")
-LAYER_KINDS = ("cls_attention", "cls_query", "keys", "values")
-PLAIN_KINDS = tuple(need.kind for need in (PROJECTED_PATCHES, TEXT_EMBEDS, REFERENT))
+LLM_PATCHES, LLM_TEXT_EMBEDS = Need("llm_patches"), Need("llm_text_embeds")
+LAYER_KINDS = ("cls_attention", "cls_query", "keys", "values", "attention", "received_attention")
+PLAIN_KINDS = tuple(
+    need.kind for need in (PROJECTED_PATCHES, TEXT_EMBEDS, LLM_PATCHES, LLM_TEXT_EMBEDS, REFERENT)
+)
 MAX_SEED = 2**32 - 1
 
 
-class VisualTokens:
-    """One image as a tower-stage pruner sees it; signals are computed when they are read.
+class View:
+    """One grid of patches as a tower-stage pruner sees it: of an image, a tile or a frame; signals are
+    computed when they are read.
 
     Args:
         patches: (N, C) features that the projector would get, raster order.
-        cls: (C,) the class token beside them.
+        cls: (C,) the class token beside them; None where the tower has none.
         grid: rows and columns, N = rows * columns.
         num_heads: attention heads of the vision tower.
         answer: computes a declared signal.
         sample: stable id of the image and expression, the seed of random draws.
         declared: the signals that may be read; None allows all.
+        number, of: which view this is, counted from 0, and how many the medium has.
+        region: top, left, bottom, right of the raw medium that the grid covers, as shares of its height and
+            width; beyond 0..1 where padding is seen, smaller than 1 behind a crop.
     """
 
     def __init__(
         self,
         patches: Tensor,
-        cls: Tensor,
+        cls: Tensor | None,
         grid: tuple[int, int],
         num_heads: int,
         answer: Callable[[Need], Tensor],
         sample: str = "",
         declared: frozenset[Need] | None = None,
+        *,
+        number: int = 0,
+        of: int = 1,
+        region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
     ) -> None:
         self.patches, self.cls, self.grid, self.num_heads, self.sample = patches, cls, grid, num_heads, sample
+        self.number, self.of, self.region = number, of, region
         self._answer, self._declared = answer, declared
 
     def __len__(self) -> int:
         return len(self.patches)
 
-    def only(self, needs: frozenset[Need]) -> VisualTokens:
-        """The same tokens, answering nothing but `needs`."""
-        return VisualTokens(
-            self.patches, self.cls, self.grid, self.num_heads, self._answer, self.sample, needs
+    def only(self, needs: frozenset[Need]) -> View:
+        """The same view, answering nothing but `needs`."""
+        return View(
+            self.patches,
+            self.cls,
+            self.grid,
+            self.num_heads,
+            self._answer,
+            self.sample,
+            needs,
+            number=self.number,
+            of=self.of,
+            region=self.region,
         )
 
     def signal(self, need: Need) -> Tensor:
@@ -130,6 +161,14 @@ class VisualTokens:
         """(N+1, C) values."""
         return self.signal(Need("values", layer))
 
+    def attention(self, layer: int) -> Tensor:
+        """(H, N+1, N+1) attention map."""
+        return self.signal(Need("attention", layer))
+
+    def received_attention(self, layer: int) -> Tensor:
+        """(H, N+1) attention that each token receives, mean of the map's rows."""
+        return self.signal(Need("received_attention", layer))
+
     @property
     def projected_patches(self) -> Tensor:
         """(N, P) patches in the space that CLIP shares with text."""
@@ -141,9 +180,22 @@ class VisualTokens:
         return self.signal(TEXT_EMBEDS)
 
     @property
+    def llm_patches(self) -> Tensor:
+        """(N, W) patches behind the projector."""
+        return self.signal(LLM_PATCHES)
+
+    @property
+    def llm_text_embeds(self) -> Tensor:
+        """(T, W) the questions' tokens as the language model embeds them."""
+        return self.signal(LLM_TEXT_EMBEDS)
+
+    @property
     def referent(self) -> Tensor:
         """(N,) share of each patch inside the truth."""
         return self.signal(REFERENT)
+
+
+VisualTokens = View
 
 
 @dataclass(frozen=True)
@@ -164,12 +216,14 @@ class Selection:
         """How many tokens the language model sees."""
         return len(self.indices)
 
-    def gather(self, tokens: VisualTokens) -> Tensor:
+    def gather(self, tokens: View) -> Tensor:
         """(T, C) features for the projector."""
         if self.features is not None:
             return self.features
         picked = tokens.patches.index_select(0, self.indices.clamp(min=0))
-        return torch.where((self.indices == CLS)[:, None], tokens.cls, picked)
+        return (
+            picked if tokens.cls is None else torch.where((self.indices == CLS)[:, None], tokens.cls, picked)
+        )
 
 
 def precise(x: Tensor) -> Tensor:
@@ -188,39 +242,6 @@ def others(indices: Tensor, size: int) -> Tensor:
     """Ascending indices below `size` that are not among `indices`."""
     left = torch.ones(size, dtype=torch.bool, device=indices.device)
     return left.index_fill_(0, indices, False).nonzero()[:, 0]
-
-
-def _fits(value: object, hint: object) -> bool:
-    """Whether a value is of an annotated type; annotations beyond plain values are taken as fitting."""
-    if get_origin(hint) is Literal:
-        return any(value == valid and type(value) is type(valid) for valid in get_args(hint))
-    if get_origin(hint) in (Union, UnionType):
-        return any(_fits(value, option) for option in get_args(hint))
-    if hint is float:  # finite, also as float64 for whole numbers of any length
-        return (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and abs(value) <= sys.float_info.max
-        )
-    return type(value) is hint if hint in _WORDS else True
-
-
-def _wanted(hint: object) -> str:
-    """The values that a type allows, in words."""
-    if get_origin(hint) is Literal or get_origin(hint) in (Union, UnionType):
-        return " or ".join(
-            repr(option) if get_origin(hint) is Literal else _wanted(option) for option in get_args(hint)
-        )
-    return _WORDS.get(hint, str(hint))
-
-
-_WORDS: dict[object, str] = {
-    bool: "True or False",
-    float: "a number",
-    int: "a whole number",
-    str: "a text in quotes",
-    NoneType: "None",
-}
 
 
 @dataclass(frozen=True)
@@ -245,16 +266,7 @@ class Pruner(ABC):
     seed_written: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            value, hint = getattr(self, field.name), hints[field.name]
-            if not _fits(value, hint):
-                options = [str(option) for option in get_args(hint)] if get_origin(hint) is Literal else []
-                raise UserError(
-                    f"{self.name}: {field.name} is {_wanted(hint)}, not {value!r}.{nearest(str(value), options)}"
-                )
-            if hint is float:  # 1 and 1.0 are one method, so they have one text
-                object.__setattr__(self, field.name, float(value))
+        check_types(self)
         if self.stochastic and not 0 <= self.parameters()["seed"] <= MAX_SEED:  # type: ignore[operator]
             raise UserError(
                 f"{self.name}: seed is a whole number from 0 to {MAX_SEED}, not {self.parameters()['seed']!r}."
@@ -268,14 +280,7 @@ class Pruner(ABC):
     def spec(self) -> str:
         """The method as one writes it on the command line, defaults left out:
         `litelvlm(context_share=0.25)`."""
-        values = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
-        written = {"seed"} if self.seed_written else ()
-        given = [
-            f"{field.name}={value!r}"
-            for field, value in values
-            if value != field.default or field.name in written
-        ]
-        return f"{self.name}({', '.join(given)})" if given else self.name
+        return text_of(self, also=("seed",) if self.seed_written else ())
 
     def with_seed(self, seed: int) -> Self:
         """The same method with another seed; only for stochastic pruners."""
@@ -305,7 +310,7 @@ class Pruner(ABC):
             )
 
     @abstractmethod
-    def select(self, tokens: VisualTokens, budget: int) -> Selection:
+    def select(self, tokens: View, budget: int) -> Selection:
         """Choose (and perhaps merge) `budget` tokens of one image."""
 
 
@@ -313,10 +318,10 @@ class ScorePruner(Pruner):
     """A method that only ranks patches: the highest `budget` scores stay, in raster order."""
 
     @abstractmethod
-    def score(self, tokens: VisualTokens) -> Tensor:
+    def score(self, tokens: View) -> Tensor:
         """(N,) importance of every patch; higher stays."""
 
-    def select(self, tokens: VisualTokens, budget: int) -> Selection:
+    def select(self, tokens: View, budget: int) -> Selection:
         """Keep the best `budget` patches in raster order.
 
         Raises:
@@ -361,7 +366,7 @@ class LayerPruner(Pruner):
             count: how many stay.
         """
 
-    def select(self, tokens: VisualTokens, budget: int) -> Selection:
+    def select(self, tokens: View, budget: int) -> Selection:
         """Layer-stage methods send every patch into the language model."""
         return Selection(torch.arange(len(tokens), device=tokens.patches.device))
 

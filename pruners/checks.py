@@ -17,8 +17,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from pruners.base import CLS, POOLED, Fault, LayerPruner, Need, Pruner, Selection, UserError, VisualTokens
-from pruners.registry import source_of
+from pruners.base import CLS, POOLED, Fault, LayerPruner, Need, Pruner, Selection, UserError, View
+from pruners.registration import source_of
 
 _T = TypeVar("_T")
 _due: set[tuple[type[Pruner], str]] = set()
@@ -40,15 +40,25 @@ def _copy(name: str, tensor: Tensor) -> _Copy:
     return _Copy(name, copy, copy._version)
 
 
-class _Lent(VisualTokens):
+class _Lent(View):
     """An image's tokens as copies: what a pruner writes into them reaches nobody else."""
 
-    def __init__(self, tokens: VisualTokens, needs: frozenset[Need]) -> None:
-        patches, cls = _copy("tokens.patches", tokens.patches), _copy("tokens.cls", tokens.cls)
-        self.copies = [patches, cls]
+    def __init__(self, tokens: View, needs: frozenset[Need]) -> None:
+        patches = _copy("tokens.patches", tokens.patches)
+        cls = None if tokens.cls is None else _copy("tokens.cls", tokens.cls)
+        self.copies = [patches] if cls is None else [patches, cls]
         self._signals: dict[Need, Tensor] = {}
         super().__init__(
-            patches.tensor, cls.tensor, tokens.grid, tokens.num_heads, tokens.signal, tokens.sample, needs
+            patches.tensor,
+            None if cls is None else cls.tensor,
+            tokens.grid,
+            tokens.num_heads,
+            tokens.signal,
+            tokens.sample,
+            needs,
+            number=tokens.number,
+            of=tokens.of,
+            region=tokens.region,
         )
 
     def signal(self, need: Need) -> Tensor:
@@ -104,7 +114,7 @@ def _check_schedule(schedule: Sequence[int], kind: str, budget: int, patches: in
             raise Fault(f"counts its budget as {kind!r}; budget_kind is 'final' or 'mean'")
 
 
-def select(pruner: Pruner, tokens: VisualTokens, budget: int) -> Selection:
+def select(pruner: Pruner, tokens: View, budget: int) -> Selection:
     """The choice of a tower-stage pruner, checked.
 
     Raises:
@@ -131,6 +141,8 @@ def _check_selection(chosen: Selection, tokens: _Lent, budget: int) -> None:
     marks = Counter(index for index in indices if index < 0)
     if unknown := marks.keys() - {CLS, POOLED}:
         raise Fault(f"chose {max(unknown)}, which is neither a patch nor one of the marks CLS and POOLED")
+    if marks[CLS] and tokens.cls is None:
+        raise Fault("chose the class token, which this backbone does not have")
     if marks[CLS] > 1:
         raise Fault(f"chose the class token {marks[CLS]} times")
     features = chosen.features

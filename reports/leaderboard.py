@@ -254,6 +254,7 @@ def footer(runs: Runs, tables: list[Table]) -> list[str]:
 
 def _provenance(run: Run, frame: pd.DataFrame) -> list[str]:
     facts, asked = run.info.get("provenance", {}), run.info.get("asked", {})
+    left_out = run.info.get("left_out", {})
     settings = [
         f"Protocol {row.protocol}, seed {asked.get('seed')}, {row.dtype}, attention {row.attn}, {row.device}; "
         f"weights {row.fingerprint}; run {run.name}."
@@ -263,6 +264,7 @@ def _provenance(run: Run, frame: pd.DataFrame) -> list[str]:
     return [
         *settings,
         *([f"{asked['cut_off']} {CUT_OFF}."] if asked.get("cut_off") else []),
+        *([f"Left out: {' '.join(map(str, left_out.values()))}"] if left_out else []),
         f"Code {str(facts.get('commit'))[:10]}{' with local changes' if facts.get('dirty') else ''}, {', '.join(packages)}.",
         f"Failed samples: {len(run.failed)}"
         + "".join(f"; {name}: {why}" for name, why in list(run.failed.items())[:5])

@@ -186,7 +186,7 @@ def test_unknown_backbone_and_missing_clip(glamm_folder: Path, monkeypatch: pyte
 def test_signals_are_computed_once(glamm: GlammBackbone) -> None:
     encoding = glamm.encode([picture(40, 40)])[0]
     assert not encoding.signals
-    tokens = glamm.tokens(encoding, (TURN,), "")
+    tokens = glamm.views(encoding, (TURN,), "")[0]
     assert tokens.keys(-1) is tokens.keys(-1)
     assert len(encoding.signals) == 1
     with pytest.raises(UserError, match="sees the truth"):
@@ -239,5 +239,5 @@ def test_plugin_with_its_own_needs(glamm: GlammBackbone) -> None:
 
     encoding = glamm.encode([picture(40, 40)])[0]
     pruner = Deep()
-    chosen = pruner.select(glamm.tokens(encoding, (TURN,), "").only(pruner.needs), 64)
+    chosen = pruner.select(glamm.views(encoding, (TURN,), "")[0].only(pruner.needs), 64)
     assert chosen.tokens == 64 and list(encoding.signals) == [Need("values", -3)]

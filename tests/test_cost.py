@@ -221,8 +221,8 @@ def test_cost_pass_computes_the_masks_of_the_evaluation(mini: GlammBackbone, pru
     method, budget = parse(pruner)[0], 576 if pruner == "none" else 64
     encoding = mini.encode([image])[0]
     layered = isinstance(method, LayerPruner)
-    selection = None if layered else method.select(mini.tokens(encoding, (TURN,), "sample"), budget)
-    expected = next(mini.ground_rows([Row(encoding, (TURN,), method, budget, selection)]))
+    selections = () if layered else (method.select(mini.views(encoding, (TURN,), "sample")[0], budget),)
+    expected = next(mini.ground_rows([Row(encoding, (TURN,), method, budget, selections)]))
     passed = stages.forward(mini.model, inputs_of(mini), method, budget)
     torch.testing.assert_close(passed.logits, expected.logits, atol=2e-3, rtol=1e-3)
     assert passed.lengths[-1] - inputs_of(mini).text == expected.tokens_final

@@ -42,7 +42,7 @@ def baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     load, parse = data.load, data.parse_datasets
     monkeypatch.setattr(data, "load", lambda dataset, split, _: load(dataset, split, root))
     monkeypatch.setattr(data, "parse_datasets", lambda text: parse(text, root))
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    monkeypatch.setattr(registry.PRUNERS, "known", dict(registry.PRUNERS.known))
     (tmp_path / "plugin.py").write_text(SOUND.replace("SIGN", "1"))
     monkeypatch.setattr(gate, "DRAWS", 1)
     subset = gate.SUBSET | {

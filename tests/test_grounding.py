@@ -22,7 +22,7 @@ from tests.tiny_glamm import TURN, load, picture
 def test_any_image_size(glamm: GlammBackbone, size: tuple[int, int]) -> None:
     encoding = glamm.encode([picture(*size)])[0]
     pruner = parse("uniform")[0]
-    row = Row(encoding, (TURN,), pruner, 64, pruner.select(glamm.tokens(encoding, (TURN,), ""), 64))
+    row = Row(encoding, (TURN,), pruner, 64, (pruner.select(glamm.views(encoding, (TURN,), "")[0], 64),))
     result = next(glamm.ground_rows([row]))
     assert result.logits.shape == (1, *size) and bool(result.logits.isfinite().all())
 
@@ -33,9 +33,9 @@ def test_precisions(glamm_folder: Path, dtype: str) -> None:
     encoding = backbone.encode([picture(60, 80)])[0]
     for text in ("litelvlm", "fastv", "visionzip"):
         pruner = parse(text)[0]
-        tokens = backbone.tokens(encoding, (TURN,), "")
+        tokens = backbone.views(encoding, (TURN,), "")[0]
         selection = None if isinstance(pruner, LayerPruner) else pruner.select(tokens, 64)
-        result = next(backbone.ground_rows([Row(encoding, (TURN,), pruner, 64, selection)]))
+        result = next(backbone.ground_rows([Row(encoding, (TURN,), pruner, 64, (selection,))]))
         assert result.logits.dtype == torch.float32 and bool(result.logits.isfinite().all())
         assert result.tokens_final == 64
 
@@ -43,7 +43,7 @@ def test_precisions(glamm_folder: Path, dtype: str) -> None:
 def test_fastv_counts_and_choice(glamm: GlammBackbone) -> None:
     """Two of three layers see all tokens; the mean is measured from the lengths that layers saw."""
     encoding = glamm.encode([picture(50, 50)])[0]
-    result = next(glamm.ground_rows([Row(encoding, (TURN,), parse("fastv(layer=2)")[0], 100, None)]))
+    result = next(glamm.ground_rows([Row(encoding, (TURN,), parse("fastv(layer=2)")[0], 100, ())]))
     assert result.tokens_final == 100 and result.tokens_mean == pytest.approx((576 + 576 + 100) / 3)
     assert len(result.retained) == 100 and result.retained.tolist() == sorted(result.retained.tolist())
 
@@ -51,9 +51,9 @@ def test_fastv_counts_and_choice(glamm: GlammBackbone) -> None:
 def test_layer_pruner_that_keeps_all_changes_nothing(glamm: GlammBackbone) -> None:
     encoding = glamm.encode([picture(50, 50)])[0]
     none = parse("none")[0]
-    whole = none.select(glamm.tokens(encoding, (TURN,), ""), 576)
-    plain = next(glamm.ground_rows([Row(encoding, (TURN,), none, 576, whole)]))
-    kept = next(glamm.ground_rows([Row(encoding, (TURN,), parse("fastv")[0], 576, None)]))
+    whole = none.select(glamm.views(encoding, (TURN,), "")[0], 576)
+    plain = next(glamm.ground_rows([Row(encoding, (TURN,), none, 576, (whole,))]))
+    kept = next(glamm.ground_rows([Row(encoding, (TURN,), parse("fastv")[0], 576, ())]))
     assert plain.logits.allclose(kept.logits, atol=1e-4)
 
 
@@ -67,7 +67,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     assert isinstance(backbone, GlammBackbone)
     encoding = backbone.encode([picture(60, 60)])[0]
     none = parse("none")[0]
-    row = Row(encoding, (TURN,), none, 576, none.select(backbone.tokens(encoding, (TURN,), ""), 576))
+    row = Row(encoding, (TURN,), none, 576, (none.select(backbone.views(encoding, (TURN,), "")[0], 576),))
     wanted = next(backbone.ground_rows([row])).logits
     original = backbone.decode
     room = [8]
@@ -97,7 +97,9 @@ def test_a_team_does_not_halve_the_batch_of_one(
     def full(embeddings: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("full")
 
-    row = Row(glamm.encode([picture(40, 60)])[0], (TURN,), parse("uniform")[0], 4, Selection(torch.arange(4)))
+    row = Row(
+        glamm.encode([picture(40, 60)])[0], (TURN,), parse("uniform")[0], 4, (Selection(torch.arange(4)),)
+    )
     monkeypatch.setattr(glamm, "decode", full)
     monkeypatch.setattr(glamm.model.language_model, "gather_heads", lambda scores: scores, raising=False)
     with pytest.raises(UserError, match="--batch-size 8"):
@@ -114,7 +116,7 @@ def test_masks_come_batch_by_batch(glamm: GlammBackbone, monkeypatch: pytest.Mon
         return original(embeddings, prompts)
 
     monkeypatch.setattr(glamm, "decode", decode)
-    rows = [Row(encoding, (TURN,), parse("uniform")[0], 4, Selection(torch.arange(4)))] * (
+    rows = [Row(encoding, (TURN,), parse("uniform")[0], 4, (Selection(torch.arange(4)),))] * (
         glamm.batch_size + 3
     )
     for share in (True, False):
@@ -146,9 +148,9 @@ def test_sharing_changes_no_more_than_the_last_digits(glamm: GlammBackbone) -> N
         pruner = parse(text)[0]
         for budget in (576,) if text == "none" else (40, 64):
             chosen = (
-                None
+                ()
                 if isinstance(pruner, LayerPruner)
-                else pruner.select(glamm.tokens(encoding, turns, "s"), budget)
+                else (pruner.select(glamm.views(encoding, turns, "s")[0], budget),)
             )
             rows.append(Row(encoding, turns, pruner, budget, chosen))
     shared, apart = glamm.ground_rows(rows), glamm.ground_rows(rows, share=False)
@@ -173,9 +175,9 @@ def test_rows_do_not_depend_on_their_company(glamm: GlammBackbone, glamm_folder:
                 (TURN,),
                 (Turn("Where is the small cup on the right in this picture?", TURN.answer), TURN),
             ):
-                tokens = glamm.tokens(encoding, turns, str(k))
-                selection = None if isinstance(pruner, LayerPruner) else pruner.select(tokens, budget)
-                rows.append(Row(encoding, turns, pruner, budget, selection))
+                tokens = glamm.views(encoding, turns, str(k))[0]
+                selections = () if isinstance(pruner, LayerPruner) else (pruner.select(tokens, budget),)
+                rows.append(Row(encoding, turns, pruner, budget, selections))
     together = list(glamm.ground_rows(rows))
     for row, result in zip(rows, together, strict=True):
         assert next(glamm.ground_rows([row])).logits.equal(result.logits)
@@ -208,7 +210,7 @@ def test_fill_behind_a_row_changes_nothing(glamm_folder: Path, attn: str) -> Non
 
 def test_conversation_without_seg(glamm: GlammBackbone) -> None:
     encoding = glamm.encode([picture(40, 60)])[0]
-    row = Row(encoding, (Turn("Hello?", "Sure."),), parse("uniform")[0], 4, Selection(torch.arange(4)))
+    row = Row(encoding, (Turn("Hello?", "Sure."),), parse("uniform")[0], 4, (Selection(torch.arange(4)),))
     assert next(glamm.ground_rows([row])).logits.shape == (0, 40, 60)
     assert list(glamm.ground_rows([])) == list(glamm.ground_rows([], share=False)) == []
 
@@ -221,8 +223,8 @@ def rows_of(
     rows = []
     for pruner in (one for text in texts for one in parse(text)):
         count = 576 if pruner.name == "none" else budget
-        tokens = backbone.tokens(encoding, turns, "s")
-        chosen = None if isinstance(pruner, LayerPruner) else pruner.select(tokens, count)
+        tokens = backbone.views(encoding, turns, "s")[0]
+        chosen = () if isinstance(pruner, LayerPruner) else (pruner.select(tokens, count),)
         rows.append(Row(encoding, turns, pruner, count, chosen))
     return rows
 

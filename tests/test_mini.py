@@ -69,7 +69,7 @@ def scores(mini: GlammBackbone, *, blind: bool = False) -> float:
         for target, text in (pair for pairs in scene.expressions.values() for pair in pairs[:2]):
             turn = Turn(f"Can you segment the {text} in this image?", "It is [SEG].")
             count = 0 if blind else 576
-            rows.append(Row(encoding, (turn,), none, count, Selection(torch.arange(count))))
+            rows.append(Row(encoding, (turn,), none, count, (Selection(torch.arange(count)),)))
             truths.append(scene.objects[target].mask)
     for result, truth in zip(mini.ground_rows(rows), truths, strict=True):
         a, b = metrics.counts((result.logits[0] > 0).numpy(), truth.astype(np.uint8))

@@ -16,6 +16,7 @@ from pruners.base import CLS, ImpossibleBudget, Need, Pruner, ScorePruner, Selec
 from pruners.fastv import FastV
 from pruners.oracle import Oracle
 from pruners.prumerge import plus_budget
+from pruners.registry import PRUNERS
 from pruners.uniform import cells
 from pruners.visionzip import VisionZip
 from tests.tokens import attention_row, make_tokens
@@ -139,7 +140,7 @@ def make(
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is forgotten after it."""
-    monkeypatch.setattr(pruners.registry, "_registry", dict(pruners.registry._registry))
+    monkeypatch.setattr(PRUNERS, "known", dict(PRUNERS.known))
 
 
 @pytest.mark.parametrize(
@@ -267,7 +268,7 @@ def test_plugin_file(tmp_path: Path) -> None:
     twin.write_text(good.read_text())
     with pytest.raises(UserError, match="Two pruners are named 'mine'"):
         pruners.load_plugin(twin)
-    del pruners.registry._registry["mine"]
+    del PRUNERS.known["mine"]
     half = good.read_text().replace("brightest", "half") + "\n1 / 0\n"
     for name, text, says in (
         ("none.py", None, "no plugin file"),

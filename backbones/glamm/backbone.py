@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 import numpy as np
@@ -17,18 +18,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backbones.asking import Asking
-from backbones.base import Encoding, Grounded, Pixels, Row, Turn
-from backbones.glamm.conversation import IMAGE_SENTENCE, build
+from backbones.base import Backbone, Conversation, Encoding, Grounded, Pixels, Probes, Row, Turn
+from backbones.glamm import signals
+from backbones.glamm.conversation import IMAGE_SENTENCE, build, drawn_conversations, plain_turn
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels, sam_pixels_mmcv
+from backbones.glamm.settings import GlammFamily
 from backbones.parts import clip, llama, sam
 from backbones.parts.errors import not_finite, too_long
 from backbones.parts.faithful import run_layers
 from backbones.parts.shared import Ask, Shared, filled_up
 from backbones.parts.tokenizer import IMAGE_TOKEN, LlamaTokenizer, behind_image, clip_tokenizer
 from pruners import checks
-from pruners.base import LayerPruner, Need, Selection, UserError, VisualTokens
+from pruners.base import LayerPruner, Need, Selection, UserError, View
 
 Result = TypeVar("Result")
 
@@ -55,7 +57,7 @@ class _Said:
     retained: Tensor
 
 
-class GlammBackbone(Asking):
+class GlammBackbone(GlammFamily, Backbone):
     """A loaded GLaMM.
 
     Args:
@@ -94,6 +96,20 @@ class GlammBackbone(Asking):
         self._known_ids: dict[tuple[Turn, ...], list[int]] = {}
         self._beginnings: dict[tuple[int, ...], llama.Past] = {}
 
+    @property
+    def probes(self) -> Probes:
+        """Into CLIP."""
+        from backbones.glamm.probes import GlammProbes
+
+        return GlammProbes(self)
+
+    @property
+    def staged(self) -> ModuleType:
+        """The released forward pass in stages: `backbones.glamm.stages`."""
+        from backbones.glamm import stages
+
+        return stages
+
     def _filled(self, count: int) -> int:
         """`count` rounded up to the multiple that rounds alike."""
         return -(-count // self._multiple) * self._multiple
@@ -104,10 +120,6 @@ class GlammBackbone(Asking):
         """Both branches' resize and normalisation."""
         grounding, resized = self._sam_pixels(image, self.sam_size)
         return Pixels(clip_pixels(image, self.image_size), grounding, resized, image.shape[:2])
-
-    def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Encoding]:
-        """Encode raw (H, W, 3) images."""
-        return self.encode_pixels([self.preprocess(image) for image in images])
 
     def encode_pixels(self, pixels: Sequence[Pixels]) -> list[Encoding]:
         """Both image branches; the vision tower's last layer is not run, since nothing reads its output.
@@ -139,16 +151,39 @@ class GlammBackbone(Asking):
             for k, one in enumerate(pixels)
         ]
 
+    # -- how it is asked
+
+    def turn(self, expression: str) -> Turn:
+        """The expression in the first wording of question and answer."""
+        return plain_turn(expression)
+
+    def conversations(
+        self, sample_id: str, expressions: Sequence[str], protocol: str, seed: int
+    ) -> list[Conversation]:
+        """Conversations of one image: `each`, or the drawn ones of `glamm`; see
+        `conversation.drawn_conversations`."""
+        if self.check_protocol(protocol) == "glamm":
+            return drawn_conversations(sample_id, expressions, seed)
+        return super().conversations(sample_id, expressions, protocol, seed)
+
     # -- what pruners read
 
-    def tokens(
+    def views(
         self, encoding: Encoding, turns: Sequence[Turn], sample: str, masks: NDArray[np.bool_] | None = None
-    ) -> VisualTokens:
-        """The image as a pruner sees it, signals computed when first read."""
+    ) -> list[View]:
+        """The image's one view, signals computed when first read."""
         questions = tuple(turn.question for turn in turns)
         features = encoding.hidden_states[-1]
         answer = partial(self._answer, encoding, questions, masks)
-        return VisualTokens(features[1:], features[0], self.grid, self.num_heads, answer, sample)
+        (region,) = self.regions(*encoding.original)
+        return [View(features[1:], features[0], self.grid, self.num_heads, answer, sample, region=region)]
+
+    def patch_shares(
+        self, masks: NDArray[np.bool_], number: int = 0, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """(N,) share of every patch that the union of (M, H, W) masks covers, in grey levels of CLIP's own
+        resize."""
+        return patch_shares(masks, self.image_size, self.grid).to(self.device)
 
     @torch.inference_mode()
     def _answer(
@@ -156,14 +191,17 @@ class GlammBackbone(Asking):
     ) -> Tensor:
         if need.kind == "text_embeds":
             return self.text_embeds(questions)
+        if need.kind == "llm_text_embeds":
+            ids = torch.tensor(signals.question_ids(self.tokenizer, questions), device=self.device)
+            return llama.embed(self.model.language_model, ids)
         if need.kind == "referent":
             if masks is None:
                 raise UserError(
                     "This pruner sees the truth, and no truth masks were given; leave it out here."
                 )
-            return patch_shares(masks, self.image_size, self.grid).to(self.device)
+            return self.patch_shares(masks)
         if need not in encoding.signals:
-            encoding.signals[need] = clip.signal(self.model.clip, encoding.hidden_states, need)
+            encoding.signals[need] = signals.of_image(self.model, encoding.hidden_states, need)
         return encoding.signals[need]
 
     def text_embeds(self, questions: tuple[str, ...]) -> Tensor:
@@ -369,7 +407,7 @@ class GlammBackbone(Asking):
         features = row.encoding.hidden_states[-1]
         if row.selection is None:
             return features[1:]
-        stub = VisualTokens(features[1:], features[0], self.grid, self.num_heads, partial(_nothing))
+        stub = View(features[1:], features[0], self.grid, self.num_heads, partial(_nothing))
         return row.selection.gather(stub)
 
     def embed(self, rows: Sequence[Row], ids: Sequence[list[int]]) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import LlamaModel
 
 from backbones.base import Turn
+from backbones.glamm import signals
 from backbones.glamm.conversation import build
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels
@@ -26,7 +27,7 @@ from backbones.parts import clip, llama, sam
 from backbones.parts.faithful import LayerRun, Stage, run_layers
 from backbones.parts.tokenizer import IMAGE_TOKEN
 from pruners import checks
-from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner, Need, Pruner, VisualTokens
+from pruners.base import LLM_TEXT_EMBEDS, REFERENT, TEXT_EMBEDS, LayerPruner, Need, Pruner, View
 
 if TYPE_CHECKING:
     from backbones.glamm.backbone import GlammBackbone
@@ -130,9 +131,7 @@ def prepare(
     )
 
 
-def visual_tokens(
-    model: GlammModel, inputs: Inputs, states: tuple[Tensor, ...], text: Tensor | None
-) -> VisualTokens:
+def visual_tokens(model: GlammModel, inputs: Inputs, states: tuple[Tensor, ...], text: Tensor | None) -> View:
     """The image as a pruner sees it, nothing cached.
 
     Args:
@@ -147,10 +146,10 @@ def visual_tokens(
             if found is None:
                 raise ValueError(f"{need.kind} was not prepared")
             return found
-        return clip.signal(model.clip, states, need)
+        return signals.of_image(model, states, need)
 
     heads = model.clip.config.vision_config.num_attention_heads
-    return VisualTokens(states[-1][1:], states[-1][0], inputs.grid, heads, answer, inputs.sample)
+    return View(states[-1][1:], states[-1][0], inputs.grid, heads, answer, inputs.sample)
 
 
 def prefill(

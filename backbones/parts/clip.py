@@ -17,6 +17,9 @@ from backbones.parts.attention import attend, implementation
 from pruners.base import Need
 
 
+ROWS_AT_ONCE = 128  # of an attention map
+
+
 def build(config: CLIPConfig, attn: str) -> Any:
     """A model of these numbers with new weights."""
     return CLIPModel._from_config(config, attn_implementation=attn)
@@ -141,7 +144,28 @@ def signal(clip: CLIPModel, states: tuple[Tensor, ...], need: Need) -> Tensor:
             return attention.v_proj(normed)
         case "cls_attention":
             return class_row(attention.q_proj(normed[0]), attention.k_proj(normed), attention.num_heads)
+        case "attention":
+            rows = (_rows(attention, normed, part) for part in normed.split(ROWS_AT_ONCE))
+            return torch.cat(list(rows), dim=1)
+        case "received_attention":  # row by row: the whole map is never held
+            sums = [_rows(attention, normed, part).sum(1) for part in normed.split(ROWS_AT_ONCE)]
+            return torch.stack(sums).sum(0) / len(normed)
     raise ValueError(f"there is no signal {need}")
+
+
+def _rows(attention: Any, normed: Tensor, some: Tensor) -> Tensor:
+    """(H, n, N+1) softmax of n tokens' rows over all tokens, in at least float32.
+
+    Args:
+        normed: (N+1, C) input of the attention.
+        some: (n, C) those of it whose rows are asked.
+    """
+    query, key = (
+        projection(states).unflatten(-1, (attention.num_heads, -1)).transpose(0, 1)
+        for projection, states in ((attention.q_proj, some), (attention.k_proj, normed))
+    )
+    logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
 
 
 def class_row(query: Tensor, keys: Tensor, heads: int) -> Tensor:

@@ -54,6 +54,8 @@ def attempt(
     )
     found = ask(model, pixels, text, chosen, budget, truth)
     draw(found, model.grid, budget, out)
+    for reason in found.lacking:
+        print(f"left out: {reason}")
     if found.left_out:
         print(f"left out, because only the truth tells them what to keep: {', '.join(found.left_out)}")
     for one in found.answers:
@@ -67,13 +69,25 @@ def doctor(
     checkpoint: Checkpoint = None,
     clip: Annotated[Path | None, typer.Option(help="CLIP folder")] = None,
     sam_dims: SamDims = None,
+    backbone_names: Annotated[
+        str, typer.Option("--backbones", help="whose files to look at: \"glamm(checkpoint='DIR')\"")
+    ] = "glamm",
+    plugin: Plugins = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
     """Look at this machine, data and weights, one line per finding; exit code 1 if something is wrong."""
+    from pruners import load_plugin
+
+    for path in plugin:
+        load_plugin(path)
+
+    import backbones
     from harness.doctor import examine
 
+    files = {"checkpoint": checkpoint, "clip": clip, "sam_dims": sam_dims}
+    asked = [backbones.with_files(one, **files) for one in backbones.parse(backbone_names)]
     wrong = 0
-    for finding in examine(data, checkpoint, clip, sam_dims):
+    for finding in examine(data, asked):
         print(finding, flush=True)
         wrong += finding.level == "wrong"
     print(f"doctor: {wrong or 'nothing'} wrong")
@@ -164,15 +178,18 @@ def cost(
     chosen, sizes = tuple(parse(pruners)), numbers(budgets)
     backbones.check_attention(attn)
 
-    from backbones.glamm.full_size import on_meta
     from backbones.parts.tokenizer import LlamaTokenizer
     from harness.cost import EXPLAIN, projection, sharing
     from harness.cost.lines import lines_of
     from harness.cost.roofline import gpu as sheet
     from harness.cost.store import BASELINE
+    from pruners.errors import UserError
     from reports import efficiency
 
-    on, model = sheet(gpu), on_meta(backbone)
+    on, settings = sheet(gpu), backbones.one(backbone)
+    model = settings.shapes()
+    if model is None:
+        raise UserError(f"The shapes of {settings.name} are not known; give glamm-7b or glamm-mini.")
     folder = checkpoint or (backbones.MINI / "checkpoint" if backbone == "glamm-mini" else None)
     if text_tokens is not None or folder is None:
         prompt = projection.Prompt(projection.TEXT_TOKENS if text_tokens is None else text_tokens)

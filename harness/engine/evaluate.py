@@ -13,15 +13,16 @@ import torch
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from backbones.base import Backbone, Encoding, Grounded, Pixels, Row
+from backbones.base import Backbone, Conversation, Encoding, Grounded, Pixels, Row
 from harness import data, metrics
 from harness.engine.cells import Job
 from harness.engine.prefetch import Loaded
 from harness.engine.rounding import of_type, perturbed, same_choice
-from harness.protocol import Conversation, conversations
 from harness.store.rows import NO_EXPRESSION, description, pack_tokens
 from pruners import checks
-from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner, Selection, UserError
+from pruners.base import LLM_TEXT_EMBEDS, REFERENT, TEXT_EMBEDS, LayerPruner, Selection, UserError
+
+PER_TEXT = frozenset({TEXT_EMBEDS, LLM_TEXT_EMBEDS, REFERENT})  # signals that differ between conversations
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,10 @@ def _fill(
                 sample, jobs, str(encoding) if isinstance(encoding, UserError) else repr(encoding)
             )
             continue
-        talks = conversations(sample, protocol, seed)
+        texts = [expression.text for expression in sample.expressions]
+        talks = backbone.conversations(sample.id, texts, protocol, seed)
         of = sum(len(talk.expressions) for talk in talks)
-        seen = _Seen(sample, truth, _shares(backbone, sample, encoding, talks, truth))
+        seen = _Seen(sample, truth, _shares(backbone, encoding, talks, truth))
         other = perturbed(encoding, seed, sample.id, rounding(encoding)) if sample.id in probed else None
         for job in jobs:
             asked += _asked(backbone, seen, encoding, other, talks, job, of)
@@ -127,24 +129,25 @@ def _asked(
     """The rows of one image under one cell; behind each whose choice hangs on rounding, its twin from
     `other`."""
     chosen = list(_select(backbone, seen, encoding, talks, job))
-    again: list[tuple[Conversation, Selection | None]] = []
+    again: list[tuple[Conversation, tuple[Selection, ...]]] = []
     if other is not None:
         with suppress(UserError):  # what noise breaks says nothing of the sample
             again = list(_select(backbone, seen, other, talks, job))
-    for k, (talk, selection) in enumerate(chosen):
-        row = Row(encoding, talk.turns, job.pruner, job.cell.budget, selection)
+    for k, (talk, selections) in enumerate(chosen):
+        row = Row(encoding, talk.turns, job.pruner, job.cell.budget, selections)
         if other is None or not again:
             yield _Asked(row, seen, job, talk, of)
             continue
-        twin = again[k][1]
+        twins = again[k][1]
         # a layer-stage pruner chooses while the model runs, so its choice is seen there
-        stable = (
-            selection is not None and twin is not None and same_choice(selection, twin, rounding(encoding))
+        stable = bool(selections) and all(
+            same_choice(selection, twin, rounding(encoding))
+            for selection, twin in zip(selections, twins, strict=True)
         )
         yield _Asked(row, seen, job, talk, of, stable)
         if not stable:
             yield _Asked(
-                Row(other, talk.turns, job.pruner, job.cell.budget, twin), seen, job, talk, of, twin=True
+                Row(other, talk.turns, job.pruner, job.cell.budget, twins), seen, job, talk, of, twin=True
             )
 
 
@@ -192,34 +195,30 @@ def _encode(backbone: Backbone, pixels: list[Pixels]) -> list[Encoding | Excepti
 
 
 def _shares(
-    backbone: Backbone,
-    sample: data.Sample,
-    encoding: Encoding,
-    talks: Sequence[Conversation],
-    truth: NDArray[np.uint8],
+    backbone: Backbone, encoding: Encoding, talks: Sequence[Conversation], truth: NDArray[np.uint8]
 ) -> NDArray[np.float64]:
-    """(E, N) part of every patch that the referent of an expression covers."""
-    shares = np.zeros((len(truth), backbone.grid[0] * backbone.grid[1]))
+    """(E, V * N) part of every patch that the referent of an expression covers, view after view."""
+    views = len(backbone.regions(*encoding.original))
+    shares = np.zeros((len(truth), views * backbone.grid[0] * backbone.grid[1]))
     for talk in talks:
         for position in talk.expressions:
-            tokens = backbone.tokens(encoding, talk.turns, sample.id, truth[[position]] == metrics.FOREGROUND)
-            shares[position] = tokens.referent.double().numpy(force=True)
+            mask = truth[[position]] == metrics.FOREGROUND
+            of_views = [backbone.patch_shares(mask, number, encoding.original) for number in range(views)]
+            shares[position] = torch.cat(of_views).double().numpy(force=True)
     return shares
 
 
 def _select(
     backbone: Backbone, seen: _Seen, encoding: Encoding, talks: Sequence[Conversation], job: Job
-) -> Iterator[tuple[Conversation, Selection | None]]:
-    """What the pruner keeps for every conversation; once per image if it reads neither text nor truth."""
-    chosen: Selection | None = None
+) -> Iterator[tuple[Conversation, tuple[Selection, ...]]]:
+    """What the pruner keeps of every view for every conversation; once per image if it reads neither text nor
+    truth."""
+    chosen: tuple[Selection, ...] = ()
     for talk in talks:
-        if not isinstance(job.pruner, LayerPruner) and (
-            chosen is None or job.pruner.needs & {TEXT_EMBEDS, REFERENT}
-        ):
+        if not isinstance(job.pruner, LayerPruner) and (not chosen or job.pruner.needs & PER_TEXT):
             referent = seen.truth[list(talk.expressions)] == metrics.FOREGROUND
-            chosen = checks.select(
-                job.pruner, backbone.tokens(encoding, talk.turns, seen.sample.id, referent), job.cell.budget
-            )
+            views = backbone.views(encoding, talk.turns, seen.sample.id, referent)
+            chosen = tuple(checks.select(job.pruner, view, job.cell.budget) for view in views)
         yield talk, chosen
 
 

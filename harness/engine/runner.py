@@ -26,7 +26,6 @@ from harness.engine.evaluate import described, fill
 from harness.engine.interrupts import Stops
 from harness.engine.prefetch import Key, Loaded, Parts, read_ahead
 from harness.engine.ranks import Place
-from harness.protocol import DRAWN, check_protocol, conversations
 from harness.store import code
 from harness.store.editions import LOCK, Opened, open_run
 from harness.store.journal import alone, write_atomically
@@ -76,7 +75,6 @@ class Plan:
     root: str | None = None
 
     def __post_init__(self) -> None:
-        check_protocol(self.protocol)
         if self.limit < 0:
             raise UserError(f"--limit {self.limit} is negative; give a number of images, or 0 for all.")
 
@@ -109,7 +107,9 @@ class Split:
 
 def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
     """Load all splits and expand all cells; whatever the user got wrong shows here, before anything runs."""
-    lines = expand(plan.pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
+    backbone.check_protocol(plan.protocol)
+    pruners, _ = served(plan.pruners, backbone)
+    lines = expand(pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
     setting = Setting(
         backbone.name,
         backbone.fingerprint,
@@ -118,7 +118,7 @@ def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
         backbone.attn,
         backbone.device.split(":")[0],
         code.of_backbone(type(backbone)),
-        plan.seed if plan.protocol in DRAWN else 0,
+        plan.seed if plan.protocol in backbone.drawn else 0,
     )
     splits = []
     for dataset, split in plan.datasets:
@@ -126,6 +126,19 @@ def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
         samples = samples[: plan.limit] if plan.limit else samples
         splits.append(Split(samples, jobs(setting, dataset, split, data.fingerprint(samples), lines)))
     return splits
+
+
+def served(pruners: Sequence[Pruner], backbone: Backbone) -> tuple[list[Pruner], dict[str, str]]:
+    """The pruners that a backbone can serve, and why it cannot serve the others, each by its text.
+
+    Raises:
+        UserError: it can serve none of them.
+    """
+    reasons = {pruner.spec(): backbone.lacks(pruner) for pruner in pruners}
+    left_out = {text: reason for text, reason in reasons.items() if reason}
+    if left_out and len(left_out) == len(reasons):
+        raise UserError(f"No pruner is left: {' '.join(left_out.values())} Give others, e.g. --pruners all.")
+    return [pruner for pruner in pruners if pruner.spec() not in left_out], left_out
 
 
 def identity(splits: Sequence[Split]) -> str:
@@ -178,6 +191,9 @@ def run(
         "pruners": [pruner.spec() for pruner in plan.pruners],
         "cut_off": _cut_off(plan, backbone, splits),
     }
+    _, left_out = served(plan.pruners, backbone)
+    for sentence in left_out.values() if way.place.rank == 0 else ():
+        print(f"left out: {sentence}", file=sys.stderr)
     if asked["cut_off"] and way.place.rank == 0:
         print(f"{asked['cut_off']} {CUT_OFF}", file=sys.stderr)
     try:
@@ -189,6 +205,8 @@ def run(
             backbone.grid,
             backbone.device,
             way.keep_code,
+            geometry=backbone.geometry,
+            left_out=left_out,
         )
         if way.place.rank == 0:
             for sentence in opened.said:
@@ -228,13 +246,15 @@ def run(
 
 def _cut_off(plan: Plan, backbone: Backbone, splits: Sequence[Split]) -> int:
     """How many questions are longer than the text tower that a pruner of the plan reads."""
-    if not any(TEXT_EMBEDS in pruner.needs for pruner in plan.pruners):
+    if not any(TEXT_EMBEDS in pruner.needs for pruner in served(plan.pruners, backbone)[0]):
         return 0
     talks = (
         talk
         for split in splits
         for sample in split.samples
-        for talk in conversations(sample, plan.protocol, plan.seed)
+        for talk in backbone.conversations(
+            sample.id, [one.text for one in sample.expressions], plan.protocol, plan.seed
+        )
     )
     return sum(backbone.cut_off([turn.question for turn in talk.turns]) for talk in talks)
 

@@ -134,6 +134,10 @@ def accept(
     """
     if not reason.strip():
         raise UserError("A new baseline needs a reason; write --accept 'why the numbers may change'.")
+    from pruners import load_plugin
+
+    for plugin in plugins:
+        load_plugin(plugin)
     before, history = files.accepted(path)
     chosen = subset or before or SUBSET
     backbone = backbones.load(chosen["backbone"])

@@ -20,8 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pruners.base import Pruner, UserError
-from pruners.registry import STARTED, plugin_source
+from pruners.base import Pruner
+from pruners.errors import UserError
+from pruners.registration import STARTED, plugin_source
 
 HOME = Path(__file__).resolve().parents[2]
 # files that can change a count or a choice of tokens, and those among them that cannot
@@ -36,15 +37,15 @@ EVALUATES = (
     "harness/engine/rounding.py",
     "harness/metrics/__init__.py",
     "harness/metrics/masks.py",
-    "harness/protocol.py",
     "harness/store/rows.py",
     "pruners/base.py",
     "pruners/checks.py",
 )
-# one question at a time, versions, costs, diagnosis, shapes without weights
+# names and settings, versions, costs, diagnosis, doctor, shapes without weights
 HARMLESS = (
-    "backbones/asking.py",
+    "backbones/registry.py",
     "backbones/versions.py",
+    "backbones/glamm/examine.py",
     "backbones/glamm/probes.py",
     "backbones/glamm/full_size.py",
     "backbones/glamm/stages.py",
@@ -53,6 +54,9 @@ NEUTRAL = (
     "pruners",
     "pruners.base",
     "pruners.checks",
+    "pruners.errors",
+    "pruners.fields",
+    "pruners.registration",
     "pruners.registry",
 )  # in EVALUATES, or deciding nothing
 DIGITS = 16

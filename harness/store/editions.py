@@ -43,8 +43,13 @@ class Opened:
     finished: bool = False
 
 
-def entry(job: Job, grid: tuple[int, int]) -> dict[str, Any]:
-    """What `run.json` says of a cell: all that a report needs."""
+def entry(job: Job, grid: tuple[int, int], geometry: str) -> dict[str, Any]:
+    """What `run.json` says of a cell: all that a report needs.
+
+    Args:
+        grid: rows and columns of the backbone's patches.
+        geometry: what they cover of an image, one of `backbones.parts.geometry.GEOMETRIES`.
+    """
     pruner = job.pruner
     needs = sorted(need.kind + (f"[{need.layer}]" if need.layer is not None else "") for need in pruner.needs)
     return asdict(job.cell) | {
@@ -55,6 +60,7 @@ def entry(job: Job, grid: tuple[int, int]) -> dict[str, Any]:
         "needs": needs,
         "stochastic": pruner.stochastic,
         "grid": list(grid),
+        "geometry": geometry,
     }
 
 
@@ -66,6 +72,9 @@ def open_run(
     grid: tuple[int, int],
     device: str,
     keep_code: bool = False,
+    *,
+    geometry: str,
+    left_out: Mapping[str, str],
 ) -> Opened:
     """Make the run folder, or see that it holds this run, and choose the edition.
 
@@ -73,6 +82,8 @@ def open_run(
         run: identity of what was asked, code left out.
         splits: the cells of every split.
         keep_code: go on with the cells that other code began, and mark the rows.
+        geometry: as in `entry`.
+        left_out: pruners that the backbone cannot serve, and why.
 
     Raises:
         UserError: the folder holds another run, records without `run.json`, or a finished run that is
@@ -110,7 +121,7 @@ def open_run(
         changed = before is None or set(before["cells"]) != set(cells)
         if changed:
             known = len(info["editions"])
-            info = _with_edition(info, cells, [entry(job, grid) for part in jobs for job in part])
+            info = _with_edition(info, cells, [entry(job, grid, geometry) for part in jobs for job in part])
             back = before is not None and len(info["editions"]) == known
             said = (
                 (f"back to the code of {_clock(_current(info)['time'])}",)
@@ -119,6 +130,8 @@ def open_run(
                 if before
                 else ()
             )
+        if changed or not left_out.items() <= info.get("left_out", {}).items():
+            info["left_out"] = info.get("left_out", {}) | dict(left_out)
             write_atomically(folder / RUN, info, LOOSE)
         opened = Opened(info, info["edition"], jobs, said)
         if (folder / DONE).exists() and (done := done_info(folder)):

@@ -57,7 +57,7 @@ COLUMNS = (*ASKED, *OF_CELL, *COUNTED, *ROUNDED, *SHOWN, "sample", "cell", "text
 # looked up by the row's cell
 FROM_RUN = (
     *("fingerprint", "dtype", "attn", "device", "data", "source", "evaluation", "parameters"),
-    *("stage", "budget_kind", "kind", "needs", "stochastic", "grid"),
+    *("stage", "budget_kind", "kind", "needs", "stochastic", "grid", "geometry"),
 )
 ORDER = ["dataset", "split", "pruner", "budget", "seed", "sample", "expression"]
 CUT_OFF = "questions are longer than the text tower takes; pruners that read text see their beginning, as officially"
@@ -290,7 +290,9 @@ def run_info(path: str | Path) -> dict[str, Any]:
     editions = content.get("editions", [])
     sound = sound and isinstance(editions, list) and all(_is_edition(one, cells) for one in editions)
     sound = sound and (not editions or content.get("edition") in range(len(editions))) and _are_told(content)
-    if not sound or not all(isinstance(content.get(name, {}), dict) for name in ("provenance", "asked")):
+    if not sound or not all(
+        isinstance(content.get(name, {}), dict) for name in ("provenance", "asked", "left_out")
+    ):
         raise UserError(f"{str(file)!r} is damaged (its cells are no cells); {mend}.")
     if content and schema == 2:
         content["cells"] = {number: _of_schema_2(cell) for number, cell in cells.items()}

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 import backbones
-from backbones.asking import answer
+from backbones.base import answer
 from backbones.base import Answer, Backbone, Encoding
 from harness import data, metrics
 from pruners import parse
