@@ -163,8 +163,9 @@ class Registry(ABC, Generic[T]):
                 raise UserError(
                     f"The {self.what} {cls.__qualname__} at {source_of(cls)} has no {fact}; add {fact} = '...' to its class."
                 )
+        kind: type[T] = cls  # type: ignore[assignment]
         name: str = cls.name  # type: ignore[attr-defined]
-        for wrong in (_wrong_name(name), self.wrong(cls), self._wrong_fields(cls)):
+        for wrong in (_wrong_name(name), self.wrong(kind), self._wrong_fields(kind)):
             if wrong:
                 raise UserError(f"The {self.what} {short(name)} at {source_of(cls)} {wrong}.")
         known = self.known.get(name)
@@ -172,7 +173,7 @@ class Registry(ABC, Generic[T]):
             raise UserError(
                 f"Two {self.what}s are named {name!r}: {source_of(known)} and {source_of(cls)}; rename one of them."
             )
-        self.known[name] = cls
+        self.known[name] = kind
         _remember(cls.__module__)
         return cls
 

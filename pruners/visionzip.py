@@ -63,11 +63,11 @@ class VisionZip(Pruner):
         dominant, contextual = self.split(budget)
         attention = precise(tokens.cls_attention(-2)).sum(0)[1:]
         kept = top(attention, dominant - 1).sort().values
-        first = kept.new_tensor([CLS])
-        features = [tokens.cls[None], tokens.patches[kept]]
+        plain = Selection(torch.cat([kept.new_tensor([CLS]), kept]))
+        features = plain.gather(tokens)
         if contextual == 0:
-            return Selection(torch.cat([first, kept]), torch.cat(features))
+            return Selection(plain.indices, features)
         rest = others(kept, len(tokens))
         merged, targets, _ = self.merge(tokens, rest, contextual)
-        features.append(merged.to(tokens.patches.dtype))
-        return Selection(torch.cat([first, kept, rest[targets]]), torch.cat(features))
+        together = torch.cat([features, merged.to(features.dtype)])
+        return Selection(torch.cat([plain.indices, rest[targets]]), together)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -39,7 +39,10 @@ class Fake(Family):
     """Answers what GLaMM answers, and sees all of an image."""
 
     signals, cuts_inside = KINDS, True
-    protocols = {"each": "every expression alone", "glamm": "up to three in one conversation"}
+    protocols: ClassVar[dict[str, str]] = {
+        "each": "every expression alone",
+        "glamm": "up to three in one conversation",
+    }
     drawn = ("glamm",)
 
 

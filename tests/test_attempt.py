@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from backbones.base import answer
+from backbones.parts.geometry import centre_crop, seen
 from harness import cli
 from harness.engine import single_image as attempt
 from pruners import UserError, parse
-from backbones.parts.geometry import centre_crop, seen
 from reports.overlay import draw
 from tests.fake_backbone import SIDE, FakeBackbone, known
 

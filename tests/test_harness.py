@@ -146,7 +146,7 @@ def test_a_plan_checks_itself(root: Path) -> None:
 
 
 def test_a_protocol_that_the_backbone_does_not_have_is_told_before_anything_is_read(root: Path) -> None:
-    with pytest.raises(UserError, match="fake has no protocol 'eech'.*'each'"):
+    with pytest.raises(UserError, match=r"fake has no protocol 'eech'.*'each'"):
         prepare(plan_of(root / "not there", protocol="eech"), FakeBackbone())
 
 

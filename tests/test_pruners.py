@@ -169,7 +169,7 @@ def test_names_that_can_be_written(name: str, registry: None) -> None:
         ({"stochastic": True, "types": {"seed": float}, "seed": 0.0}, "give it a field seed: int = 0"),
         ({"needs": {Need("keys", -1)}}, "declares its needs as set"),
         ({"needs": frozenset({"keys"})}, "which is no pruners.Need"),
-        ({"needs": frozenset({Need("attention", -1)})}, "there are cls_attention"),
+        ({"needs": frozenset({Need("map", -1)})}, "there are cls_attention"),
         ({"needs": frozenset({Need("keys")})}, "takes a layer: -1 is the last"),
         ({"needs": frozenset({Need("text_embeds", -1)})}, "takes no layer"),
         ({"types": {"power": float}}, "cannot be made with its defaults|gives power no default"),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from backbones.registry import KINDS, Family, Finding, Runtime, Settings, register
 from pruners.errors import UserError
@@ -22,7 +22,7 @@ class GlammFamily(Family):
     signals = KINDS
     cuts_inside = True
     geometry = "centre-crop"
-    protocols = {
+    protocols: ClassVar[Mapping[str, str]] = {
         "each": "every expression alone",
         "glamm": "up to three in one conversation, expressions and wordings drawn, as officially",
     }

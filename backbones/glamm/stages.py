@@ -27,7 +27,7 @@ from backbones.parts import clip, llama, sam
 from backbones.parts.faithful import LayerRun, Stage, run_layers
 from backbones.parts.tokenizer import IMAGE_TOKEN
 from pruners import checks
-from pruners.base import LLM_TEXT_EMBEDS, REFERENT, TEXT_EMBEDS, LayerPruner, Need, Pruner, View
+from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner, Need, Pruner, View
 
 if TYPE_CHECKING:
     from backbones.glamm.backbone import GlammBackbone

@@ -16,7 +16,6 @@ from transformers import CLIPConfig, CLIPModel
 from backbones.parts.attention import attend, implementation
 from pruners.base import Need
 
-
 ROWS_AT_ONCE = 128  # of an attention map
 
 

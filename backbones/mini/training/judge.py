@@ -21,7 +21,6 @@ from backbones import load
 from backbones.base import Encoding, Row, Turn
 from backbones.glamm.backbone import GlammBackbone
 from harness import data, metrics
-from harness.protocol import conversations
 from pruners import Pruner, Selection, UserError, checks, parse
 
 Chooser = Callable[[GlammBackbone, Encoding, Encoding, tuple[Turn, ...], str, NDArray[np.bool_]], Row]
@@ -33,8 +32,8 @@ def _pruned(text: str, budget: int) -> Chooser:
     def choose(
         backbone: GlammBackbone, own: Encoding, other: Encoding, turns: Any, sample: str, truth: Any
     ) -> Row:
-        tokens = backbone.tokens(own, turns, sample, truth)
-        return Row(own, turns, pruner, budget, checks.select(pruner, tokens, budget))
+        (view,) = backbone.views(own, turns, sample, truth)
+        return Row(own, turns, pruner, budget, (checks.select(pruner, view, budget),))
 
     return choose
 
@@ -42,7 +41,7 @@ def _pruned(text: str, budget: int) -> Chooser:
 def _nothing(
     backbone: GlammBackbone, own: Encoding, other: Encoding, turns: Any, sample: str, truth: Any
 ) -> Row:
-    return Row(own, turns, parse("none")[0], 0, Selection(torch.zeros(0, dtype=torch.int64)))
+    return Row(own, turns, parse("none")[0], 0, (Selection(torch.zeros(0, dtype=torch.int64)),))
 
 
 def _elsewhere(
@@ -50,7 +49,7 @@ def _elsewhere(
 ) -> Row:
     swapped = replace(own, hidden_states=other.hidden_states, signals={})
     everything = torch.arange(len(own.hidden_states[-1]) - 1)
-    return Row(swapped, turns, parse("none")[0], len(everything), Selection(everything))
+    return Row(swapped, turns, parse("none")[0], len(everything), (Selection(everything),))
 
 
 SEEDS = (0, 1, 2)  # as the leaderboard's
@@ -86,7 +85,9 @@ def measure(backbone: GlammBackbone, limit: int, columns: list[tuple[str, str]])
             rows, homes = [], []
             for k, sample in enumerate(part):
                 masks = sample.masks()
-                for talk in conversations(sample, "each", 0):
+                for talk in backbone.conversations(
+                    sample.id, [one.text for one in sample.expressions], "each", 0
+                ):
                     truth = masks[list(talk.expressions)]
                     other = encodings[k - 1] if len(part) > 1 else before
                     if other is None:
