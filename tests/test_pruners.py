@@ -235,7 +235,7 @@ def test_installed_plugin(tmp_path: Path) -> None:
     ]
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "sample_pruner.py"):
+    for name in ("pyproject.toml", "sample_backbone.py", "sample_pruner.py"):
         (source / name).write_text((HERE / "sample_plugin" / name).read_text())
     subprocess.run([*install, str(tmp_path / "site"), str(source)], check=True, capture_output=True)
     done = run(

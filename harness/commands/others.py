@@ -96,7 +96,7 @@ def doctor(
 
 
 def diagnose(
-    backbone: Annotated[str, typer.Option(help="glamm-mini, glamm")] = "glamm-mini",
+    backbone: Annotated[str, typer.Option(help="glamm-mini, \"glamm(checkpoint='DIR')\"")] = "glamm-mini",
     datasets: Annotated[
         str, typer.Option(help="'all' (the table's eight columns) or e.g. refshapes:val,refcoco:testA")
     ] = "all",
@@ -111,6 +111,7 @@ def diagnose(
             help="folder; by default <run>/diagnosis, where the run's report finds it, or results/diagnosis/<backbone>"
         ),
     ] = None,
+    plugin: Plugins = [],  # noqa: B006
     checkpoint: Checkpoint = None,
     clip: Clip = None,
     sam_dims: SamDims = None,
@@ -121,6 +122,11 @@ def diagnose(
     """Measure whether the referent's tokens look less like the text than others do, and what pruners keep of
     them."""
     import dataclasses
+
+    from pruners import load_plugin
+
+    for path in plugin:
+        load_plugin(path)
 
     import backbones
     from harness.data import parse_datasets
@@ -135,7 +141,7 @@ def diagnose(
     found = dataclasses.replace(
         diagnosing.examine(model, pairs, limit, str(data) if data else None), kept=kept
     )
-    page = write(found, out or (run / FOLDER if run else Path("results") / "diagnosis" / backbone))
+    page = write(found, out or (run / FOLDER if run else Path("results") / "diagnosis" / model.name))
     print(verdict(found))
     if run is not None and out is None:
         print(f"`python -m reports {run}` puts it into the run's report.")
