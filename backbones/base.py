@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from pruners import checks
 from pruners.base import Pruner, Selection, View
 from pruners.errors import UserError
 from pruners.registry import parse
+
+if TYPE_CHECKING:
+    from backbones.probes import Probes
 
 Picture = NDArray[np.uint8] | Image | str | Path  # (H, W, 3) RGB, a picture of pillow's, or an image file
 
@@ -91,8 +94,9 @@ class Row:
     """One conversation about one image under one pruner.
 
     Attributes:
-        selections: a tower-stage pruner's choice in every view; () of a layer-stage pruner, which chooses
-            while the model runs.
+        selections: what the pruner lets into the language model of every view; () of one that acts inside the
+            language model alone, where everything enters.
+        sample: stable id of the image, for pruners that draw while the model runs.
     """
 
     encoding: Encoding
@@ -100,6 +104,7 @@ class Row:
     pruner: Pruner
     budget: int
     selections: tuple[Selection, ...]
+    sample: str = ""
 
     @property
     def selection(self) -> Selection | None:
@@ -157,30 +162,6 @@ class Answer:
     tokens_final: int
     tokens_mean: float
     seconds: float
-
-
-class Probes(ABC):
-    """What a diagnosis of text and image in one space reads, and no pruner does."""
-
-    @abstractmethod
-    def plain(self, expression: str) -> Turn:
-        """The expression alone, without the words of a question."""
-
-    @abstractmethod
-    def projected_class(self, encoding: Encoding) -> Tensor:
-        """(P,) the class token in the space that patches share with text."""
-
-    @abstractmethod
-    def end_attention(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """What the text tower's [EOS] token attends to.
-
-        Args:
-            texts: M texts, tokenised as the pruners' questions are.
-
-        Returns:
-            (M, layers) share of the attention that goes to the start token, mean over heads; (M,) tokens from
-            start to [EOS].
-        """
 
 
 class Backbone(Family, ABC):
@@ -387,7 +368,7 @@ def answer(
         masks = truth[None] if truth is not None else None
         views = backbone.views(fresh, turns, expression, masks)
         selections = tuple(checks.select(pruner, view, budget) for view in views)
-    row = Row(fresh, turns, pruner, budget, selections)
+    row = Row(fresh, turns, pruner, budget, selections, expression)
     (result,) = backbone.ground_rows(
         [row], share=False
     )  # whole, so that no earlier answer shortens this one's time

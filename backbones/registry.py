@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from backbones.parts.geometry import GEOMETRIES
 from pruners.base import LAYER_KINDS, PLAIN_KINDS, Need, Pruner
 from pruners.errors import UserError, nearest
-from pruners.registration import Registry, check_types, text_of
+from pruners.registration import Registry
+from pruners.written import check_types, text_of
 
 if TYPE_CHECKING:
     from backbones.base import Backbone

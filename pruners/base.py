@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 import torch
 
 from pruners.errors import Fault, ImpossibleBudget, UndeclaredNeed, UserError, nearest
-from pruners.registration import check_types, text_of
+from pruners.written import check_types, text_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,6 +63,7 @@ class Need:
         keys, values: (N+1, C) key and value projections of all tokens, class token in row 0.
         attention: (H, N+1, N+1) softmax of every token's row over all tokens, in at least float32.
         received_attention: (H, N+1) what each token receives: mean of the rows of `attention`.
+        hidden: (N+1, C) output of the layer.
     Kinds without:
         projected_patches: (N, P) patches through post_layernorm and visual_projection, not normalised.
         text_embeds: (M, P) CLIP text embeddings of the conversation's M questions, not normalised.
@@ -78,7 +79,7 @@ class Need:
 
 PROJECTED_PATCHES, TEXT_EMBEDS, REFERENT = Need("projected_patches"), Need("text_embeds"), Need("referent")
 LLM_PATCHES, LLM_TEXT_EMBEDS = Need("llm_patches"), Need("llm_text_embeds")
-LAYER_KINDS = ("cls_attention", "cls_query", "keys", "values", "attention", "received_attention")
+LAYER_KINDS = ("cls_attention", "cls_query", "keys", "values", "attention", "received_attention", "hidden")
 PLAIN_KINDS = tuple(
     need.kind for need in (PROJECTED_PATCHES, TEXT_EMBEDS, LLM_PATCHES, LLM_TEXT_EMBEDS, REFERENT)
 )
@@ -168,6 +169,10 @@ class View:
     def received_attention(self, layer: int) -> Tensor:
         """(H, N+1) attention that each token receives, mean of the map's rows."""
         return self.signal(Need("received_attention", layer))
+
+    def hidden(self, layer: int) -> Tensor:
+        """(N+1, C) output of a layer."""
+        return self.signal(Need("hidden", layer))
 
     @property
     def projected_patches(self) -> Tensor:

@@ -121,6 +121,8 @@ class FakeBackbone(Fake, Backbone):
                     return states[1:]
                 case "llm_text_embeds":
                     return torch.stack([vector(word) for turn in turns for word in turn.question.split()])
+                case "hidden":
+                    return states
                 case "attention" | "received_attention":
                     heads = states.view(len(states), HEADS, -1).transpose(0, 1)
                     maps = (heads @ heads.transpose(1, 2)).softmax(-1)

@@ -200,6 +200,7 @@ def test_signals_have_their_shapes(text: str, backbone: Backbone) -> None:
         "values": (tokens, channels),
         "attention": (view.num_heads, tokens, tokens),
         "received_attention": (view.num_heads, tokens),
+        "hidden": (tokens, channels),
         "referent": (patches,),
     }
     assert view.cls is not None or not {"cls_attention", "cls_query"} & backbone.signals

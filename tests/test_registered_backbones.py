@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +32,11 @@ LACKING = {"fastv", "litelvlm", "prumerge", "visionzip", "vispruner"}
 
 
 @pytest.fixture(autouse=True)
-def _forget_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _forget_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither those of these tests, nor the ones that the conformance tests have loaded."""
     for registry in (BACKBONES, PRUNERS):
-        monkeypatch.setattr(registry, "known", dict(registry.known))
-    yield
+        own = {name: cls for name, cls in registry.known.items() if "plugin" not in cls.__module__}
+        monkeypatch.setattr(registry, "known", own)
 
 
 @pytest.fixture
@@ -360,6 +360,46 @@ def test_the_sample_backbone_through_the_gate(tmp_path: Path) -> None:
     check.accept(path, "sample joins", (str(SAMPLE),), subset)
     assert not check.check(path, (str(SAMPLE),)).changes
     assert set(baseline.frame(baseline.read(path))["pruner"]) == {"none", "uniform", "trim"}
+
+
+# -- the conformance suite
+
+FAULTS = {  # what a careless backbone does, as an edit of the sample; and the tests that have to find it
+    "company": ("for row in rows:", "for number, row in enumerate(rows):", "a_row_alone"),
+    "geometry": ("signals = ", 'geometry = "centre-crop"\n    signals = ', "declared_geometry"),
+    "signal": ('"referent"})', '"referent", "keys"})', "signals_have_their_shapes"),
+    "lengths": ("(len(tokens),), row", "(len(tokens) - 1,), row", "lengths_are_what"),
+    "truth": (" and masks is None:", " and False:", "the_truth_is_shown"),
+    "seed": (
+        "    def colour(",
+        "    def turn(self, expression):\n        self.asked = getattr(self, 'asked', 0) + 1\n"
+        "        return type(super().turn(''))(f'{expression} {self.asked}', '[SEG]')\n\n    def colour(",
+        "conversations_follow",
+    ),
+}
+
+
+def test_conformance_finds_what_a_careless_backbone_does(tmp_path: Path) -> None:
+    """The sample with one fault at a time, all in one process."""
+    words: list[str | Path] = []
+    for fault, (old, new, _) in FAULTS.items():
+        source = SAMPLE.read_text().replace('"sample"', f'"{fault}"')
+        assert old in source
+        if fault == "company":
+            source = source.replace("turn.question)\n", "turn.question) + 1e-6 * number\n")
+            source = source.replace("turn.question) for turn", "turn.question) + 1e-6 * number for turn")
+        path = tmp_path / f"{fault}.py"
+        path.write_text(source.replace(old, new))
+        words += ["--plugin", path]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider", HERE / "test_backbone_conformance.py", *words],
+        cwd=HERE.parent,
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    failed = [line for line in done.stdout.splitlines() if "FAILED" in line]
+    for fault, (_, _, test) in FAULTS.items():
+        assert any(test in line and f"[{fault}]" in line for line in failed), (fault, done.stdout)
 
 
 # -- the doctor

@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from backbones.base import Encoding, Probes, Turn
+from backbones.base import Encoding, Turn
 from backbones.glamm.conversation import said
 from backbones.parts import clip
+from backbones.probes import Probes
 
 if TYPE_CHECKING:
-    from backbones.glamm.backbone import GlammBackbone
+    from backbones.glamm.seeing import GlammSeeing
 
 
 class GlammProbes(Probes):
     """Looks into the CLIP of a loaded GLaMM."""
 
-    def __init__(self, backbone: GlammBackbone) -> None:
+    def __init__(self, backbone: GlammSeeing) -> None:
         self._backbone = backbone
 
     def plain(self, expression: str) -> Turn:

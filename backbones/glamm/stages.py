@@ -19,7 +19,6 @@ from torch import Tensor
 from transformers import LlamaModel
 
 from backbones.base import Turn
-from backbones.glamm import signals
 from backbones.glamm.conversation import build
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels
@@ -27,7 +26,7 @@ from backbones.parts import clip, llama, sam
 from backbones.parts.faithful import LayerRun, Stage, run_layers
 from backbones.parts.tokenizer import IMAGE_TOKEN
 from pruners import checks
-from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner, Need, Pruner, View
+from pruners.base import REFERENT, TEXT_EMBEDS, LayerPruner, Need, Pruner, VisualTokens
 
 if TYPE_CHECKING:
     from backbones.glamm.backbone import GlammBackbone
@@ -131,7 +130,9 @@ def prepare(
     )
 
 
-def visual_tokens(model: GlammModel, inputs: Inputs, states: tuple[Tensor, ...], text: Tensor | None) -> View:
+def visual_tokens(
+    model: GlammModel, inputs: Inputs, states: tuple[Tensor, ...], text: Tensor | None
+) -> VisualTokens:
     """The image as a pruner sees it, nothing cached.
 
     Args:
@@ -146,10 +147,10 @@ def visual_tokens(model: GlammModel, inputs: Inputs, states: tuple[Tensor, ...],
             if found is None:
                 raise ValueError(f"{need.kind} was not prepared")
             return found
-        return signals.of_image(model, states, need)
+        return clip.signal(model.clip, states, need)
 
     heads = model.clip.config.vision_config.num_attention_heads
-    return View(states[-1][1:], states[-1][0], inputs.grid, heads, answer, inputs.sample)
+    return VisualTokens(states[-1][1:], states[-1][0], inputs.grid, heads, answer, inputs.sample)
 
 
 def prefill(

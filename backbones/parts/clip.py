@@ -16,8 +16,6 @@ from transformers import CLIPConfig, CLIPModel
 from backbones.parts.attention import attend, implementation
 from pruners.base import Need
 
-ROWS_AT_ONCE = 128  # of an attention map
-
 
 def build(config: CLIPConfig, attn: str) -> Any:
     """A model of these numbers with new weights."""
@@ -131,6 +129,8 @@ def signal(clip: CLIPModel, states: tuple[Tensor, ...], need: Need) -> Tensor:
         return project(clip, states[-1][1:])
     if need.layer is None:
         raise ValueError(f"there is no signal {need}")
+    if need.kind == "hidden":
+        return _output(clip, states, need.layer)
     weights = clip.vision_model.encoder.layers[need.layer]
     attention = weights.self_attn
     normed = weights.layer_norm1(states[need.layer])  # the last layer reads the last stored state
@@ -144,26 +144,23 @@ def signal(clip: CLIPModel, states: tuple[Tensor, ...], need: Need) -> Tensor:
         case "cls_attention":
             return class_row(attention.q_proj(normed[0]), attention.k_proj(normed), attention.num_heads)
         case "attention":
-            rows = (_rows(attention, normed, part) for part in normed.split(ROWS_AT_ONCE))
-            return torch.cat(list(rows), dim=1)
-        case "received_attention":  # row by row: the whole map is never held
-            sums = [_rows(attention, normed, part).sum(1) for part in normed.split(ROWS_AT_ONCE)]
-            return torch.stack(sums).sum(0) / len(normed)
+            return whole_map(attention.q_proj(normed), attention.k_proj(normed), attention.num_heads)
+        case "received_attention":
+            return whole_map(attention.q_proj(normed), attention.k_proj(normed), attention.num_heads).mean(1)
     raise ValueError(f"there is no signal {need}")
 
 
-def _rows(attention: Any, normed: Tensor, some: Tensor) -> Tensor:
-    """(H, n, N+1) softmax of n tokens' rows over all tokens, in at least float32.
+def _output(clip: CLIPModel, states: tuple[Tensor, ...], index: int) -> Tensor:
+    """(N+1, C) output of a layer; the last one's is computed, since nothing else reads it."""
+    depth = len(clip.vision_model.encoder.layers)
+    behind = depth - (index if index >= 0 else index + depth)  # layers from this one on
+    return states[1 - behind] if behind > 1 else layer(clip, -1, states[-1][None])[0]
 
-    Args:
-        normed: (N+1, C) input of the attention.
-        some: (n, C) those of it whose rows are asked.
-    """
-    query, key = (
-        projection(states).unflatten(-1, (attention.num_heads, -1)).transpose(0, 1)
-        for projection, states in ((attention.q_proj, some), (attention.k_proj, normed))
-    )
-    logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+
+def whole_map(query: Tensor, keys: Tensor, heads: int) -> Tensor:
+    """(H, N+1, N+1) softmax of all queries (N+1, C) over keys (N+1, C), head by head, in at least float32."""
+    query, keys = (states.unflatten(-1, (heads, -1)).transpose(0, 1) for states in (query, keys))
+    logits = query @ keys.transpose(1, 2) * query.shape[-1] ** -0.5
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
 
 

@@ -17,7 +17,8 @@ from scipy.stats import pearsonr, spearmanr
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from backbones.base import Backbone, Probes
+from backbones.base import Backbone
+from backbones.probes import Probes
 from harness import data, metrics
 from harness.diagnosis.summary import (
     INSIDE,

@@ -134,7 +134,7 @@ def _asked(
         with suppress(UserError):  # what noise breaks says nothing of the sample
             again = list(_select(backbone, seen, other, talks, job))
     for k, (talk, selections) in enumerate(chosen):
-        row = Row(encoding, talk.turns, job.pruner, job.cell.budget, selections)
+        row = Row(encoding, talk.turns, job.pruner, job.cell.budget, selections, seen.sample.id)
         if other is None or not again:
             yield _Asked(row, seen, job, talk, of)
             continue
@@ -147,7 +147,12 @@ def _asked(
         yield _Asked(row, seen, job, talk, of, stable)
         if not stable:
             yield _Asked(
-                Row(other, talk.turns, job.pruner, job.cell.budget, twins), seen, job, talk, of, twin=True
+                Row(other, talk.turns, job.pruner, job.cell.budget, twins, seen.sample.id),
+                seen,
+                job,
+                talk,
+                of,
+                twin=True,
             )
 
 

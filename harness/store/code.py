@@ -43,6 +43,7 @@ EVALUATES = (
 )
 # names and settings, versions, costs, diagnosis, doctor, shapes without weights
 HARMLESS = (
+    "backbones/probes.py",
     "backbones/registry.py",
     "backbones/versions.py",
     "backbones/glamm/examine.py",
@@ -59,6 +60,7 @@ NEUTRAL = (
     "pruners.fields",
     "pruners.registration",
     "pruners.registry",
+    "pruners.written",
 )  # in EVALUATES, or deciding nothing
 DIGITS = 16
 IMPORTERS = ("import_module", "__import__")
