@@ -1,18 +1,34 @@
-"""What the harness needs of a model: encode an image once, show its tokens to pruners, ground expressions."""
+"""What the harness needs of a model: encode an image once, show its views to pruners, ground expressions."""
 
 from __future__ import annotations
 
+import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 
-from pruners.base import Pruner, Selection, VisualTokens
+from backbones.parts import geometry
+from backbones.parts.geometry import Region
+from backbones.parts.image_files import UnreadableImage, check_size, user_image
+from backbones.registry import Family
+from pruners import checks
+from pruners.base import Pruner, Selection, View
+from pruners.errors import UserError
+from pruners.registry import parse
+
+if TYPE_CHECKING:
+    from backbones.probes import Probes
+
+Picture = NDArray[np.uint8] | Image | str | Path  # (H, W, 3) RGB, a picture of pillow's, or an image file
 
 
 @dataclass(frozen=True)
@@ -21,6 +37,19 @@ class Turn:
 
     question: str
     answer: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns that the language model sees together.
+
+    Attributes:
+        turns: templated question and answer, in order.
+        expressions: for each turn, the position of its expression among those of the sample.
+    """
+
+    turns: tuple[Turn, ...]
+    expressions: tuple[int, ...]
 
 
 class Pixels(NamedTuple):
@@ -44,9 +73,10 @@ class Encoding:
     """What an image costs once, whatever pruners and expressions follow.
 
     Attributes:
-        hidden_states: outputs of the vision tower's embedding and layers up to the penultimate, each (N+1,
-            C); the last one is what the projector gets (class token in row 0).
-        embedding: (P, g, g) grounding-encoder embedding.
+        hidden_states: all that a choice of tokens follows from. Of a tower with layers: outputs of its
+            embedding and layers up to the penultimate, each (N+1, C), or (N, C) without a class token; the
+            last one is what the projector gets (class token in row 0).
+        embedding: what the mask decoder gets of the image, e.g. (P, g, g) of a grounding encoder.
         resized: height and width after the longest-side resize, before padding.
         original: height and width of the raw image.
         signals: answers that pruners have already asked for.
@@ -76,6 +106,13 @@ class Row:
     selections: tuple[Selection, ...]
     sample: str = ""
 
+    @property
+    def selection(self) -> Selection | None:
+        """The choice where there is one view; None of a layer-stage pruner."""
+        if len(self.selections) > 1:
+            raise ValueError(f"there are {len(self.selections)} views, each with a choice of its own")
+        return self.selections[0] if self.selections else None
+
 
 @dataclass(frozen=True)
 class Grounded:
@@ -85,7 +122,7 @@ class Grounded:
         logits: (M, H, W) float32, one mask per [SEG], at the raw image's size; the mask is where it is
             positive.
         lengths: visual tokens that every layer of the language model saw, read from the tensors that ran.
-        retained: (tokens_final,) as in `Selection.indices`.
+        retained: (tokens_final,) as in `Selection.indices`; of several views, patches are numbered through.
         error: why there is no answer, in one sentence; empty if there is one. Then nothing else here means
             anything.
         tokens_llm: all tokens that the first layer of the language model sees, text included and fill left
@@ -109,17 +146,15 @@ class Grounded:
         return sum(self.lengths) / len(self.lengths)
 
 
-Picture = NDArray[np.uint8] | Image | str | Path  # (H, W, 3) RGB, a picture of pillow's, or an image file
-
-
 @dataclass(frozen=True)
 class Answer:
     """What one expression got.
 
     Attributes:
         mask: (H, W) bool at the image's size.
-        kept: (N,) bool in raster order, the patches that the language model's last layer still sees; a token
-            that a method merged stands for the patch at its centre, and class or mean tokens for none.
+        kept: (V * N,) bool, view after view in raster order, the patches that the language model's last layer
+            still sees; a token that a method merged stands for the patch at its centre, and class or mean
+            tokens for none.
         tokens_final: visual tokens in the language model's last layer.
         tokens_mean: their mean over its layers.
         seconds: to choose the tokens and to ground, the image being encoded.
@@ -132,39 +167,127 @@ class Answer:
     seconds: float
 
 
-class Backbone(Protocol):
-    """A model that segments what an expression names."""
+class Backbone(Family, ABC):
+    """A loaded model that segments what an expression names.
 
-    name: str
-    grid: tuple[int, int]
-    num_layers: int
+    Attributes:
+        fingerprint: 16 hex digits of all that its answers depend on: weights, numbers, vocabularies.
+        device, dtype, attn: where and how it runs, as in `Runtime`.
+        grid: rows and columns of a view's patches.
+        num_layers: of the language model.
+    """
+
     fingerprint: str
     device: str
     dtype: str
     attn: str
+    grid: tuple[int, int]
+    num_layers: int
 
+    @property
+    def staged(self) -> Any | None:
+        """Its forward pass in named stages that a meter can watch; None where costs are not known."""
+        return None
+
+    @property
+    def probes(self) -> Probes | None:
+        """What a diagnosis reads; None where there is nothing to read."""
+        return None
+
+    # -- what every model has of its own
+
+    @abstractmethod
     def preprocess(self, image: NDArray[np.uint8]) -> Pixels:
         """Resize and normalise a raw (H, W, 3) image; no device is touched, so any process can do it
         ahead."""
-        ...
 
+    @abstractmethod
     def encode_pixels(self, pixels: Sequence[Pixels]) -> list[Encoding]:
-        """Encode preprocessed images."""
-        ...
+        """Encode preprocessed images.
+
+        Raises:
+            UserError: what the model says of an image is not finite in this precision.
+        """
+
+    @abstractmethod
+    def views(
+        self, encoding: Encoding, turns: Sequence[Turn], sample: str, masks: NDArray[np.bool_] | None = None
+    ) -> list[View]:
+        """The image as a pruner sees it, in the order of `regions`; signals are computed when first read.
+
+        Args:
+            turns: the conversation, for signals of its text.
+            sample: seed of a pruner's draws.
+            masks: (M, H, W) the truth, for controls that may see it.
+        """
+
+    @abstractmethod
+    def ground_rows(self, rows: Sequence[Row], share: bool = True) -> Iterable[Grounded]:
+        """Segment; results in the order of the rows, independent of what else is in the batch, in memory a
+        few at a time.
+
+        Args:
+            share: compute once what rows have in common; without, every row runs whole.
+
+        Raises:
+            UserError: what the layers saw is not what a row's pruner had stated.
+        """
+
+    # -- what most models share
 
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Encoding]:
         """Encode raw (H, W, 3) images."""
-        ...
+        return self.encode_pixels([self.preprocess(image) for image in images])
+
+    def turn(self, expression: str) -> Turn:
+        """One expression in this model's words; by default the bare expression."""
+        return Turn(expression.strip(), "[SEG]")
+
+    def conversations(
+        self, sample_id: str, expressions: Sequence[str], protocol: str, seed: int
+    ) -> list[Conversation]:
+        """Conversations of one image.
+
+        Args:
+            sample_id: what draws follow from, together with the seed.
+            expressions: all of the image, as the data set has them.
+            protocol: one of `protocols`.
+            seed: source of the draws of protocols that are `drawn`.
+
+        Returns:
+            `each`: one conversation of one turn per expression, in order.
+
+        Raises:
+            UnknownProtocol: no such protocol.
+        """
+        self.check_protocol(protocol)
+        return [
+            Conversation((self.turn(expression),), (position,))
+            for position, expression in enumerate(expressions)
+        ]
 
     def cut_off(self, questions: Sequence[str]) -> int:
         """How many of the questions are longer than what pruners that read text see of one."""
-        ...
+        return 0
 
-    def tokens(
-        self, encoding: Encoding, turns: Sequence[Turn], sample: str, masks: NDArray[np.bool_] | None = None
-    ) -> VisualTokens:
-        """The image as a pruner sees it; `masks` (M, H, W) is the truth, for controls that may see it."""
-        ...
+    def regions(self, height: int, width: int) -> tuple[Region, ...]:
+        """The region of a raw medium that each view covers."""
+        found = geometry.regions(self.geometry, height, width)
+        if not found:
+            raise NotImplementedError(f"{type(self).__name__} has the geometry 'regions' and tells none")
+        return found
+
+    def patch_shares(
+        self, masks: NDArray[np.bool_], number: int = 0, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """(N,) share of every patch of a view that the union of (M, H, W) masks covers.
+
+        Args:
+            number: of the view.
+            size: height and width of the raw medium; by default that of the masks.
+        """
+        region = self.regions(*(size or masks.shape[1:]))[number]
+        return torch.from_numpy(geometry.covered(masks, region, self.grid)).float().to(self.device)
 
     def ground(
         self,
@@ -174,14 +297,105 @@ class Backbone(Protocol):
         budget: int = 64,
         truth: NDArray[np.bool_] | None = None,
     ) -> Answer:
-        """Segment what one expression names in one image; `truth` (H, W) is for controls that may see it."""
-        ...
-
-    def ground_rows(self, rows: Sequence[Row], share: bool = True) -> Iterable[Grounded]:
-        """Segment; results in the order of the rows, independent of what else is in the batch, in memory a
-        few at a time.
+        """Segment what an expression names.
 
         Args:
-            share: compute once what rows have in common; without, every row runs whole.
+            image: (H, W, 3) uint8 RGB, a pillow image, or an image file.
+            expression: e.g. "the red star left of the ring".
+            pruner: as on the command line, e.g. "litelvlm" or "fastv(layer=3)"; "none" keeps all tokens.
+            budget: visual tokens that the language model gets; `none` has none.
+            truth: (H, W) bool, for controls that may see it.
+
+        Raises:
+            UserError: the image cannot be read, the pruner is unknown or reads what this model cannot answer,
+                or it cannot end at the budget.
         """
-        ...
+        chosen = one(pruner) if isinstance(pruner, str) else pruner
+        return answer(self, self.encode([pixels(image)])[0], expression, chosen, budget, truth)
+
+
+# -- one image, one expression, one mask: what a person asks, on top of the batched methods
+
+
+def one(text: str) -> Pruner:
+    """The one pruner that a text names.
+
+    Raises:
+        UserError: it names none or several.
+    """
+    found = parse(text)
+    if len(found) > 1:
+        raise UserError(f"{text!r} names {len(found)} pruners, and one is asked at a time; give one of them.")
+    return found[0]
+
+
+def pixels(image: Picture) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB.
+
+    Raises:
+        UserError: the file is no image, or the array is not of that shape and type.
+    """
+    if isinstance(image, str | Path | Image):
+        return user_image(image)
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise UserError(
+            f"An image is a (height, width, 3) array of uint8, a pillow image or a file's name, not {what}."
+        )
+    try:
+        check_size(*image.shape[:2])
+    except UnreadableImage as error:
+        raise UserError(f"The image cannot be used ({error}).") from error
+    return image
+
+
+def answer(
+    backbone: Backbone,
+    encoding: Encoding,
+    expression: str,
+    pruner: Pruner,
+    budget: int,
+    truth: NDArray[np.bool_] | None = None,
+) -> Answer:
+    """The answer for an encoded image; arguments and errors are those of `Backbone.ground`."""
+    if lacking := backbone.lacks(pruner):
+        raise UserError(lacking)
+    patches = backbone.grid[0] * backbone.grid[1]
+    budget = patches if pruner.name == "none" else budget
+    checks.stated(pruner, budget, patches, backbone.num_layers)
+    turns = (backbone.turn(expression),)
+    fresh = dataclasses.replace(encoding, signals={})  # no pruner gains from what another one had computed
+    start = _now(backbone.device)
+    selections: tuple[Selection, ...] = ()
+    if pruner.stage != "layer":
+        masks = truth[None] if truth is not None else None
+        views = backbone.views(fresh, turns, expression, masks)
+        selections = tuple(checks.select(pruner, view, budget) for view in views)
+    row = Row(fresh, turns, pruner, budget, selections, expression)
+    (result,) = backbone.ground_rows(
+        [row], share=False
+    )  # whole, so that no earlier answer shortens this one's time
+    if result.error:
+        raise UserError(result.error)
+    mask = (result.logits[0] > 0).numpy(force=True)
+    seconds = _now(backbone.device) - start
+    views_of = len(backbone.regions(*encoding.original))
+    return Answer(
+        mask,
+        _kept(result.retained.tolist(), views_of * patches),
+        result.tokens_final,
+        result.tokens_mean,
+        seconds,
+    )
+
+
+def _kept(indices: Sequence[int], patches: int) -> NDArray[np.bool_]:
+    kept = np.zeros(patches, dtype=np.bool_)
+    kept[[index for index in indices if index >= 0]] = True
+    return kept
+
+
+def _now(device: str) -> float:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return perf_counter()

@@ -1,4 +1,4 @@
-"""The doctor: looks at this machine, a data folder and a checkpoint, one line per finding with what mends
+"""The doctor: looks at this machine, a data folder and backbones' files, one line per finding with what mends
 it."""
 
 from __future__ import annotations
@@ -6,22 +6,22 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
 
 from tqdm import tqdm
 
-from backbones import versions
+import backbones
+from backbones import Finding, Settings, versions
+from backbones.parts.json_files import read_json
 from harness import data
 from harness.data import own
 from harness.data.refer import FOLDER, expected, names, splits
 from harness.data.refshapes.writer import MANIFEST, cache_folder
 from harness.data.refshapes.writer import SPLITS as REFSHAPES
 from harness.data.sample import DataError, Sample
-from pruners.base import UserError, nearest
+from pruners.errors import nearest
 
 # images, refs and expressions of the published splits: RefCOCO and RefCOCO+ by unc, RefCOCOg by umd
 OFFICIAL: dict[str, dict[str, tuple[int, int, int]]] = {
@@ -35,54 +35,22 @@ OPTIONAL = {
     "deepspeed": "distributed",
 }  # module -> extra of this project
 NAMED = 20  # lines of a list of expressions that are named one by one
+EMBEDDED = "glamm-mini"  # its files came with the package
 FREE_BYTES = 500 * 2**20  # RefShapes needs about 300 MiB
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line.
-
-    Attributes:
-        level: "note" is worth knowing and no fault.
-        what: what was found; a fault's sentence ends with what mends it.
-    """
-
-    level: Literal["ok", "note", "wrong"]
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.level:<5}  {self.what}"
-
-
-def examine(
-    folder: Path | None = None,
-    checkpoint: Path | None = None,
-    clip: Path | None = None,
-    sam_dims: Path | None = None,
-) -> Iterator[Finding]:
+def examine(folder: Path | None = None, asked: Sequence[Settings] = ()) -> Iterator[Finding]:
     """Look at everything that a run would read.
 
     Args:
-        folder: data folder that holds Refer_Segm or own data.
-        checkpoint: official GLaMM folder.
-        clip: CLIP folder; by default the copy in the hub's cache, if there is one.
-        sam_dims: the grounding encoder's numbers; by default those beside config.json, else ViT-H.
+        folder: data folder that holds Refer_Segm.
+        asked: backbones whose files are looked at, beside the embedded one.
     """
-    from backbones import MINI
-
     yield from _packages()
     yield from _devices()
     yield from _cache()
-    yield from _checkpoint(MINI / "checkpoint", MINI / "clip")
-    if checkpoint is not None:
-        tower = clip or _cached_clip()
-        if tower is None:
-            yield Finding(
-                "note", "CLIP is not on this machine: the first run fetches 1.7 GB, or give --clip DIR"
-            )
-        yield from _checkpoint(checkpoint, tower, sam_dims)
-    elif clip is not None:
-        yield from _clip(clip)
+    for settings in dict.fromkeys([*backbones.parse(EMBEDDED), *asked]):
+        yield from settings.examine()
     if folder is not None:
         yield from _data(folder)
 
@@ -142,86 +110,6 @@ def _cache() -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", f"cache '{folder}': writable, {free >> 30} GiB left")
-
-
-# -- checkpoints
-
-
-def _cached_clip() -> Path | None:
-    """The hub cache's folder of GLaMM's CLIP, without asking the network."""
-    from huggingface_hub import snapshot_download
-
-    from backbones.glamm.reading import CLIP_HUB, CLIP_REVISION
-
-    try:
-        return Path(snapshot_download(CLIP_HUB, revision=CLIP_REVISION, local_files_only=True))
-    except (OSError, ValueError):
-        return None
-
-
-def _clip(folder: Path) -> Iterator[Finding]:
-    """Key list and shapes of a CLIP folder."""
-    import torch
-    from transformers import CLIPModel
-
-    from backbones.glamm import checkpoint, reading
-    from backbones.glamm.sizes import clip_config
-    from backbones.parts.tokenizer import clip_tokenizer
-
-    try:
-        if not folder.is_dir():
-            raise UserError(
-                f"There is no CLIP folder {str(folder)!r}; give --clip the files of {reading.CLIP_HUB}."
-            )
-        config = clip_config(reading.clip_folder(str(folder)))
-        with torch.device("meta"):
-            count = checkpoint.clip_part(CLIPModel(config), folder).check()
-        vision: Any = config.vision_config
-        text: Any = config.text_config
-        clip_tokenizer(folder, text.vocab_size)
-        side = vision.image_size // vision.patch_size
-        yield Finding("ok", f"CLIP '{folder}': {count} tensors, {side} x {side} visual tokens")
-    except UserError as error:
-        yield Finding("wrong", str(error))
-
-
-def _checkpoint(folder: Path, clip: Path | None, sam_dims: Path | None = None) -> Iterator[Finding]:
-    """Config, tokenizer, key list and shapes of a GLaMM folder and its CLIP; values are not read, except for
-    the fingerprint."""
-    from transformers import CLIPConfig
-
-    from backbones.glamm import checkpoint, reading
-    from backbones.glamm.sizes import check_resolution, clip_config, sam_numbers
-    from backbones.parts.tokenizer import LlamaTokenizer
-
-    if clip is not None:
-        yield from _clip(clip)
-    try:
-        if not folder.is_dir():
-            raise UserError(
-                f"There is no checkpoint folder {str(folder)!r}; give --checkpoint the folder with config.json."
-            )
-        settings = reading.read_json(
-            folder / "config.json", "--checkpoint needs the files of a GLaMM-RefSeg release"
-        )
-        sam = sam_numbers(folder, sam_dims)
-        stub = CLIPConfig(
-            vision_config={"hidden_size": settings.get("mm_hidden_size", 1024), "num_attention_heads": 1}
-        )
-        known = clip is not None and (clip / "config.json").is_file()
-        tower = clip_config(clip) if clip is not None and known else stub
-        if clip is not None and known:
-            check_resolution(settings, tower, clip)
-        model = checkpoint.build_meta(settings, tower, sam)
-        count = checkpoint.glamm_part(model, folder).check()
-        words, rows = LlamaTokenizer(folder), model.language_model.config.vocab_size
-        words.check(rows)
-        mark = reading.fingerprint(folder, clip if clip is not None and clip.is_dir() else None, sam)
-        yield Finding(
-            "ok", f"checkpoint '{folder}': {count} tensors, {rows} embedding rows, fingerprint {mark}"
-        )
-    except UserError as error:
-        yield Finding("wrong", str(error))
 
 
 # -- data
@@ -286,8 +174,6 @@ def _own(root: Path, dataset: str) -> Iterator[Finding]:
 
 def _prints(root: Path) -> dict[str, str]:
     """Fingerprints that generated data were written with; none for downloaded data."""
-    from backbones.glamm.reading import read_json
-
     if not (root / MANIFEST).is_file():
         return {}
     found = read_json(root / MANIFEST, "delete the folder, and the next run generates it again").get(

@@ -67,7 +67,6 @@ class Plan:
     def __post_init__(self) -> None:
         from harness.cost import kinds
         from harness.engine import budgets
-        from harness.protocol import check_protocol
 
         for name in (field.name for field in fields(self)):
             object.__setattr__(self, name, _normal(name, getattr(self, name)))
@@ -75,7 +74,6 @@ class Plan:
             raise _wrong(f"--budgets is empty; {budgets.EXAMPLES}")
         for text in self.budgets:
             budgets.check(text)
-        check_protocol(self.protocol)
         kinds.check(self.costs, 1)
 
     def to_json(self) -> dict[str, Any]:
@@ -157,10 +155,8 @@ class Plan:
         """
         import backbones
 
-        name, settings = parsed(self.backbones[0])
         return backbones.load(
-            name,
-            **settings,
+            self.backbones[0],
             device=place.device(self.device),
             dtype=self.dtype,
             attn=self.attn,
@@ -206,9 +202,9 @@ def _split(name: str, text: str) -> list[str]:
         return [text]
     if name == "budgets":
         return [part.strip() for part in text.split(",") if part.strip()]
-    from pruners.registry import _split as outside_brackets
+    from pruners.registration import split
 
-    return outside_brackets(text)
+    return split(text, name.removesuffix("s"))
 
 
 def _sequence(name: str, value: Any) -> Sequence[Any]:
@@ -237,25 +233,6 @@ def _name(backbone: str) -> str:
     return backbone.partition("(")[0].strip()
 
 
-def parsed(backbone: str) -> tuple[str, dict[str, Any]]:
-    """A backbone's name and the settings behind it: `glamm(checkpoint='DIR')`.
-
-    Raises:
-        UserError: it is not known, or the settings cannot be read.
-    """
-    import backbones
-    from pruners.base import nearest
-    from pruners.registry import _given as given
-
-    name, bracket, rest = backbone.partition("(")
-    known = backbones.names()
-    if (name := name.strip()) not in known:
-        raise _wrong(
-            f"There is no backbone {name!r}; there are {', '.join(known)}.{nearest(name, known)}", ""
-        )
-    return name, given(name, backbone, rest) if bracket else {}
-
-
 def with_settings(texts: Iterable[str], **settings: Any) -> tuple[str, ...]:
     """Backbones' texts with what the options --checkpoint, --clip and --sam-dims say of `glamm`.
 
@@ -265,16 +242,17 @@ def with_settings(texts: Iterable[str], **settings: Any) -> tuple[str, ...]:
     Raises:
         UserError: an option was given and no text names `glamm`.
     """
-    given = {name: str(value) for name, value in settings.items() if value is not None}
+    import backbones
+
+    given = {name: value for name, value in settings.items() if value is not None}
     if not given:
         return tuple(texts)
     found, used = [], False
     for text in texts:
-        name, own = parsed(text)
-        if name == "glamm":
+        asked = backbones.one(text)
+        if asked.name == "glamm":
             used = True
-            written = ", ".join(f"{key}={value!r}" for key, value in (own | given).items())
-            text = f"{name}({written})"
+            text = backbones.with_files(asked, **given).spec()
         found.append(text)
     if not used:
         named = ", ".join(option(name) for name in given)

@@ -11,14 +11,15 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, final, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, final
 
 import torch
 
 from pruners.errors import Fault, ImpossibleBudget, UndeclaredNeed, UserError, nearest
-from pruners.fields import fits, wanted
 from pruners.views import (
     LAYER_KINDS,
+    LLM_PATCHES,
+    LLM_TEXT_EMBEDS,
     PLAIN_KINDS,
     PROJECTED_PATCHES,
     REFERENT,
@@ -28,6 +29,7 @@ from pruners.views import (
     View,
     VisualTokens,
 )
+from pruners.written import check_types, text_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = [
     "CLS",
     "LAYER_KINDS",
+    "LLM_PATCHES",
+    "LLM_TEXT_EMBEDS",
     "PLAIN_KINDS",
     "POOLED",
     "PROJECTED_PATCHES",
@@ -168,16 +172,7 @@ class Pruner(ABC):
     def __post_init__(self) -> None:
         if not any(_defines(type(self), name) for name in ("select", "select_views", "cut")):
             raise TypeError("it chooses nothing: define select, score or cut")
-        hints = get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            value, hint = getattr(self, field.name), hints[field.name]
-            if not fits(value, hint):
-                options = [str(option) for option in get_args(hint)] if get_origin(hint) is Literal else []
-                raise UserError(
-                    f"{self.name}: {field.name} is {wanted(hint)}, not {value!r}.{nearest(str(value), options)}"
-                )
-            if hint is float:  # 1 and 1.0 are one method, so they have one text
-                object.__setattr__(self, field.name, float(value))
+        check_types(self)
         if self.stochastic and not 0 <= self.parameters()["seed"] <= MAX_SEED:  # type: ignore[operator]
             raise UserError(
                 f"{self.name}: seed is a whole number from 0 to {MAX_SEED}, not {self.parameters()['seed']!r}."
@@ -251,14 +246,7 @@ class Pruner(ABC):
     def spec(self) -> str:
         """The method as one writes it on the command line, defaults left out:
         `litelvlm(context_share=0.25)`."""
-        values = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
-        written = {"seed"} if self.seed_written else ()
-        given = [
-            f"{field.name}={value!r}"
-            for field, value in values
-            if value != field.default or field.name in written
-        ]
-        return f"{self.name}({', '.join(given)})" if given else self.name
+        return text_of(self, {"seed"} if self.seed_written else ())
 
     def with_seed(self, seed: int) -> Self:
         """The same method with another seed; only for stochastic pruners."""

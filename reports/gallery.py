@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
+from backbones.parts.geometry import regions
 from reports.comparable import COLUMN
 from reports.gather import Runs
 from reports.tables import BOUND, Table
@@ -17,8 +18,21 @@ from reports.tables import BOUND, Table
 BYTES = 2_500_000  # of pictures in a page
 PICTURES = "images"  # folder of a run
 ANSWERS = 6_000  # masks in a page
+BEFORE = "centre-crop"  # the geometry of runs that do not name one
 KINDS = ("best", "median", "worst", "random")
-ANSWER = ["pruner", "seed", "kept", "mask", "intersection", "union", "iou", "coverage", "cell", "grid"]
+ANSWER = [
+    "pruner",
+    "seed",
+    "kept",
+    "mask",
+    "intersection",
+    "union",
+    "iou",
+    "coverage",
+    "cell",
+    "grid",
+    "geometry",
+]
 
 
 def pictures(runs: Runs, tables: list[Table]) -> dict[str, Any]:
@@ -64,7 +78,7 @@ def pictures(runs: Runs, tables: list[Table]) -> dict[str, Any]:
                         if count + len(by_item[key]) > ANSWERS:
                             continue
                         count += len(by_item[key])
-                        found["answers"][name] = _answers(by_item[key], table)
+                        found["answers"][name] = _answers(by_item[key], table, facts[key])
                     found["picks"].append([number, int(budget), line.pruner, kind, items[key]])
     found["images"] = [_address(runs, path) for path in images]
     return found
@@ -113,7 +127,7 @@ def _item(facts: dict[Any, Any], images: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _answers(part: pd.DataFrame, table: Table) -> list[dict[str, Any]]:
+def _answers(part: pd.DataFrame, table: Table, facts: dict[Any, Any]) -> list[dict[str, Any]]:
     order = {(line.pruner, line.budget): place for place, line in enumerate(table.lines)}
     places = [
         order[(str(pruner), int(budget))]
@@ -125,9 +139,16 @@ def _answers(part: pd.DataFrame, table: Table) -> list[dict[str, Any]]:
         shown = {str(key): value for key, value in row.items()}
         shown["iou"] = round(100 * row["iou"], 1)
         shown["grid"] = [int(side) for side in row["grid"].split("x")]
+        shown["regions"] = _regions(shown.pop("geometry"), int(facts["height"]), int(facts["width"]))
         shown["coverage"] = None if row["coverage"] != row["coverage"] else round(100 * row["coverage"], 1)
         found.append(shown)
     return found
+
+
+def _regions(geometry: Any, height: int, width: int) -> list[list[float]]:
+    """What the views cover of an image, four digits; none where the run does not say."""
+    known = geometry if isinstance(geometry, str) else BEFORE
+    return [[round(edge, 4) for edge in region] for region in regions(known, height, width)]
 
 
 def _address(runs: Runs, path: str) -> str:

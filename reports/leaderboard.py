@@ -260,6 +260,7 @@ def footer(runs: Runs, tables: list[Table]) -> list[str]:
 
 def _provenance(run: Run, frame: pd.DataFrame) -> list[str]:
     facts, plan = run.info.get("provenance", {}), run.info.get("plan", {})
+    left_out = run.info.get("left_out", {})
     settings = [
         f"Protocol {row.protocol}, seed {plan.get('seed')}, {row.dtype}, attention {row.attn}, {row.device}; "
         f"weights {row.fingerprint}; run {run.name}."
@@ -269,6 +270,7 @@ def _provenance(run: Run, frame: pd.DataFrame) -> list[str]:
     return [
         *settings,
         *([f"{run.info['cut_off']} {CUT_OFF}."] if run.info.get("cut_off") else []),
+        *([f"Left out: {' '.join(map(str, left_out.values()))}"] if left_out else []),
         f"Code {str(facts.get('commit'))[:10]}{' with local changes' if facts.get('dirty') else ''}, {', '.join(packages)}.",
         f"Failed samples: {len(run.failed)}"
         + "".join(f"; {name}: {why}" for name, why in list(run.failed.items())[:5])

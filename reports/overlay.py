@@ -13,7 +13,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pruners.base import UserError
+from backbones.parts.geometry import seen
+from pruners.errors import UserError
 from reports.style import COVER, DIM, EDGE, MASK, TRUTH
 
 if TYPE_CHECKING:
@@ -23,28 +24,11 @@ COLUMNS = 6  # pruners beside each other
 CELL = 2.1  # inches
 LETTERS = 20  # of the note in an inch
 NOTE = (
-    "Above: bright patches are those that the language model's last layer still sees. It sees the central square alone; a merged "
-    "token shows at its centre, and class, mean and pooled tokens show nowhere.\n"
+    "Above: bright patches are those that the language model's last layer still sees. Where the model sees a part of the image "
+    "alone, the rest is dark; a merged token shows at its centre, and class, mean and pooled tokens show nowhere.\n"
     "Below: the mask (pink), and the truth where it is known (white line). Seconds: choosing tokens and grounding one row "
     "(on CPU filled up to eight), image and text encoded, second of two runs; no benchmark."
 )
-
-
-def seen(shape: tuple[int, int], kept: NDArray[np.bool_], grid: tuple[int, int]) -> NDArray[np.bool_]:
-    """(H, W) bool: which pixels of an image lie in kept patches.
-
-    Args:
-        shape: height and width of the image, whose central square the grid covers.
-        kept: (N,) bool in raster order.
-        grid: rows and columns of patches.
-    """
-    side = min(shape)
-    row = (np.arange(side) * grid[0] // side)[:, None]
-    column = (np.arange(side) * grid[1] // side)[None]
-    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
-    found = np.zeros(shape, dtype=np.bool_)
-    found[top : top + side, left : left + side] = kept.reshape(grid)[row, column]
-    return found
 
 
 def overlay(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -66,7 +50,7 @@ def draw(found: Attempts, grid: tuple[int, int], budget: int, path: Path) -> Non
     """Write the picture.
 
     Args:
-        grid: rows and columns of the backbone's patches.
+        grid: rows and columns of a view's patches.
         path: PNG, SVG or PDF file.
 
     Raises:
@@ -85,7 +69,7 @@ def draw(found: Attempts, grid: tuple[int, int], budget: int, path: Path) -> Non
         _show(axes[1, 0], found.image, "truth", found.truth)
     for number, one in enumerate(found.answers, start=1):
         band, column = 2 * (number // columns), number % columns
-        bright = seen(found.image.shape[:2], one.answer.kept, grid)
+        bright = seen(found.image.shape[:2], one.answer.kept, grid, found.regions)
         dimmed = np.where(bright[..., None], found.image, (found.image * DIM).astype(np.uint8))
         mean = (
             ""

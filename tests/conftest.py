@@ -24,7 +24,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--plugin",
         action="append",
         default=[],
-        help="pruner files: test these for conformance, and no others",
+        help="files with pruners or backbones: test these for conformance, and no others",
+    )
+    parser.addoption(
+        "--backbones",
+        default="",
+        help="backbone list, as on the command line: test these for conformance alone",
     )
     parser.addoption(
         "--pruners", default="", help="pruner list, as on the command line: test these for conformance alone"

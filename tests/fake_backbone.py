@@ -6,8 +6,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,10 +17,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbones.asking import Asking
-from backbones.base import Encoding, Grounded, Pixels, Row, Turn
+from backbones.base import Backbone, Conversation, Encoding, Grounded, Pixels, Row, Turn
+from backbones.glamm.conversation import drawn_conversations, plain_turn
+from backbones.registry import BACKBONES, KINDS, Family, Runtime, Settings
 from pruners import checks
-from pruners.base import POOLED, Need, VisualTokens
+from pruners.base import POOLED, Need, View
 from pruners.views import LLM_ATTENTION, LLM_ATTENTION_AHEAD, LLM_KEYS, LLM_VALUES, LayerView, Query
 from tests.refer_tree import HEIGHT, SHIFTED, SQUARE, ref, write_tree
 from tests.refer_tree import WIDTH as WIDTH_OF_IMAGES
@@ -34,7 +36,18 @@ def vector(text: str, width: int = WIDTH) -> Tensor:
     return torch.randn(width, generator=torch.Generator().manual_seed(seed))
 
 
-class FakeBackbone(Asking):
+class Fake(Family):
+    """Answers what GLaMM answers, and sees all of an image."""
+
+    signals, cuts_inside = KINDS, True
+    protocols: ClassVar[dict[str, str]] = {
+        "each": "every expression alone",
+        "glamm": "up to three in one conversation",
+    }
+    drawn = ("glamm",)
+
+
+class FakeBackbone(Fake, Backbone):
     """Sees 8 x 8 patches; a mask is what the kept patches say about the question, everything else is
     background.
 
@@ -56,9 +69,6 @@ class FakeBackbone(Asking):
         pixels = torch.from_numpy(image).permute(2, 0, 1).float() / 255
         return Pixels(F.adaptive_avg_pool2d(pixels, (SIDE, SIDE)), pixels, image.shape[:2], image.shape[:2])
 
-    def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Encoding]:
-        return self.encode_pixels([self.preprocess(image) for image in images])
-
     def encode_pixels(self, pixels: Sequence[Pixels]) -> list[Encoding]:
         if self.broken is not None and any(
             round(255 * float(one.grounding.mean())) == self.broken for one in pixels
@@ -78,12 +88,19 @@ class FakeBackbone(Asking):
         states = torch.cat([features.mean(0, keepdim=True), features])
         return Encoding((states,), features[:1, :1, None], pixels.resized, pixels.original)
 
-    def cut_off(self, questions: Sequence[str]) -> int:
-        return 0
+    def turn(self, expression: str) -> Turn:
+        return plain_turn(expression)
 
-    def tokens(
+    def conversations(
+        self, sample_id: str, expressions: Sequence[str], protocol: str, seed: int
+    ) -> list[Conversation]:
+        if self.check_protocol(protocol) == "glamm":
+            return drawn_conversations(sample_id, expressions, seed)
+        return super().conversations(sample_id, expressions, protocol, seed)
+
+    def views(
         self, encoding: Encoding, turns: Sequence[Turn], sample: str, masks: NDArray[np.bool_] | None = None
-    ) -> VisualTokens:
+    ) -> list[View]:
         states = encoding.hidden_states[-1]
 
         def answer(need: Need) -> Tensor:
@@ -95,16 +112,25 @@ class FakeBackbone(Asking):
                     return states[1:]
                 case "referent":
                     assert masks is not None
-                    union = torch.from_numpy(masks.any(0)).float()[None, None]
-                    return F.adaptive_avg_pool2d(union, (SIDE, SIDE)).flatten()
+                    return self.patch_shares(masks)
                 case "cls_attention":
                     query, keys = states[0].view(HEADS, -1), states.view(len(states), HEADS, -1)
                     return torch.einsum("hd,nhd->hn", query, keys).softmax(-1)
                 case "cls_query":
                     return states[0]
+                case "llm_patches":
+                    return states[1:]
+                case "llm_text_embeds":
+                    return torch.stack([vector(word) for turn in turns for word in turn.question.split()])
+                case "hidden":
+                    return states
+                case "attention" | "received_attention":
+                    heads = states.view(len(states), HEADS, -1).transpose(0, 1)
+                    maps = (heads @ heads.transpose(1, 2)).softmax(-1)
+                    return maps if need.kind == "attention" else maps.mean(1)
             return states
 
-        return VisualTokens(states[1:], states[0], self.grid, HEADS, answer, sample)
+        return [View(states[1:], states[0], self.grid, HEADS, answer, sample)]
 
     def ground_rows(self, rows: Sequence[Row], share: bool = True) -> list[Grounded]:
         found: list[Grounded] = []
@@ -162,17 +188,22 @@ class SlowBackbone(FakeBackbone):
 
 
 def known(monkeypatch: Any, **settings: Any) -> list[FakeBackbone]:
-    """Make `fake` a backbone's name for one test; returns the instances that get loaded."""
-    import backbones
-
+    """Register `fake` as a backbone for one test; returns the instances that get loaded."""
     loaded: list[FakeBackbone] = []
 
-    def load(name: str, *, batch_size: int = ROWS, **_: Any) -> FakeBackbone:
-        loaded.append(FakeBackbone(batch_size=batch_size, **settings))
-        return loaded[-1]
+    @dataclass(frozen=True)
+    class FakeSettings(Fake, Settings):
+        """For tests."""
 
-    monkeypatch.setattr(backbones, "names", lambda: {"fake": "for tests", "glamm-mini": "embedded"})
-    monkeypatch.setattr(backbones, "load", load)
+        name = "fake"
+        reference = "tests"
+
+        def load(self, how: Runtime) -> FakeBackbone:
+            loaded.append(FakeBackbone(batch_size=how.batch_size, **settings))
+            return loaded[-1]
+
+    monkeypatch.setattr(BACKBONES, "known", dict(BACKBONES.known))
+    BACKBONES.register(FakeSettings)
     return loaded
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backbones.asking import answer
+from backbones.base import answer
+from backbones.parts.geometry import centre_crop, seen
 from harness import cli
 from harness.engine import single_image as attempt
 from pruners import UserError, parse
-from reports.overlay import draw, seen
+from reports.overlay import draw
 from tests.fake_backbone import SIDE, FakeBackbone, known
 
 TEXT = "the red star"
@@ -116,10 +117,10 @@ def test_the_truth_gives_scores_and_lets_the_oracle_in() -> None:
 def test_kept_patches_cover_the_central_square() -> None:
     kept = np.zeros(4, dtype=bool)
     kept[1] = True  # top right of 2 x 2
-    wide = seen((4, 10), kept, (2, 2))
+    wide = seen((4, 10), kept, (2, 2), [centre_crop(4, 10)])
     assert wide.sum() == 4
     assert wide[0:2, 5:7].all()
-    tall = seen((10, 4), kept, (2, 2))
+    tall = seen((10, 4), kept, (2, 2), [centre_crop(10, 4)])
     assert tall[3:5, 2:4].all()
     assert tall.sum() == 4
 

@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import backbones
+from backbones.base import Row, Turn
 from backbones.glamm import checkpoint as files
 from backbones.glamm.backbone import GlammBackbone
 from backbones.glamm.keys import to_official, to_ours
 from backbones.glamm.preprocess import masks_to_image, patch_shares, sam_pixels, sam_pixels_mmcv
-from pruners import UserError
+from pruners import UserError, parse
 from tests.tiny_glamm import TURN, load, picture
 
 
@@ -186,11 +187,44 @@ def test_unknown_backbone_and_missing_clip(glamm_folder: Path, monkeypatch: pyte
 def test_signals_are_computed_once(glamm: GlammBackbone) -> None:
     encoding = glamm.encode([picture(40, 40)])[0]
     assert not encoding.signals
-    tokens = glamm.tokens(encoding, (TURN,), "")
+    tokens = glamm.views(encoding, (TURN,), "")[0]
     assert tokens.keys(-1) is tokens.keys(-1)
     assert len(encoding.signals) == 1
     with pytest.raises(UserError, match="sees the truth"):
         _ = tokens.referent
+
+
+def test_attention_maps_are_those_of_the_tower(glamm: GlammBackbone) -> None:
+    """Against transformers' own eager maps; what a token receives is the mean of its column."""
+    from transformers import CLIPVisionModel
+
+    image = picture(48, 48)
+    view = glamm.views(glamm.encode([image])[0], (TURN,), "")[0]
+    own = glamm.model.clip.vision_model
+    eager = CLIPVisionModel._from_config(own.config, attn_implementation="eager")
+    eager.load_state_dict(own.state_dict())
+    pixels = glamm.preprocess(image).vision[None]
+    maps = eager.eval().requires_grad_(False)(pixel_values=pixels, output_attentions=True).attentions
+    for layer in (-1, -2):
+        torch.testing.assert_close(view.attention(layer), maps[layer][0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(view.attention(layer)[:, 0], view.cls_attention(layer))
+        torch.testing.assert_close(
+            view.received_attention(layer), maps[layer][0].mean(1), atol=1e-5, rtol=1e-4
+        )
+
+
+def test_signals_of_the_language_models_space(glamm: GlammBackbone) -> None:
+    """Patches as the projector hands them on, and the questions' tokens as they are embedded."""
+    encoding = glamm.encode([picture(40, 40)])[0]
+    turns = (TURN, Turn("Where is the cup?", TURN.answer))
+    view = glamm.views(encoding, turns, "")[0]
+    row = Row(encoding, (TURN,), parse("none")[0], 576, ())
+    torch.testing.assert_close(view.llm_patches, glamm._project([row])[0])
+    ids = [glamm.tokenizer.encode(turn.question)[1:] for turn in turns]
+    table = glamm.model.language_model.embed_tokens.weight
+    assert view.llm_text_embeds.equal(torch.cat([table[part] for part in ids]))
+    alone = glamm.views(encoding, (TURN,), "")[0].llm_text_embeds
+    assert alone.equal(view.llm_text_embeds[: len(ids[0])]) and len(alone) == len(ids[0])
 
 
 def test_truth_in_patches() -> None:
@@ -239,5 +273,5 @@ def test_plugin_with_its_own_needs(glamm: GlammBackbone) -> None:
 
     encoding = glamm.encode([picture(40, 40)])[0]
     pruner = Deep()
-    chosen = pruner.select(glamm.tokens(encoding, (TURN,), "").only(pruner.needs), 64)
+    chosen = pruner.select(glamm.views(encoding, (TURN,), "")[0].only(pruner.needs), 64)
     assert chosen.tokens == 64 and list(encoding.signals) == [Need("values", -3)]

@@ -359,7 +359,7 @@ def test_devices_that_are_not_there(folder: Path, settings: dict[str, str], says
 def test_flash_attention_needs_half_precision(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(backbones, "find_spec", lambda name: object())
+    monkeypatch.setattr(backbones.registry, "find_spec", lambda name: object())
     with pytest.raises(UserError, match="does not compute in float32; add --dtype bfloat16"):
         load(folder, device="cuda", attn="flash_attention_2")
     with pytest.raises(UserError, match="this machine has cuda:0 to cuda:1"):

@@ -103,7 +103,7 @@ def test_a_plugin_file_joins_the_board(
 ) -> None:
     from pruners import registry
 
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    monkeypatch.setattr(registry.PRUNERS, "known", dict(registry.PRUNERS.known))
     options = ("--backbones", "fake", "--data", root, "--datasets", "refcoco:val", "--budgets", "8")
     words = (
         *options,

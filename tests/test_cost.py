@@ -221,7 +221,7 @@ def test_cost_pass_computes_the_masks_of_the_evaluation(mini: GlammBackbone, pru
     image = np.random.default_rng(0).integers(0, 256, (192, 192, 3), dtype=np.uint8)
     method, budget = parse(pruner)[0], 576 if pruner == "none" else 64
     encoding = mini.encode([image])[0]
-    views = [mini.tokens(encoding, (TURN,), "sample")]
+    views = mini.views(encoding, (TURN,), "sample")
     chosen = checks.select_views(method, views, budget, mini.num_layers)
     expected = next(mini.ground_rows([Row(encoding, (TURN,), method, budget, chosen)]))
     passed = stages.forward(mini.model, inputs_of(mini), method, budget)

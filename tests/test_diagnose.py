@@ -16,7 +16,7 @@ import torch
 
 import backbones
 from backbones.glamm.backbone import GlammBackbone
-from backbones.glamm.probes import end_attention, projected_class
+from backbones.mini import GlammMini
 from harness import cli
 from harness.diagnosis import similarities as diagnose
 from harness.diagnosis import summary as diagnosis
@@ -162,7 +162,7 @@ def test_attention_of_the_end_token_is_the_text_towers(mini: GlammBackbone) -> N
     from transformers import CLIPTextModel
 
     texts = ["the red star", "the small blue ring that is left of the big green square"]
-    shares, lengths = end_attention(mini, texts)
+    shares, lengths = mini.probes.end_attention(texts)
     own = mini.model.clip.text_model
     eager = CLIPTextModel._from_config(own.config, attn_implementation="eager")
     eager.load_state_dict(own.state_dict())
@@ -179,14 +179,14 @@ def test_the_class_token_goes_the_way_of_the_patches(mini: GlammBackbone) -> Non
     encoding = mini.encode([np.zeros((32, 32, 3), dtype=np.uint8)])[0]
     states = (*encoding.hidden_states[:-1], encoding.hidden_states[-1][:1].expand(577, -1))
     swapped = dataclasses.replace(encoding, hidden_states=states, signals={})
-    patches = mini.tokens(swapped, (), "").projected_patches
-    assert torch.allclose(patches[5], projected_class(mini, encoding), atol=1e-5)
+    patches = mini.views(swapped, (), "")[0].projected_patches
+    assert torch.allclose(patches[5], mini.probes.projected_class(encoding), atol=1e-5)
 
 
 def test_a_whole_diagnosis(
     tmp_path: Path, mini: GlammBackbone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(backbones, "load", lambda *_, **__: mini)
+    monkeypatch.setattr(GlammMini, "load", lambda *_: mini)
     run, out = tmp_path / "run", tmp_path / "diagnosis"
 
     def command(*words: object) -> int:

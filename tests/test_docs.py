@@ -13,8 +13,9 @@ import pytest
 import typer
 from pycocotools import mask as coco
 
+from backbones.registry import BACKBONES, FACTS
 from harness import cli
-from pruners import load_plugin, registry
+from pruners import load_plugin, registration, registry
 from tests.fake_backbone import FakeBackbone
 
 ROOT = Path(__file__).parent.parent
@@ -80,7 +81,7 @@ def test_the_columns_of_the_records_page_are_those_of_the_store() -> None:
 
 
 def test_the_pruners_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    monkeypatch.setattr(registry.PRUNERS, "known", dict(registry.PRUNERS.known))
     code = blocks(ROOT / "docs" / "adding-a-pruner.md", "python")
     assert len(code) == 2
     image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
@@ -89,6 +90,15 @@ def test_the_pruners_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.Monkey
         path.write_text(block)
         (name,) = load_plugin(path)
         assert FakeBackbone().ground(image, "the red star", pruner=name, budget=16).kept.sum() == 16
+
+
+def test_the_backbone_of_the_guide_registers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BACKBONES, "known", dict(BACKBONES.known))
+    (block,) = blocks(ROOT / "docs" / "adding-a-backbone.md", "python")
+    (tmp_path / "mine.py").write_text(block)
+    assert registration.load_plugin(tmp_path / "mine.py")["backbone"] == ["mine"]
+    table = (ROOT / "docs" / "adding-a-backbone.md").read_text()
+    assert all(f"| `{fact}` |" in table for fact in FACTS if fact not in ("name", "reference"))
 
 
 @pytest.mark.parametrize("command", commands())

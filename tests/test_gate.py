@@ -38,7 +38,7 @@ def baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A baseline of a fake backbone with a plugin pruner; `plugin.py` beside it."""
     root = write_data(tmp_path / "data")
     known(monkeypatch)
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    monkeypatch.setattr(registry.PRUNERS, "known", dict(registry.PRUNERS.known))
     (tmp_path / "plugin.py").write_text(SOUND.replace("SIGN", "1"))
     monkeypatch.setattr(gate, "DRAWS", 1)
     subset = Plan("none,random,contrast", (16,), "refcoco", limit=4, data=str(root), backbones=("fake",))

@@ -29,8 +29,8 @@ def row_of(
     sample: str = "s",
 ) -> Row:
     """What the engine makes of a pruner at a budget."""
-    view = backbone.tokens(encoding, turns, sample)
-    chosen = checks.select_views(pruner, [view], budget, backbone.num_layers)
+    views = backbone.views(encoding, turns, sample)
+    chosen = checks.select_views(pruner, views, budget, backbone.num_layers)
     return Row(encoding, turns, pruner, budget, chosen, sample)
 
 

@@ -442,11 +442,11 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     from harness.store import code
 
     monkeypatch.setattr(code, "STARTED", float("inf"))
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    monkeypatch.setattr(registry.PRUNERS, "known", dict(registry.PRUNERS.known))
 
     def load(text: str) -> None:
         (tmp_path / "norm.py").write_text(text)
-        registry._registry.pop("norm", None)
+        registry.PRUNERS.known.pop("norm", None)
         load_plugin(tmp_path / "norm.py")
 
     return load

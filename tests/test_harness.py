@@ -140,12 +140,14 @@ def test_identity_of_a_run_follows_the_data(root: Path, tmp_path: Path) -> None:
     assert known != identity(prepare(replace(plan, data=str(moved)), backbone))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"), [({"limit": -1}, "--limit -1"), ({"protocol": "eech"}, "'each'")]
-)
-def test_a_plan_checks_itself(root: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        plan_of(root, **changes)
+def test_a_plan_checks_itself(root: Path) -> None:
+    with pytest.raises(UserError, match="--limit -1"):
+        plan_of(root, limit=-1)
+
+
+def test_a_protocol_that_the_backbone_does_not_have_is_told_before_anything_is_read(root: Path) -> None:
+    with pytest.raises(UserError, match=r"fake has no protocol 'eech'.*'each'"):
+        prepare(plan_of(root / "not there", protocol="eech"), FakeBackbone())
 
 
 # --- records

@@ -317,7 +317,7 @@ def test_what_cannot_be_repeated_is_one_sentence(
     from pruners import registry
     from tests.test_code import PLUGIN
 
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    monkeypatch.setattr(registry.PRUNERS, "known", dict(registry.PRUNERS.known))
     monkeypatch.setattr("harness.store.code.STARTED", float("inf"))
     (tmp_path / "norm.py").write_text(PLUGIN)
     data = str(write_data(tmp_path / "data"))

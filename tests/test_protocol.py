@@ -7,20 +7,35 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backbones.glamm.conversation import ANSWER_TEMPLATES, QUESTION_TEMPLATES
-from harness.data import Expression, Sample
-from harness.protocol import MOST_TURNS, UnknownProtocol, conversations
+from backbones.base import Conversation
+from backbones.glamm.backbone import GlammBackbone
+from backbones.glamm.conversation import ANSWER_TEMPLATES, MOST_TURNS, QUESTION_TEMPLATES
+from backbones.registry import UnknownProtocol
+
+
+class Sample(NamedTuple):
+    """An image's name and what is asked of it."""
+
+    id: str
+    texts: tuple[str, ...]
 
 
 def sample(*texts: str, image: int = 7) -> Sample:
-    expressions = tuple(Expression(100 + k, text, 10 + k) for k, text in enumerate(texts))
-    return Sample(f"refcoco:val:{image}", "refcoco", "val", image, (Path("seven.png"),), expressions)
+    return Sample(f"refcoco:val:{image}", texts)
+
+
+def conversations(asked: Sample, protocol: str, seed: int) -> list[Conversation]:
+    """Those of GLaMM, for which no model has to be there."""
+    backbone = object.__new__(GlammBackbone)
+    backbone.name = "glamm"
+    return backbone.conversations(asked.id, asked.texts, protocol, seed)
 
 
 TEXTS = st.lists(st.text(min_size=1, max_size=20), max_size=8)
@@ -75,7 +90,7 @@ def test_draws_depend_on_seed_and_sample_only() -> None:
 
 def test_draws_are_the_same_in_another_process() -> None:
     code = (
-        "from test_protocol import sample; from harness.protocol import conversations;"
+        "from test_protocol import conversations, sample;"
         "print(conversations(sample(*'abcdefgh'), 'glamm', 5))"
     )
     here = Path(__file__).parent

@@ -26,6 +26,7 @@ from pruners.base import (
 from pruners.fastv import FastV
 from pruners.oracle import Oracle
 from pruners.prumerge import plus_budget
+from pruners.registry import PRUNERS
 from pruners.uniform import cells
 from pruners.visionzip import VisionZip
 from tests.tokens import make_layer_view, make_tokens
@@ -149,7 +150,7 @@ def make(
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is forgotten after it."""
-    monkeypatch.setattr(pruners.registry, "_registry", dict(pruners.registry._registry))
+    monkeypatch.setattr(PRUNERS, "known", dict(PRUNERS.known))
 
 
 @pytest.mark.parametrize(
@@ -254,7 +255,7 @@ def test_installed_plugin(tmp_path: Path) -> None:
     ]
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "sample_pruner.py"):
+    for name in ("pyproject.toml", "sample_backbone.py", "sample_pruner.py"):
         (source / name).write_text((HERE / "sample_plugin" / name).read_text())
     subprocess.run([*install, str(tmp_path / "site"), str(source)], check=True, capture_output=True)
     done = run(
@@ -287,7 +288,7 @@ def test_plugin_file(tmp_path: Path) -> None:
     twin.write_text(good.read_text())
     with pytest.raises(UserError, match="Two pruners are named 'mine'"):
         pruners.load_plugin(twin)
-    del pruners.registry._registry["mine"]
+    del PRUNERS.known["mine"]
     half = good.read_text().replace("brightest", "half") + "\n1 / 0\n"
     for name, text, says in (
         ("none.py", None, "no plugin file"),

@@ -1,42 +1,35 @@
-"""GLaMM behind the harness's interface: encode once, answer pruners lazily, ground rows of equal length
-together."""
+"""GLaMM behind the harness's interface: rows of chosen tokens to masks, rows of equal length together."""
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from backbones.asking import Asking
-from backbones.base import Encoding, Grounded, Pixels, Row, Turn
+from backbones.base import Encoding, Grounded, Row, Turn
 from backbones.glamm.conversation import IMAGE_SENTENCE, build
 from backbones.glamm.model import GlammModel
-from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels, sam_pixels_mmcv
-from backbones.parts import clip, llama, sam
+from backbones.glamm.preprocess import masks_to_image
+from backbones.glamm.seeing import FULL_ROWS, GlammSeeing
+from backbones.parts import llama, sam
 from backbones.parts.contexts import Context, context_of, whole_positions
 from backbones.parts.cuts import Cutting, cutting
 from backbones.parts.errors import not_finite, too_long
 from backbones.parts.faithful import run_layers
 from backbones.parts.shared import Ask, Shared, filled_up
-from backbones.parts.tokenizer import IMAGE_TOKEN, LlamaTokenizer, behind_image, clip_tokenizer
+from backbones.parts.tokenizer import IMAGE_TOKEN, LlamaTokenizer, behind_image
 from pruners import checks
-from pruners.base import Need, UserError, VisualTokens
+from pruners.base import Need, View
 
-Result = TypeVar("Result")
+__all__ = ["FULL_ROWS", "GlammBackbone"]
 
-# CPU kernels round alike for all batches of a multiple of eight, and differently for others. Batches are
-# filled up to one, so that a pixel on the edge of a mask does not depend on what else was in the batch.
-FULL_ROWS = 8
 # Sequences are filled up on the right to a multiple of this, so that questions of about one length share a
 # batch. Nothing looks to the right, so the fill changes no state that is read; it depends on the row alone.
 FULL_LENGTH = 4
@@ -57,141 +50,14 @@ class _Said:
     retained: Tensor
 
 
-class GlammBackbone(Asking):
-    """A loaded GLaMM.
+class GlammBackbone(GlammSeeing):
+    """A loaded GLaMM; arguments are those of `GlammSeeing`."""
 
-    Args:
-        batch_size: most rows that share a forward pass; on CPU rounded up to a multiple of FULL_ROWS.
-    """
-
-    def __init__(
-        self,
-        model: GlammModel,
-        tokenizer: LlamaTokenizer,
-        clip_folder: Path,
-        *,
-        name: str,
-        fingerprint: str,
-        device: str,
-        dtype: str,
-        attn: str,
-        batch_size: int = 16,
-        image_backend: str = "pil",
-    ) -> None:
-        self.model, self.tokenizer, self.name, self.fingerprint = model, tokenizer, name, fingerprint
-        self.device, self.dtype, self.attn = device, dtype, attn
-        self._sam_pixels = sam_pixels_mmcv if image_backend == "mmcv" else sam_pixels
-        self._multiple = FULL_ROWS if device == "cpu" else 1
-        self.batch_size = self._filled(batch_size)
-        self.clip_tokenizer = clip_tokenizer(clip_folder, model.clip.config.text_config.vocab_size)
-        vision = model.clip.config.vision_config
-        side = vision.image_size // vision.patch_size
-        self.grid = (side, side)
-        self.image_size, self.num_heads = vision.image_size, vision.num_attention_heads
-        self.sam_size = model.grounding_encoder.config.vision_config.image_size
-        self.num_layers = model.language_model.config.num_hidden_layers
-        self._kind = next(model.parameters()).dtype
-        self._text_embeds: dict[tuple[str, ...], Tensor] = {}
+    def __init__(self, model: GlammModel, tokenizer: LlamaTokenizer, clip_folder: Path, **how: Any) -> None:
+        super().__init__(model, tokenizer, clip_folder, **how)
         self._sentence = behind_image(tokenizer.encode(IMAGE_SENTENCE))
         self._known_ids: dict[tuple[Turn, ...], list[int]] = {}
         self._beginnings: dict[tuple[int, ...], llama.Past] = {}
-
-    def _filled(self, count: int) -> int:
-        """`count` rounded up to the multiple that rounds alike."""
-        return -(-count // self._multiple) * self._multiple
-
-    # -- once per image
-
-    def preprocess(self, image: NDArray[np.uint8]) -> Pixels:
-        """Both branches' resize and normalisation."""
-        grounding, resized = self._sam_pixels(image, self.sam_size)
-        return Pixels(clip_pixels(image, self.image_size), grounding, resized, image.shape[:2])
-
-    def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Encoding]:
-        """Encode raw (H, W, 3) images."""
-        return self.encode_pixels([self.preprocess(image) for image in images])
-
-    def encode_pixels(self, pixels: Sequence[Pixels]) -> list[Encoding]:
-        """Both image branches; the vision tower's last layer is not run, since nothing reads its output.
-
-        Raises:
-            UserError: what a branch says of an image is not finite in this precision.
-        """
-        return self._within_memory(
-            lambda: [
-                encoding
-                for start in range(0, len(pixels), self.batch_size)
-                for encoding in self._encode(pixels[start : start + self.batch_size])
-            ]
-        )
-
-    def _encode(self, pixels: Sequence[Pixels]) -> list[Encoding]:
-        pad = len(pixels) % 2 if self._multiple > 1 else 0  # images round alike in any even number
-        filled = [*pixels, *[pixels[-1]] * pad]
-        vision, grounding = (
-            torch.stack(parts).to(self.device, self._kind, non_blocking=True)
-            for parts in zip(*((one.vision, one.grounding) for one in filled), strict=True)
-        )
-        states = clip.hidden_states(self.model.clip, vision)
-        embeddings = sam.encode(self.model.grounding_encoder, grounding)
-        if not (states[-1].isfinite().all() and embeddings.isfinite().all()):
-            raise UserError(not_finite(self.dtype))
-        return [
-            Encoding(tuple(state[k] for state in states), embeddings[k], one.resized, one.original)
-            for k, one in enumerate(pixels)
-        ]
-
-    # -- what pruners read
-
-    def tokens(
-        self, encoding: Encoding, turns: Sequence[Turn], sample: str, masks: NDArray[np.bool_] | None = None
-    ) -> VisualTokens:
-        """The image as a pruner sees it, signals computed when first read."""
-        questions = tuple(turn.question for turn in turns)
-        features = encoding.hidden_states[-1]
-        answer = partial(self._answer, encoding, questions, masks)
-        return VisualTokens(features[1:], features[0], self.grid, self.num_heads, answer, sample)
-
-    @torch.inference_mode()
-    def _answer(
-        self, encoding: Encoding, questions: tuple[str, ...], masks: NDArray[np.bool_] | None, need: Need
-    ) -> Tensor:
-        if need.kind == "text_embeds":
-            return self.text_embeds(questions)
-        if need.kind == "referent":
-            if masks is None:
-                raise UserError(
-                    "This pruner sees the truth, and no truth masks were given; leave it out here."
-                )
-            return patch_shares(masks, self.image_size, self.grid).to(self.device)
-        if need not in encoding.signals:
-            encoding.signals[need] = clip.signal(self.model.clip, encoding.hidden_states, need)
-        return encoding.signals[need]
-
-    def text_embeds(self, questions: tuple[str, ...]) -> Tensor:
-        """(M, P) CLIP text projection of the questions, tokenised together, cut at 77 tokens, not
-        normalised."""
-        if questions not in self._text_embeds:
-            if len(self._text_embeds) > 4096:
-                self._text_embeds.clear()
-            self._text_embeds[questions] = clip.embed_text(self.model.clip, self.clip_words(questions))
-        return self._text_embeds[questions]
-
-    def clip_words(self, questions: tuple[str, ...]) -> dict[str, Tensor]:
-        """CLIP's `input_ids` and `attention_mask` of the questions, each (M, W)."""
-        most = clip.positions(self.model.clip)
-        words = self.clip_tokenizer(
-            list(questions), padding=True, truncation=True, max_length=most, return_tensors="pt"
-        )
-        return {name: words[name].to(self.device) for name in ("input_ids", "attention_mask")}
-
-    def cut_off(self, questions: Sequence[str]) -> int:
-        """How many of the questions are longer than CLIP's text tower, so that text-guided pruners see their
-        beginning alone."""
-        most = clip.positions(self.model.clip)
-        return sum(
-            len(self.clip_tokenizer(question, verbose=False)["input_ids"]) > most for question in questions
-        )
 
     # -- from tokens to masks
 
@@ -222,41 +88,6 @@ class GlammBackbone(Asking):
                 "" if together.isfinite().all() else not_finite(self.dtype),
                 tokens_llm=len(self._ids(row.turns)) - 1 + one.lengths[0],  # less the image's placeholder
             )
-
-    def _within_memory(self, work: Callable[[], Result]) -> Result:
-        """Halve the batch until `work` fits.
-
-        Raises:
-            torch.OutOfMemoryError: it does not fit even in the smallest batch.
-            UserError: it does not fit, and other processes compute the same batch, which cannot shrink in one
-                of them.
-        """
-        while True:
-            try:
-                with torch.inference_mode():
-                    return work()
-            except (
-                RuntimeError
-            ) as error:  # torch.OutOfMemoryError is one; the CPU allocator raises a plain one
-                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(
-                    error
-                ):
-                    raise
-                if self.batch_size <= self._multiple:
-                    raise torch.OutOfMemoryError(str(error)) from error
-                smaller = self._filled(self.batch_size // 2)
-                if llama.is_shared(self.model.language_model):
-                    raise UserError(
-                        f"Out of memory with {self.batch_size} rows at once, which --tensor-parallel cannot change on the way; "
-                        f"give --batch-size {smaller}."
-                    ) from error
-                print(
-                    f"out of memory with {self.batch_size} rows at once, going on with {smaller}",
-                    file=sys.stderr,
-                )
-                self.batch_size = smaller
-                if self.device.startswith("cuda"):
-                    torch.cuda.empty_cache()
 
     def _ids(self, turns: tuple[Turn, ...]) -> list[int]:
         """The conversation's ids, image included; rows of one conversation under many pruners ask for them
@@ -372,8 +203,8 @@ class GlammBackbone(Asking):
         features = row.encoding.hidden_states[-1]
         if not row.selections:
             return features[1:]
-        stub = VisualTokens(features[1:], features[0], self.grid, self.num_heads, partial(_nothing))
-        return row.selections[0].gather(stub)
+        stub = View(features[1:], features[0], self.grid, self.num_heads, partial(_nothing))
+        return row.selection.gather(stub)
 
     def embed(self, rows: Sequence[Row], ids: Sequence[list[int]]) -> Tensor:
         """(B, L, width) input embeddings with the visual tokens in the image's place."""

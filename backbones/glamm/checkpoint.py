@@ -17,7 +17,7 @@ from transformers import CLIPConfig
 
 from backbones.glamm.keys import TIED, UNMERGED, sample, to_official, to_ours
 from backbones.glamm.model import GlammModel
-from backbones.glamm.reading import clip_folder, read_json, tensors
+from backbones.glamm.reading import clip_folder, tensors
 from backbones.glamm.sizes import (
     SAM_VIT_H,
     check_resolution,
@@ -29,6 +29,7 @@ from backbones.glamm.sizes import (
 from backbones.parts import clip as clips
 from backbones.parts import llama
 from backbones.parts import sam as sams
+from backbones.parts.json_files import read_json
 from pruners.base import UserError
 
 TOKENIZER_FILES = ("tokenizer.model", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")

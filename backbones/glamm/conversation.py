@@ -1,11 +1,20 @@
-"""GLaMM-RefSeg's conversation: templates, system text and the joining of turns (template `llava_v1`)."""
+"""GLaMM-RefSeg's conversation: templates, system text and the joining of turns (template `llava_v1`), and how
+the expressions of an image become conversations.
+
+Protocol `each` asks for every expression alone in fixed words: deterministic, and nothing is left out.
+`glamm` is the official evaluation: up to three expressions of an image in one conversation, expressions and
+wordings drawn at random. The official draws are unseeded; ours follow from (seed, sample) alone, so neither
+the order of samples nor the number of workers can change them.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
-from backbones.base import Turn
+from backbones.base import Conversation, Turn
 
+MOST_TURNS = 3
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
@@ -53,3 +62,38 @@ def build(turns: Sequence[Turn]) -> str:
         question = IMAGE_SENTENCE + turn.question if number == 0 else turn.question
         text += f"USER: {question} ASSISTANT: {turn.answer}</s>"
     return text
+
+
+def drawn_conversations(sample: str, expressions: Sequence[str], seed: int) -> list[Conversation]:
+    """The official evaluation's conversation of an image, protocol `glamm`.
+
+    Args:
+        sample: stable id of the image.
+        seed: source of the draws, together with `sample`.
+
+    Returns:
+        One conversation of three expressions drawn without replacement, or of all of them in order if there
+        are fewer than three; none of an image without expressions.
+    """
+    turns = []
+    positions = _drawn(sample, len(expressions), seed)
+    for place, position in enumerate(positions):
+        question = QUESTION_TEMPLATES[_draw(seed, sample, "question", place) % len(QUESTION_TEMPLATES)]
+        answer = ANSWER_TEMPLATES[_draw(seed, sample, "answer", place) % len(ANSWER_TEMPLATES)]
+        turns.append(Turn(question.format(said(expressions[position])), answer))
+    return [Conversation(tuple(turns), positions)] if turns else []
+
+
+def _drawn(sample: str, count: int, seed: int) -> tuple[int, ...]:
+    """Positions of the expressions in turn order: the first of a random order, which is a draw without
+    replacement."""
+    positions = range(count)
+    if count < MOST_TURNS:
+        return tuple(positions)
+    return tuple(sorted(positions, key=lambda k: _draw(seed, sample, "expression", k))[:MOST_TURNS])
+
+
+def _draw(seed: int, sample: str, what: str, place: int) -> int:
+    """A uniform 64-bit number for one purpose; hashing, so that it is the same under every Python and
+    NumPy."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{sample}:{what}:{place}".encode()).digest()[:8], "big")

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from transformers import CLIPConfig
 
-from backbones import MINI
 from backbones.glamm.checkpoint import build_meta
 from backbones.glamm.model import GlammModel
-from backbones.glamm.reading import read_json
-from backbones.glamm.sizes import clip_config
-from pruners.base import UserError, nearest
+from backbones.glamm.reading import CLIP_HUB, checkpoint_folder, clip_folder
+from backbones.glamm.sizes import clip_config, sam_numbers
+from backbones.mini import MINI
+from backbones.parts.json_files import read_json
+from pruners.errors import UserError, nearest
 
 LLM = {
     "vocab_size": 32007,
@@ -52,10 +55,20 @@ def on_meta(name: str, attn: str = "sdpa") -> GlammModel:
         )
         return build_meta(LLM, clip, attn=attn).eval().requires_grad_(False)
     if name == "glamm-mini":
-        settings, sam = (
-            read_json(MINI / "checkpoint" / file, "get it again") for file in ("config.json", "sam_dims.json")
-        )
-        return build_meta(settings, clip_config(MINI / "clip"), sam, attn).eval().requires_grad_(False)
+        return of_folder(str(MINI / "checkpoint"), str(MINI / "clip"), None, attn)
     raise UserError(
         f"There is no model {name!r} to project; there are {', '.join(NAMES)}.{nearest(name, NAMES)}"
     )
+
+
+def of_folder(checkpoint: str, clip: str | None, sam_dims: str | None, attn: str = "sdpa") -> GlammModel:
+    """A checkpoint's model on the meta device; arguments are those of `settings.Glamm`, weights are not read.
+
+    Raises:
+        UserError: a configuration is missing or unfit.
+    """
+    folder = checkpoint_folder(checkpoint, weights=False)
+    settings = read_json(folder / "config.json", "--checkpoint needs the files of a GLaMM-RefSeg release")
+    sam = sam_numbers(folder, Path(sam_dims) if sam_dims is not None else None)
+    tower = clip_config(clip_folder(clip or CLIP_HUB, weights=False))
+    return build_meta(settings, tower, sam, attn).eval().requires_grad_(False)

@@ -4,33 +4,39 @@ text."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from backbones.base import Encoding
-from backbones.glamm.backbone import GlammBackbone
+from backbones.base import Encoding, Turn
+from backbones.glamm.conversation import said
 from backbones.parts import clip
+from backbones.probes import Probes
+
+if TYPE_CHECKING:
+    from backbones.glamm.seeing import GlammSeeing
 
 
-@torch.inference_mode()
-def projected_class(backbone: GlammBackbone, encoding: Encoding) -> Tensor:
-    """(P,) the class token beside the visual tokens, through the same norm and projection as they go to
-    text."""
-    return clip.project(backbone.model.clip, encoding.hidden_states[-1][0])
+class GlammProbes(Probes):
+    """Looks into the CLIP of a loaded GLaMM."""
 
+    def __init__(self, backbone: GlammSeeing) -> None:
+        self._backbone = backbone
 
-@torch.inference_mode()
-def end_attention(backbone: GlammBackbone, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """What the [EOS] token attends to, from stored hidden states.
+    def plain(self, expression: str) -> Turn:
+        """The expression as it goes into a question, without the question."""
+        return Turn(said(expression), "")
 
-    Args:
-        texts: M texts, tokenised as the pruners' questions are.
+    @torch.inference_mode()
+    def projected_class(self, encoding: Encoding) -> Tensor:
+        """(P,) the class token beside the visual tokens, through the same norm and projection as they go to
+        text."""
+        return clip.project(self._backbone.model.clip, encoding.hidden_states[-1][0])
 
-    Returns:
-        (M, layers) share of the attention that goes to the start token, mean over heads; (M,) tokens from
-        start to [EOS].
-    """
-    words = backbone.clip_words(tuple(texts))
-    end = (words["input_ids"] == backbone.clip_tokenizer.eos_token_id).int().argmax(1)
-    return clip.end_attention(backbone.model.clip, words, end), end + 1
+    @torch.inference_mode()
+    def end_attention(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """What the [EOS] token attends to, from stored hidden states; see `Probes.end_attention`."""
+        words = self._backbone.clip_words(tuple(texts))
+        end = (words["input_ids"] == self._backbone.clip_tokenizer.eos_token_id).int().argmax(1)
+        return clip.end_attention(self._backbone.model.clip, words, end), end + 1

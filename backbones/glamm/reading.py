@@ -17,8 +17,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from backbones.glamm.keys import sample
-from backbones.parts.json_files import load_json
-from pruners.base import UserError
+from backbones.parts import hub
+from backbones.parts.json_files import read_json
+from pruners.errors import UserError
 
 LLAMA_WORDS = ("tokenizer.model", "added_tokens.json")
 CLIP_WORDS = ("vocab.json", "merges.txt")
@@ -34,25 +35,6 @@ FORMATS = (
     ("model.safetensors.index.json", "*.safetensors"),
     ("pytorch_model.bin.index.json", "pytorch_model*.bin"),
 )
-
-
-def read_json(path: Path, mend: str) -> dict[str, Any]:
-    """A json object, or one sentence that says what is wrong with the file.
-
-    Raises:
-        UserError: no such file, not json, or no object; `mend` ends the sentence.
-    """
-    try:
-        found = load_json(path)
-    except FileNotFoundError:
-        raise UserError(f"There is no {path.name} in {str(path.parent)!r}; {mend}.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(path)!r} is not readable json ({error}); {mend}.") from error
-    if not isinstance(found, dict):
-        raise UserError(
-            f"{str(path)!r} holds a {type(found).__name__} where names and values are expected; {mend}."
-        )
-    return found
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -169,13 +151,21 @@ def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             ) from error
 
 
-def clip_folder(clip: str) -> Path:
-    """A directory, or a hub name's files at the pinned revision: from the local cache, else fetched.
+def clip_folder(clip: str, weights: bool = True) -> Path:
+    """A directory, or a hub name's files, GLaMM's own CLIP at the pinned revision: from the local cache, else
+    fetched.
+
+    Args:
+        weights: False where its numbers suffice; then of a hub name no weights are fetched.
 
     Raises:
         UserError: it is neither, the hub cannot be reached, or the tokenizer's files are not in it.
     """
-    folder = Path(clip) if Path(clip).is_dir() else _from_hub(clip)
+    folder = Path(clip)
+    if not folder.is_dir():
+        name = f"{CLIP_HUB}@{CLIP_REVISION}" if clip == CLIP_HUB else clip
+        mend = f"copy {CLIP_HUB} (revision {CLIP_REVISION[:8]}) to this machine and give --clip DIR"
+        folder = _fetched("CLIP", name, mend, weights)
     absent = [name for name in CLIP_WORDS if not (folder / name).is_file()]
     if absent:
         raise UserError(
@@ -184,28 +174,35 @@ def clip_folder(clip: str) -> Path:
     return folder
 
 
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
+def checkpoint_folder(checkpoint: str, weights: bool = True) -> Path:
+    """A directory, or the files of a hub name `owner/name@revision`: from the local cache, else fetched.
 
-    revision = CLIP_REVISION if name == CLIP_HUB else None
-    wanted = ["*.json", "*.txt", "*.safetensors", "*.bin"]
-    try:
-        try:
-            cached = Path(
-                snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True)
-            )
-            if (cached / "config.json").is_file() and weight_files(cached):
-                return cached
-        except (OSError, ValueError):
-            pass  # not in the cache, or not all of it
-        # asked once, because a download would retry for half a minute where there is no network
-        HfApi().model_info(name, revision=revision, timeout=10)
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-    except Exception as error:
-        raise UserError(
-            f"CLIP {name!r} is neither a directory nor reachable on the hub; copy {CLIP_HUB} (revision "
-            f"{CLIP_REVISION[:8]}) to this machine and give --clip DIR."
-        ) from error
+    Args:
+        weights: False where its numbers suffice; then of a hub name no weights are fetched.
+
+    Raises:
+        UserError: it is neither, or the hub cannot be reached.
+    """
+    folder = Path(checkpoint)
+    if folder.is_dir():
+        return folder
+    if hub.is_name(checkpoint):
+        return _fetched(
+            "The checkpoint", checkpoint, "give --checkpoint the folder with config.json", weights
+        )
+    raise UserError(
+        f"There is no checkpoint folder {checkpoint!r}; give --checkpoint the folder with config.json."
+    )
+
+
+def _fetched(what: str, name: str, mend: str, weights: bool) -> Path:
+    """A hub name's folder, with a config and, if they are asked for, all weights."""
+
+    def whole(folder: Path) -> bool:
+        return (folder / "config.json").is_file() and (not weights or bool(weight_files(folder)))
+
+    files = (*hub.NUMBERS, *hub.WEIGHTS) if weights else hub.NUMBERS
+    return hub.fetch(what, name, whole, mend, files)
 
 
 def fingerprint(folder: Path, tower: Path | None, sam: dict[str, Any]) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from transformers import CLIPConfig, LlamaConfig, SamConfig
 
-from backbones.glamm.reading import CLIP_HUB, read_json
+from backbones.glamm.reading import CLIP_HUB
+from backbones.parts.json_files import read_json
 from pruners.base import UserError
 
 # what the official builder hard-codes: SAM ViT-H

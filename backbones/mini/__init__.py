@@ -1,1 +1,39 @@
 """glamm-mini: shipped weights, and the training that made them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backbones.glamm.settings import Glamm, GlammFamily, read_model
+from backbones.registry import Finding, Runtime, Settings, register
+
+if TYPE_CHECKING:
+    from backbones.base import Backbone
+
+MINI = Path(__file__).parent / "weights"
+
+
+@register
+@dataclass(frozen=True)
+class GlammMini(GlammFamily, Settings):
+    """The embedded small GLaMM, trained on RefShapes; no downloads."""
+
+    name = "glamm-mini"
+    reference = "backbones/mini/README.md"
+
+    def load(self, how: Runtime) -> Backbone:
+        """The shipped weights."""
+        return read_model(self.name, str(MINI / "checkpoint"), str(MINI / "clip"), None, how)
+
+    def examine(self) -> Iterator[Finding]:
+        """The shipped files, as those of a release."""
+        return Glamm(str(MINI / "checkpoint"), str(MINI / "clip")).examine()
+
+    def shapes(self, attn: str = "sdpa") -> Any:
+        """The mini on the meta device."""
+        from backbones.glamm.full_size import on_meta
+
+        return on_meta(self.name, attn)

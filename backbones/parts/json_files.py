@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pruners.errors import UserError
+
 MOST_BYTES = 2**26  # of a config, an index or a vocabulary: the largest released ones have a few MiB
 
 
@@ -37,3 +39,22 @@ def load_json(path: Path, most: int = MOST_BYTES) -> Any:
         raise ValueError("it is nested too deeply") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"it is no UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def read_json(path: Path, mend: str) -> dict[str, Any]:
+    """A json object, or one sentence that says what is wrong with the file.
+
+    Raises:
+        UserError: no such file, not json, or no object; `mend` ends the sentence.
+    """
+    try:
+        found = load_json(path)
+    except FileNotFoundError:
+        raise UserError(f"There is no {path.name} in {str(path.parent)!r}; {mend}.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)!r} is not readable json ({error}); {mend}.") from error
+    if not isinstance(found, dict):
+        raise UserError(
+            f"{str(path)!r} holds a {type(found).__name__} where names and values are expected; {mend}."
+        )
+    return found

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import sentencepiece
 
 from backbones.glamm.keys import sample
-from backbones.glamm.reading import CLIP_HUB, read_json
-from backbones.parts.json_files import MOST_BYTES
+from backbones.glamm.reading import CLIP_HUB
+from backbones.parts.json_files import MOST_BYTES, read_json
 from pruners.base import UserError
 
 if TYPE_CHECKING:

@@ -42,15 +42,18 @@ def cost(
     chosen, name = plan.chosen(), plan.backbones[0]
     backbones.check_attention(attn)
 
-    from backbones.glamm.full_size import on_meta
     from backbones.parts.tokenizer import LlamaTokenizer
     from harness.cost import EXPLAIN, projection, sharing
     from harness.cost.lines import lines_of
     from harness.cost.roofline import gpu as sheet
     from harness.cost.store import BASELINE
+    from pruners.errors import UserError
     from reports import efficiency
 
-    on, model = sheet(gpu), on_meta(name)
+    on, settings = sheet(gpu), backbones.one(name)
+    model = settings.shapes()
+    if model is None:
+        raise UserError(f"The shapes of {settings.name} are not known; give glamm-7b or glamm-mini.")
     folder = checkpoint or (backbones.MINI / "checkpoint" if name == "glamm-mini" else None)
     if text_tokens is not None or folder is None:
         prompt = projection.Prompt(projection.TEXT_TOKENS if text_tokens is None else text_tokens)

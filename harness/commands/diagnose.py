@@ -15,9 +15,11 @@ from harness.commands.options import (
     Dtype,
     Limit,
     Out,
+    Plugins,
     Run,
     SamDims,
     one_backbone,
+    plugins,
 )
 
 IMAGES = 24  # per split, if nothing else is asked
@@ -30,6 +32,7 @@ def diagnose(
     limit: Limit = IMAGES,
     run: Run = None,
     out: Out = None,
+    plugin: Plugins = [],  # noqa: B006
     checkpoint: Checkpoint = None,
     clip: Clip = None,
     sam_dims: SamDims = None,
@@ -46,6 +49,7 @@ def diagnose(
     from harness.plan import Plan, with_settings
     from reports.diagnosis import FOLDER, verdict, write
 
+    plugins(plugin)
     texts = with_settings([one_backbone(backbone)], checkpoint=checkpoint, clip=clip, sam_dims=sam_dims)
     plan = Plan(
         backbones=texts,

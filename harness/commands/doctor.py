@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 
-from harness.commands.options import Checkpoint, Clip, Data, Debug, SamDims
+from harness.commands.options import Backbones, Checkpoint, Clip, Data, Debug, Plugins, SamDims, plugins
 
 
 def doctor(
@@ -14,13 +12,18 @@ def doctor(
     checkpoint: Checkpoint = None,
     clip: Clip = None,
     sam_dims: SamDims = None,
+    backbones: Backbones = "glamm",
+    plugin: Plugins = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
     """Look at this machine, data and weights, one line per finding; exit code 1 if something is wrong."""
+    from backbones import parse, with_files
     from harness.doctor import examine
 
+    plugins(plugin)
+    files = {"checkpoint": checkpoint, "clip": clip, "sam_dims": sam_dims}
     wrong = 0
-    for finding in examine(data, checkpoint, Path(clip) if clip is not None else None, sam_dims):
+    for finding in examine(data, [with_files(one, **files) for one in parse(backbones)]):
         print(finding, flush=True)
         wrong += finding.level == "wrong"
     print(f"doctor: {wrong or 'nothing'} wrong")

@@ -56,7 +56,8 @@ Costs = Annotated[
 ]
 Data = Annotated[Path | None, typer.Option("--data", help="folder that holds Refer_Segm/, or own data")]
 Plugins = Annotated[
-    list[str], typer.Option("--plugin", help="Python file that registers a pruner (can be repeated)")
+    list[str],
+    typer.Option("--plugin", help="Python file that registers pruners or backbones (can be repeated)"),
 ]
 From = Annotated[
     Path | None,

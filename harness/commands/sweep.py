@@ -181,10 +181,10 @@ def _runs(
     how: dict[str, Any],
 ) -> Iterator[_Done]:
     """Run the plans on every backbone that they name, one backbone after the other."""
+    import backbones
     from harness.cost import kinds
     from harness.engine.ranks import here
     from harness.engine.runner import Way
-    from harness.plan import parsed
     from pruners.base import UserError
 
     for plan in plans:  # whatever is wrong shows before a model is loaded
@@ -192,11 +192,13 @@ def _runs(
         plan.chosen()
         plan.pairs()
     texts = list(dict.fromkeys(text for plan in plans for text in plan.backbones))
-    names = [parsed(text)[0] for text in texts]
     if not texts:
-        import backbones
-
         raise UserError(f"--backbones is empty; there are {', '.join(backbones.names())}.")
+    settings = [backbones.one(text) for text in texts]
+    for one in settings:
+        for plan in plans:
+            one.check_protocol(plan.protocol)
+    names = [one.name for one in settings]
     if len(set(names)) < len(names) and out is not None:
         raise UserError(
             "--out has a folder per backbone, and two of --backbones have one name; give one at a time."

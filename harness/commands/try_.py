@@ -62,6 +62,8 @@ def attempt(
     size = budgets.tokens(plan.budgets[0], model.grid[0] * model.grid[1])
     found = ask(model, pixels, text, chosen, size, truth)
     draw(found, model.grid, size, target)
+    for reason in found.lacking:
+        print(f"left out: {reason}")
     if found.left_out:
         print(f"left out, because only the truth tells them what to keep: {', '.join(found.left_out)}")
     for one in found.answers:

@@ -31,11 +31,9 @@ def kind(asked: str | None, backbone: Backbone, tensor_parallel: int) -> str:
     Raises:
         UserError: its forward pass is not known in stages.
     """
-    from backbones.glamm.backbone import GlammBackbone
-
     if asked is None:
         return "off" if tensor_parallel > 1 else DEFAULT.get(backbone.name, "off")
-    if asked != "off" and not isinstance(backbone, GlammBackbone):
+    if asked != "off" and backbone.staged is None:
         raise UserError(f"The costs of {backbone.name} are not known; give --costs off.")
     return asked
 

@@ -26,7 +26,6 @@ from harness.cost.lines import lines_of_run
 from harness.cost.store import BASELINE, LOCK, SCHEMA, Ledgers, complete, counted, key, timed
 from harness.engine.cells import Line
 from harness.engine.runner import Plan, Split
-from harness.protocol import conversations
 from harness.store import code
 from harness.store.journal import alone
 from pruners.base import UserError
@@ -57,7 +56,9 @@ def typical(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone) -> Mea
         found = [
             (sample, talk)
             for sample in split.samples[:share]
-            for talk in conversations(sample, plan.protocol, plan.seed)
+            for talk in backbone.conversations(
+                sample.id, [one.text for one in sample.expressions], plan.protocol, plan.seed
+            )
         ]
         talks += found[:share]
     talks.sort(key=lambda pair: len(backbone.tokenizer.encode(build(pair[1].turns))))

@@ -17,10 +17,8 @@ from scipy.stats import pearsonr, spearmanr
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from backbones.base import Backbone, Turn
-from backbones.glamm.backbone import GlammBackbone
-from backbones.glamm.conversation import plain_turn, said
-from backbones.glamm.probes import end_attention, projected_class
+from backbones.base import Backbone
+from backbones.probes import Probes
 from harness import data, metrics
 from harness.diagnosis.summary import (
     INSIDE,
@@ -46,17 +44,17 @@ def examine(
         limit: images per split, 0 for all.
 
     Raises:
-        UserError: data are missing or damaged, no referent fills a patch, or the backbone has no CLIP to look
-            into.
+        UserError: data are missing or damaged, no referent fills a patch, or the backbone has no probes.
     """
-    if not isinstance(backbone, GlammBackbone):
+    probes = backbone.probes
+    if probes is None:
         raise UserError(f"The similarities of {backbone.name} cannot be read; diagnose glamm-mini or glamm.")
     rows: list[dict[str, Any]] = []
     left_out = 0
     for dataset, split in pairs:
         samples = data.load(dataset, split, root)
         for sample in tqdm(samples[: limit or None], desc=f"{dataset} {split}", unit="image", disable=None):
-            found = _look(backbone, sample)
+            found = _look(backbone, probes, sample)
             left_out += len(sample.expressions) - len(found)
             rows += found
     if not rows:
@@ -69,23 +67,22 @@ def examine(
     return Diagnosis(backbone.name, backbone.fingerprint, names, limit, frame, left_out, layers)
 
 
-def _look(backbone: GlammBackbone, sample: data.Sample) -> list[dict[str, Any]]:
+def _look(backbone: Backbone, probes: Probes, sample: data.Sample) -> list[dict[str, Any]]:
     """One row per expression whose referent fills at least one patch."""
     encoding = backbone.encode([sample.image()])[0]
     truth = sample.masks() == metrics.FOREGROUND
-    image = F.normalize(projected_class(backbone, encoding).double(), dim=0)
+    image = F.normalize(probes.projected_class(encoding).double(), dim=0)
     rows = []
     for expression, mask in zip(sample.expressions, truth, strict=True):
-        asked = plain_turn(expression.text)
-        tokens = backbone.tokens(encoding, (asked,), sample.id, mask[None])
-        share = tokens.referent.double().numpy(force=True)
+        asked = backbone.turn(expression.text)
+        (tokens,) = backbone.views(encoding, (asked,), sample.id)
+        share = backbone.patch_shares(mask[None]).double().numpy(force=True)
         inside, plain = share >= INSIDE, (share >= INSIDE) | (share == 0)
         if not inside.any():
             continue
         patches, question = tokens.projected_patches.double(), tokens.text_embeds[0].double()
-        alone = (
-            backbone.tokens(encoding, (Turn(said(expression.text), ""),), sample.id).text_embeds[0].double()
-        )
+        (plain_view,) = backbone.views(encoding, (probes.plain(expression.text),), sample.id)
+        alone = plain_view.text_embeds[0].double()
         units = F.normalize(patches, dim=1)
         similarity = {
             name: scores.numpy(force=True)
@@ -106,7 +103,7 @@ def _look(backbone: GlammBackbone, sample: data.Sample) -> list[dict[str, Any]]:
             row |= {f"rank {name} {k}": value for k, value in enumerate(rank_histogram(scores, inside))}
         row["pearson"] = float(pearsonr(similarity[MAIN], similarity["[CLS]"])[0])
         row["spearman"] = float(spearmanr(similarity[MAIN], similarity["[CLS]"])[0])
-        starts, lengths = end_attention(backbone, [asked.question])
+        starts, lengths = probes.end_attention([asked.question])
         row |= {f"start {k}": float(value) for k, value in enumerate(starts[0])} | {"tokens": int(lengths[0])}
         rows.append(row)
     return rows

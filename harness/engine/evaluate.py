@@ -13,12 +13,11 @@ import torch
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from backbones.base import Backbone, Encoding, Grounded, Pixels, Row
+from backbones.base import Backbone, Conversation, Encoding, Grounded, Pixels, Row
 from harness import data, metrics
 from harness.engine.cells import Job
 from harness.engine.prefetch import Loaded
 from harness.engine.rounding import of_type, perturbed, same_choice
-from harness.protocol import Conversation, conversations
 from harness.store.rows import NO_EXPRESSION, description, pack_tokens
 from pruners import checks
 from pruners.base import Selection, UserError
@@ -100,9 +99,10 @@ def _fill(
                 sample, jobs, str(encoding) if isinstance(encoding, UserError) else repr(encoding)
             )
             continue
-        talks = conversations(sample, protocol, seed)
+        texts = [expression.text for expression in sample.expressions]
+        talks = backbone.conversations(sample.id, texts, protocol, seed)
         of = sum(len(talk.expressions) for talk in talks)
-        seen = _Seen(sample, truth, _shares(backbone, sample, encoding, talks, truth))
+        seen = _Seen(sample, truth, _shares(backbone, encoding, talks, truth))
         other = perturbed(encoding, seed, sample.id, rounding(encoding)) if sample.id in probed else None
         for job in jobs:
             asked += _asked(backbone, seen, encoding, other, talks, job, of)
@@ -220,18 +220,16 @@ def _encode(backbone: Backbone, pixels: list[Pixels]) -> list[Encoding | Excepti
 
 
 def _shares(
-    backbone: Backbone,
-    sample: data.Sample,
-    encoding: Encoding,
-    talks: Sequence[Conversation],
-    truth: NDArray[np.uint8],
+    backbone: Backbone, encoding: Encoding, talks: Sequence[Conversation], truth: NDArray[np.uint8]
 ) -> NDArray[np.float64]:
-    """(E, N) part of every patch that the referent of an expression covers."""
-    shares = np.zeros((len(truth), backbone.grid[0] * backbone.grid[1]))
+    """(E, V * N) part of every patch that the referent of an expression covers, view after view."""
+    views = len(backbone.regions(*encoding.original))
+    shares = np.zeros((len(truth), views * backbone.grid[0] * backbone.grid[1]))
     for talk in talks:
         for position in talk.expressions:
-            tokens = backbone.tokens(encoding, talk.turns, sample.id, truth[[position]] == metrics.FOREGROUND)
-            shares[position] = tokens.referent.double().numpy(force=True)
+            mask = truth[[position]] == metrics.FOREGROUND
+            of_views = [backbone.patch_shares(mask, number, encoding.original) for number in range(views)]
+            shares[position] = torch.cat(of_views).double().numpy(force=True)
     return shares
 
 
@@ -244,8 +242,8 @@ def _select(
     for talk in talks:
         if chosen is None or job.pruner.needs & PER_TEXT:
             referent = seen.truth[list(talk.expressions)] == metrics.FOREGROUND
-            view = backbone.tokens(encoding, talk.turns, seen.sample.id, referent)
-            chosen = checks.select_views(job.pruner, [view], job.cell.budget, backbone.num_layers)
+            views = backbone.views(encoding, talk.turns, seen.sample.id, referent)
+            chosen = checks.select_views(job.pruner, views, job.cell.budget, backbone.num_layers)
         yield talk, chosen
 
 

@@ -13,9 +13,8 @@ import torch
 
 from backbones.base import Backbone
 from harness.engine.crew import Crew, Way
-from harness.engine.splits import IMAGES_AT_ONCE, Split, identity, prepare
+from harness.engine.splits import IMAGES_AT_ONCE, Split, identity, prepare, served
 from harness.plan import Plan
-from harness.protocol import conversations
 from harness.store.editions import Asked, open_run
 from harness.store.records import CUT_OFF
 from harness.store.run_folder import split_folder
@@ -44,7 +43,9 @@ def run(
             or too many samples failed.
     """
     way = way or Way()
-    cut_off = _cut_off(plan, backbone, splits)
+    cut_off, (_, left_out) = _cut_off(plan, backbone, splits), served(plan.chosen(), backbone)
+    for sentence in left_out.values() if way.place.rank == 0 else ():
+        print(f"left out: {sentence}", file=sys.stderr)
     if (count := cut_off.total()) and way.place.rank == 0:
         print(f"{count} {CUT_OFF}", file=sys.stderr)
     asked = Asked(
@@ -53,9 +54,10 @@ def run(
         jobs=[split.jobs for split in splits],
         samples={":".join(split.name): split.pairs for split in splits},
         cut_off=dict(cut_off),
+        left_out=left_out,
     )
     try:
-        opened = open_run(folder, asked, backbone.grid, backbone.device, way.keep_code)
+        opened = open_run(folder, asked, backbone, way.keep_code)
         if way.place.rank == 0:
             for sentence in opened.said:
                 print(sentence, file=sys.stderr)
@@ -96,6 +98,7 @@ def _cut_off(plan: Plan, backbone: Backbone, splits: Sequence[Split]) -> Counter
         if not any(TEXT_EMBEDS in job.pruner.needs for job in split.jobs):
             continue
         for sample in split.samples:
-            for talk in conversations(sample, plan.protocol, plan.seed):
+            texts = [one.text for one in sample.expressions]
+            for talk in backbone.conversations(sample.id, texts, plan.protocol, plan.seed):
                 found[":".join(split.name)] += backbone.cut_off([turn.question for turn in talk.turns])
     return found

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from backbones.asking import answer, pixels
-from backbones.base import Answer, Backbone
+from backbones.base import Answer, Backbone, answer, pixels
+from backbones.parts.geometry import Region
 from harness import metrics
 from pruners import checks
 from pruners.base import REFERENT, Pruner, UserError
@@ -43,14 +43,18 @@ class Attempts:
     Attributes:
         image: (H, W, 3) uint8.
         truth: (H, W) bool, where it is known.
+        regions: what every view of the backbone covers of the image.
         left_out: pruners that see the truth, where it is not known.
+        lacking: why the backbone cannot serve other pruners, a sentence each.
     """
 
     image: NDArray[np.uint8]
     expression: str
     truth: NDArray[np.bool_] | None
     answers: tuple[Attempt, ...]
+    regions: tuple[Region, ...]
     left_out: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
 
 
 def built_in(expression: str | None = None) -> tuple[NDArray[np.uint8], str, NDArray[np.bool_] | None]:
@@ -102,12 +106,17 @@ def attempt(
     the text embedding, buffers, kernels.
 
     Raises:
-        UserError: a pruner cannot end at the budget.
+        UserError: a pruner cannot end at the budget, or none of them can be asked here.
     """
-    blind = [pruner for pruner in pruners if truth is not None or REFERENT not in pruner.needs]
+    reasons = {pruner: backbone.lacks(pruner) for pruner in pruners}
+    lacking = tuple(reason for reason in reasons.values() if reason)
+    able = [pruner for pruner in pruners if not reasons[pruner]]
+    if not able:
+        raise UserError(f"No pruner is left: {' '.join(lacking)} Give others, e.g. --pruners all.")
+    blind = [pruner for pruner in able if truth is not None or REFERENT not in pruner.needs]
     if not blind:
         raise UserError(
-            f"{pruners[0].spec()} sees the truth, which nobody knows here; add another pruner, e.g. --pruners all."
+            f"{able[0].spec()} sees the truth, which nobody knows here; add another pruner, e.g. --pruners all."
         )
     encoding = backbone.encode([image])[0]
     found = []
@@ -120,5 +129,6 @@ def attempt(
             counts = metrics.counts(given.mask, truth.astype(np.uint8))
             iou = float(metrics.iou([counts[0]], [counts[1]])[0])
         found.append(Attempt(pruner.spec(), given, iou))
-    left_out = tuple(pruner.spec() for pruner in pruners if pruner not in blind)
-    return Attempts(image, expression, truth, tuple(found), left_out)
+    left_out = tuple(pruner.spec() for pruner in able if pruner not in blind)
+    regions = backbone.regions(*image.shape[:2])
+    return Attempts(image, expression, truth, tuple(found), regions, left_out, lacking)

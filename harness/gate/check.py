@@ -134,6 +134,10 @@ def accept(path: Path, reason: str, plugins: tuple[str, ...] = (), subset: Plan 
     """
     if not reason.strip():
         raise UserError("A new baseline needs a reason; write --accept 'why the numbers may change'.")
+    from pruners import load_plugin
+
+    for plugin in plugins:
+        load_plugin(plugin)
     before, history = files.accepted(path)
     chosen = subset or (plan_of(before) if before else SUBSET)
     plan = replace(chosen, plugins=plugins)

@@ -20,8 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pruners.base import Pruner, UserError
-from pruners.registry import STARTED, plugin_source
+from pruners.base import Pruner
+from pruners.errors import UserError
+from pruners.registration import STARTED, plugin_source
 
 HOME = Path(__file__).resolve().parents[2]
 # files that can change a count or a choice of tokens, and those among them that cannot
@@ -39,7 +40,6 @@ EVALUATES = (
     "harness/metrics/masks.py",
     "harness/metrics/overlap.py",
     "harness/metrics/registry.py",
-    "harness/protocol.py",
     "harness/registry.py",
     "harness/store/rows.py",
     "pruners/base.py",
@@ -47,15 +47,18 @@ EVALUATES = (
     "pruners/lending.py",
     "pruners/views.py",
 )
-# one question at a time, versions, costs, diagnosis, shapes without weights; budgets as texts, whose count is part
-# of the cell
+# names and settings, versions, costs, diagnosis, doctor, shapes without weights; budgets as texts, whose count is
+# part of the cell
 HARMLESS = (
     "harness/engine/budgets.py",
-    "backbones/asking.py",
+    "backbones/probes.py",
+    "backbones/registry.py",
     "backbones/versions.py",
+    "backbones/glamm/examine.py",
     "backbones/glamm/probes.py",
     "backbones/glamm/full_size.py",
     "backbones/glamm/stages.py",
+    "backbones/mini/__init__.py",  # where the weights lie, which have a fingerprint
 )
 NEUTRAL = (
     "pruners",
@@ -64,8 +67,10 @@ NEUTRAL = (
     "pruners.errors",
     "pruners.fields",
     "pruners.lending",
+    "pruners.registration",
     "pruners.registry",
     "pruners.views",
+    "pruners.written",
 )  # in EVALUATES, or deciding nothing
 DIGITS = 16
 IMPORTERS = ("import_module", "__import__")

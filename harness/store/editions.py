@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from backbones.base import Backbone
+from backbones.registry import signal
 from harness.engine.cells import Job
 from harness.store import code, sweeps
 from harness.store.journal import alone, write_atomically
@@ -42,6 +44,7 @@ class Asked:
         jobs: the cells of every split.
         samples: (sample, digest of its content) of every `dataset:split`.
         cut_off: questions of every `dataset:split` that are longer than the text tower.
+        left_out: pruners that the backbone cannot serve, and why.
     """
 
     run: str
@@ -49,6 +52,7 @@ class Asked:
     jobs: Sequence[Sequence[Job]]
     samples: Mapping[str, Sequence[tuple[str, str]]]
     cut_off: Mapping[str, int]
+    left_out: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -70,25 +74,23 @@ class Opened:
     finished: bool = False
 
 
-def entry(job: Job, grid: tuple[int, int]) -> dict[str, Any]:
+def entry(job: Job, backbone: Backbone) -> dict[str, Any]:
     """What `run.json` says of a cell: all that a report needs."""
     pruner = job.pruner
-    needs = sorted(need.kind + (f"[{need.layer}]" if need.layer is not None else "") for need in pruner.needs)
     return asdict(job.cell) | {
         "asked": job.cell.asked,
         "stage": pruner.stage,
         "budget_kind": pruner.budget_kind,
         "kind": pruner.kind,
-        "needs": needs,
+        "needs": sorted(map(signal, pruner.needs)),
         "stochastic": pruner.stochastic,
         "budget_asked": job.budget_asked,
-        "grid": list(grid),
+        "grid": list(backbone.grid),
+        "geometry": backbone.geometry,
     }
 
 
-def open_run(
-    folder: Path, asked: Asked, grid: tuple[int, int], device: str, keep_code: bool = False
-) -> Opened:
+def open_run(folder: Path, asked: Asked, backbone: Backbone, keep_code: bool = False) -> Opened:
     """Make the run folder, or see that it can hold what is asked, and write down what is new.
 
     Args:
@@ -98,7 +100,7 @@ def open_run(
         UserError: the folder holds a run of another setting or other data, records without `run.json`, or a
             finished run that is damaged.
     """
-    facts = collect(device)
+    facts = collect(backbone.device)
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder / LOCK):
         old = run_info(folder) or _new(folder, asked, facts)
@@ -112,8 +114,9 @@ def open_run(
             if keep_code:
                 jobs = [[_kept(job, old["cells"], before) for job in part] for part in jobs]
         info = _with_samples(folder, old, asked)
-        info = _with_edition(info, {job.cell.id: entry(job, grid) for part in jobs for job in part})
+        info = _with_edition(info, {job.cell.id: entry(job, backbone) for part in jobs for job in part})
         info = _with_sweep(info, jobs, asked)
+        info["left_out"] = info.get("left_out", {}) | dict(asked.left_out)
         said = (*_edited(old, info), *_grown(old, info)) if before else ()
         if before and info["edition"] == old["edition"] and (info != old or not (folder / DONE).exists()):
             info = _continued(info, facts)

@@ -66,7 +66,7 @@ COLUMNS = (*ASKED, *OF_CELL, *COUNTED, *ROUNDED, *SHOWN, *SEEN, "sample", "cell"
 # looked up by the row's cell
 FROM_RUN = (
     *("fingerprint", "dtype", "attn", "device", "data", "source", "evaluation", "parameters"),
-    *("stage", "budget_kind", "kind", "needs", "stochastic", "grid"),
+    *("stage", "budget_kind", "kind", "needs", "stochastic", "grid", "geometry"),
     *("positions", "answers", "budget_asked"),
 )
 ORDER = ["dataset", "split", "pruner", "budget", "seed", "sample", "expression"]

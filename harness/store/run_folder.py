@@ -46,7 +46,7 @@ def run_info(path: str | Path) -> dict[str, Any]:
     sound = sound and (not editions or content.get("edition") in range(len(editions))) and _are_told(content)
     sound = sound and sweeps.are_sweeps(content)
     if not sound or not all(
-        isinstance(content.get(name, {}), dict) for name in ("provenance", "asked", "plan")
+        isinstance(content.get(name, {}), dict) for name in ("provenance", "asked", "plan", "left_out")
     ):
         raise UserError(f"{str(file)!r} is damaged (its cells are no cells); {mend}.")
     if content and schema == 2:

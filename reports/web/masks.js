@@ -28,28 +28,33 @@ function maskOf(text, height, width) {
   return mask;
 }
 
-function keptOf({ kept, grid: [rows, columns] }) {
+// view after view, each in raster order
+function keptOf({ kept, grid: [rows, columns], regions }) {
   const bytes = Uint8Array.from(atob(kept), (one) => one.charCodeAt(0));
-  return Array.from({ length: rows * columns }, (_, place) => (bytes[place >> 3] >> (7 - (place & 7))) & 1);
+  return Array.from({ length: rows * columns * Math.max(1, regions.length) }, (_, place) => (bytes[place >> 3] >> (7 - (place & 7))) & 1);
 }
 
-// the centre square is what CLIP sees; its dropped patches are dimmed, and so is what it never saw
+// dropped patches are dimmed, and so is what the model never saw
 function paint(canvas, image, item, answer, wish) {
   const { height, width } = item, pen = canvas.getContext("2d");
   canvas.width = width;
   canvas.height = height;
   pen.drawImage(image, 0, 0, width, height);
   const kept = answer && wish.kept ? keptOf(answer) : [];
-  if (kept.some(Boolean)) {
-    const [rows, columns] = answer.grid, side = Math.min(height, width), left = (width - side) / 2, top = (height - side) / 2;
-    const wide = side / columns, high = side / rows;
-    const dim = new Path2D();
-    dim.rect(0, 0, width, height);
+  if (answer && answer.regions.length && kept.some(Boolean)) {
+    const [rows, columns] = answer.grid, bright = new Path2D();
     kept.forEach((one, place) => {
-      if (one) dim.rect(left + (place % columns) * wide, top + Math.floor(place / columns) * high, wide, high);
+      if (!one) return;
+      const [top, left, bottom, right] = answer.regions[Math.floor(place / (rows * columns))], patch = place % (rows * columns);
+      const wide = ((right - left) * width) / columns, high = ((bottom - top) * height) / rows;
+      bright.rect(left * width + (patch % columns) * wide, top * height + Math.floor(patch / columns) * high, wide, high);
     });
     pen.fillStyle = `rgb(0 0 0 / ${1 - PAINT.dim})`;
-    pen.fill(dim, "evenodd");
+    pen.fillRect(0, 0, width, height);
+    pen.save();
+    pen.clip(bright);
+    pen.drawImage(image, 0, 0, width, height);
+    pen.restore();
   }
   if (answer && wish.mask) {
     const layer = pen.getImageData(0, 0, width, height), mask = maskOf(answer.mask, height, width);

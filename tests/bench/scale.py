@@ -25,7 +25,7 @@ from PIL import Image
 from tabulate import tabulate
 from torch import Tensor
 
-from backbones.base import Encoding, Grounded, Pixels, Row, Turn
+from backbones.base import Backbone, Encoding, Grounded, Pixels, Row, Turn
 from backbones.glamm.full_size import on_meta
 from backbones.glamm.preprocess import clip_pixels, sam_pixels
 from harness import data
@@ -38,7 +38,7 @@ from harness.engine.prefetch import Parts
 from harness.engine.runner import IMAGES_AT_ONCE, Plan, Way, prepare, run
 from harness.store import records
 from pruners import parse
-from pruners.base import VisualTokens
+from pruners.base import View
 from tests.refer_tree import ref, write_tree
 
 HEIGHT, WIDTH = 480, 640  # the commonest size in COCO
@@ -47,7 +47,7 @@ REACHED = (1.0, 0.4)  # shares of the peak rate: the bound, and what large matri
 GPUS = (1, 8, 64)
 
 
-class Nothing:
+class Nothing(Backbone):
     """Prepares images as GLaMM does and answers with masks that were drawn before."""
 
     name, grid, num_layers, fingerprint = "nothing", (24, 24), 32, "0" * 16
@@ -68,18 +68,12 @@ class Nothing:
     def encode_pixels(self, pixels: Sequence[Pixels]) -> list[Encoding]:
         return [Encoding((torch.zeros(577, 1),), torch.zeros(1), one.resized, one.original) for one in pixels]
 
-    def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Encoding]:
-        return self.encode_pixels([self.preprocess(image) for image in images])
-
-    def tokens(
-        self, encoding: Encoding, turns: Sequence[Turn], sample: str, masks: Any = None
-    ) -> VisualTokens:
+    def views(self, encoding: Encoding, turns: Sequence[Turn], sample: str, masks: Any = None) -> list[View]:
         def answer(need: object) -> Tensor:
             return torch.rand(576)
 
-        return VisualTokens(
-            encoding.hidden_states[0][1:], encoding.hidden_states[0][0], self.grid, 1, answer, sample
-        )
+        states = encoding.hidden_states[0]
+        return [View(states[1:], states[0], self.grid, 1, answer, sample)]
 
     def ground_rows(self, rows: Sequence[Row], share: bool = True) -> list[Grounded]:
         found = []

@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 import backbones
-from backbones.asking import answer
-from backbones.base import Answer, Backbone, Encoding
+from backbones.base import Answer, Backbone, Encoding, answer
 from harness import data, metrics
 from pruners import parse
 from pruners.base import Pruner

@@ -161,7 +161,7 @@ def test_signals(golden_glamm_dir: Path, backbone: GlammBackbone, arrays: Arrays
     for name in images(golden_glamm_dir):
         given, full, select = (load(golden_glamm_dir, name, part) for part in ("inputs", "full", "select"))
         encoding = backbone.encode([given["image_rgb"]])[0]
-        tokens = backbone.tokens(encoding, turns_of(given), name)
+        tokens = backbone.views(encoding, turns_of(given), name)[0]
         arrays.close(tokens.patches, full["clip_patch_features"], CLOSE, "features")
         arrays.close(encoding.embedding[None], full["sam_embedding"], LOOSE, "grounding embedding")
         pe = sam.positional(backbone.model.grounding_encoder)
@@ -216,7 +216,7 @@ def test_unpruned(golden_glamm_dir: Path, backbone: GlammBackbone, arrays: Array
         given, full = load(golden_glamm_dir, name, "inputs"), load(golden_glamm_dir, name, "full")
         encoding = backbone.encode([given["image_rgb"]])[0]
         pruner: Pruner = NoPruning()
-        tokens = backbone.tokens(encoding, turns_of(given), name)
+        tokens = backbone.views(encoding, turns_of(given), name)[0]
         row = Row(encoding, turns_of(given), pruner, len(tokens), (pruner.select(tokens, len(tokens)),))
         check_run(backbone, row, full, f"{name} full", arrays)
 
@@ -227,7 +227,7 @@ def test_litelvlm(golden_glamm_dir: Path, backbone: GlammBackbone, arrays: Array
         given, pruned = load(golden_glamm_dir, name, "inputs"), load(golden_glamm_dir, name, f"prune{budget}")
         turns = turns_of(given)
         encoding = backbone.encode([given["image_rgb"]])[0]
-        tokens = backbone.tokens(encoding, turns, name).only(method.needs)
+        tokens = backbone.views(encoding, turns, name)[0].only(method.needs)
         selection = method.select(tokens, budget)
         arrays.equal(selection.indices, pruned["retained"], f"{name} {budget} retained")
         arrays.equal(method.low_similarity(tokens, budget), pruned["lowsim_union"], f"{name} {budget} union")

@@ -21,7 +21,6 @@ from backbones import load
 from backbones.base import Encoding, Row, Turn
 from backbones.glamm.backbone import GlammBackbone
 from harness import data, metrics
-from harness.protocol import conversations
 from pruners import Pruner, Selection, UserError, checks, parse
 
 Chooser = Callable[[GlammBackbone, Encoding, Encoding, tuple[Turn, ...], str, NDArray[np.bool_]], Row]
@@ -33,9 +32,8 @@ def _pruned(text: str, budget: int) -> Chooser:
     def choose(
         backbone: GlammBackbone, own: Encoding, other: Encoding, turns: Any, sample: str, truth: Any
     ) -> Row:
-        tokens = backbone.tokens(own, turns, sample, truth)
-        chosen = checks.select_views(pruner, [tokens], budget, backbone.num_layers)
-        return Row(own, turns, pruner, budget, chosen, sample)
+        (view,) = backbone.views(own, turns, sample, truth)
+        return Row(own, turns, pruner, budget, (checks.select(pruner, view, budget),))
 
     return choose
 
@@ -87,7 +85,9 @@ def judge(backbone: GlammBackbone, limit: int, columns: list[tuple[str, str]]) -
             rows, homes = [], []
             for k, sample in enumerate(part):
                 masks = sample.masks()
-                for talk in conversations(sample, "each", 0):
+                for talk in backbone.conversations(
+                    sample.id, [one.text for one in sample.expressions], "each", 0
+                ):
                     truth = masks[list(talk.expressions)]
                     other = encodings[k - 1] if len(part) > 1 else before
                     if other is None:

@@ -1,0 +1,142 @@
+"""GLaMM as one writes it: which files, and what holds for every model of the family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from backbones.registry import KINDS, Family, Finding, Runtime, Settings, register
+from pruners.errors import UserError
+
+if TYPE_CHECKING:
+    from backbones.base import Backbone
+
+NO_WEIGHTS = "The backbone glamm needs weights: give --checkpoint DIR or 'owner/name@revision', or use --backbones glamm-mini."
+
+
+class GlammFamily(Family):
+    """CLIP sees the centred square, Llama answers in the words of GLaMM-RefSeg, SAM segments."""
+
+    signals = KINDS
+    cuts_inside = True
+    geometry = "centre-crop"
+    protocols: ClassVar[Mapping[str, str]] = {
+        "each": "every expression alone",
+        "glamm": "up to three in one conversation, expressions and wordings drawn, as officially",
+    }
+    drawn = ("glamm",)
+
+
+@register
+@dataclass(frozen=True)
+class Glamm(GlammFamily, Settings):
+    """GLaMM-RefSeg from an official checkpoint.
+
+    Attributes:
+        checkpoint: its folder, or a hub name `owner/name@revision`.
+        clip: CLIP's folder or hub name; by default the one that GLaMM was trained with.
+        sam_dims: json file with the grounding encoder's numbers; by default the one beside config.json, else
+            SAM ViT-H.
+    """
+
+    checkpoint: str | None = None
+    clip: str | None = None
+    sam_dims: str | None = None
+    name = "glamm"
+    reference = "GLaMM (Rasheed et al., CVPR 2024), https://arxiv.org/abs/2311.03356"
+
+    def load(self, how: Runtime) -> Backbone:
+        """The checkpoint with its CLIP."""
+        if self.checkpoint is None:
+            raise UserError(NO_WEIGHTS)
+        return read_model(self.name, self.checkpoint, self.clip, self.sam_dims, how)
+
+    def examine(self) -> Iterator[Finding]:
+        """Key lists, shapes, configs and tokenizers; nothing is fetched."""
+        from backbones.glamm.examine import examine
+
+        return examine(self.checkpoint, self.clip, self.sam_dims)
+
+    def shapes(self, attn: str = "sdpa") -> Any:
+        """The checkpoint's model on the meta device; of its files only configurations are read."""
+        from backbones.glamm.full_size import of_folder
+
+        if self.checkpoint is None:
+            raise UserError(NO_WEIGHTS)
+        return of_folder(self.checkpoint, self.clip, self.sam_dims, attn)
+
+
+@register
+@dataclass(frozen=True)
+class Glamm7B(GlammFamily, Settings):
+    """The numbers of the released GLaMM-RefSeg without its weights, to project costs."""
+
+    name = "glamm-7b"
+    reference = Glamm.reference
+
+    def load(self, how: Runtime) -> Backbone:
+        """Refuse: there are no weights."""
+        raise UserError(
+            "glamm-7b is numbers alone, for python -m harness cost; to run it, give "
+            "--backbones \"glamm(checkpoint='DIR')\" with the released weights."
+        )
+
+    def shapes(self, attn: str = "sdpa") -> Any:
+        """CLIP ViT-L/14-336, Llama 7B and SAM ViT-H on the meta device."""
+        from backbones.glamm.full_size import on_meta
+
+        return on_meta(self.name, attn)
+
+
+def read_model(name: str, checkpoint: str, clip: str | None, sam_dims: str | None, how: Runtime) -> Backbone:
+    """Load a checkpoint.
+
+    Args:
+        name: of the backbone.
+        checkpoint, clip, sam_dims: as in `Glamm`.
+
+    Raises:
+        UserError: files are missing or unfit, or the model does not fit into the device.
+    """
+    import torch
+
+    from backbones.glamm import reading
+    from backbones.glamm.backbone import GlammBackbone
+    from backbones.glamm.checkpoint import load_checkpoint
+    from backbones.glamm.sizes import sam_numbers
+    from backbones.parts.tensor_parallel import mesh, split
+    from backbones.parts.tokenizer import LlamaTokenizer
+
+    folder = reading.checkpoint_folder(checkpoint)
+    sam = sam_numbers(folder, Path(sam_dims) if sam_dims is not None else None)
+    tokenizer = LlamaTokenizer(folder)
+    tower = reading.clip_folder(clip or reading.CLIP_HUB)
+    team = mesh(how.tensor_parallel, how.device) if how.tensor_parallel > 1 else None
+    try:
+        # a model that is shared is read into main memory, and each device gets its part
+        first = "cpu" if team is not None else how.device
+        model = load_checkpoint(
+            folder, str(tower), dtype=getattr(torch, how.dtype), device=first, attn=how.attn, sam=sam
+        )
+        if team is not None:
+            split(model.language_model, team)
+            model.to(how.device)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"The model does not fit into {how.device} in {how.dtype}; give --dtype bfloat16 or another --device."
+        ) from error
+    tokenizer.check(model.language_model.config.vocab_size)
+    return GlammBackbone(
+        model,
+        tokenizer,
+        tower,
+        name=name,
+        fingerprint=reading.fingerprint(folder, tower, sam),
+        device=how.device,
+        dtype=how.dtype,
+        attn=how.attn,
+        batch_size=how.batch_size,
+        image_backend=how.image_backend,
+    )

@@ -1,0 +1,259 @@
+"""Names to backbones: the built-in ones, entry points of installed packages, and plugin files.
+
+A registered backbone is a frozen dataclass of settings, `glamm(checkpoint='DIR')`, which loads the model when
+it is asked to. What holds for every model of a family is known before: see `Family`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from backbones.parts.geometry import GEOMETRIES
+from pruners.base import LAYER_KINDS, PLAIN_KINDS, Need, Pruner
+from pruners.errors import UserError, nearest
+from pruners.registration import Registry
+from pruners.views import CUT_KINDS
+from pruners.written import check_types, text_of
+
+if TYPE_CHECKING:
+    from backbones.base import Backbone
+
+KINDS = frozenset((*LAYER_KINDS, *PLAIN_KINDS))  # of signals: all that a backbone can answer
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+HALF = ("bfloat16", "float16")
+IMAGE_BACKENDS = ("pil", "mmcv")
+ATTENTION = ("eager", "sdpa", "flash_attention_2")
+ANSWERS = ("forced", "generated")
+FACTS = ("name", "reference", "signals", "cuts_inside", "geometry", "protocols", "drawn", "answers")
+
+
+class UnknownProtocol(UserError):
+    """A protocol that a backbone does not have."""
+
+
+class Family:
+    """What holds for every model of a family, loaded or not; settings and loaded backbones derive from it.
+
+    Attributes:
+        name: as one writes it; of the backbone's cells, too.
+        signals: kinds of `pruners.Need` that it answers.
+        cuts_inside: whether visual tokens can be cut between the layers of its language model.
+        geometry: what it sees of a medium, one of `backbones.parts.geometry.GEOMETRIES`.
+        protocols: how expressions become conversations: name to what it does.
+        drawn: the protocols whose conversations follow from a seed.
+        answers: "forced" if the answer with its [SEG] is given, "generated" if the model writes it.
+    """
+
+    name: str
+    signals: ClassVar[frozenset[str]] = frozenset()
+    cuts_inside: ClassVar[bool] = False
+    geometry: ClassVar[str] = "whole"
+    protocols: ClassVar[Mapping[str, str]] = {"each": "every expression alone"}
+    drawn: ClassVar[tuple[str, ...]] = ()
+    answers: ClassVar[str] = "forced"
+
+    def lacks(self, pruner: Pruner) -> str:
+        """Why a pruner cannot be served, in a sentence; empty if it can."""
+        if pruner.stage != "tower" and not self.cuts_inside:
+            return f"{pruner.spec()} prunes inside the language model, where {self.name} has no layers to cut between."
+        answered = {*self.signals, *CUT_KINDS}
+        if absent := sorted(signal(need) for need in pruner.needs if need.kind not in answered):
+            return f"{pruner.spec()} reads {', '.join(absent)}, which {self.name} cannot answer."
+        return ""
+
+    def check_protocol(self, name: str) -> str:
+        """The name, if it is a protocol of this family.
+
+        Raises:
+            UnknownProtocol: it is none.
+        """
+        if name not in self.protocols:
+            raise UnknownProtocol(
+                f"{self.name} has no protocol {name!r}, there are {', '.join(self.protocols)}."
+                f"{nearest(name, self.protocols)}"
+            )
+        return name
+
+
+def signal(need: Need) -> str:
+    """A signal in words: `keys[-1]`."""
+    return need.kind + (f"[{need.layer}]" if need.layer is not None else "")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's.
+
+    Attributes:
+        level: "note" is worth knowing and no fault.
+        what: what was found; a fault's sentence ends with what mends it.
+    """
+
+    level: Literal["ok", "note", "wrong"]
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.level:<5}  {self.what}"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How a model runs, whatever it is.
+
+    Attributes:
+        device: "cpu", "cuda", "cuda:1", "mps"; all ways to write the CPU become "cpu".
+        dtype: of the weights, one of DTYPES.
+        attn: attention implementation, one of ATTENTION.
+        batch_size: most rows in one forward pass; results do not depend on it.
+        image_backend: "pil", or "mmcv" for a faster grounding branch with the same pixels.
+        tensor_parallel: processes that share one language model; a launcher has started them.
+
+    Raises:
+        UserError: a setting that does not exist, or a device that is not there.
+    """
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    attn: str = "sdpa"
+    batch_size: int = 16
+    image_backend: str = "pil"
+    tensor_parallel: int = 1
+
+    def __post_init__(self) -> None:
+        _choose("dtype", self.dtype, DTYPES)
+        check_attention(self.attn)
+        if self.batch_size < 1:
+            raise UserError(f"--batch-size {self.batch_size} is too small; give 1 or more.")
+        object.__setattr__(self, "device", _check_device(self.device, self.attn, self.dtype))
+        _choose("image backend", self.image_backend, IMAGE_BACKENDS)
+        if self.image_backend == "mmcv" and find_spec("mmcv") is None:
+            raise UserError(
+                "--image-backend mmcv needs the package: pip install 'groundprune[mmcv]'; or give --image-backend pil."
+            )
+        if self.tensor_parallel < 1:
+            raise UserError(f"--tensor-parallel {self.tensor_parallel} is too small; give 1 or more.")
+
+
+def _choose(what: str, value: str, valid: tuple[str, ...]) -> str:
+    if value not in valid:
+        raise UserError(f"There is no {what} {value!r}; there are {', '.join(valid)}.{nearest(value, valid)}")
+    return value
+
+
+def check_attention(attn: str) -> str:
+    """The name of an attention implementation, if it is one.
+
+    Raises:
+        UserError: it is none.
+    """
+    return _choose("attention implementation", attn, ATTENTION)
+
+
+def _check_device(device: str, attn: str, dtype: str) -> str:
+    """The device, "cpu" for all ways to write it.
+
+    Raises:
+        UserError: it is not there, or cannot run the attention implementation.
+    """
+    import torch
+
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"{device!r} is no device; give --device cpu or cuda.") from error
+    if place.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"--device {device} is not one that the backbones run on; give --device cpu or cuda.")
+    if place.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(
+                f"--device {device} needs a CUDA GPU and a CUDA build of torch; here give --device cpu."
+            )
+        if (place.index or 0) >= torch.cuda.device_count():
+            raise UserError(
+                f"There is no {device}; this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}."
+            )
+    if place.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps needs a Mac with its own GPU; here give --device cpu.")
+    if attn == "flash_attention_2":
+        if find_spec("flash_attn") is None or place.type != "cuda":
+            raise UserError(
+                "--attn flash_attention_2 needs a CUDA GPU and the package: pip install 'groundprune[flash]';"
+                " without them give --attn sdpa."
+            )
+        if dtype not in HALF:
+            raise UserError(
+                f"--attn flash_attention_2 does not compute in {dtype}; add --dtype bfloat16 or give --attn sdpa."
+            )
+    return "cpu" if place.type == "cpu" else device
+
+
+@dataclass(frozen=True)
+class Settings(Family, ABC):
+    """What one writes of a backbone; the fields are its parameters.
+
+    Attributes:
+        reference: paper and link.
+
+    Raises:
+        UserError: a parameter is not of its annotated type.
+    """
+
+    reference: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+    def spec(self) -> str:
+        """The backbone as one writes it, defaults left out: `glamm(checkpoint='DIR')`."""
+        return text_of(self)
+
+    @abstractmethod
+    def load(self, how: Runtime) -> Backbone:
+        """The model, ready to ground.
+
+        Raises:
+            UserError: files are missing or unfit, or the model does not fit into the device.
+        """
+
+    def examine(self) -> Iterator[Finding]:
+        """Look at the files that `load` would read, one finding each; nothing where there are none."""
+        return iter(())
+
+    def shapes(self, attn: str = "sdpa") -> Any:
+        """The model without weights, for costs that follow from shapes alone; None where that is not known.
+
+        Raises:
+            UserError: files that hold its numbers are missing or unfit.
+        """
+        return None
+
+
+class Backbones(Registry[Settings]):
+    """All backbones."""
+
+    what, base, home, group, facts = "backbone", Settings, "backbones", "groundprune.backbones", FACTS
+    example = "\"glamm-mini,glamm(checkpoint='DIR')\""
+    empty = "--backbones is empty; there are {names}."
+
+    def wrong(self, cls: type[Settings]) -> str | None:
+        """What is wrong with the facts of a family."""
+        if not isinstance(cls.signals, frozenset) or cls.signals - KINDS:
+            strange = sorted(map(str, set(cls.signals) - KINDS)) or [type(cls.signals).__name__]
+            return f"answers {', '.join(strange)}; signals is a frozenset of {', '.join(sorted(KINDS))}"
+        if cls.geometry not in GEOMETRIES:
+            return f"has the geometry {cls.geometry!r}; there are {', '.join(GEOMETRIES)}"
+        if not isinstance(cls.protocols, Mapping) or not cls.protocols:
+            return "has no protocols; write protocols = {'each': 'every expression alone'}"
+        if set(cls.drawn) - set(cls.protocols):
+            return f"draws {', '.join(sorted(set(cls.drawn) - set(cls.protocols)))}, which is none of its protocols"
+        if cls.answers not in ANSWERS:
+            return f"has answers that are {cls.answers!r}; they are {' or '.join(ANSWERS)}"
+        return None
+
+
+BACKBONES = Backbones()
+register, get, names, parse = BACKBONES.register, BACKBONES.get, BACKBONES.names, BACKBONES.parse

@@ -1,0 +1,74 @@
+"""What `python -m harness list` prints: pruners, backbones, which runs on which, data sets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import backbones
+import pruners
+from backbones.registry import signal
+from pruners.base import LLM_PATCHES, LLM_TEXT_EMBEDS, Pruner
+
+# what is at hand where a model's vision tower cannot be looked into, e.g. behind an inference server
+BEHIND_PROJECTOR = frozenset({LLM_PATCHES, LLM_TEXT_EMBEDS})
+RUNS, LACKS = "yes", "-"
+
+
+def lines() -> Iterator[str]:
+    """All that can be named on the command line, line by line; nothing is loaded."""
+    yield "pruners"
+    for name in pruners.names():
+        cls = pruners.get(name)
+        yield (
+            f"  {_signature(cls)}  {cls.kind}, {cls.stage}; reads {_needs(cls) or 'patches'}; {cls.reference}"
+        )
+    yield "backbones"
+    for name in backbones.names():
+        family = backbones.get(name)
+        told = (family.__doc__ or "").partition("\n")[0]
+        yield f"  {_signature(family)}  {told} {family.reference}"
+        yield f"    protocols: {'; '.join(f'{word}: {what}' for word, what in family.protocols.items())}"
+    yield from _matrix()
+    yield "data sets"
+    yield "  refshapes, refshapes+ (val, testA, testB), refshapesg (val, test)  generated on first use"
+    yield "  refcoco, refcoco+ (val, testA, testB), refcocog (val, test), grefcoco  read from --data DIR"
+
+
+def deployable(pruner: Pruner) -> bool:
+    """Whether a method needs nothing but features behind the projector and the text's embeddings, so that it
+    could run where nothing else of the model is at hand."""
+    return pruner.stage == "tower" and pruner.needs <= BEHIND_PROJECTOR
+
+
+def _matrix() -> Iterator[str]:
+    """Which pruner runs on which backbone, why the others do not, and which could be deployed."""
+    models = [backbones.get(name)() for name in backbones.names()]
+    methods = [pruners.get(name)() for name in pruners.names()]
+    wide = max(len(method.name) for method in methods)
+    yield "which pruner runs on which backbone"
+    yield f"  {'':<{wide}}  {'  '.join(model.name for model in models)}"
+    reasons = []
+    for method in methods:
+        lacking = [model.lacks(method) for model in models]
+        reasons += [reason for reason in lacking if reason]
+        marks = (
+            f"{LACKS if reason else RUNS:<{len(model.name)}}"
+            for reason, model in zip(lacking, models, strict=True)
+        )
+        yield f"  {method.name:<{wide}}  {'  '.join(marks)}".rstrip()
+    yield from (f"  {reason}" for reason in reasons)
+    able = [method.name for method in methods if method.kind == "method" and deployable(method)]
+    controls = [method.name for method in methods if method.kind == "control" and deployable(method)]
+    yield "could be deployed where only features behind the projector are at hand"
+    yield f"  methods: {', '.join(able) or 'none'}; controls: {', '.join(controls) or 'none'}"
+
+
+def _signature(cls: type[Any]) -> str:
+    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(cls)
+    return f"{cls.name}({', '.join(f'{field.name}={field.default!r}' for field in fields)})"
+
+
+def _needs(cls: type[Pruner]) -> str:
+    return ", ".join(sorted(map(signal, cls.needs)))
