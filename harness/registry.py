@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from pruners.base import UserError, nearest
-from pruners.registry import source_of
+from pruners.registry import elsewhere, source_of
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -31,10 +31,11 @@ class Registry(Generic[T]):
     """
 
     def __init__(
-        self, what: str, base: type[T], home: str, group: str, wrong: Callable[[T], str | None]
+        self, what: str, base: type, home: str, group: str, wrong: Callable[[T], str | None]
     ) -> None:
         self.what, self.base, self.home, self.group, self.wrong = what, base, home, group, wrong
         self.known: dict[str, T] = {}
+        elsewhere.append(self.known)
         self._entry_points_loaded = False
 
     def register(self, cls: C) -> C:
@@ -45,11 +46,9 @@ class Registry(Generic[T]):
                 the name is taken by another class; both places are shown.
         """
         if not (inspect.isclass(cls) and issubclass(cls, self.base)):
-            raise UserError(
-                f"@register takes a subclass of {self.home}.{self.base.__name__}, not {cls!r}."
-            )
+            raise UserError(f"@register takes a subclass of {self.home}.{self.base.__name__}, not {cls!r}.")
         try:
-            made = cls()
+            made: Any = cls()
         except Exception as error:
             raise UserError(
                 f"The {self.what} {cls.__qualname__} at {source_of(cls)} cannot be made without arguments ({error})."

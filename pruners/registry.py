@@ -26,11 +26,12 @@ FACTS = ("name", "reference", "kind", "stage", "stochastic", "needs", "budget_ki
 _sources: dict[str, str] = {}  # of modules that registered a pruner
 STARTED = time.time()  # before any pruner is imported
 _registry: dict[str, type[Pruner]] = {}
+elsewhere: list[dict[str, Any]] = []  # what other registries know, by name: metrics, data sets
 _loaded_entry_points = False
 P = TypeVar("P", bound=type[Pruner])
 
 
-def source_of(cls: type[Pruner]) -> str:
+def source_of(cls: type) -> str:
     """File and line where a class stands; its module, where there is no file."""
     try:
         file = inspect.getsourcefile(cls) or cls.__module__
@@ -144,7 +145,7 @@ def _load_entry_points() -> None:
 
 
 def load_plugin(path: str | Path) -> list[str]:
-    """Import a Python file that registers pruners; returns the names that it added.
+    """Import a Python file that registers pruners, metrics or data sets; returns the names that it added.
 
     Raises:
         UserError: no such file, it cannot be imported, or it registers nothing.
@@ -175,14 +176,23 @@ def load_plugin(path: str | Path) -> list[str]:
         sys.modules.pop(module_name, None)
         _registry.clear()
         _registry.update(before)
+        for known in elsewhere:
+            for name in [name for name, one in known.items() if one.__module__ == module_name]:
+                del known[name]
         if isinstance(error, UserError):
             raise
         raise UserError(f"The plugin {str(path)!r} cannot be imported: {error!r}.") from error
     _sources[module_name] = text
-    added = sorted(name for name, cls in _registry.items() if cls.__module__ == module_name)
+    added = sorted(
+        name
+        for known in (_registry, *elsewhere)
+        for name, one in known.items()
+        if one.__module__ == module_name
+    )
     if not added:
         raise UserError(
-            f"The plugin {str(path)!r} registers no pruner; decorate its class with @pruners.register."
+            f"The plugin {str(path)!r} registers no pruner, metric or data set; decorate its class with @pruners.register, "
+            "@harness.metrics.register or @harness.data.register."
         )
     return added
 

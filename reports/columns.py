@@ -8,7 +8,10 @@ from collections.abc import Iterable, Sequence
 from harness import metrics
 from harness.metrics import Metric
 
-SCORE, BESIDE = "ciou", ("giou",)  # what a table of images ranks by and prints beside, where nothing else is asked for
+SCORE, BESIDE = (
+    "ciou",
+    ("giou",),
+)  # what a table of images ranks by and prints beside, where nothing else is asked for
 
 
 def meanings(metric: Metric, beside: Sequence[Metric]) -> dict[str, str]:

@@ -21,8 +21,8 @@ from harness import cli
 from harness.diagnosis import similarities as diagnose
 from harness.diagnosis import summary as diagnosis
 from harness.store import records
-from harness.store.run_folder import LOOSE
 from harness.store.journal import write_atomically
+from harness.store.run_folder import LOOSE
 from pruners import UserError
 from reports.diagnosis import verdict, write
 from tests.fake_backbone import FakeBackbone

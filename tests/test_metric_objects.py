@@ -84,8 +84,13 @@ def test_every_metric_is_what_its_definition_says(masks: tuple[np.ndarray, np.nd
     wanted = {
         "ciou": inner / (outer + 1e-10),
         "giou": sum(1.0 if not u else i / (u + 1e-5) for i, u in pairs) / (len(pairs) + 1e-5),
-    } | {f"p@0.{k}": float(Fraction(sum(one >= Fraction(k, 10) for one in ious), len(ious))) for k in range(5, 10)}
-    assert {name: metrics.get(name).value(table) for name in metrics.names()} == pytest.approx(wanted, rel=1e-12)
+    } | {
+        f"p@0.{k}": float(Fraction(sum(one >= Fraction(k, 10) for one in ious), len(ious)))
+        for k in range(5, 10)
+    }
+    assert {name: metrics.get(name).value(table) for name in metrics.names()} == pytest.approx(
+        wanted, rel=1e-12
+    )
     for name in metrics.names():
         above, below = metrics.get(name).terms(table)
         value = above.sum() / (below.sum() + metrics.get(name).epsilon)
@@ -121,7 +126,10 @@ def made(**facts: Any) -> type[metrics.Metric]:
         ({"columns": ("a", "a")}, "names no columns"),
         ({"columns": ("Hits",)}, "has the column 'Hits'"),
         ({"columns": ("iou",)}, "fills the column 'iou', which records have already"),
-        ({"columns": ("union",), "measure": lambda self, p, t: []}, "fills the column 'union' as ciou at .*overlap.py"),
+        (
+            {"columns": ("union",), "measure": lambda self, p, t: []},
+            "fills the column 'union' as ciou at .*overlap.py",
+        ),
         ({"name": "ciou"}, r"Two metrics are named 'ciou': .*overlap\.py:\d+ and .*"),
         ({"__init__": lambda self, x: None}, "cannot be made without arguments"),
     ],
@@ -136,9 +144,9 @@ def test_names() -> None:
     metrics.register(Missed)
     metrics.register(Missed)  # the same again is no other
     assert metrics.names()[-1] == "missed"
-    with pytest.raises(UserError, match="There is no metric 'mised'; .* Did you mean 'missed'"):
+    with pytest.raises(UserError, match=r"There is no metric 'mised'; .* Did you mean 'missed'"):
         metrics.get("mised")
-    with pytest.raises(UserError, match="takes a subclass of harness.metrics.Metric"):
+    with pytest.raises(UserError, match=r"takes a subclass of harness.metrics.Metric"):
         metrics.register(int)
 
 
@@ -147,9 +155,18 @@ def test_names() -> None:
     [
         (lambda self, p, t: [], "returned 0 of them, not a list of one dict for each of 2"),
         (lambda self, p, t: None, "returned a NoneType"),
-        (lambda self, p, t: [{"missed_pixels": 1}] * 2, "returned missed_pixels of an expression, not missed_pixels, target"),
-        (lambda self, p, t: [{"missed_pixels": 1, "target_pixels": np.nan}] * 2, "returned nan as target_pixels"),
-        (lambda self, p, t: [{"missed_pixels": True, "target_pixels": 1}] * 2, "returned True as missed_pixels"),
+        (
+            lambda self, p, t: [{"missed_pixels": 1}] * 2,
+            "returned missed_pixels of an expression, not missed_pixels, target",
+        ),
+        (
+            lambda self, p, t: [{"missed_pixels": 1, "target_pixels": np.nan}] * 2,
+            "returned nan as target_pixels",
+        ),
+        (
+            lambda self, p, t: [{"missed_pixels": True, "target_pixels": 1}] * 2,
+            "returned True as missed_pixels",
+        ),
         (lambda self, p, t: [{"missed_pixels": "1", "target_pixels": 1}] * 2, "no finite int or float"),
         (lambda self, p, t: 1 / 0, "cannot measure an answer .ZeroDivisionError"),
     ],
@@ -187,7 +204,10 @@ def test_somebody_elses_metric_is_measured_recorded_and_shown(
     assert records.load(tmp_path / "run").equals(frame)  # of the journals alone
     text = render(tmp_path / "run")[0].read_text()
     assert "| missed |" in " ".join(text.split())
-    assert "- missed: target pixels that are not painted over all target pixels in percent, mean of the columns" in text
+    assert (
+        "- missed: target pixels that are not painted over all target pixels in percent, mean of the columns"
+        in text
+    )
     csv = pd.read_csv(tmp_path / "run" / "leaderboard.csv")
     one = frame[frame["pruner"] == "uniform"]
     value = csv[csv["pruner"] == "uniform"]["missed"].item()
@@ -206,12 +226,17 @@ def test_a_report_ranks_by_any_metric(tmp_path: Path) -> None:
     assert score.value == pytest.approx(metrics.get("giou").value(part), abs=1e-12)
     assert line.others["ciou"]["refcocog", "val"] == metrics.get("ciou").value(part)
     text = render(folder, metric="giou")[0].read_text()
-    assert "- data set and split: gIoU in percent: mean IoU over expressions, so every expression weighs the same." in text
+    assert (
+        "- data set and split: gIoU in percent: mean IoU over expressions, so every expression weighs the same."
+        in text
+    )
     assert "Published" not in text
-    with pytest.raises(UserError, match="There is no metric 'gio'; .* Did you mean 'giou'"):
+    with pytest.raises(UserError, match=r"There is no metric 'gio'; .* Did you mean 'giou'"):
         render(folder, metric="gio")
     metrics.register(Missed)
-    with pytest.raises(UserError, match="--metric missed is made of missed_pixels, target_pixels, which no run here"):
+    with pytest.raises(
+        UserError, match="--metric missed is made of missed_pixels, target_pixels, which no run here"
+    ):
         render(folder, metric="missed")
 
 

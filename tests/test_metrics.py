@@ -109,7 +109,9 @@ def test_order_does_not_matter(rows: list[tuple[int, int]], random: object) -> N
     shuffled = list(rows)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     assert value("ciou", *zip(*rows, strict=True)) == value("ciou", *zip(*shuffled, strict=True))
-    assert value("giou", *zip(*rows, strict=True)) == pytest.approx(value("giou", *zip(*shuffled, strict=True)))
+    assert value("giou", *zip(*rows, strict=True)) == pytest.approx(
+        value("giou", *zip(*shuffled, strict=True))
+    )
 
 
 def test_empty_targets() -> None:

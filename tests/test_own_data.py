@@ -75,7 +75,10 @@ LINES = [
         ("csv", as_csv().replace("val,a.png", " val , a.png ")),
         (
             "csv",
-            as_csv([(*row, "seen, twice") for row in ROWS], ("split", "image", "expression", "annotations", "group", "note")),
+            as_csv(
+                [(*row, "seen, twice") for row in ROWS],
+                ("split", "image", "expression", "annotations", "group", "note"),
+            ),
         ),
         ("csv", as_csv([row[:4] for row in ROWS], ("split", "image", "expression", "annotations"))),
         ("jsonl", "\n".join(map(json.dumps, LINES))),
@@ -103,7 +106,9 @@ def test_an_expression_may_hold_commas_quotes_and_line_ends(tmp_path: Path) -> N
 def test_content_is_of_one_sample(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_own(tmp_path / name)
-    one, two = ([data.content(s) for s in data.load("mine", "val", tmp_path / name)] for name in ("one", "two"))
+    one, two = (
+        [data.content(s) for s in data.load("mine", "val", tmp_path / name)] for name in ("one", "two")
+    )
     assert one == two and len(set(one)) == 2 and all(len(text) == 16 for text in one)
     path = tmp_path / "two" / "mine" / "images" / "a.png"
     Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)).save(path)
@@ -124,11 +129,17 @@ def test_content_is_of_one_sample(tmp_path: Path) -> None:
         (("val", "../a.png", "it", "11", ""), "no usable file name: '../a.png'"),
         (("val", "/etc/hosts", "it", "11", ""), "no usable file name"),
         (("val", "a.png", "it", "13", ""), "names annotation 13, which annotations.json does not hold"),
-        (("val", "a.png", "it", "-1", ""), "has the annotations '-1'; write annotation ids separated by spaces"),
+        (
+            ("val", "a.png", "it", "-1", ""),
+            "has the annotations '-1'; write annotation ids separated by spaces",
+        ),
         (("val", "a.png", "it", "11.5", ""), "has the annotations '11.5'"),
         (("val", "a.png", "it", "[11]", ""), "has the annotations '[11]'"),
         (("val", "a.png", "it", "11 11", ""), "names an annotation twice (11 11)"),
-        (("val", "a.png", "it", "21", ""), "names annotation 21 for the image 'a.png', which annotations.json has in the image b.png"),
+        (
+            ("val", "a.png", "it", "21", ""),
+            "names annotation 21 for the image 'a.png', which annotations.json has in the image b.png",
+        ),
         (("val", "a.png", "  ", "11", ""), "has no expression"),
         (("", "a.png", "it", "11", ""), "has no split"),
         (("val", "", "it", "11", ""), "has no image"),
@@ -151,9 +162,21 @@ def test_a_row_that_cannot_be_used_is_named_by_file_and_line(
     [
         (as_csv().replace(",", ";"), 1, "separates its columns with ';'; save it with commas"),
         (as_csv().replace(",", "\t"), 1, "separates its columns with tabs"),
-        (as_csv().replace("annotations", "anotations"), 1, "lacks 'annotations' (perhaps written 'anotations')"),
-        (as_csv().replace("split,", "Split,"), 1, "lacks 'split' (perhaps written 'Split'); it names Split, image"),
-        (as_csv().replace("group", "groups"), 1, "names 'groups', which is not read; perhaps 'group' is meant"),
+        (
+            as_csv().replace("annotations", "anotations"),
+            1,
+            "lacks 'annotations' (perhaps written 'anotations')",
+        ),
+        (
+            as_csv().replace("split,", "Split,"),
+            1,
+            "lacks 'split' (perhaps written 'Split'); it names Split, image",
+        ),
+        (
+            as_csv().replace("group", "groups"),
+            1,
+            "names 'groups', which is not read; perhaps 'group' is meant",
+        ),
         (as_csv().replace("group", "image"), 1, "names the column 'image' twice"),
         (as_csv().replace("a cat", "a cät").encode("latin-1"), 4, "is no UTF-8 (byte 0xe4)"),
         (as_csv().encode("utf-16"), 1, "is written in UTF-16"),
@@ -182,7 +205,10 @@ def test_lists_as_tools_should_not_write_them(
         (json.dumps(LINES[0] | {"annotations": ["11"]}), "'annotations' is '11'"),
         (json.dumps(LINES[0] | {"expression": 5}), "has 5 as its expression, which is no text"),
         (json.dumps(LINES[0] | {"expression": "\ud83d"}), "half a character in its expression"),
-        (json.dumps({"split": "val", "image": "a.png", "text": "it", "annotations": []}), "lacks 'expression'; it names split"),
+        (
+            json.dumps({"split": "val", "image": "a.png", "text": "it", "annotations": []}),
+            "lacks 'expression'; it names split",
+        ),
         (json.dumps(LINES[0] | {"goup": "a"}), "names 'goup', which is not read; perhaps 'group' is meant"),
     ],
 )
@@ -201,8 +227,14 @@ def test_annotations_that_contradict_themselves(tmp_path: Path) -> None:
     write_own(tmp_path)
     whole = instances()
     for changes, said in (
-        ({"images": whole["images"] + [whole["images"][0] | {"file_name": "c.png"}]}, "two images have the id 7"),
-        ({"images": whole["images"] + [whole["images"][0] | {"id": 1}]}, "images 7 and 1 are both named 'a.png'"),
+        (
+            {"images": whole["images"] + [whole["images"][0] | {"file_name": "c.png"}]},
+            "two images have the id 7",
+        ),
+        (
+            {"images": whole["images"] + [whole["images"][0] | {"id": 1}]},
+            "images 7 and 1 are both named 'a.png'",
+        ),
         ({"annotations": whole["annotations"] * 2}, "two annotations have the id 11"),
         ({"annotations": [{"id": 11, "segmentation": []}]}, "no 'image_id'"),
         ({"images": [whole["images"][0] | {"height": "40"}]}, "'height' is '40', not a whole number"),
@@ -218,7 +250,10 @@ def test_files_that_are_missing_or_too_many(tmp_path: Path) -> None:
     path = write_own(tmp_path)
     folder = path.parent
     (folder / "images" / "a.png").rename(folder / "images" / "a.PNG")
-    assert f"{path}:2 names the image 'a.png', which is not in '{folder / 'images'}' (there is 'a.PNG')" in refused(tmp_path)
+    assert (
+        f"{path}:2 names the image 'a.png', which is not in '{folder / 'images'}' (there is 'a.PNG')"
+        in refused(tmp_path)
+    )
     assert "(1 more lines cannot be used; `python -m harness doctor --data" in refused(tmp_path)
     (folder / "images" / "a.PNG").rename(folder / "images" / "a.png")
     (folder / "expressions.jsonl").write_text("")
@@ -238,10 +273,15 @@ def test_an_image_of_another_size(tmp_path: Path) -> None:
     path = write_own(tmp_path)
     Image.fromarray(np.zeros((WIDTH, HEIGHT, 3), dtype=np.uint8)).save(path.parent / "images" / "a.png")
     sample = data.load("mine", "val", tmp_path)[0]
-    with pytest.raises(DataError, match=r"is 40x64 px, but its annotations are for 64x40; take images and annotations\.json"):
+    with pytest.raises(
+        DataError, match=r"is 40x64 px, but its annotations are for 64x40; take images and annotations\.json"
+    ):
         sample.image()
-    edited(tmp_path, annotations=[{"id": k, "image_id": 7, "segmentation": [[1, 2, 3]]} for k in (11, 12)]
-           + [{"id": 21, "image_id": 8, "segmentation": [SQUARE]}])
+    edited(
+        tmp_path,
+        annotations=[{"id": k, "image_id": 7, "segmentation": [[1, 2, 3]]} for k in (11, 12)]
+        + [{"id": 21, "image_id": 8, "segmentation": [SQUARE]}],
+    )
     with pytest.raises(DataError, match=r"annotation 11 is damaged .*; mend annotations\.json"):
         data.load("mine", "val", tmp_path)[0].masks()
 
@@ -252,9 +292,9 @@ def test_folders_and_names(tmp_path: Path) -> None:
         data.parse_datasets("mine", tmp_path / "a" / "mine")
     with pytest.raises(DataError, match="Own data need --data DIR"):
         data.parse_datasets("mine")
-    with pytest.raises(DataError, match="mine has no split 'vall', it has val, test. Did you mean 'val'"):
+    with pytest.raises(DataError, match=r"mine has no split 'vall', it has val, test. Did you mean 'val'"):
         data.parse_datasets("mine:vall", tmp_path / "a")
-    with pytest.raises(DataError, match="Unknown data set 'mne', .* Did you mean 'mine'"):
+    with pytest.raises(DataError, match=r"Unknown data set 'mne', .* Did you mean 'mine'"):
         data.parse_datasets("mne", tmp_path / "a")
     write_own(tmp_path / "b", name="refcoco")
     with pytest.raises(DataError, match="has the name of a published data set"):
@@ -272,7 +312,29 @@ def test_folders_and_names(tmp_path: Path) -> None:
 # --- whatever stands there
 
 CELLS = st.sampled_from(
-    ["val", "test", "a.png", "b.png", "11", "12", "21", "11 12", "", " ", '"', ";", ",", "the cat", "é", "﻿", "\x00", "-1", "1e9", "../x", "99999999999999999999"]
+    [
+        "val",
+        "test",
+        "a.png",
+        "b.png",
+        "11",
+        "12",
+        "21",
+        "11 12",
+        "",
+        " ",
+        '"',
+        ";",
+        ",",
+        "the cat",
+        "é",
+        "﻿",
+        "\x00",
+        "-1",
+        "1e9",
+        "../x",
+        "99999999999999999999",
+    ]
 )
 TEXTS = st.lists(st.lists(CELLS, max_size=6).map(",".join), max_size=8).map("\n".join)
 VALUES = st.recursive(
@@ -288,16 +350,22 @@ OBJECTS = st.fixed_dictionaries(
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 @given(st.data())
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_every_line_is_used_or_refused(tmp_path_factory: pytest.TempPathFactory, kind: str, data: st.DataObject) -> None:
+def test_every_line_is_used_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, data: st.DataObject
+) -> None:
     """Raw bytes, cells in any order, lines with any values: one kind of error comes of it, and no line is
     silently lost."""
     header = data.draw(st.sampled_from([",".join(("split", "image", "expression", "annotations")), ""]))
     body: str = data.draw(
         st.one_of(TEXTS, st.text(max_size=60))
         if kind == "csv"
-        else st.one_of(TEXTS, st.lists(OBJECTS, max_size=5).map(lambda rows: "\n".join(map(json.dumps, rows))))
+        else st.one_of(
+            TEXTS, st.lists(OBJECTS, max_size=5).map(lambda rows: "\n".join(map(json.dumps, rows)))
+        )
     )
-    raw = data.draw(st.one_of(st.just(f"{header}\n{body}".encode("utf-8", "surrogatepass")), st.binary(max_size=60)))
+    raw = data.draw(
+        st.one_of(st.just(f"{header}\n{body}".encode("utf-8", "surrogatepass")), st.binary(max_size=60))
+    )
     path = tmp_path_factory.mktemp("list") / f"expressions.{kind}"
     path.write_bytes(raw)
     try:
@@ -361,7 +429,10 @@ def test_a_run_of_own_data(
     write_own(tmp_path / "data", as_csv([(*row[:4], "anna") for row in ROWS]))
     known(monkeypatch)
     words = ("--backbones", "fake", "--pruners", "none,uniform", "--budgets", 8, "--datasets", "mine:val")
-    assert command(monkeypatch, *words, "--data", tmp_path / "data", "--out", tmp_path / "run", "--costs", "off") == 0
+    assert (
+        command(monkeypatch, *words, "--data", tmp_path / "data", "--out", tmp_path / "run", "--costs", "off")
+        == 0
+    )
     assert "| mine val |" in " ".join(capsys.readouterr().out.split())
     frame, asked = records.load(tmp_path / "run"), records.samples(tmp_path / "run")
     assert set(frame["cluster"]) == {"mine/images/a.png", "mine/images/b.png"}

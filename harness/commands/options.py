@@ -21,7 +21,10 @@ Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16, float64")]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 Plugins = Annotated[
-    list[str], typer.Option("--plugin", help="Python file that registers a pruner (can be repeated)")
+    list[str],
+    typer.Option(
+        "--plugin", help="Python file that registers pruners, metrics or data sets (can be repeated)"
+    ),
 ]
 
 

@@ -76,7 +76,9 @@ def read(path: Path) -> tuple[list[Row], list[Fault]]:
 def _text(path: Path) -> str:
     try:
         if (size := path.stat().st_size) > MOST_BYTES:
-            raise DataError(f"'{path}' has {size >> 20} MiB, more than {MOST_BYTES >> 20}; split the data set.")
+            raise DataError(
+                f"'{path}' has {size >> 20} MiB, more than {MOST_BYTES >> 20}; split the data set."
+            )
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"'{path}' cannot be read ({error.strerror}).") from None
@@ -128,7 +130,10 @@ def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any] | st
         except StopIteration:
             break
         except csv.Error as error:
-            told = f"cannot be read as CSV ({error}); put text with commas or quotes into double quotes, quotes in it doubled"
+            told = (
+                f"cannot be read as CSV ({error}); put text with commas or quotes into double quotes, "
+                "quotes in it doubled"
+            )
             if header is None:
                 raise DataError(f"{path}:{line} {told}.") from None
             yield line, told
@@ -232,7 +237,9 @@ def _ids(value: Any) -> tuple[int, ...]:
             given = value if isinstance(value, list) else [value]
             numbers = [whole({"annotations": one}, "annotations") for one in given]
         except ValueError as error:
-            raise ValueError(f"cannot be used: {error}; write a list of annotation ids, [] for nothing") from None
+            raise ValueError(
+                f"cannot be used: {error}; write a list of annotation ids, [] for nothing"
+            ) from None
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"names an annotation twice ({' '.join(map(str, numbers))})")
     return tuple(numbers)

@@ -43,7 +43,9 @@ class OwnData(DataSet):
 
     def splits(self, dataset: str, root: Path | None) -> Splits:
         held = list(dict.fromkeys(row.split for row in _sound(Path(root or ""), dataset).rows))
-        return Splits([split for split in held if split != "train"], [split for split in held if split == "train"])
+        return Splits(
+            [split for split in held if split != "train"], [split for split in held if split == "train"]
+        )
 
     def load(self, dataset: str, split: str, root: Path | None) -> list[Sample]:
         return load_own(Path(root or ""), dataset, split)
@@ -61,13 +63,13 @@ class _Files:
     """What a data set's two files hold.
 
     Attributes:
-        list: the file with the expressions.
+        listed: the file with the expressions.
         pictures: by their path below the image folder, those that a row names.
         annotations: by their id, those that a row names.
         faults: lines that cannot be used, in order.
     """
 
-    list: Path
+    listed: Path
     rows: list[Row]
     pictures: dict[str, Picture]
     annotations: dict[int, Joined]
@@ -120,7 +122,7 @@ def faults(root: Path, dataset: str) -> Iterator[str]:
     """
     files = _read(root, dataset)
     for fault in files.faults:
-        yield f"{files.list}:{fault.line} {fault.what}."
+        yield f"{files.listed}:{fault.line} {fault.what}."
 
 
 def _sample(root: Path, dataset: str, split: str, files: _Files, name: str, rows: list[Row]) -> Sample:
@@ -157,9 +159,9 @@ def _sound(root: Path, dataset: str) -> _Files:
             if len(files.faults) > 1
             else ""
         )
-        raise DataError(f"{files.list}:{first.line} {first.what}{more}.")
+        raise DataError(f"{files.listed}:{first.line} {first.what}{more}.")
     if not files.rows:
-        raise DataError(f"'{files.list}' lists no expression; write one line for each.")
+        raise DataError(f"'{files.listed}' lists no expression; write one line for each.")
     return files
 
 
@@ -209,7 +211,9 @@ def _checked(folder: Path, listed: Path, annotations: Path, *stamps: tuple[int, 
             found.append(Fault(row.line, why))
         elif row.image in absent:
             there = _near_file(folder / IMAGES, row.image)
-            found.append(Fault(row.line, f"names the image '{row.image}', which is not in '{folder / IMAGES}'{there}"))
+            found.append(
+                Fault(row.line, f"names the image '{row.image}', which is not in '{folder / IMAGES}'{there}")
+            )
         elif first.setdefault(same, row.line) != row.line:
             found.append(Fault(row.line, f"says the same as line {first[same]}; take one of them out"))
         elif (one := splits.setdefault(row.split.casefold(), row)).split != row.split:

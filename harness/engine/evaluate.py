@@ -186,7 +186,9 @@ def _measured(seen: _Seen, results: Sequence[tuple[_Asked, Grounded]]) -> dict[i
     found: dict[int, dict[str, Any]] = {}
     for places in groups.values():
         predictions = np.stack([answers[place] for place in places])[:, None]  # of one frame
-        for place, counted in zip(places, metrics.measure(predictions, seen.truth[places][:, None]), strict=True):
+        for place, counted in zip(
+            places, metrics.measure(predictions, seen.truth[places][:, None]), strict=True
+        ):
             inner, outer = counted.pop("intersection"), counted.pop("union")
             iou = float(metrics.iou([inner], [outer])[0])
             found[place] = {"intersection": inner, "union": outer, "iou": iou, "measures": counted}
@@ -307,9 +309,7 @@ def _run_lengths(mask: NDArray[np.bool_]) -> str:
     return counts.decode()
 
 
-def _score(
-    one: _Asked, result: Grounded, measured: dict[int, dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
+def _score(one: _Asked, result: Grounded, measured: dict[int, dict[str, Any]]) -> Iterator[dict[str, Any]]:
     predictions = (result.logits > 0).numpy(force=True)
     retained = result.retained.numpy(force=True)
     kept = pack_tokens(retained, one.seen.shares.shape[1])

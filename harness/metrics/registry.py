@@ -94,7 +94,9 @@ def measure(predictions: Masks, truths: Truths, medium: Medium = "image") -> lis
         if wrong := _wrong_measure(metric, rows, len(found)):
             raise UserError(f"The metric {metric.name!r} at {source_of(type(metric))} {wrong}; mend it.")
         for kept, row in zip(found, rows, strict=True):
-            kept |= {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
+            kept |= {
+                name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()
+            }
     return found
 
 

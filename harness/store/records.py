@@ -10,7 +10,6 @@ Whoever reads, reads a row once and checked.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import socket

@@ -44,8 +44,8 @@ COUNTED = {
     "union": "int64",
     "iou": "float64",
 }
-# the medium, as `harness.data.Sample.cluster`; its frames, the views that the vision tower made of it, and all
-# tokens that the language model's first layer sees, None where the backbone does not say
+# the medium, as `harness.data.Sample.cluster`; its frames, the views that the vision tower made of it, and
+# all tokens that the language model's first layer sees, None where the backbone does not say
 SEEN = {"cluster": "string", "frames": "int64", "views": "int64", "tokens_llm": "int64"}
 # what metrics of others count, by column
 MEASURED = {"measures": "measures"}
@@ -189,7 +189,9 @@ def _counts(row: dict[str, Any], cell: Mapping[str, Any]) -> None:
     if not RUN_LENGTHS.fullmatch(row["mask"]):
         raise ValueError("its mask is no run-length code")
     if not row["cluster"] or min(row["frames"], row["views"]) < 1:
-        raise ValueError(f"its medium is {row['cluster']!r} of {row['frames']} frames and {row['views']} views")
+        raise ValueError(
+            f"its medium is {row['cluster']!r} of {row['frames']} frames and {row['views']} views"
+        )
     if row["protocol"] == "each" and row["place"] >= row["of"]:
         raise ValueError(f"it is number {row['place']} of {row['of']}")
     if not 0 <= (row["rounding_tokens"] or 0) <= row["tokens_final"] or abs(row["rounding_iou"] or 0) > 1:
