@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
-from pruners.base import UserError, nearest
-from pruners.registry import source_of
+from pruners.errors import UserError, nearest
+from pruners.registration import installed, join, source_of
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -31,10 +30,11 @@ class Registry(Generic[T]):
     """
 
     def __init__(
-        self, what: str, base: type[T], home: str, group: str, wrong: Callable[[T], str | None]
+        self, what: str, base: type, home: str, group: str, wrong: Callable[[T], str | None]
     ) -> None:
         self.what, self.base, self.home, self.group, self.wrong = what, base, home, group, wrong
         self.known: dict[str, T] = {}
+        join(self)
         self._entry_points_loaded = False
 
     def register(self, cls: C) -> C:
@@ -47,7 +47,7 @@ class Registry(Generic[T]):
         if not (inspect.isclass(cls) and issubclass(cls, self.base)):
             raise UserError(f"@register takes a subclass of {self.home}.{self.base.__name__}, not {cls!r}.")
         try:
-            made = cls()
+            made: Any = cls()
         except Exception as error:
             raise UserError(
                 f"The {self.what} {cls.__qualname__} at {source_of(cls)} cannot be made without arguments ({error})."
@@ -82,17 +82,8 @@ class Registry(Generic[T]):
     def _load_entry_points(self) -> None:
         if self._entry_points_loaded:
             return
-        for point in entry_points(group=self.group):
-            try:
-                found = point.load()
-            except UserError:
-                raise
-            except Exception as error:
-                raise UserError(
-                    f"The installed plugin {point.name!r} ({point.value}) cannot be imported: {error!r}; mend or uninstall it."
-                ) from error
-            if inspect.isclass(found) and issubclass(found, self.base):
-                self.register(found)
+        for cls in installed(self.group, self.base):
+            self.register(cls)
         self._entry_points_loaded = True
 
     def names(self) -> list[str]:

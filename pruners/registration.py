@@ -17,7 +17,7 @@ import sys
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -31,7 +31,7 @@ LONGEST = (
 SYNTAX = ",()[]*?@"  # separate things, hold parameters, make patterns, name costs: no part of a name
 STARTED = time.time()  # before anything is registered
 _sources: dict[str, str] = {}  # of modules that registered something
-_registries: list[Registry[Any]] = []
+_registries: list[Any] = []
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
 
@@ -99,6 +99,34 @@ def split(text: str, what: str, example: str = "'name(parameter=value),name'") -
     return parts
 
 
+def installed(group: str, base: type) -> Iterator[type]:
+    """Classes that installed packages bring under a group of entry points; importing one may register more.
+
+    Raises:
+        UserError: one cannot be imported.
+    """
+    for point in entry_points(group=group):
+        try:
+            found = point.load()
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"The installed plugin {point.name!r} ({point.value}) cannot be imported: {error!r}; mend or uninstall it."
+            ) from error
+        if inspect.isclass(found) and issubclass(found, base):
+            yield found
+
+
+def join(registry: Any) -> None:
+    """Let plugin files register here as well.
+
+    Args:
+        registry: has `what` and `home` as `Registry` has them, and `known`, names to classes or things of them.
+    """
+    _registries.append(registry)
+
+
 # -- names to classes
 
 
@@ -128,7 +156,7 @@ class Registry(ABC, Generic[T]):
     def __init__(self) -> None:
         self.known: dict[str, type[T]] = {}
         self._entry_points_loaded = False
-        _registries.append(self)
+        join(self)
 
     @abstractmethod
     def wrong(self, cls: type[T]) -> str | None:
@@ -198,17 +226,8 @@ class Registry(ABC, Generic[T]):
     def _load_entry_points(self) -> None:
         if self._entry_points_loaded:
             return
-        for point in entry_points(group=self.group):
-            try:
-                found = point.load()
-            except UserError:
-                raise
-            except Exception as error:
-                raise UserError(
-                    f"The installed plugin {point.name!r} ({point.value}) cannot be imported: {error!r}; mend or uninstall it."
-                ) from error
-            if inspect.isclass(found) and issubclass(found, self.base):
-                self.register(found)
+        for cls in installed(self.group, self.base):
+            self.register(cls)
         self._entry_points_loaded = True
 
     def names(self) -> list[str]:

@@ -24,12 +24,20 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", metavar="DIR", help="folder to write to; by default the first run's")
     parser.add_argument("--latex", action="store_true", help="write leaderboard.tex too")
     parser.add_argument("--baseline", metavar="PRUNER", help="compare every row with this pruner, e.g. fastv")
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE", help="Python file that registers metrics"
+    )
     parser.add_argument("--metric", metavar="NAME", help="rank by this metric, e.g. giou; by default ciou")
     try:
         given = parser.parse_args(arguments)
     except SystemExit as stop:
         return int(stop.code or 0)
     try:
+        if given.plugin:
+            from pruners import load_plugin
+
+            for path in given.plugin:
+                load_plugin(path)
         written = render(given.runs, given.out, given.baseline, given.latex, given.metric)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

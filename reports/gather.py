@@ -109,8 +109,8 @@ def gather(folders: Sequence[str | Path]) -> Runs:
     twice = frame.duplicated(RESULT)
     if twice.any():
         counted = {name for one in map(metrics.get, metrics.names()) for name in one.columns}
-        told = [*RESULT, *(name for name in frame if name in counted)]
-        again = frame.drop_duplicates(told).duplicated(RESULT).sum()
+        shown = [*RESULT, *(name for name in frame if name in counted)]
+        again = frame.drop_duplicates(shown).duplicated(RESULT).sum()
         agree = (
             "They agree" if not again else f"They disagree on {again} of them; the run named first is shown"
         )

@@ -165,8 +165,8 @@ def per_seed(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def compared(tables: list[Table]) -> pd.DataFrame:
-    """Every score and every difference with its interval (in no unit), one row each; column 'Avg.' is the mean of
-    the table's."""
+    """Every score and every difference with its interval (in no unit), one row each; column 'Avg.' is the mean
+    of the table's."""
     rows: list[dict[str, Any]] = []
     for table in tables:
         for line in table.lines:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from harness import metrics
 from harness.metrics import SUM_EPSILON, Metric
 from harness.metrics.bootstrap import Estimate, Resampled, adjusted, estimate, resample
+from harness.store import records
 from pruners.base import REFERENT, UserError, nearest
 from reports.columns import SCORE
 from reports.comparable import COLUMN, LINE, Group, groups, title
@@ -213,14 +214,12 @@ class _Drawn:
         self._places: list[list[tuple[Any, ...]]] = []
         self._parts: list[Resampled] = []
         above, below = metric.terms(frame)
-        frame = frame.assign(numerator=above, denominator=below)
+        frame = frame.assign(numerator=above, denominator=below, image=_in_order(frame))
         keys = [*COLUMN, *LINE, "seed"]
         for together in _sharing(frame, columns):
             rows = frame[pd.MultiIndex.from_frame(frame[COLUMN]).isin(together)]
             sums = (
-                rows.groupby(["cluster", *keys])[["numerator", "denominator"]]
-                .sum()
-                .unstack(keys, fill_value=0)
+                rows.groupby(["image", *keys])[["numerator", "denominator"]].sum().unstack(keys, fill_value=0)
             )
             inner, outer = sums["numerator"], sums["denominator"][sums["numerator"].columns]
             seed = zlib.crc32(" ".join(map(" ".join, together)).encode())
@@ -254,6 +253,13 @@ class _Drawn:
         return estimate(self._parts, weights)
 
 
+def _in_order(frame: pd.DataFrame) -> pd.Series[str]:
+    """Clusters under names that sort by the number of their image: the order decides which draw an image
+    gets, and is that of the records that had no more than the number."""
+    first = frame.groupby("cluster")["sample"].transform("min")
+    return records.images(first) + " " + frame["cluster"]
+
+
 def _rounding(rows: pd.DataFrame, keys: list[str]) -> pd.Series[float]:
     """Variance of a score by choices that hang on rounding, from the images that were looked at.
 
@@ -285,7 +291,9 @@ def _counts(rows: pd.DataFrame, known: Sequence[Metric]) -> dict[str, Any]:
     """What the score of one row in one column rests on."""
     seeds = [part for _, part in rows.groupby("seed")]
     facts: dict[str, Any] = {one.name: float(np.mean([one.value(part) for part in seeds])) for one in known}
-    sums = {name: rows[name].sum().item() for one in known for name in one.columns}
+    sums: dict[str, Any] = {
+        name: np.asarray(rows[name]).sum().item() for one in known for name in one.columns
+    }
     return facts | {
         **sums,
         "images": int(rows["cluster"].nunique()),

@@ -1,8 +1,9 @@
-"""Samples are media, and data sets are registered: clips of several frames, clusters that data sets share, and
-a data set of somebody else's."""
+"""Samples are media, and data sets are registered: clips of several frames, clusters that data sets share,
+and a data set of somebody else's."""
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from harness import data
 from harness.data import Annotation, DataError, DataSet, Expression, Sample, Splits, Track
 from harness.data.registry import sets
 from harness.engine.runner import Plan, prepare, run
+from harness.metrics.overlap import GeneralIoU
+from harness.metrics.registry import metrics as registry
 from harness.store import code, records
 from pruners import UserError, parse
 from tests.fake_backbone import FakeBackbone
@@ -26,10 +29,11 @@ from tests.refer_tree import HEIGHT, SHIFTED, SQUARE, WIDTH, ref, write_tree
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(code, "STARTED", float("inf"))
-    before = dict(sets.known)
+    before = dict(sets.known), dict(registry.known)
     yield
-    sets.known.clear()
-    sets.known.update(before)
+    for one, kept in zip((sets, registry), before, strict=True):
+        one.known.clear()
+        one.known.update(kept)
 
 
 def frames(folder: Path, count: int) -> tuple[Path, ...]:
@@ -151,6 +155,25 @@ def test_a_registered_data_set_is_loaded_run_and_recorded(tmp_path: Path) -> Non
         "the square": ["anna"],
     }
     assert frame["tokens_llm"].isna().all()  # this backbone does not say
+
+
+@pytest.mark.parametrize(("kind", "made"), [(sets, Squares), (registry, GeneralIoU)])
+def test_an_installed_package_is_found_by_its_entry_point(
+    monkeypatch: pytest.MonkeyPatch, kind: Any, made: type
+) -> None:
+    point = importlib.metadata.EntryPoint("x", f"{made.__module__}:{made.__qualname__}", kind.group)
+    asked = []
+    monkeypatch.setattr(kind, "_entry_points_loaded", False)
+    monkeypatch.setattr("harness.registry.entry_points", lambda group: asked.append(group) or [point])
+    kind.known.pop(made.name, None)
+    assert made.name in kind.names() and type(kind.get(made.name)) is made
+    assert asked == [{"data set": "groundprune.datasets", "metric": "groundprune.metrics"}[kind.what]]
+    broken = importlib.metadata.EntryPoint("broken", "no.such:Thing", kind.group)
+    monkeypatch.setattr(kind, "_entry_points_loaded", False)
+    monkeypatch.setattr("harness.registry.entry_points", lambda group: [broken])
+    with pytest.raises(UserError, match=r"installed plugin 'broken' \(no\.such:Thing\) cannot be imported"):
+        kind.names()
+    monkeypatch.setattr(kind, "_entry_points_loaded", True)
 
 
 def test_clips_are_not_taken_for_images(tmp_path: Path) -> None:

@@ -144,9 +144,9 @@ def test_names() -> None:
     metrics.register(Missed)
     metrics.register(Missed)  # the same again is no other
     assert metrics.names()[-1] == "missed"
-    with pytest.raises(UserError, match="There is no metric 'mised'; .* Did you mean 'missed'"):
+    with pytest.raises(UserError, match=r"There is no metric 'mised'; .* Did you mean 'missed'"):
         metrics.get("mised")
-    with pytest.raises(UserError, match="takes a subclass of harness.metrics.Metric"):
+    with pytest.raises(UserError, match=r"takes a subclass of harness.metrics.Metric"):
         metrics.register(int)
 
 
@@ -231,7 +231,7 @@ def test_a_report_ranks_by_any_metric(tmp_path: Path) -> None:
         in text
     )
     assert "Published" not in text
-    with pytest.raises(UserError, match="There is no metric 'gio'; .* Did you mean 'giou'"):
+    with pytest.raises(UserError, match=r"There is no metric 'gio'; .* Did you mean 'giou'"):
         render(folder, metric="gio")
     metrics.register(Missed)
     with pytest.raises(

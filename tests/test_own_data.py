@@ -292,9 +292,9 @@ def test_folders_and_names(tmp_path: Path) -> None:
         data.parse_datasets("mine", tmp_path / "a" / "mine")
     with pytest.raises(DataError, match="Own data need --data DIR"):
         data.parse_datasets("mine")
-    with pytest.raises(DataError, match="mine has no split 'vall', it has val, test. Did you mean 'val'"):
+    with pytest.raises(DataError, match=r"mine has no split 'vall', it has val, test. Did you mean 'val'"):
         data.parse_datasets("mine:vall", tmp_path / "a")
-    with pytest.raises(DataError, match="Unknown data set 'mne', .* Did you mean 'mine'"):
+    with pytest.raises(DataError, match=r"Unknown data set 'mne', .* Did you mean 'mine'"):
         data.parse_datasets("mne", tmp_path / "a")
     write_own(tmp_path / "b", name="refcoco")
     with pytest.raises(DataError, match="has the name of a published data set"):

@@ -104,3 +104,18 @@ def test_data_are_known_by_the_contents_of_samples_where_cells_do_not_say(tmp_pa
     rows = [a_row(("refcoco", "val"), "none", 576, 0, place) for place in range(4)]
     folder = store(tmp_path / "run", rows, data=None)  # type: ignore[arg-type]
     assert records.load(folder)["data"].map(re.compile(r"[0-9a-f]{16}").fullmatch).all()
+
+
+def test_an_interval_is_the_same_whether_clusters_are_numbers_or_files(tmp_path: Path) -> None:
+    """COCO's file names sort otherwise than the numbers that stood for them."""
+    found = []
+    for name in ("numbers", "files"):
+        rows = [
+            a_row(("refcoco", "val"), "none", 576, 0, place)
+            | {"sample": f"refcoco:val:{7 + 3 * (place // 2)}"}
+            | ({"cluster": f"train2014/{7 + 3 * (place // 2):012}.jpg"} if name == "files" else {})
+            for place in range(16)
+        ]
+        render(store(tmp_path / name, rows))
+        found.append((tmp_path / name / "differences.csv").read_text())
+    assert found[0] == found[1] and "nan" not in found[0]

@@ -57,7 +57,10 @@ Costs = Annotated[
 Data = Annotated[Path | None, typer.Option("--data", help="folder that holds Refer_Segm/, or own data")]
 Plugins = Annotated[
     list[str],
-    typer.Option("--plugin", help="Python file that registers pruners or backbones (can be repeated)"),
+    typer.Option(
+        "--plugin",
+        help="Python file that registers pruners, backbones, metrics or data sets (can be repeated)",
+    ),
 ]
 From = Annotated[
     Path | None,

@@ -130,7 +130,10 @@ def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any] | st
         except StopIteration:
             break
         except csv.Error as error:
-            told = f"cannot be read as CSV ({error}); put text with commas or quotes into double quotes, quotes in it doubled"
+            told = (
+                f"cannot be read as CSV ({error}); put text with commas or quotes into double quotes, "
+                "quotes in it doubled"
+            )
             if header is None:
                 raise DataError(f"{path}:{line} {told}.") from None
             yield line, told

@@ -63,13 +63,13 @@ class _Files:
     """What a data set's two files hold.
 
     Attributes:
-        list: the file with the expressions.
+        listed: the file with the expressions.
         pictures: by their path below the image folder, those that a row names.
         annotations: by their id, those that a row names.
         faults: lines that cannot be used, in order.
     """
 
-    list: Path
+    listed: Path
     rows: list[Row]
     pictures: dict[str, Picture]
     annotations: dict[int, Joined]
@@ -122,7 +122,7 @@ def faults(root: Path, dataset: str) -> Iterator[str]:
     """
     files = _read(root, dataset)
     for fault in files.faults:
-        yield f"{files.list}:{fault.line} {fault.what}."
+        yield f"{files.listed}:{fault.line} {fault.what}."
 
 
 def _sample(root: Path, dataset: str, split: str, files: _Files, name: str, rows: list[Row]) -> Sample:
@@ -159,9 +159,9 @@ def _sound(root: Path, dataset: str) -> _Files:
             if len(files.faults) > 1
             else ""
         )
-        raise DataError(f"{files.list}:{first.line} {first.what}{more}.")
+        raise DataError(f"{files.listed}:{first.line} {first.what}{more}.")
     if not files.rows:
-        raise DataError(f"'{files.list}' lists no expression; write one line for each.")
+        raise DataError(f"'{files.listed}' lists no expression; write one line for each.")
     return files
 
 

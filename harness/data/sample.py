@@ -1,5 +1,5 @@
-"""One medium of a referring-segmentation split, an image or a clip: its expressions, its pixels, the masks they
-name."""
+"""One medium of a referring-segmentation split, an image or a clip: its expressions, its pixels, the masks
+they name."""
 
 from __future__ import annotations
 

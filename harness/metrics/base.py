@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Medium = Literal["image", "video"]
 Masks = NDArray[np.bool_]
 Truths = NDArray[np.uint8]
-Table = Mapping[Any, ArrayLike]  # columns by name: a pandas frame of records, or a dict of sequences
+
+
+class Table(Protocol):
+    """Columns by name: a pandas frame of records, or a dict of sequences."""
+
+    def __getitem__(self, name: Any, /) -> Any:
+        """A column, (n,)."""
 
 
 class Metric(ABC):
@@ -58,7 +63,8 @@ class Metric(ABC):
         Args:
             predictions: (M, T, H, W) bool, the answers to M expressions of one sample and one group
                 (`Expression.group`), in the order of the sample; T frames, 1 of an image.
-            truths: (M, T, H, W) uint8: 1 is the target, 0 is not, 255 is ignored; any other value is no class.
+            truths: (M, T, H, W) uint8: 1 is the target, 0 is not, 255 is ignored; any other value is no
+                class.
 
         Returns:
             For each expression its `columns`, finite numbers.

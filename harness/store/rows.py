@@ -44,8 +44,8 @@ COUNTED = {
     "union": "int64",
     "iou": "float64",
 }
-# the medium, as `harness.data.Sample.cluster`; its frames, the views that the vision tower made of it, and all
-# tokens that the language model's first layer sees, None where the backbone does not say
+# the medium, as `harness.data.Sample.cluster`; its frames, the views that the vision tower made of it, and
+# all tokens that the language model's first layer sees, None where the backbone does not say
 SEEN = {"cluster": "string", "frames": "int64", "views": "int64", "tokens_llm": "int64"}
 # what metrics of others count, by column
 MEASURED = {"measures": "measures"}

@@ -1,4 +1,5 @@
-"""What a run folder says of itself: `run.json`, which is written first, and `done.json`, which is written last."""
+"""What a run folder says of itself: `run.json`, which is written first, and `done.json`, which is written
+last."""
 
 from __future__ import annotations
 

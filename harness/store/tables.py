@@ -1,4 +1,5 @@
-"""The same rows as Parquet, once a run is complete: written once, and held to what `done.json` says of them."""
+"""The same rows as Parquet, once a run is complete: written once, and held to what `done.json` says of
+them."""
 
 from __future__ import annotations
 
