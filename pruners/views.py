@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor
 from torch import dtype as DType
 
-from pruners.errors import UndeclaredNeed
+from pruners.errors import Fault, UndeclaredNeed
 
 
 @dataclass(frozen=True)
@@ -279,17 +279,27 @@ class LayerView:
 
     def only(self, needs: frozenset[Need]) -> LayerView:
         """The same sequence, answering nothing but `needs`."""
+        return self.answered_by(self._answer, declared=needs)
+
+    def answered_by(
+        self,
+        answer: Callable[[Query], Tensor],
+        indices: Tensor | None = None,
+        positions: Tensor | None = None,
+        declared: frozenset[Need] | None = None,
+    ) -> LayerView:
+        """The same sequence with other answers; arguments are those of the class, None leaves them."""
         return LayerView(
             self.layer,
             self.number,
-            self.indices,
-            self.positions,
+            self.indices if indices is None else indices,
+            self.positions if positions is None else positions,
             self.start,
             self.width,
             self.dtype,
-            self._answer,
+            answer,
             self.sample,
-            needs,
+            declared,
         )
 
     def signal(self, query: Query) -> Tensor:
@@ -301,18 +311,28 @@ class LayerView:
         """(H, R, K) attention rows: softmax over all keys up to the row's own token, 0 behind it.
 
         Args:
-            of: "last" for the sequence's last token (R = 1), "text" for all T behind the image, or the rows'
-                places in the sequence.
+            of: "last" for the sequence's last token (R = 1), "text" for all T behind the image, or (R,) int64
+                places of tokens in the sequence, from the image on.
             ahead: with the weights of the layer that has not run yet, on what enters it
                 (`LLM_ATTENTION_AHEAD`); otherwise of the layer that has just run (`LLM_ATTENTION`).
             rotary: False compares queries and keys that are not turned to their positions.
         """
-        return self.signal(Query(LLM_ATTENTION_AHEAD if ahead else LLM_ATTENTION, of, rotary))
+        return self.signal(self._rows(of, ahead, rotary, softmax=True))
 
     def logits(self, of: Rows = "last", *, ahead: bool = False, rotary: bool = True) -> Tensor:
         """(H, R, K) what `attention` is the softmax of, q k / sqrt(d); -inf behind the row's own token."""
-        need = LLM_ATTENTION_AHEAD if ahead else LLM_ATTENTION
-        return self.signal(Query(need, of, rotary, softmax=False))
+        return self.signal(self._rows(of, ahead, rotary, softmax=False))
+
+    def _rows(self, of: Rows, ahead: bool, rotary: bool, softmax: bool) -> Query:
+        """The query for attention rows, or Fault if a row's token is not among those that are known."""
+        if not isinstance(of, str):
+            for place in of.tolist():
+                if not self.start <= place < len(self.positions):
+                    raise Fault(
+                        f"asks for the attention row of token {place} where {self.start} to "
+                        f"{len(self.positions) - 1} are the image's and those behind it"
+                    )
+        return Query(LLM_ATTENTION_AHEAD if ahead else LLM_ATTENTION, of, rotary, softmax)
 
     def keys(self, of: Side = "visual", *, rotary: bool = True) -> Tensor:
         """(H', n or T, d) keys of the layer that has just run."""

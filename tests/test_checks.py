@@ -266,6 +266,10 @@ BAD_CUTS: dict[str, tuple[Callable[[LayerView, int], Any], str]] = {
     ),
     "renames": (lambda tokens, n: Selection(tokens.indices.add_(1)[:n]), "changes tokens.indices in place"),
     "fails": (lambda tokens, n: tokens.attention().reshape(7, 7), "RuntimeError"),
+    "a row before the image": (
+        lambda tokens, n: tokens.attention(arange(n)),
+        "the attention row of token 0 where 5 to 103 are the image's and those behind it",
+    ),
     "reads more": (lambda tokens, n: tokens.normed(), "which its `needs` do not declare"),
     "pooled without features": (
         lambda _, n: Selection(torch.full((n,), POOLED)),

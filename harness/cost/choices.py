@@ -46,6 +46,34 @@ class OfPruner:
     inside: int
 
 
+class Recall:
+    """Choices at cuts, asked for once and then given again: with the signals that were read, without the
+    pruner's own code, which a tracer need not understand."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[list[Query], Selection]] = []
+
+    def first(self, pruner: Pruner, tokens: LayerView, count: int) -> Selection:
+        """What the pruner chooses."""
+        asked: list[Query] = []
+
+        def answer(query: Query) -> torch.Tensor:
+            asked.append(query)
+            return tokens.signal(query)
+
+        chosen = checks.cut(pruner, tokens.answered_by(answer), count)
+        self._known.append((asked, chosen))
+        return chosen
+
+    def again(self, pruner: Pruner, tokens: LayerView, count: int) -> Selection:
+        """The same, cut by cut."""
+        asked, chosen = self._known[tokens.number]
+        indices = chosen.indices
+        for query in asked:  # a tracer leaves out what nothing depends on
+            indices = indices + torch.zeros_like(tokens.signal(query)).sum().to(indices)
+        return Selection(indices, chosen.features)
+
+
 class Blind:
     """Asks pruners at the cuts of a model that is all shapes: what they read is computed as shapes, and they
     choose on random numbers of these.
@@ -63,17 +91,8 @@ class Blind:
 
     def __call__(self, pruner: Pruner, tokens: LayerView, count: int) -> Selection:
         with unset_fake_temporarily():
-            view = LayerView(
-                tokens.layer,
-                tokens.number,
-                torch.arange(len(tokens)),
-                torch.arange(len(tokens.positions)),
-                tokens.start,
-                tokens.width,
-                tokens.dtype,
-                partial(self._answer, tokens),
-                tokens.sample,
-            )
+            places = torch.arange(len(tokens.positions))
+            view = tokens.answered_by(partial(self._answer, tokens), places[: len(tokens)], places)
             chosen = checks.cut(pruner, view, count, self._checked)
         features = None if chosen.features is None else self._fake.from_tensor(chosen.features)
         return Selection(self._fake.from_tensor(chosen.indices), features)

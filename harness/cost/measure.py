@@ -21,6 +21,7 @@ from backbones.glamm.stages import Inputs, forward, prefill, prepare
 from backbones.parts.cuts import cutting
 from harness import metrics
 from harness.cost import meters, projection
+from harness.cost.choices import Recall
 from harness.cost.formulas import Shape, language_model_macs
 from harness.cost.lines import lines_of_run
 from harness.cost.store import BASELINE, LOCK, SCHEMA, Ledgers, complete, counted, key, timed
@@ -89,13 +90,19 @@ def count(backbone: GlammBackbone, inputs: Inputs, line: Line) -> dict[str, Any]
             "an operator is hidden from the counter; give --attn sdpa or eager, or --costs off."
         )
     llm, patches = model.language_model, inputs.grid[0] * inputs.grid[1]
-    cut = cutting(pruner, line.budget, patches, llm.config.num_hidden_layers, inputs.sample)
+    depth, choices = llm.config.num_hidden_layers, Recall()
+    chosen, given_again = (
+        cutting(pruner, line.budget, patches, depth, inputs.sample, choose)
+        for choose in (choices.first, choices.again)
+    )
     visual = torch.zeros(1, passed.lengths[0] - inputs.text, llm.config.hidden_size).to(
         backbone.device, inputs.small.dtype
     )
     with torch.no_grad():
+        if chosen is not None:
+            prefill(llm, inputs.before, visual, inputs.after, chosen)
         second = meters.fvcore_macs(
-            llm, lambda given: prefill(llm, inputs.before, given, inputs.after, cut).hidden, visual
+            llm, lambda given: prefill(llm, inputs.before, given, inputs.after, given_again).hidden, visual
         )
     return {
         "kind": "counts",
