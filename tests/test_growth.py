@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from backbones.base import Grounded, Row
+from backbones.glamm.backbone import GlammBackbone
 from harness.engine.runner import Plan, Way, prepare, run
 from harness.store import closing, records, sweeps
 from harness.store.journal import digest
@@ -487,3 +488,20 @@ def test_a_run_json_whose_sweeps_cannot_be_is_damaged(
     records.write_atomically(tmp_path / records.RUN, info, records.LOOSE)
     with pytest.raises(UserError, match=r"run.json' is damaged"):
         records.load(tmp_path)
+
+
+def test_costs_of_a_run_that_grew_are_of_all_its_rows(
+    glamm: GlammBackbone, root: Path, tmp_path: Path
+) -> None:
+    from harness import cost
+    from harness.cost import kinds
+
+    plan = Plan("uniform", (64,), "refcoco:val", data=str(root), limit=1)
+    rows = []
+    for asked in (plan, replace(plan, pruners=("fastv(layer=1)",), limit=2), plan):
+        splits = prepare(asked, glamm)
+        run(asked, glamm, splits, tmp_path)
+        kinds.write("projected", asked, splits, glamm, tmp_path)
+        rows.append(set(cost.load(tmp_path)["pruner"]))
+    assert rows == [{"none", "uniform"}, *2 * [{"none", "uniform", "fastv(layer=1)"}]]
+    assert len(list(tmp_path.glob("costs.*.jsonl"))) == 1  # the smaller command computed nothing
