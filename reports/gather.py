@@ -16,7 +16,12 @@ from harness.store.provenance import differences
 from pruners.base import UserError
 from reports import diagnosis
 
-RESULT = ["cell", "sample", "expression"]
+RESULT = [
+    "cell",
+    "data",
+    "sample",
+    "expression",
+]  # runs on other images of a split stand in tables of their own
 
 
 @dataclass(frozen=True)
