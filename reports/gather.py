@@ -17,7 +17,12 @@ from harness.store.run_folder import finished, run_info
 from pruners.base import UserError
 from reports import diagnosis
 
-RESULT = ["cell", "sample", "expression"]
+RESULT = [
+    "cell",
+    "data",
+    "sample",
+    "expression",
+]  # runs on other images of a split stand in tables of their own
 
 
 @dataclass(frozen=True)

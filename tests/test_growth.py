@@ -169,6 +169,18 @@ def test_rows_of_unlike_numbers_of_images_are_named(small: Plan, tmp_path: Path)
     assert "rows rest on different numbers of expressions" in render(tmp_path)[0].read_text()
 
 
+def test_two_runs_on_other_numbers_of_images_keep_their_rows(small: Plan, tmp_path: Path) -> None:
+    """Their cells are the same ones, and so are the rows of the images that both have."""
+    go(replace(small, limit=8), tmp_path / "a")
+    go(replace(small, limit=12), tmp_path / "b")
+    assert set(records.load(tmp_path / "a")["cell"]) == set(records.load(tmp_path / "b")["cell"])
+    together = render([tmp_path / "a", tmp_path / "b"], tmp_path / "out")[0].read_text()
+    assert "tables differ in data" in together and "several of the runs" not in together
+    alone = [render(tmp_path / name)[0].read_text() for name in "ab"]
+    rows = [line for text in alone for line in text.splitlines() if line.startswith(("| none", "| uniform"))]
+    assert rows == [line for line in together.splitlines() if line.startswith(("| none", "| uniform"))]
+
+
 # --- seeds
 # --------------------------------------------------------------------------------------------------------
 

@@ -44,6 +44,9 @@ class Claims:
             os.pwrite(self._file, PENDING * (parts - size), size)
             os.fsync(self._file)
         self._unlock(OPENING)
+        self._before = (
+            self._others()
+        )  # what these have finished is in the records for whoever reads them from now on
 
     def _lock(self, part: int, wait: bool = False) -> bool:
         try:
@@ -60,10 +63,11 @@ class Claims:
         os.fsync(self._file)
 
     def take(self, part: int) -> State | None:
-        """Claim a part: "fresh" if nobody has begun it, None if it is taken or done, else "abandoned".
+        """Claim a part: "fresh" if nobody has begun it since this object was made, None if it is taken or done,
+        else "abandoned".
 
         A byte that is no state, as a damaged file has, says nothing, so the part counts as begun; so does one
-        that another sweep has begun.
+        that another sweep has begun meanwhile.
         """
         if not self._lock(part):
             return None
@@ -72,19 +76,26 @@ class Claims:
             self._unlock(part)
             return None
         self._set(part, STARTED)
-        return "fresh" if state == PENDING and not self._elsewhere(part) else "abandoned"
+        return "fresh" if state == PENDING and not self._begun_elsewhere(part) else "abandoned"
 
-    def _elsewhere(self, part: int) -> bool:
-        """Whether another sweep has begun a part."""
-        if self._file != self._locks and os.pread(self._locks, 1, part) not in (b"", PENDING):
-            return True
+    def _begun_elsewhere(self, part: int) -> bool:
+        """Whether another sweep has begun a part since this object was made."""
+        for name, states in self._others().items():
+            now, before = (some[part : part + 1] for some in (states, self._before.get(name, b"")))
+            if now not in (b"", PENDING) and not (now.isdigit() and now == before):
+                return True
+        return False
+
+    def _others(self) -> dict[str, bytes]:
+        """States of all parts under the other sweeps, by the names of their files."""
+        found = {} if self._file == self._locks else {FIRST: os.pread(self._locks, self.parts, 0)}
         for other in self.path.parent.glob(f"{FIRST}-*"):
             if other != self.path:
-                with suppress(OSError), other.open("rb") as file:
-                    file.seek(part)
-                    if file.read(1) not in (b"", PENDING):
-                        return True
-        return False
+                with suppress(OSError):  # a link, say, which is none of this run's
+                    file = os.open(other, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                    found[other.name] = os.pread(file, self.parts, 0)
+                    os.close(file)
+        return found
 
     def finish(self, part: int, failed: int) -> None:
         """Mark a claimed part as recorded, with so many failed samples, and let it go."""

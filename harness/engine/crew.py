@@ -14,8 +14,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from backbones.base import Backbone
-from harness.data import Sample
-from harness.engine.cells import Job
 from harness.engine.claims import Claims
 from harness.engine.evaluate import described, fill
 from harness.engine.interrupts import Stops
@@ -35,7 +33,7 @@ PROBED = 8  # parts of a split whose first image is looked at for what rounding 
 PATIENCE = 0.5  # seconds between looks at what others work on
 FIRST_WORD = 10.0  # seconds of waiting for others before it is said, then after twice as long again and again
 PICTURES, PICTURE_SIDE, PICTURE_FOLDER = 24, 384, "images"  # per split, pixels of the longest side
-Left = list[tuple[list[Sample], list[Job]]]  # samples of a part, with the cells that lack their results
+Left = list[tuple[list[str], tuple[str, ...]]]  # samples of a part, with the cells that lack their results
 
 
 @dataclass(frozen=True)
@@ -95,6 +93,7 @@ class Crew:
         self.writers = [Writer(place, cells) for place in places]
         self.recorded = [Recorded(Journals(place, cells)) for place in places]
         self.begun: set[Key] = set()  # parts of which something may be recorded already
+        self.todo: dict[Key, Left] = {}  # of parts that are claimed
         self.filled: set[Key] = set()  # parts that this process has filled
         self.total = sum(len(split.samples) for split in splits)
         for number, recorded in enumerate(self.recorded):
@@ -165,37 +164,39 @@ class Crew:
             )
 
     def _claim(self) -> Iterator[Key]:
-        """Parts that this process may work on, as its team's leader claims them when they are asked for."""
+        """Parts that this process may work on, as its team's leader claims them when they are asked for; what is left of
+        each stands in `todo`, the same for the whole team."""
         mine = self._claims() if self.way.place.leads else iter(())
         while (claimed := self.way.place.agree(next(mine, None))) is not None:
-            yield claimed
+            key, self.todo[key] = claimed
+            yield key
 
-    def _claims(self) -> Iterator[Key]:
+    def _claims(self) -> Iterator[tuple[Key, Left]]:
         everything = [(number, part) for number, parts in enumerate(self.parts) for part in range(len(parts))]
         for place in self.way.place.order(len(everything)):
             number, part = everything[place]
             state = self.claims[number].take(part)
             if state is None:
                 continue
-            if state == "abandoned" or (number, part) in self.begun:
+            if state == "abandoned":
                 self.begun.add((number, part))
                 self.recorded[number].update()
-                if not self._left(number, part):
-                    failed = self._failed(number) & {sample.id for sample in self.parts[number][part]}
-                    self.claims[number].finish(part, len(failed))
-                    continue
-            yield number, part
+            if left := self._left(number, part):
+                yield (number, part), left
+            else:
+                failed = self._failed(number) & {sample.id for sample in self.parts[number][part]}
+                self.claims[number].finish(part, len(failed))
 
     def _left(self, number: int, part: int) -> Left:
         """Samples of a part that lack results, together with those that lack them of the same cells."""
         split, samples = self.splits[number], self.parts[number][part]
-        if (number, part) not in self.begun:
-            return [(samples, split.jobs)]
-        found: dict[tuple[str, ...], tuple[list[Sample], list[Job]]] = {}
+        found: dict[tuple[str, ...], list[str]] = {}
         for sample in samples:
-            jobs = [job for job in split.jobs if not self.recorded[number].complete(job, sample.id)]
-            found.setdefault(tuple(job.cell.id for job in jobs), ([], jobs))[0].append(sample)
-        return [(samples, jobs) for samples, jobs in found.values() if jobs]
+            jobs = split.jobs
+            if (number, part) in self.begun:
+                jobs = [job for job in jobs if not self.recorded[number].complete(job, sample.id)]
+            found.setdefault(tuple(job.cell.id for job in jobs), []).append(sample.id)
+        return [(names, cells) for cells, names in found.items() if cells]
 
     def _failed(self, number: int) -> set[str]:
         """Samples of a split that are recorded as failed under any of its cells."""
@@ -203,8 +204,8 @@ class Crew:
         return {sample for cell, sample in self.recorded[number].failures if cell in cells}
 
     def _fill(self, number: int, part: int, loaded: list[Loaded]) -> None:
-        left = self._left(number, part)
-        rows = [row for samples, jobs in left for row in self._rows(number, part, loaded, samples, jobs)]
+        left = self.todo.pop((number, part))
+        rows = [row for names, cells in left for row in self._rows(number, part, loaded, names, cells)]
         self.filled.add((number, part))
         if not self.way.place.leads:
             return
@@ -220,12 +221,12 @@ class Crew:
             self._check_failures("; ".join(f"{name}: {why}" for name, why in list(failed.items())[:1]))
 
     def _rows(
-        self, number: int, part: int, loaded: Sequence[Loaded], samples: Sequence[Sample], jobs: Sequence[Job]
+        self, number: int, part: int, loaded: Sequence[Loaded], names: Sequence[str], cells: Sequence[str]
     ) -> Iterator[dict[str, Any]]:
         """What is asked of some samples of a part, and their results under some cells."""
         split = self.splits[number]
-        mine = {sample.id for sample in samples}
-        chosen = [(k, one) for k, one in enumerate(loaded) if one.sample.id in mine]
+        jobs = [job for job in split.jobs if job.cell.id in cells]
+        chosen = [(k, one) for k, one in enumerate(loaded) if one.sample.id in names]
         for k, one in chosen:
             image = self._picture(part * IMAGES_AT_ONCE + k, one)
             for code in dict.fromkeys(job.cell.setting.code for job in jobs):
