@@ -153,7 +153,9 @@ def diagnose(
 
 
 def cost(
-    backbone: Annotated[str, typer.Option(help="glamm-7b or glamm-mini; no weights are read")] = "glamm-7b",
+    backbone: Annotated[
+        str, typer.Option(help="glamm-7b, glamm-mini or \"glamm(checkpoint='DIR')\"; no weights are read")
+    ] = "glamm-7b",
     pruners: Pruners = "all",
     budgets: Annotated[str, typer.Option(help="visual tokens, comma separated")] = "64,128,192",
     text_tokens: Annotated[
@@ -163,7 +165,10 @@ def cost(
         ),
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="folder whose tokenizer counts that conversation")
+        Path | None,
+        typer.Option(
+            help="folder whose tokenizer counts that conversation; with glamm, whose numbers are taken"
+        ),
     ] = None,
     gpu: Annotated[str, typer.Option(help="data sheet for the roofline: h100, h200, a100")] = "h100",
     attn: Annotated[str, typer.Option(help="eager, sdpa, flash_attention_2")] = "sdpa",
@@ -192,7 +197,7 @@ def cost(
     from pruners.errors import UserError
     from reports import efficiency
 
-    on, settings = sheet(gpu), backbones.one(backbone)
+    on, settings = sheet(gpu), backbones.with_files(backbones.one(backbone), checkpoint=checkpoint)
     model = settings.shapes()
     if model is None:
         raise UserError(f"The shapes of {settings.name} are not known; give glamm-7b or glamm-mini.")

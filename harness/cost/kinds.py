@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from backbones.base import Backbone
 from harness.engine.runner import Plan, Split
+from harness.engine.served import served
 from pruners.base import UserError, nearest
 
 KINDS = ("off", "projected", "measured")
@@ -48,6 +50,7 @@ def write(kind: str, plan: Plan, splits: Sequence[Split], backbone: Backbone, fo
         return
     from harness.cost import measure
 
+    plan = replace(plan, pruners=tuple(served(plan.pruners, backbone)[0]))
     try:
         (measure.measure if kind == "measured" else measure.project)(plan, splits, backbone, folder)  # type: ignore[arg-type]
     except OSError as error:

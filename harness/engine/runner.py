@@ -26,6 +26,7 @@ from harness.engine.evaluate import described, fill
 from harness.engine.interrupts import Stops
 from harness.engine.prefetch import Key, Loaded, Parts, read_ahead
 from harness.engine.ranks import Place
+from harness.engine.served import served
 from harness.store import code
 from harness.store.editions import LOCK, Opened, open_run
 from harness.store.journal import alone, write_atomically
@@ -126,19 +127,6 @@ def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
         samples = samples[: plan.limit] if plan.limit else samples
         splits.append(Split(samples, jobs(setting, dataset, split, data.fingerprint(samples), lines)))
     return splits
-
-
-def served(pruners: Sequence[Pruner], backbone: Backbone) -> tuple[list[Pruner], dict[str, str]]:
-    """The pruners that a backbone can serve, and why it cannot serve the others, each by its text.
-
-    Raises:
-        UserError: it can serve none of them.
-    """
-    reasons = {pruner.spec(): backbone.lacks(pruner) for pruner in pruners}
-    left_out = {text: reason for text, reason in reasons.items() if reason}
-    if left_out and len(left_out) == len(reasons):
-        raise UserError(f"No pruner is left: {' '.join(left_out.values())} Give others, e.g. --pruners all.")
-    return [pruner for pruner in pruners if pruner.spec() not in left_out], left_out
 
 
 def identity(splits: Sequence[Split]) -> str:
