@@ -50,7 +50,7 @@ def cost(
     from pruners.errors import UserError
     from reports import efficiency
 
-    on, settings = sheet(gpu), backbones.one(name)
+    on, settings = sheet(gpu), backbones.with_files(backbones.one(name), checkpoint=checkpoint)
     model = settings.shapes()
     if model is None:
         raise UserError(f"The shapes of {settings.name} are not known; give glamm-7b or glamm-mini.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from backbones.base import Backbone
 from harness.cost.store import BASELINE
 from harness.engine.cells import Line, expand
+from harness.engine.served import served
 from harness.plan import Plan
 from harness.store.run_folder import cells_of, run_info
 from pruners.base import Pruner, UserError
@@ -33,7 +34,9 @@ def lines_of(
 def lines_of_run(plan: Plan, backbone: Backbone, folder: Path) -> list[Line]:
     """The rows of a plan, and those that the run in this folder holds of other plans, so that a run that grew has costs of
     all its rows; a pruner that is not known here, as a plugin's may be, is left out."""
-    found = lines_of(plan.chosen(), plan.budgets, plan.seed, backbone.grid, backbone.num_layers)
+    found = lines_of(
+        served(plan.chosen(), backbone)[0], plan.budgets, plan.seed, backbone.grid, backbone.num_layers
+    )
     there = {(line.name, line.budget) for line in found}
     for cell in cells_of(run_info(folder)).values():
         if (cell["pruner"], cell["budget"]) in there:

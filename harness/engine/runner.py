@@ -13,7 +13,8 @@ import torch
 
 from backbones.base import Backbone
 from harness.engine.crew import Crew, Way
-from harness.engine.splits import IMAGES_AT_ONCE, Split, identity, prepare, served
+from harness.engine.served import served
+from harness.engine.splits import IMAGES_AT_ONCE, Split, identity, prepare
 from harness.plan import Plan
 from harness.store.editions import Asked, open_run
 from harness.store.records import CUT_OFF

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from backbones.base import Answer, Backbone, answer, pixels
 from backbones.parts.geometry import Region
 from harness import metrics
+from harness.engine.served import served
 from pruners import checks
 from pruners.base import REFERENT, Pruner, UserError
 
@@ -108,11 +109,7 @@ def attempt(
     Raises:
         UserError: a pruner cannot end at the budget, or none of them can be asked here.
     """
-    reasons = {pruner: backbone.lacks(pruner) for pruner in pruners}
-    lacking = tuple(reason for reason in reasons.values() if reason)
-    able = [pruner for pruner in pruners if not reasons[pruner]]
-    if not able:
-        raise UserError(f"No pruner is left: {' '.join(lacking)} Give others, e.g. --pruners all.")
+    able, lacking = served(pruners, backbone)
     blind = [pruner for pruner in able if truth is not None or REFERENT not in pruner.needs]
     if not blind:
         raise UserError(
@@ -131,4 +128,4 @@ def attempt(
         found.append(Attempt(pruner.spec(), given, iou))
     left_out = tuple(pruner.spec() for pruner in able if pruner not in blind)
     regions = backbone.regions(*image.shape[:2])
-    return Attempts(image, expression, truth, tuple(found), regions, left_out, lacking)
+    return Attempts(image, expression, truth, tuple(found), regions, left_out, tuple(lacking.values()))

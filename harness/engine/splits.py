@@ -11,11 +11,10 @@ from functools import cached_property
 from backbones.base import Backbone
 from harness import data
 from harness.engine.cells import Job, Setting, expand, jobs
+from harness.engine.served import served
 from harness.plan import Plan
 from harness.store import code
 from harness.store.rows import description
-from pruners.base import Pruner
-from pruners.errors import UserError
 
 IMAGES_AT_ONCE = (
     8  # encoded, grounded and written together; at most nine, so that a digit counts a part's failures
@@ -91,19 +90,6 @@ def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
         contents = [data.content(sample) for sample in samples]
         splits.append(Split(samples, jobs(setting, dataset, split, lines), contents))
     return splits
-
-
-def served(pruners: Sequence[Pruner], backbone: Backbone) -> tuple[list[Pruner], dict[str, str]]:
-    """The pruners that a backbone can serve, and why it cannot serve the others, each by its text.
-
-    Raises:
-        UserError: it can serve none of them.
-    """
-    reasons = {pruner.spec(): backbone.lacks(pruner) for pruner in pruners}
-    left_out = {text: reason for text, reason in reasons.items() if reason}
-    if left_out and len(left_out) == len(reasons):
-        raise UserError(f"No pruner is left: {' '.join(left_out.values())} Give others, e.g. --pruners all.")
-    return [pruner for pruner in pruners if pruner.spec() not in left_out], left_out
 
 
 def identity(splits: Sequence[Split]) -> str:
