@@ -379,13 +379,14 @@ def load_plugin(path: str | Path) -> dict[str, list[str]]:
             raise
         raise UserError(f"The plugin {str(path)!r} cannot be imported: {error!r}.") from error
     _sources[module_name] = text
-    added = {
+    of_kind = {
         registry.what: sorted(name for name, cls in registry.known.items() if cls.__module__ == module_name)
         for registry in _registries
     }
-    if not any(added.values()):
+    added = {what: names for what, names in of_kind.items() if names}
+    if not added:
         raise UserError(
-            f"The plugin {str(path)!r} registers no {' and no '.join(added)}; decorate its class with "
+            f"The plugin {str(path)!r} registers no {' and no '.join(of_kind)}; decorate its class with "
             f"{' or '.join(f'@{registry.home}.register' for registry in _registries)}."
         )
     return added
