@@ -4,6 +4,7 @@ executes."""
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from harness import cli
 from harness.cost import formulas, meters, projection, sharing
 from harness.cost.lines import lines_of
 from harness.engine.cells import Line
-from pruners import parse
+from pruners import Cut, LayerView, Pruner, Selection, View, parse
+from pruners.fastv import FastV
 
 METHODS = "none,litelvlm,fastv,visionzip,prumerge,vispruner,trim"
 
@@ -37,10 +39,42 @@ def test_cost_of_a_sweep_at_full_size() -> None:
     assert found.ratio > 2.8
 
 
+@dataclass(frozen=True)
+class Twice(FastV):
+    """FastV, and once more two layers on."""
+
+    name = "twice"
+
+    def cuts(self, budget: int, patches: int, num_layers: int) -> tuple[Cut, ...]:
+        return Cut(self.layer, budget + 8), Cut(self.layer + 2, budget)
+
+
+@dataclass(frozen=True)
+class Halved(Pruner):
+    """Twice the budget enters, and FastV halves it."""
+
+    name = "halved"
+    reference = "a test"
+    needs = FastV.needs
+
+    def entering(self, budget: int, patches: int, num_layers: int) -> int:
+        return 2 * budget
+
+    def cuts(self, budget: int, patches: int, num_layers: int) -> tuple[Cut, ...]:
+        return (Cut(3, budget),)
+
+    def select(self, view: View, budget: int) -> Selection:
+        return Selection(torch.arange(budget))
+
+    def cut(self, tokens: LayerView, count: int) -> Selection:
+        return FastV().cut(tokens, count)
+
+
 def plan(prompt: projection.Prompt, patches: int, layers: int) -> list[tuple[Line, sharing.Cell, int]]:
     """Lines of a small sweep with the lengths that they have, and the visual tokens that enter."""
     found = []
-    for line in lines_of(parse("none,litelvlm,visionzip,fastv,fastv(layer=3)"), (8, 24), 0, (8, 8), layers):
+    methods = [*parse("none,litelvlm,visionzip,fastv,fastv(layer=3)"), Twice(), Halved()]
+    for line in lines_of(methods, (8, 24), 0, (8, 8), layers):
         seen = line.pruner.schedule(line.budget, patches, layers)
         cell = sharing.cell_of(line, [n + prompt.text for n in seen], line.pruner.stage == "layer")
         found.append((line, cell, seen[0]))
@@ -80,14 +114,19 @@ def test_cost_of_sharing_is_what_the_shared_run_executes(talks: int) -> None:
             lambda part: torch.stack([contexts[k] for k in part]),
             asks,
         )
-    cuts = {cell.before_cut for line, cell, _ in cells if line.pruner.stage == "layer"}
+    # the rows that pruners read: once for all that the same tokens entered, and for each behind its first cut
+    rows = [
+        patches + prompt.text
+        for _ in {cell.before_cut for line, cell, _ in cells if cell.whole} - {shape.layers}
+    ]
+    for line, cell, _ in cells:
+        cuts = line.pruner.cuts(line.budget, patches, shape.layers)
+        rows += [cell.lengths[cut.layer - 1] for cut in cuts[int(cell.whole) :]]
     expected = sharing.language_model([cell for _, cell, _ in cells], prompt, shape, talks)
     expected += sharing.beginning(prompt, shape) - sharing.unread(
         [cell for _, cell, _ in cells], prompt, shape, talks
     )
-    expected += (
-        len(cuts) * talks * formulas.row_macs(patches + prompt.text, shape)
-    )  # the rows that pruners read
+    expected += talks * sum(formulas.row_macs(length, shape) for length in rows)
     assert counting.get_total_flops() == 2 * expected
 
 

@@ -78,7 +78,7 @@ IN_NO_ORDER = ("recycle", "distinct")
 def test_they_conform(name: str) -> None:
     wanted = inspect.signature(inspect.unwrap(SUITE[name])).parameters
     given = {"grid": (8, 8), "patches": 64, "layers": 32, "dtype": torch.float32}
-    for text in METHODS:
+    for text in (*METHODS, "pyramid(layers=(2, 8, 16), budget='mean')"):
         if name != "test_order" or text not in IN_NO_ORDER:
             one = {key: value for key, value in given.items() if key in wanted}
             SUITE[name](parse(text)[0], **one)

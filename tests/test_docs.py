@@ -83,7 +83,7 @@ def test_the_columns_of_the_records_page_are_those_of_the_store() -> None:
 def test_the_pruners_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry.PRUNERS, "known", dict(registry.PRUNERS.known))
     code = blocks(ROOT / "docs" / "adding-a-pruner.md", "python")
-    assert len(code) == 2
+    assert len(code) == 5
     image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     for number, block in enumerate(code):
         path = tmp_path / f"plugin{number}.py"
