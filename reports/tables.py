@@ -214,7 +214,7 @@ class _Drawn:
         self._places: list[list[tuple[Any, ...]]] = []
         self._parts: list[Resampled] = []
         above, below = metric.terms(frame)
-        frame = frame.assign(numerator=above, denominator=below, image=_in_order(frame))
+        frame = frame.assign(numerator=above, denominator=below, image=records.media(frame))
         keys = [*COLUMN, *LINE, "seed"]
         for together in _sharing(frame, columns):
             rows = frame[pd.MultiIndex.from_frame(frame[COLUMN]).isin(together)]
@@ -251,13 +251,6 @@ class _Drawn:
 
     def estimate(self, weights: list[Weights]) -> Estimate:
         return estimate(self._parts, weights)
-
-
-def _in_order(frame: pd.DataFrame) -> pd.Series[str]:
-    """Clusters under names that sort by the number of their image: the order decides which draw an image
-    gets, and is that of the records that had no more than the number."""
-    first = frame.groupby("cluster")["sample"].transform("min")
-    return records.images(first) + " " + frame["cluster"]
 
 
 def _rounding(rows: pd.DataFrame, keys: list[str]) -> pd.Series[float]:

@@ -119,6 +119,7 @@ def rows() -> pd.DataFrame:
                     "budget": 4 if pruner == "none" else 2,
                     "seed": 0,
                     "sample": f"refcoco:val:{image}",
+                    "cluster": f"train2014/{image}.jpg",
                     "expression": image,
                     "coverage": coverage,
                     "iou": 0.5 * coverage + 0.1,

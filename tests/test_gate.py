@@ -227,8 +227,8 @@ def _no_rounding(content: dict[str, Any]) -> None:
     ("damage", "said"),
     [
         (_twice, "twice"),
-        (_more_than_the_union, "an intersection of"),
-        (_half_a_pixel, "an intersection of 0.5"),
+        (_more_than_the_union, "as intersection and"),
+        (_half_a_pixel, "has 0.5 as intersection"),
         (_a_row_less, "where its cell has"),
         (_no_rounding, "holds"),
     ],

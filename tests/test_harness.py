@@ -18,6 +18,7 @@ from harness.engine.cells import SEEDS, Cell, Setting, expand
 from harness.engine.runner import IMAGES_AT_ONCE, Plan, identity, prepare, run
 from harness.store import editions, journal, records
 from harness.store.provenance import collect
+from harness.store.run_folder import SCHEMA
 from pruners import Cut, ImpossibleBudget, Selection, UserError, VisualTokens, checks, parse
 from pruners.random import Random
 from reports import render
@@ -293,7 +294,7 @@ def test_another_schema_is_refused(root: Path, tmp_path: Path) -> None:
     start(plan_of(root, "none"), tmp_path)
     unfinish(tmp_path)
     file = files(tmp_path)[0]
-    file.write_text(file.read_text().replace('"schema": 4, "crc": ', '"schema": 99, "sum": ', 1))
+    file.write_text(file.read_text().replace(f'"schema": {SCHEMA}, "crc": ', '"schema": 99, "sum": ', 1))
     with pytest.raises(UserError, match="schema 99"):
         records.load(tmp_path)
 

@@ -97,7 +97,7 @@ def _look(backbone: Backbone, probes: Probes, sample: data.Sample) -> list[dict[
                 strict=True,
             )
         }
-        row: dict[str, Any] = {"image": sample.cluster, "expression": expression.id}
+        row: dict[str, Any] = {"image": f"{sample.image_id} {sample.cluster}", "expression": expression.id}
         for name, scores in similarity.items():
             row[f"auroc {name}"] = auroc(scores[plain], inside[plain])
             row |= {f"rank {name} {k}": value for k, value in enumerate(rank_histogram(scores, inside))}

@@ -96,7 +96,7 @@ def rank_histogram(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> 
 def summarise(frame: pd.DataFrame, grid: tuple[int, int], run: str) -> Kept:
     """Coverage, overlap and places from records."""
     patches = grid[0] * grid[1]
-    frame = frame.assign(image=frame["cluster"])
+    frame = frame.assign(image=records.media(frame))
     seeds = frame.groupby(["pruner", "budget"])["seed"].transform("min")
     first = frame[
         frame["seed"] == seeds

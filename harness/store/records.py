@@ -57,7 +57,7 @@ from harness.store.run_folder import (
     split_folder,
     splits_of,
 )
-from harness.store.tables import compact, intact, read_table
+from harness.store.tables import compact, intact, measures, read_table
 from pruners.base import UserError
 
 __all__ = ["NO_CELL", "NO_EXPRESSION", "kept_tokens", "key", "pack_tokens"]
@@ -294,19 +294,8 @@ def load(path: str | Path) -> pd.DataFrame:
     if info.get("samples"):
         prints = {name: digest({"samples": known}) for name, known in info["samples"].items()}
         frame["data"] = (frame["dataset"] + ":" + frame["split"]).map(prints)
-    frame = pd.concat([frame[[*COLUMNS, *FROM_RUN]], _measures(frame)], axis=1)
+    frame = pd.concat([frame[[*COLUMNS, *FROM_RUN]], measures(frame)], axis=1)
     return frame.sort_values(ORDER, kind="stable", ignore_index=True)
-
-
-def _measures(frame: pd.DataFrame) -> pd.DataFrame:
-    """A column of float64 for each that metrics of others fill, NaN where they did not."""
-    if not frame["measures"].map(len).any():
-        return pd.DataFrame(index=frame.index)
-    rows = [dict(row) for row in frame["measures"]]
-    names = sorted({name for row in rows for name in row})
-    return pd.DataFrame(
-        {name: [float(row.get(name, np.nan)) for row in rows] for name in names}, index=frame.index
-    )
 
 
 def _fact(cell: Mapping[str, Any], name: str) -> Any:
@@ -342,6 +331,14 @@ def samples(path: str | Path) -> pd.DataFrame:
 def images(samples: pd.Series[str]) -> pd.Series[str]:
     """The image of each sample, by its number alone."""
     return samples.map(image_of)
+
+
+def media(frame: pd.DataFrame) -> pd.Series[str]:
+    """The medium of each record, to draw again in a bootstrap: its cluster, under a name that sorts by the number
+    of its image. The order decides which draw an image gets, and is that of records that have the number
+    alone."""
+    first = frame.groupby("cluster")["sample"].transform("min")
+    return images(first) + " " + frame["cluster"]
 
 
 def failures(path: str | Path) -> dict[str, str]:

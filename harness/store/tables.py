@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from harness.store.rows import KEYS, OPTIONAL, STATUS, image_of
@@ -124,6 +125,17 @@ def read_table(folder: Path, file: Path, facts: Mapping[str, Any], status: str) 
         if name not in frame:
             frame[name] = frame["sample"].map(image_of) if name == "cluster" else [value] * len(frame)
     return frame
+
+
+def measures(frame: pd.DataFrame) -> pd.DataFrame:
+    """A column of float64 for each that metrics of others fill, NaN where they did not."""
+    if not frame["measures"].map(len).any():
+        return pd.DataFrame(index=frame.index)
+    rows = [dict(row) for row in frame["measures"]]
+    names = sorted({name for row in rows for name in row})
+    return pd.DataFrame(
+        {name: [float(row.get(name, np.nan)) for row in rows] for name in names}, index=frame.index
+    )
 
 
 def intact(file: Path, facts: Mapping[str, Any]) -> bool:
