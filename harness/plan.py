@@ -244,7 +244,7 @@ def with_settings(texts: Iterable[str], **settings: Any) -> tuple[str, ...]:
     """
     import backbones
 
-    given = {name: value for name, value in settings.items() if value is not None}
+    given = {name: str(value) for name, value in settings.items() if value is not None}
     if not given:
         return tuple(texts)
     found, used = [], False
@@ -252,7 +252,7 @@ def with_settings(texts: Iterable[str], **settings: Any) -> tuple[str, ...]:
         asked = backbones.one(text)
         if asked.name == "glamm":
             used = True
-            text = backbones.with_files(asked, **given).spec()
+            text = replace(asked, **given).spec()
         found.append(text)
     if not used:
         named = ", ".join(option(name) for name in given)

@@ -154,7 +154,7 @@ def store(
     if finished:
         done = {
             "schema": records.SCHEMA,
-            "cells": records.cells_digest(cells),
+            "cells": run_folder.cells_digest(cells),
             "splits": tables,
             "peak_memory_bytes": 1,
         }

@@ -20,7 +20,7 @@ import torch
 from backbones.base import Grounded, Row
 from backbones.glamm.backbone import GlammBackbone
 from harness.engine.runner import Plan, Way, prepare, run
-from harness.store import closing, records, sweeps
+from harness.store import closing, records, run_folder, sweeps
 from harness.store.journal import digest
 from pruners import UserError, load_plugin, registry
 from reports import render
@@ -306,7 +306,7 @@ def as_schema_3(folder: Path) -> None:
         old = {k: v for k, v in entry.items() if k not in ("positions", "budget_asked")} | {"data": "da7a"}
         cells[cell] = old | {"setting": {k: v for k, v in entry["setting"].items() if k != "answers"}}
     info |= {"schema": 3, "cells": cells, "asked": {"seed": 7, "limit": 3, "cut_off": 0}}
-    records.write_atomically(folder / records.RUN, info, records.LOOSE)
+    records.write_atomically(folder / records.RUN, info, run_folder.LOOSE)
     done = json.loads((folder / records.DONE).read_text()) | {
         "schema": 3,
         "cells": digest({"cells": sorted(cells)}),
@@ -497,7 +497,7 @@ def test_a_run_json_whose_sweeps_cannot_be_is_damaged(
     go(small, tmp_path)
     info = json.loads((tmp_path / records.RUN).read_text())
     change(info)
-    records.write_atomically(tmp_path / records.RUN, info, records.LOOSE)
+    records.write_atomically(tmp_path / records.RUN, info, run_folder.LOOSE)
     with pytest.raises(UserError, match=r"run.json' is damaged"):
         records.load(tmp_path)
 

@@ -19,7 +19,7 @@ from harness import metrics
 from harness.engine.runner import Plan, prepare, run
 from harness.metrics.registry import metrics as registry
 from harness.store import code, records, rows
-from pruners import UserError, parse
+from pruners import UserError
 from reports import render
 from reports.gather import gather
 from reports.tables import tables
@@ -182,7 +182,7 @@ def test_what_a_metric_may_not_count(measure: Any, said: str) -> None:
 
 
 def go(root: Path, folder: Path) -> pd.DataFrame:
-    plan = Plan(tuple(parse("none,uniform,random")), (8,), (("refcoco", "val"),), root=str(root))
+    plan = Plan("none,uniform,random", (8,), "refcoco:val", data=str(root))
     backbone = FakeBackbone()
     assert run(plan, backbone, prepare(plan, backbone), folder)
     return records.load(folder)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.store import records
+from harness.store import records, run_folder
 from harness.store.journal import write_atomically
 from reports import render
 from tests.a_run import some_rows, store
@@ -34,7 +34,7 @@ def page(folder: Path, geometry: str | None) -> Path:
     info: dict[str, Any] = json.loads((folder / "run.json").read_text())
     for cell in info["cells"].values():
         cell |= {"geometry": geometry} if geometry else {}
-    write_atomically(folder / "run.json", info, records.LOOSE)
+    write_atomically(folder / "run.json", info, run_folder.LOOSE)
     return next(path for path in render(folder) if path.name == "report.html")
 
 

@@ -23,6 +23,7 @@ from harness.engine.cells import expand
 from harness.plan import Plan, read, with_settings
 from harness.store import records
 from harness.store.journal import write_atomically
+from harness.store.run_folder import LOOSE
 from pruners import UserError, parse
 from reports import render
 from tests.fake_backbone import LAYERS, FakeBackbone, known, write_data
@@ -122,7 +123,6 @@ def test_a_text_with_commas_a_list_and_pruners_themselves_are_one_plan() -> None
         ("pruners", [3], "--pruners takes a text, not 3"),
         ("pruners", "fastv(layer=3", "unclosed bracket"),
         ("plugins", {"a": 1}, "--plugin takes texts"),
-        ("protocol", "eech", "Did you mean 'each'?"),
         ("costs", "guessed", "There are no costs 'guessed'"),
         ("device", None, "--device takes a text, not None"),
         ("budget", "64", "A plan has no 'budget'; .* Did you mean 'budgets'?"),
@@ -286,7 +286,7 @@ def test_a_plan_that_was_written_down_runs(
 def _no_plan(folder: Path) -> None:
     info = json.loads((folder / records.RUN).read_text())
     old = {name: info[name] for name in info if name not in ("sweeps", "plan", "samples")} | {"schema": 3}
-    write_atomically(folder / records.RUN, old, records.LOOSE)
+    write_atomically(folder / records.RUN, old, LOOSE)
 
 
 @pytest.mark.parametrize(
@@ -434,13 +434,9 @@ def test_settings_of_a_backbone_reach_it(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert (
         command(monkeypatch, *options, "--backbones", text, "--clip", "CLIP", "--out", tmp_path / "run") == 0
     )
-    told = {
-        name: asked[0][name] for name in ("name", "checkpoint", "clip", "device", "dtype", "tensor_parallel")
-    }
+    told = {name: asked[0][name] for name in ("name", "device", "dtype", "tensor_parallel")}
     assert told == {
-        "name": "glamm",
-        "checkpoint": "DIR, (1)",
-        "clip": "CLIP",
+        "name": "glamm(checkpoint='DIR, (1)', clip='CLIP')",
         "device": "cpu",
         "dtype": "float32",
         "tensor_parallel": 1,
@@ -451,7 +447,15 @@ def test_two_backbones_of_one_name_need_a_folder_each(
     plan: Plan, tmp_path: Path, loaded: list[FakeBackbone]
 ) -> None:
     with pytest.raises(UserError, match="two of --backbones have one name"):
-        harness.evaluate(replace(plan, backbones=("fake(a='1')", "fake(a='2')")), tmp_path)
+        harness.evaluate(
+            replace(plan, backbones=("glamm(checkpoint='1')", "glamm(checkpoint='2')")), tmp_path
+        )
+
+
+def test_a_protocol_is_one_of_the_backbone(plan: Plan, tmp_path: Path, loaded: list[FakeBackbone]) -> None:
+    with pytest.raises(UserError, match="fake has no protocol 'eech', .* Did you mean 'each'"):
+        harness.evaluate(replace(plan, protocol="eech"), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_several_backbones_have_a_folder_each(plan: Plan, tmp_path: Path, loaded: list[FakeBackbone]) -> None:

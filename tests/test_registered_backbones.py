@@ -19,7 +19,7 @@ from backbones import Family, Runtime, Settings
 from backbones.registry import BACKBONES
 from harness import cli, doctor
 from harness.gate import baseline, check
-from harness.store import records
+from harness.store import records, run_folder
 from harness.store.journal import write_atomically
 from pruners import UserError, registration
 from pruners.registry import PRUNERS
@@ -426,6 +426,6 @@ def test_run_json_with_odd_reasons_is_refused(
     words = ("--backbones", "sample", "--plugin", SAMPLE, "--datasets", "refcoco:val", "--data", root)
     assert command(monkeypatch, *words, "--pruners", "none", "--out", tmp_path) == 0
     info = json.loads((tmp_path / "run.json").read_text()) | {"left_out": ["fastv"]}
-    write_atomically(tmp_path / "run.json", info, records.LOOSE)
+    write_atomically(tmp_path / "run.json", info, run_folder.LOOSE)
     with pytest.raises(UserError, match="is damaged"):
         records.run_info(tmp_path)

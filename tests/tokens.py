@@ -108,8 +108,8 @@ def make_layer_view(
         if query.need in (LLM_ATTENTION, LLM_ATTENTION_AHEAD):
             places = {"last": torch.tensor([length - 1]), "text": torch.arange(length - BEHIND, length)}
             rows = places[query.of] if isinstance(query.of, str) else query.of
-            query, key = noise(f"{name} q", HEADS, length, 8), noise(f"{name} k", HEADS, length, 8)
-            logits = query[:, rows] @ key.transpose(1, 2)
+            queries, keys = noise(f"{name} q", HEADS, length, 8), noise(f"{name} k", HEADS, length, 8)
+            logits = queries[:, rows] @ keys.transpose(1, 2)
             logits = logits.masked_fill(torch.arange(length) > rows[:, None], -torch.inf)
             return (logits.softmax(-1) if query.softmax else logits).to(dtype)
         tokens = BEHIND if query.of == "text" else count
