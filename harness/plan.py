@@ -146,6 +146,7 @@ class Plan:
             pruners=tuple(pruner.spec() for pruner in self.chosen()),
             datasets=",".join(map(":".join, self.pairs())),
             data=self.data and str(Path(self.data).resolve()),
+            backbones=tuple(_with_whole_paths(text) for text in self.backbones),
             plugins=tuple(str(Path(path).resolve()) for path in self.plugins),
         )
 
@@ -245,15 +246,20 @@ def parsed(backbone: str) -> tuple[str, dict[str, Any]]:
     """
     import backbones
     from pruners.base import nearest
-    from pruners.registry import _given as given
 
-    name, bracket, rest = backbone.partition("(")
-    known = backbones.names()
-    if (name := name.strip()) not in known:
+    name, known = _name(backbone), backbones.names()
+    if name not in known:
         raise _wrong(
             f"There is no backbone {name!r}; there are {', '.join(known)}.{nearest(name, known)}", ""
         )
-    return name, given(name, backbone, rest) if bracket else {}
+    return name, _settings(backbone)
+
+
+def _settings(backbone: str) -> dict[str, Any]:
+    from pruners.registry import _given
+
+    name, bracket, rest = backbone.partition("(")
+    return _given(name.strip(), backbone, rest) if bracket else {}
 
 
 def with_settings(texts: Iterable[str], **settings: Any) -> tuple[str, ...]:
@@ -273,8 +279,7 @@ def with_settings(texts: Iterable[str], **settings: Any) -> tuple[str, ...]:
         name, own = parsed(text)
         if name == "glamm":
             used = True
-            written = ", ".join(f"{key}={value!r}" for key, value in (own | given).items())
-            text = f"{name}({written})"
+            text = _written(name, own | given)
         found.append(text)
     if not used:
         named = ", ".join(option(name) for name in given)
@@ -282,6 +287,20 @@ def with_settings(texts: Iterable[str], **settings: Any) -> tuple[str, ...]:
             f"{named} belongs to the backbone glamm, and --backbones names {', '.join(found)}; add glamm"
         )
     return tuple(found)
+
+
+def _written(name: str, settings: Mapping[str, Any]) -> str:
+    given = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+    return f"{name}({given})" if given else name
+
+
+def _with_whole_paths(backbone: str) -> str:
+    """A backbone's text in which files and folders that are here have their whole paths."""
+    settings = _settings(backbone)
+    here = {key: value for key, value in settings.items() if isinstance(value, str) and Path(value).exists()}
+    return _written(
+        _name(backbone), settings | {key: str(Path(value).resolve()) for key, value in here.items()}
+    )
 
 
 def read(path: Path) -> list[Plan]:

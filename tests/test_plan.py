@@ -30,6 +30,12 @@ from tests.fake_backbone import LAYERS, FakeBackbone, known, write_data
 HERE = Path(__file__).parent
 
 
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than the runs of these tests."""
+    monkeypatch.setattr("reports.figures.draw", lambda *_: [])
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("data"))
@@ -431,6 +437,8 @@ def test_settings_of_a_backbone_reach_it(monkeypatch: pytest.MonkeyPatch, tmp_pa
         "off",
     )
     text = "glamm(checkpoint='DIR, (1)')"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "DIR, (1)").mkdir()
     assert (
         command(monkeypatch, *options, "--backbones", text, "--clip", "CLIP", "--out", tmp_path / "run") == 0
     )
@@ -445,6 +453,10 @@ def test_settings_of_a_backbone_reach_it(monkeypatch: pytest.MonkeyPatch, tmp_pa
         "dtype": "float32",
         "tensor_parallel": 1,
     }
+    monkeypatch.setattr(FakeBackbone, "name", "glamm")
+    assert command(monkeypatch, *options, "--backbones", text, "--out", tmp_path / "named") == 0
+    (recorded,) = records.run_info(tmp_path / "named")["plan"]["backbones"]
+    assert recorded == f"glamm(checkpoint='{tmp_path}/DIR, (1)')", "and runs again from any folder"
 
 
 def test_two_backbones_of_one_name_need_a_folder_each(

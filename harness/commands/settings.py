@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ def apply(context: typer.Context, path: Path | None) -> Path | None:
 
 
 def _values(context: typer.Context, path: Path) -> dict[str, Any]:
+    import tomllib
+
     from pruners.base import UserError, nearest
 
     try:
