@@ -18,9 +18,9 @@ import backbones
 import harness
 from harness import cli
 from harness.commands.sweep import Result
-from harness.engine import budgets
+from harness.engine.budgets import tokens_of
 from harness.engine.cells import expand
-from harness.plan import Plan, read, with_settings
+from harness.plan import Plan, read_plans, with_settings
 from harness.store import records
 from harness.store.journal import write_atomically
 from pruners import UserError, parse
@@ -171,7 +171,7 @@ def test_a_share_of_less_than_a_token_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"--budgets 0.1% of this backbone's 64 visual tokens is less than one"
     ):
-        budgets.tokens("0.1%", 64)
+        tokens_of("0.1%", 64)
 
 
 def test_a_share_and_its_count_are_one_cell_and_the_table_shows_both(
@@ -277,7 +277,7 @@ def test_a_run_that_grew_is_repeated_as_a_whole(
     harness.evaluate(replace(plan, pruners=("fastv",), budgets=("24",), limit=2), tmp_path / "run")
     assert command(monkeypatch, "--from", tmp_path / "run" / records.RUN, "--out", tmp_path / "again") == 0
     pd.testing.assert_frame_equal(records.load(tmp_path / "again"), records.load(tmp_path / "run"))
-    assert [plan.pruners for plan in read(tmp_path / "run")] == [("none", "uniform"), ("fastv",)]
+    assert [plan.pruners for plan in read_plans(tmp_path / "run")] == [("none", "uniform"), ("fastv",)]
     assert [backbone.encoded for backbone in loaded[2:]] == [[3, 3, 2, 2]]
 
 

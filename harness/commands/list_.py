@@ -8,7 +8,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from harness.commands.options import Debug, Plugins, plugins
+from harness.commands.options import Debug, Plugins, import_plugins
 
 
 class _Later(ModuleType):
@@ -27,7 +27,7 @@ def show(plugin: Plugins = [], debug: Debug = False) -> None:  # noqa: B006
     import backbones
     from pruners import get, names
 
-    plugins(plugin)
+    import_plugins(plugin)
     print("pruners")
     for name in names():
         cls = get(name)

@@ -10,7 +10,7 @@ import typer
 NOT_HERE = ("settings", "debug", "local_rank")
 
 
-def apply(context: typer.Context, path: Path | None) -> Path | None:
+def apply_settings(context: typer.Context, path: Path | None) -> Path | None:
     """Callback of the option: make the file's values the command's defaults.
 
     Raises:

@@ -15,12 +15,12 @@ from typing import Any
 from harness.store import records
 from harness.store.journal import write_atomically
 from harness.store.rows import description
-from harness.store.sweeps import samples_of, wanted
+from harness.store.sweeps import images_wanted, samples_of
 
 Column = tuple[str, str]  # data set and split
 
 
-def lost(folder: Path, info: Mapping[str, Any], images: Mapping[str, int]) -> dict[Column, set[str]]:
+def lacking(folder: Path, info: Mapping[str, Any], images: Mapping[str, int]) -> dict[Column, set[str]]:
     """Samples that lack results, by data set and split; empty if all is there.
 
     Args:
@@ -46,7 +46,7 @@ def _rows(folder: Path, info: Mapping[str, Any], pair: Column) -> Iterator[dict[
     return records.Journals(records.split_folder(folder, *pair), info["cells"]).rows()
 
 
-def close(folder: Path, sure: Mapping[str, int]) -> None:
+def close_run(folder: Path, sure: Mapping[str, int]) -> None:
     """Close a run if everything is there that any of its sweeps asks for; the caller holds the run's file lock.
 
     Args:
@@ -54,9 +54,9 @@ def close(folder: Path, sure: Mapping[str, int]) -> None:
     """
     info = records.run_info(folder)
     cells = records.cells_of(info)
-    images = wanted(info, cells)
+    images = images_wanted(info, cells)
     left = {cell: count for cell, count in images.items() if sure.get(cell, 0) < count}
-    if records.done_info(folder) or lost(folder, info, left):
+    if records.done_info(folder) or lacking(folder, info, left):
         return
     (folder / records.DONE).unlink(missing_ok=True)
     tables = {}
