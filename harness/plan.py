@@ -66,14 +66,14 @@ class Plan:
 
     def __post_init__(self) -> None:
         from harness.cost import kinds
-        from harness.engine import budgets
+        from harness.engine.budgets import EXAMPLES, check_budget
 
         for name in (field.name for field in fields(self)):
             object.__setattr__(self, name, _normal(name, getattr(self, name)))
         if not self.budgets:
-            raise _wrong(f"--budgets is empty; {budgets.EXAMPLES}")
+            raise _wrong(f"--budgets is empty; {EXAMPLES}")
         for text in self.budgets:
-            budgets.check(text)
+            check_budget(text)
         kinds.check(self.costs, 1)
 
     def to_json(self) -> dict[str, Any]:
@@ -144,6 +144,7 @@ class Plan:
             pruners=tuple(pruner.spec() for pruner in self.chosen()),
             datasets=",".join(map(":".join, self.pairs())),
             data=self.data and str(Path(self.data).resolve()),
+            backbones=tuple(_with_whole_paths(text) for text in self.backbones),
             plugins=tuple(str(Path(path).resolve()) for path in self.plugins),
         )
 
@@ -182,17 +183,20 @@ def _normal(name: str, value: Any) -> Any:
         return None
     if name in NUMBERS:
         if type(value) is not int:
-            raise _wrong(f"{option(name)} takes a whole number, not {value!r}")
+            raise _wrong(f"{_option(name)} takes a whole number, not {value!r}")
         if value < NUMBERS[name]:
             what = "a number of images, or 0 for all" if name == "limit" else f"{NUMBERS[name]} or more"
-            raise _wrong(f"{option(name)} {value} is {'negative' if value < 0 else 'too small'}; give {what}")
+            raise _wrong(
+                f"{_option(name)} {value} is {'negative' if value < 0 else 'too small'}; give {what}"
+            )
         return value
     if name in LISTS:
         parts = [value] if isinstance(value, str | Path) else _sequence(name, value)
         texts = [one for part in parts for one in _split(name, _text(name, part))]
         return tuple(dict.fromkeys(texts))
     if name == "datasets" and not isinstance(value, str):  # texts, or pairs of a data set and a split
-        return ",".join(one if isinstance(one, str) else ":".join(one) for one in _sequence(name, value))
+        parts = [":".join(map(str, one)) if isinstance(one, tuple) else one for one in _sequence(name, value)]
+        return ",".join(_text(name, part) for part in parts)
     return _text(name, value)
 
 
@@ -209,7 +213,7 @@ def _split(name: str, text: str) -> list[str]:
 
 def _sequence(name: str, value: Any) -> Sequence[Any]:
     if not isinstance(value, list | tuple):
-        raise _wrong(f"{option(name)} takes texts, not {value!r}")
+        raise _wrong(f"{_option(name)} takes texts, not {value!r}")
     return value
 
 
@@ -221,10 +225,10 @@ def _text(name: str, value: Any) -> str:
         return value.spec()
     if isinstance(value, str | Path) or (name == "budgets" and type(value) in (int, float)):
         return str(value)
-    raise _wrong(f"{option(name)} takes a text, not {value!r}")
+    raise _wrong(f"{_option(name)} takes a text, not {value!r}")
 
 
-def option(name: str) -> str:
+def _option(name: str) -> str:
     """A field's name as the command line has it."""
     return "--plugin" if name == "plugins" else f"--{name.replace('_', '-')}"
 
@@ -255,14 +259,24 @@ def with_settings(texts: Iterable[str], **settings: Any) -> tuple[str, ...]:
             text = replace(asked, **given).spec()
         found.append(text)
     if not used:
-        named = ", ".join(option(name) for name in given)
+        named = ", ".join(_option(name) for name in given)
         raise _wrong(
             f"{named} belongs to the backbone glamm, and --backbones names {', '.join(found)}; add glamm"
         )
     return tuple(found)
 
 
-def read(path: Path) -> list[Plan]:
+def _with_whole_paths(backbone: str) -> str:
+    """A backbone's text in which files and folders that are here have their whole paths."""
+    import backbones
+
+    asked = backbones.one(backbone)
+    values = {field.name: getattr(asked, field.name) for field in fields(asked)}
+    here = {name: value for name, value in values.items() if isinstance(value, str) and Path(value).exists()}
+    return replace(asked, **{name: str(Path(value).resolve()) for name, value in here.items()}).spec()
+
+
+def read_plans(path: Path) -> list[Plan]:
     """The plans of a recorded run, or a plan that somebody wrote down.
 
     Args:

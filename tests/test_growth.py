@@ -19,6 +19,7 @@ import torch
 
 from backbones.base import Grounded, Row
 from backbones.glamm.backbone import GlammBackbone
+from harness.engine.claims import Claims
 from harness.engine.runner import Plan, Way, prepare, run
 from harness.store import closing, records, run_folder, sweeps
 from harness.store.journal import digest
@@ -30,6 +31,12 @@ from tests.test_code import PLUGIN
 
 IMAGES = 40  # twenty per split: parts of eight, eight and four
 SMALL = Plan("none,uniform", (8,), "refcoco:val", limit=3)
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than the runs of these tests."""
+    monkeypatch.setattr("reports.figures.draw", lambda *_: [])
 
 
 @pytest.fixture(scope="module")
@@ -406,6 +413,22 @@ def test_a_run_grows_while_another_process_fills_it(
     if larger == "other pruners":
         union = replace(union, pruners=(*plan.pruners, *union.pruners))
     same_as_fresh(union, folder)
+
+
+def test_a_part_that_another_sweep_has_begun_is_looked_at_again(tmp_path: Path) -> None:
+    first = Claims(tmp_path / "claims", 4)
+    assert first.take(0) == "fresh"
+    first.finish(0, 2)
+    other = Claims(tmp_path / "claims-a1b2", 5)
+    assert other.take(0) == "fresh", "what was finished before is read with everything else"
+    assert first.take(1) == "fresh"
+    assert other.take(1) == "abandoned", "begun meanwhile"
+    first.finish(1, 0)
+    assert other.take(2) == "fresh" and first.take(2) == "abandoned"
+    assert (first.failed, other.failed, other.open) == (2, 0, [0, 1, 2, 3, 4])
+    os.mkfifo(tmp_path / "claims-pipe")
+    (tmp_path / "claims-link").symlink_to(tmp_path / "claims")
+    assert other.take(3) == "fresh"
 
 
 def test_a_run_that_grew_after_an_edit_shows_what_was_asked_last_of_every_pruner(

@@ -18,9 +18,9 @@ import backbones
 import harness
 from harness import cli
 from harness.commands.sweep import Result
-from harness.engine import budgets
+from harness.engine.budgets import tokens_of
 from harness.engine.cells import expand
-from harness.plan import Plan, read, with_settings
+from harness.plan import Plan, read_plans, with_settings
 from harness.store import records
 from harness.store.journal import write_atomically
 from harness.store.run_folder import LOOSE
@@ -29,6 +29,12 @@ from reports import render
 from tests.fake_backbone import LAYERS, FakeBackbone, known, write_data
 
 HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than the runs of these tests."""
+    monkeypatch.setattr("reports.figures.draw", lambda *_: [])
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +171,7 @@ def test_a_share_of_less_than_a_token_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"--budgets 0.1% of this backbone's 64 visual tokens is less than one"
     ):
-        budgets.tokens("0.1%", 64)
+        tokens_of("0.1%", 64)
 
 
 def test_a_share_and_its_count_are_one_cell_and_the_table_shows_both(
@@ -271,7 +277,7 @@ def test_a_run_that_grew_is_repeated_as_a_whole(
     harness.evaluate(replace(plan, pruners=("fastv",), budgets=("24",), limit=2), tmp_path / "run")
     assert command(monkeypatch, "--from", tmp_path / "run" / records.RUN, "--out", tmp_path / "again") == 0
     pd.testing.assert_frame_equal(records.load(tmp_path / "again"), records.load(tmp_path / "run"))
-    assert [plan.pruners for plan in read(tmp_path / "run")] == [("none", "uniform"), ("fastv",)]
+    assert [plan.pruners for plan in read_plans(tmp_path / "run")] == [("none", "uniform"), ("fastv",)]
     assert [backbone.encoded for backbone in loaded[2:]] == [[3, 3, 2, 2]]
 
 
@@ -431,6 +437,8 @@ def test_settings_of_a_backbone_reach_it(monkeypatch: pytest.MonkeyPatch, tmp_pa
         "off",
     )
     text = "glamm(checkpoint='DIR, (1)')"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "DIR, (1)").mkdir()
     assert (
         command(monkeypatch, *options, "--backbones", text, "--clip", "CLIP", "--out", tmp_path / "run") == 0
     )
@@ -441,6 +449,10 @@ def test_settings_of_a_backbone_reach_it(monkeypatch: pytest.MonkeyPatch, tmp_pa
         "dtype": "float32",
         "tensor_parallel": 1,
     }
+    monkeypatch.setattr(FakeBackbone, "name", "glamm")
+    assert command(monkeypatch, *options, "--backbones", text, "--out", tmp_path / "named") == 0
+    (recorded,) = records.run_info(tmp_path / "named")["plan"]["backbones"]
+    assert recorded == f"glamm(checkpoint='{tmp_path}/DIR, (1)')", "and runs again from any folder"
 
 
 def test_two_backbones_of_one_name_need_a_folder_each(

@@ -14,8 +14,8 @@ from harness.commands.options import (
     Pruners,
     Sharing,
     TextTokens,
+    import_plugins,
     one_backbone,
-    plugins,
 )
 
 
@@ -37,7 +37,7 @@ def cost(
     import backbones
     from harness.plan import Plan
 
-    plugins(plugin)
+    import_plugins(plugin)
     plan = Plan(pruners=pruners, budgets=budgets, backbones=one_backbone(backbone))  # type: ignore[arg-type]
     chosen, name = plan.chosen(), plan.backbones[0]
     backbones.check_attention(attn)

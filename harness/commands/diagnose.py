@@ -18,8 +18,8 @@ from harness.commands.options import (
     Plugins,
     Run,
     SamDims,
+    import_plugins,
     one_backbone,
-    plugins,
 )
 
 IMAGES = 24  # per split, if nothing else is asked
@@ -49,7 +49,7 @@ def diagnose(
     from harness.plan import Plan, with_settings
     from reports.diagnosis import FOLDER, verdict, write
 
-    plugins(plugin)
+    import_plugins(plugin)
     texts = with_settings([one_backbone(backbone)], checkpoint=checkpoint, clip=clip, sam_dims=sam_dims)
     plan = Plan(
         backbones=texts,

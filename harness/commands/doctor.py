@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import typer
 
-from harness.commands.options import Backbones, Checkpoint, Clip, Data, Debug, Plugins, SamDims, plugins
+from harness.commands.options import (
+    Backbones,
+    Checkpoint,
+    Clip,
+    Data,
+    Debug,
+    Plugins,
+    SamDims,
+    import_plugins,
+)
 
 
 def doctor(
@@ -20,7 +29,7 @@ def doctor(
     from backbones import parse, with_files
     from harness.doctor import examine
 
-    plugins(plugin)
+    import_plugins(plugin)
     files = {"checkpoint": checkpoint, "clip": clip, "sam_dims": sam_dims}
     wrong = 0
     for finding in examine(data, [with_files(one, **files) for one in parse(backbones)]):

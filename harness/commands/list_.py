@@ -7,7 +7,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from harness.commands.options import Debug, Plugins, plugins
+from harness.commands.options import Debug, Plugins, import_plugins
 
 
 class _Later(ModuleType):
@@ -25,5 +25,5 @@ def show(plugin: Plugins = [], debug: Debug = False) -> None:  # noqa: B006
     sys.modules.setdefault("torch", _Later("torch"))
     from harness.overview import lines
 
-    plugins(plugin)
+    import_plugins(plugin)
     print(*lines(), sep="\n")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from harness.commands import settings
+from harness.commands.settings import apply_settings
 
 # what is asked
 Pruners = Annotated[
@@ -71,7 +71,7 @@ Settings = Annotated[
     typer.Option(
         "--settings",
         is_eager=True,
-        callback=settings.apply,
+        callback=apply_settings,
         help="TOML file with options under their names; those of the command line win",
     ),
 ]
@@ -154,7 +154,7 @@ Sharing = Annotated[
 ]
 
 
-def plugins(paths: list[str]) -> None:
+def import_plugins(paths: list[str]) -> None:
     """Import the plugin files."""
     from pruners import load_plugin
 

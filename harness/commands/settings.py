@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import typer
 NOT_HERE = ("settings", "debug", "local_rank")
 
 
-def apply(context: typer.Context, path: Path | None) -> Path | None:
+def apply_settings(context: typer.Context, path: Path | None) -> Path | None:
     """Callback of the option: make the file's values the command's defaults.
 
     Raises:
@@ -23,6 +22,8 @@ def apply(context: typer.Context, path: Path | None) -> Path | None:
 
 
 def _values(context: typer.Context, path: Path) -> dict[str, Any]:
+    import tomllib
+
     from pruners.base import UserError, nearest
 
     try:

@@ -89,7 +89,7 @@ def sweep(
     """Run a sweep and print its leaderboard."""
     if context.invoked_subcommand is not None:
         return
-    from harness.plan import read, with_settings
+    from harness.plan import read_plans, with_settings
 
     given = {name: value for name, value in context.params.items() if _given(context, name)}
     fields: dict[str, Any] = {
@@ -97,7 +97,7 @@ def sweep(
         for name, value in given.items()
         if ASKED.get(name, name) in Plan.__dataclass_fields__
     }
-    plans = [replace(plan, **fields) for plan in (read(again) if again is not None else [Plan()])]
+    plans = [replace(plan, **fields) for plan in (read_plans(again) if again is not None else [Plan()])]
     for plan in plans:
         plan.load_plugins()
     own = {"checkpoint": checkpoint, "clip": clip, "sam_dims": sam_dims}

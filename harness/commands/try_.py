@@ -18,8 +18,8 @@ from harness.commands.options import (
     Plugins,
     Pruners,
     SamDims,
+    import_plugins,
     one_backbone,
-    plugins,
 )
 
 PICTURE = Path("try.png")
@@ -41,14 +41,14 @@ def attempt(
     debug: Debug = False,
 ) -> None:
     """Draw what every pruner keeps of one image, and the mask that follows."""
-    from harness.engine import budgets
+    from harness.engine.budgets import tokens_of
     from harness.engine.ranks import Place
     from harness.engine.single_image import attempt as ask
     from harness.engine.single_image import subject
     from harness.plan import Plan, with_settings
     from pruners.base import UserError
 
-    plugins(plugin)
+    import_plugins(plugin)
     texts = with_settings([one_backbone(backbone)], checkpoint=checkpoint, clip=clip, sam_dims=sam_dims)
     plan = Plan(pruners=pruners, budgets=budget, backbones=texts, device=device, dtype=dtype)  # type: ignore[arg-type]
     if len(plan.budgets) != 1:
@@ -59,7 +59,7 @@ def attempt(
     from reports.overlay import draw
 
     model, target = plan.load(Place()), out or PICTURE
-    size = budgets.tokens(plan.budgets[0], model.grid[0] * model.grid[1])
+    size = tokens_of(plan.budgets[0], model.grid[0] * model.grid[1])
     found = ask(model, pixels, text, chosen, size, truth)
     draw(found, model.grid, size, target)
     for reason in found.lacking:

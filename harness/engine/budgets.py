@@ -13,7 +13,7 @@ PERCENT, FRACTION = re.compile(r"[0-9]{1,3}(\.[0-9]{1,6})?%"), re.compile(r"[01]
 EXAMPLES = "write e.g. --budgets 64,128,192 or --budgets 33%,22%,11%"
 
 
-def check(text: str) -> str:
+def check_budget(text: str) -> str:
     """The text, if it is a budget.
 
     Raises:
@@ -30,22 +30,22 @@ def check(text: str) -> str:
     return text
 
 
-def tokens(budget: int | str, patches: int) -> int:
+def tokens_of(budget: int | str, patches: int) -> int:
     """Visual tokens that a budget stands for; a share is rounded half up.
 
     Args:
-        budget: a count, or a text that `check` takes.
+        budget: a count, or a text that `check_budget` takes.
         patches: visual tokens that the backbone has.
 
     Raises:
         UserError: it is no budget, or a share of less than one token.
 
-    >>> tokens("33%", 576), tokens("0.33", 576), tokens("64", 576)
+    >>> tokens_of("33%", 576), tokens_of("0.33", 576), tokens_of("64", 576)
     (190, 190, 64)
     """
     if isinstance(budget, int):
         return budget
-    if COUNT.fullmatch(check(budget)):
+    if COUNT.fullmatch(check_budget(budget)):
         return int(budget)
     count = math.floor(_share(budget) * patches + Fraction(1, 2))
     if count < 1:

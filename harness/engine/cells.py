@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from harness.engine.budgets import tokens
+from harness.engine.budgets import tokens_of
 from harness.store import code
 from pruners import checks
 from pruners.base import Pruner
@@ -134,7 +134,7 @@ def expand(
     for pruner in pruners:
         name = pruner.unseeded().spec()
         for asked in [patches] if pruner.name == "none" else budgets:
-            budget = tokens(asked, patches)
+            budget = tokens_of(asked, patches)
             checks.stated(pruner, budget, patches, num_layers)
             for number in _seeds(pruner, seed, seeds):
                 one = pruner.with_seed(number) if pruner.stochastic else pruner

@@ -289,7 +289,7 @@ class Crew:
             UserError: a part lacks records although this process has filled it.
         """
         images = {job.cell.id: len(split.samples) for split in self.splits for job in split.jobs}
-        lost = closing.lost(self.folder, self.info, images)
+        lost = closing.lacking(self.folder, self.info, images)
         for number, (split, parts, claims) in enumerate(
             zip(self.splits, self.parts, self.claims, strict=True)
         ):
@@ -304,5 +304,5 @@ class Crew:
                     claims.reopen(part)
         if not lost:
             with alone(self.folder / LOCK):  # others may be complete, too, or have gone on with other code
-                closing.close(self.folder, images)
+                closing.close_run(self.folder, images)
         return not lost

@@ -15,13 +15,13 @@ from typing import Any
 from harness.store import records, run_folder
 from harness.store.journal import write_atomically
 from harness.store.rows import description
-from harness.store.sweeps import samples_of, wanted
+from harness.store.sweeps import images_wanted, samples_of
 from harness.store.tables import compact
 
 Column = tuple[str, str]  # data set and split
 
 
-def lost(folder: Path, info: Mapping[str, Any], images: Mapping[str, int]) -> dict[Column, set[str]]:
+def lacking(folder: Path, info: Mapping[str, Any], images: Mapping[str, int]) -> dict[Column, set[str]]:
     """Samples that lack results, by data set and split; empty if all is there.
 
     Args:
@@ -47,7 +47,7 @@ def _rows(folder: Path, info: Mapping[str, Any], pair: Column) -> Iterator[dict[
     return records.Journals(run_folder.split_folder(folder, *pair), info["cells"]).rows()
 
 
-def close(folder: Path, sure: Mapping[str, int]) -> None:
+def close_run(folder: Path, sure: Mapping[str, int]) -> None:
     """Close a run if everything is there that any of its sweeps asks for; the caller holds the run's file lock.
 
     Args:
@@ -55,9 +55,9 @@ def close(folder: Path, sure: Mapping[str, int]) -> None:
     """
     info = run_folder.run_info(folder)
     cells = run_folder.cells_of(info)
-    images = wanted(info, cells)
+    images = images_wanted(info, cells)
     left = {cell: count for cell, count in images.items() if sure.get(cell, 0) < count}
-    if run_folder.done_info(folder) or lost(folder, info, left):
+    if run_folder.done_info(folder) or lacking(folder, info, left):
         return
     (folder / run_folder.DONE).unlink(missing_ok=True)
     tables = {}

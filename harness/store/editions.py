@@ -148,7 +148,7 @@ def _current(info: Mapping[str, Any]) -> list[str]:
 
 def _held(info: Mapping[str, Any]) -> dict[str, int]:
     """On how many samples each current cell is wanted."""
-    return sweeps.wanted(info, {cell: info["cells"][cell] for cell in _current(info)})
+    return sweeps.images_wanted(info, {cell: info["cells"][cell] for cell in _current(info)})
 
 
 def _check_setting(folder: Path, known: Mapping[str, Any], job: Job) -> None:
@@ -220,7 +220,7 @@ def _with_sweep(info: dict[str, Any], jobs: Sequence[Sequence[Job]], asked: Aske
     """With what a command asks for as a sweep, if the others do not ask for all of it already."""
     new = _sweep(jobs, asked)
     cells = {cell: info["cells"][cell] for cell in new["cells"]}
-    there = sweeps.wanted(info, cells)
+    there = sweeps.images_wanted(info, cells)
     if all(there.get(cell, 0) >= new["images"][sweeps.split_key(entry)] for cell, entry in cells.items()):
         return info
     every = [*info["sweeps"], new]

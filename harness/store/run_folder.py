@@ -154,7 +154,7 @@ def done_info(path: str | Path) -> dict[str, Any]:
 def held_digest(info: Mapping[str, Any]) -> str:
     """Digest of what a complete run holds: its cells, and on how many samples each is wanted."""
     cells = cells_of(info)
-    return cells_digest(cells, sweeps.wanted(info, cells))
+    return cells_digest(cells, sweeps.images_wanted(info, cells))
 
 
 def cells_digest(cells: Iterable[str], images: Mapping[str, int] | None = None) -> str:

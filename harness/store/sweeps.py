@@ -22,7 +22,7 @@ def split_key(cell: Mapping[str, Any]) -> str:
     return f"{cell['dataset']}:{cell['split']}"
 
 
-def wanted(info: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+def images_wanted(info: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     """On how many samples of its split, from the first on, each of these cells is wanted; empty for a run of before
     schema 4."""
     found: dict[str, int] = {}
