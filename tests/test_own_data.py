@@ -138,7 +138,7 @@ def test_content_is_of_one_sample(tmp_path: Path) -> None:
         (("val", "a.png", "it", "11 11", ""), "names an annotation twice (11 11)"),
         (
             ("val", "a.png", "it", "21", ""),
-            "names annotation 21 for the image 'a.png', which annotations.json has in the image b.png",
+            "names annotation 21 for the image 'a.png', which annotations.json has in the image 'b.png'",
         ),
         (("val", "a.png", "  ", "11", ""), "has no expression"),
         (("", "a.png", "it", "11", ""), "has no split"),
@@ -170,7 +170,7 @@ def test_a_row_that_cannot_be_used_is_named_by_file_and_line(
         (
             as_csv().replace("split,", "Split,"),
             1,
-            "lacks 'split' (perhaps written 'Split'); it names Split, image",
+            "lacks 'split' (perhaps written 'Split'); it names 'Split', 'image'",
         ),
         (
             as_csv().replace("group", "groups"),
@@ -180,6 +180,11 @@ def test_a_row_that_cannot_be_used_is_named_by_file_and_line(
         (as_csv().replace("group", "image"), 1, "names the column 'image' twice"),
         (as_csv().replace("a cat", "a cät").encode("latin-1"), 4, "is no UTF-8 (byte 0xe4)"),
         (as_csv().encode("utf-16"), 1, "is written in UTF-16"),
+        (
+            as_csv().replace("split,", '"spl\nit",'),
+            1,
+            r"(perhaps written 'spl\nit'); it names 'spl\nit', 'image'",
+        ),
         (as_csv() + "val,a.png,the small, round one,11,\n", 6, "has 6 columns where the first line has 5"),
         (as_csv() + "val,a.png,it\n", 6, "has 3 columns where the first line has 5"),
         (as_csv() + 'val,a.png,"the "red" one",11,\n', 6, "cannot be read as CSV"),
@@ -207,7 +212,7 @@ def test_lists_as_tools_should_not_write_them(
         (json.dumps(LINES[0] | {"expression": "\ud83d"}), "half a character in its expression"),
         (
             json.dumps({"split": "val", "image": "a.png", "text": "it", "annotations": []}),
-            "lacks 'expression'; it names split",
+            "lacks 'expression'; it names 'split'",
         ),
         (json.dumps(LINES[0] | {"goup": "a"}), "names 'goup', which is not read; perhaps 'group' is meant"),
     ],

@@ -177,10 +177,10 @@ def _lost(lost: list[str], names: list[str]) -> str:
     """The columns that are missing, in words."""
     others = [name for name in names if name not in KNOWN]
     told = [
-        f"'{name}'" + (f" (perhaps written '{near[0]}')" if (near := get_close_matches(name, others)) else "")
+        f"'{name}'" + (f" (perhaps written {near[0]!r})" if (near := get_close_matches(name, others)) else "")
         for name in lost
     ]
-    return f"{' and '.join(told)}; it names {', '.join(name for name in names if name) or 'nothing'}"
+    return f"{' and '.join(told)}; it names {', '.join(map(reprlib.repr, filter(None, names))) or 'nothing'}"
 
 
 def _misspelt(names: list[str]) -> str | None:
@@ -188,7 +188,7 @@ def _misspelt(names: list[str]) -> str | None:
     absent = [name for name in KNOWN if name not in names]
     for name in names:
         if name not in KNOWN and (near := get_close_matches(name.casefold(), absent)):
-            return f"names '{name}', which is not read; perhaps '{near[0]}' is meant, or give it another name"
+            return f"names {reprlib.repr(name)}, which is not read; perhaps '{near[0]}' is meant, or give it another name"
     return None
 
 

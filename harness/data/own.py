@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +30,10 @@ ANNOTATIONS = "annotations.json"
 LISTS = ("expressions.csv", "expressions.jsonl")
 LAYOUT = f"{{{IMAGES}/, {ANNOTATIONS}, {LISTS[0]}}}"
 MOST_COMPARED = 2000  # names among which the nearest is looked for
+MOST_HINTS = 20  # faults for which a name is looked for at all
+
+
+Near = Callable[[str, Iterable[str]], str]
 
 
 class OwnData(DataSet):
@@ -206,13 +210,14 @@ def _checked(folder: Path, listed: Path, annotations: Path, *stamps: tuple[int, 
     splits: dict[str, Row] = {}
     absent = {name for name in names.pictures if not (folder / IMAGES / name).is_file()}
     for row in rows:
+        near = _near if len(found) < MOST_HINTS else _nothing
         same = (row.split, row.image, row.expression.strip(), frozenset(row.annotations), row.group)
-        if why := names.wrong(row):
+        if why := names.wrong(row, near):
             found.append(Fault(row.line, why))
         elif row.image in absent:
-            there = _near_file(folder / IMAGES, row.image)
+            there = near(row.image, _beside(folder / IMAGES / row.image))
             found.append(
-                Fault(row.line, f"names the image '{row.image}', which is not in '{folder / IMAGES}'{there}")
+                Fault(row.line, f"names the image {row.image!r}, which is not in '{folder / IMAGES}'{there}")
             )
         elif first.setdefault(same, row.line) != row.line:
             found.append(Fault(row.line, f"says the same as line {first[same]}; take one of them out"))
@@ -271,33 +276,44 @@ class _Names:
         self._owners[number] = whole(record, "image_id")
         self.annotations[number] = Joined(number, shallow(number, record["segmentation"]))
 
-    def wrong(self, row: Row) -> str | None:
+    def wrong(self, row: Row, near: Near) -> str | None:
         """What a row names that is not there, as the end of a sentence."""
         image = self.pictures.get(row.image)
         if image is None:
-            return f"names the image '{row.image}', which {ANNOTATIONS} does not list{_near(row.image, self._listed.values())}"
+            there = near(row.image, self._listed.values())
+            return f"names the image {row.image!r}, which {ANNOTATIONS} does not list{there}"
         for number in row.annotations:
             if number not in self.annotations:
                 return f"names annotation {number}, which {ANNOTATIONS} does not hold"
             if (owner := self._owners[number]) != image.id:
-                where = self._listed.get(owner, f"with the id {owner}, which is not listed")
-                return f"names annotation {number} for the image '{row.image}', which {ANNOTATIONS} has in the image {where}"
+                where = (
+                    repr(self._listed[owner])
+                    if owner in self._listed
+                    else f"of id {owner}, which is not listed"
+                )
+                return (
+                    f"names annotation {number} for the image {row.image!r}, which {ANNOTATIONS} has in the "
+                    f"image {where}"
+                )
         return None
 
 
-def _near(name: str, others: Any) -> str:
+def _near(name: str, others: Iterable[str]) -> str:
     """A name that may be meant, in words: one that differs in case or folder alone, or the nearest."""
     known = list(others)
     last = name.rpartition("/")[2].casefold()
     same = next((other for other in known if other.rpartition("/")[2].casefold() == last), None)
     if same is not None:
-        return f" (there is '{same}')"
+        return f" (there is {same!r})"
     close = nearest(name, known) if len(known) <= MOST_COMPARED else ""
     return f" ({close.strip()})" if close else ""
 
 
-def _near_file(folder: Path, name: str) -> str:
-    if not folder.is_dir():
-        return ", which is no folder"
-    there = (folder / name).parent
-    return _near(name, sorted(os.listdir(there)) if there.is_dir() else [])
+def _nothing(name: str, others: Iterable[str]) -> str:
+    """Stands in for `_near` where so much is wrong that nobody reads it all."""
+    return ""
+
+
+def _beside(file: Path) -> list[str]:
+    """The names in a file's folder."""
+    return sorted(os.listdir(file.parent)) if file.parent.is_dir() else []

@@ -177,8 +177,8 @@ def _scored(results: Sequence[tuple[_Asked, Grounded]]) -> Iterator[dict[str, An
 
 
 def _measured(seen: _Seen, results: Sequence[tuple[_Asked, Grounded]]) -> dict[int, dict[str, Any]]:
-    """What metrics count of every answer, by the expression's place; the answers to one group are measured
-    together."""
+    """Every answer's mask and what metrics count of it, by the expression's place; the answers to one group
+    are measured together."""
     answers = {
         position: mask
         for one, result in results
@@ -195,7 +195,13 @@ def _measured(seen: _Seen, results: Sequence[tuple[_Asked, Grounded]]) -> dict[i
         ):
             inner, outer = counted.pop("intersection"), counted.pop("union")
             iou = float(metrics.iou([inner], [outer])[0])
-            found[place] = {"intersection": inner, "union": outer, "iou": iou, "measures": counted}
+            found[place] = {
+                "mask": _run_lengths(answers[place]),
+                "intersection": inner,
+                "union": outer,
+                "iou": iou,
+                "measures": counted,
+            }
     return found
 
 
@@ -310,12 +316,11 @@ def _run_lengths(mask: NDArray[np.bool_]) -> str:
 
 
 def _score(one: _Asked, result: Grounded, measured: dict[int, dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    predictions = (result.logits > 0).numpy(force=True)
     retained = result.retained.numpy(force=True)
     kept = pack_tokens(retained, one.seen.shares.shape[1])
     patches = np.unique(retained[retained >= 0])
     sample = one.seen.sample
-    for position, prediction in zip(one.talk.expressions, predictions, strict=True):
+    for position in one.talk.expressions:
         share = one.seen.shares[position]
         yield (
             _common(one.job, sample)
@@ -334,7 +339,6 @@ def _score(one: _Asked, result: Grounded, measured: dict[int, dict[str, Any]]) -
                 if share.any() and len(patches)
                 else None,
                 "kept": kept,
-                "mask": _run_lengths(prediction),
             }
             | measured[position]
         )
