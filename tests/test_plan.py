@@ -465,7 +465,7 @@ def test_two_backbones_of_one_name_need_a_folder_each(
 
 
 def test_a_protocol_is_one_of_the_backbone(plan: Plan, tmp_path: Path, loaded: list[FakeBackbone]) -> None:
-    with pytest.raises(UserError, match="fake has no protocol 'eech', .* Did you mean 'each'"):
+    with pytest.raises(UserError, match=r"fake has no protocol 'eech', .* Did you mean 'each'"):
         harness.evaluate(replace(plan, protocol="eech"), tmp_path)
     assert not list(tmp_path.iterdir())
 
