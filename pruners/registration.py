@@ -25,9 +25,7 @@ from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
 
 from pruners.errors import UserError, nearest
 
-LONGEST = (
-    1000  # letters of a thing's text: far more than any needs, and less than what Python's own parser dies of
-)
+LONGEST = 1000  # letters of a text: far more than any needs, and less than what Python's parser dies of
 SYNTAX = ",()[]*?@"  # separate things, hold parameters, make patterns, name costs: no part of a name
 STARTED = time.time()  # before anything is registered
 _sources: dict[str, str] = {}  # of modules that registered something
@@ -350,10 +348,8 @@ def load_plugin(path: str | Path) -> dict[str, list[str]]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"There is no plugin file {str(path)!r}; give --plugin the path of a Python file.")
-    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[
-        :8
-    ]  # two files of one name are two plugins
-    module_name = f"groundprune_plugin_{path.stem}_{place}"
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()  # two files of one name are two plugins
+    module_name = f"groundprune_plugin_{path.stem}_{place[:8]}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None:
         raise UserError(
@@ -361,9 +357,8 @@ def load_plugin(path: str | Path) -> dict[str, list[str]]:
         )
     before = [(registry, dict(registry.known)) for registry in _registries]
     try:
-        source = (
-            path.read_bytes()
-        )  # once, so that what runs, what is shown and what makes its identity is one text
+        # once, so that what runs, what is shown and what makes its identity is one text
+        source = path.read_bytes()
         text = importlib.util.decode_source(source)
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from backbones.base import answer
-from backbones.parts.geometry import centre_crop, seen
+from backbones.base import Encoding, Grounded, Row, answer
+from backbones.parts.geometry import Region, centre_crop, seen
 from harness import cli
 from harness.engine import single_image as attempt
-from pruners import UserError, parse
+from pruners import Selection, UserError, View, parse
 from reports.overlay import draw
 from tests.fake_backbone import SIDE, FakeBackbone, known
 
@@ -109,6 +111,50 @@ def test_the_truth_gives_scores_and_lets_the_oracle_in() -> None:
         assert one.iou == pytest.approx(both / any_of)
     with pytest.raises(UserError, match="sees the truth"):
         attempt.attempt(FakeBackbone(), picture(), TEXT, parse("oracle"), 16)
+
+
+class TwoHalves(FakeBackbone):
+    """Sees the two halves of an image as two views."""
+
+    geometry = "regions"
+
+    def regions(self, height: int, width: int) -> tuple[Region, ...]:
+        return (0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)
+
+    def views(self, encoding: Encoding, turns: Any, sample: str, masks: Any = None) -> list[View]:
+        (whole,) = super().views(encoding, turns, sample)
+        return [
+            View(whole.patches, None, whole.grid, 1, whole.signal, sample, number=k, of=2, region=region)
+            for k, region in enumerate(self.regions(*encoding.original))
+        ]
+
+    def ground_rows(self, rows: Any, share: bool = True) -> list[Grounded]:
+        kept = [
+            torch.cat([one.indices + SIDE * SIDE * k for k, one in enumerate(row.selections)]) for row in rows
+        ]
+        return [
+            Grounded(torch.zeros(1, *row.encoding.original), (len(one),) * 4, one)
+            for row, one in zip(rows, kept, strict=True)
+        ]
+
+
+def test_every_view_has_its_choice_its_patches_and_its_place(tmp_path: Path) -> None:
+    """And whoever takes two views for one is told."""
+    model = TwoHalves()
+    found = model.ground(picture(), TEXT, "uniform", 16)
+    assert found.kept.shape == (2 * SIDE * SIDE,) and found.kept.sum() == found.tokens_final == 32
+    assert (found.kept[: SIDE * SIDE] == found.kept[SIDE * SIDE :]).all()
+    left, right = np.zeros((2, 1, 40, 64), dtype=bool)
+    left[:, :, :32], right[:, :, 32:] = True, True
+    for number, mask in enumerate((left, right)):
+        assert model.patch_shares(mask, number).min() == 1 and model.patch_shares(mask, 1 - number).max() == 0
+    asked = attempt.attempt(model, picture(), TEXT, parse("uniform"), 16)
+    assert asked.regions == model.regions(40, 64)
+    draw(asked, (SIDE, SIDE), 16, tmp_path / "two.png")
+    assert (tmp_path / "two.png").stat().st_size > 5_000
+    chosen = (Selection(torch.arange(2)), Selection(torch.arange(2)))
+    with pytest.raises(ValueError, match="2 views"):
+        _ = Row(model.encode([picture()])[0], (), parse("uniform")[0], 2, chosen).selection
 
 
 # -- drawn
