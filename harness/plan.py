@@ -268,6 +268,8 @@ def with_settings(texts: Iterable[str], **settings: Any) -> tuple[str, ...]:
 
 def _with_whole_paths(backbone: str) -> str:
     """A backbone's text in which files and folders that are here have their whole paths."""
+    if "(" not in backbone:  # also of one that Python made and nobody registered
+        return backbone
     import backbones
 
     asked = backbones.one(backbone)

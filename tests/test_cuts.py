@@ -53,7 +53,7 @@ SCHEDULES = {
 @pytest.fixture(autouse=True)
 def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the plugin registers is forgotten after a test."""
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    monkeypatch.setattr(registry.PRUNERS, "known", dict(registry.PRUNERS.known))
     load_plugin(PLUGIN)
 
 
