@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel
 
-from backbones.glamm.full_size import on_meta
+import backbones
+from backbones.costs import Prompt
 from backbones.parts.contexts import Ask, Context
 from backbones.parts.cuts import cutting
 from backbones.parts.shared import Shared
@@ -24,8 +25,12 @@ METHODS = "none,litelvlm,fastv,visionzip,prumerge,vispruner,trim"
 
 def test_cost_of_a_sweep_at_full_size() -> None:
     """Against figures that were computed outside this project, TMAC per image at 129 text tokens."""
-    lines, prompt = lines_of(parse(METHODS), (64, 128, 192), 0, (24, 24), 32), projection.Prompt(129)
-    found = sharing.account(projection.project(on_meta("glamm-7b"), lines, prompt), lines, prompt)
+    lines, shapes = (
+        lines_of(parse(METHODS), (64, 128, 192), 0, (24, 24), 32),
+        backbones.one("glamm-7b").shapes(),
+    )
+    prompt = shapes.prompt(129)
+    found = sharing.account(projection.project(shapes, lines, prompt), lines, prompt)
     left, steps = found.naive, []
     for saved in found.savings.values():
         left -= saved
@@ -37,7 +42,7 @@ def test_cost_of_a_sweep_at_full_size() -> None:
     assert found.ratio > 2.8
 
 
-def plan(prompt: projection.Prompt, patches: int, layers: int) -> list[tuple[Line, sharing.Cell, int]]:
+def plan(prompt: Prompt, patches: int, layers: int) -> list[tuple[Line, sharing.Cell, int]]:
     """Lines of a small sweep with the lengths that they have, and the visual tokens that enter."""
     found = []
     for line in lines_of(parse("none,litelvlm,visionzip,fastv,fastv(layer=3)"), (8, 24), 0, (8, 8), layers):
@@ -55,7 +60,7 @@ def test_cost_of_sharing_is_what_the_shared_run_executes(talks: int) -> None:
         LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, attn_implementation="sdpa")
     ).eval()
     shape = formulas.Shape.of(llm.config)
-    prompt, patches = projection.Prompt(24, before=9, sentence=4), 64
+    prompt, patches = Prompt(24, before=9, turns=3, sentence=4), 64
     cells = plan(prompt, patches, shape.layers)
     contexts: list[torch.Tensor] = []
     asks = []
