@@ -26,6 +26,7 @@ from pruners.errors import UserError
 from pruners.registry import parse
 
 if TYPE_CHECKING:
+    from backbones.costs import Staged
     from backbones.probes import Probes
 
 Picture = NDArray[np.uint8] | Image | str | Path  # (H, W, 3) RGB, a picture of pillow's, or an image file
@@ -185,7 +186,7 @@ class Backbone(Family, ABC):
     num_layers: int
 
     @property
-    def staged(self) -> Any | None:
+    def staged(self) -> Staged | None:
         """Its forward pass in named stages that a meter can watch; None where costs are not known."""
         return None
 

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from backbones.parts.geometry import GEOMETRIES
 from pruners.base import LAYER_KINDS, PLAIN_KINDS, Need, Pruner
@@ -21,6 +21,7 @@ from pruners.written import check_types, text_of
 
 if TYPE_CHECKING:
     from backbones.base import Backbone
+    from backbones.costs import Shapes
 
 KINDS = frozenset((*LAYER_KINDS, *PLAIN_KINDS))  # of signals: all that a backbone can answer
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -28,7 +29,19 @@ HALF = ("bfloat16", "float16")
 IMAGE_BACKENDS = ("pil", "mmcv")
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
 ANSWERS = ("forced", "generated")
-FACTS = ("name", "reference", "signals", "cuts_inside", "geometry", "protocols", "drawn", "answers")
+COSTS = ("off", "projected", "measured")
+FACTS = (
+    "name",
+    "reference",
+    "signals",
+    "cuts_inside",
+    "geometry",
+    "protocols",
+    "drawn",
+    "answers",
+    "costs_by_default",
+    "images_by_default",
+)
 
 
 class UnknownProtocol(UserError):
@@ -46,6 +59,8 @@ class Family:
         protocols: how expressions become conversations: name to what it does.
         drawn: the protocols whose conversations follow from a seed.
         answers: "forced" if the answer with its [SEG] is given, "generated" if the model writes it.
+        costs_by_default: which costs a run gets where none are asked for, one of COSTS.
+        images_by_default: images per split of a run that asks for none; 0 for all.
     """
 
     name: str
@@ -55,6 +70,8 @@ class Family:
     protocols: ClassVar[Mapping[str, str]] = {"each": "every expression alone"}
     drawn: ClassVar[tuple[str, ...]] = ()
     answers: ClassVar[str] = "forced"
+    costs_by_default: str = "off"
+    images_by_default: int = 0
 
     def lacks(self, pruner: Pruner) -> str:
         """Why a pruner cannot be served, in a sentence; empty if it can."""
@@ -223,7 +240,7 @@ class Settings(Family, ABC):
         """Look at the files that `load` would read, one finding each; nothing where there are none."""
         return iter(())
 
-    def shapes(self, attn: str = "sdpa") -> Any:
+    def shapes(self, attn: str = "sdpa") -> Shapes | None:
         """The model without weights, for costs that follow from shapes alone; None where that is not known.
 
         Raises:
@@ -252,6 +269,10 @@ class Backbones(Registry[Settings]):
             return f"draws {', '.join(sorted(set(cls.drawn) - set(cls.protocols)))}, which is none of its protocols"
         if cls.answers not in ANSWERS:
             return f"has answers that are {cls.answers!r}; they are {' or '.join(ANSWERS)}"
+        if cls.costs_by_default not in COSTS:
+            return f"has the costs {cls.costs_by_default!r} by default; there are {', '.join(COSTS)}"
+        if type(cls.images_by_default) is not int or cls.images_by_default < 0:
+            return f"has {cls.images_by_default!r} images by default; write a whole number, 0 for all"
         return None
 
 

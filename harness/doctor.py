@@ -21,6 +21,7 @@ from harness.data.refer import FOLDER, expected, names, splits
 from harness.data.refshapes.writer import MANIFEST, cache_folder
 from harness.data.refshapes.writer import SPLITS as REFSHAPES
 from harness.data.sample import DataError, Sample
+from harness.plan import Plan
 from pruners.errors import nearest
 
 # images, refs and expressions of the published splits: RefCOCO and RefCOCO+ by unc, RefCOCOg by umd
@@ -35,7 +36,6 @@ OPTIONAL = {
     "deepspeed": "distributed",
 }  # module -> extra of this project
 NAMED = 20  # lines of a list of expressions that are named one by one
-EMBEDDED = "glamm-mini"  # its files came with the package
 FREE_BYTES = 500 * 2**20  # RefShapes needs about 300 MiB
 
 
@@ -44,12 +44,12 @@ def examine(folder: Path | None = None, asked: Sequence[Settings] = ()) -> Itera
 
     Args:
         folder: data folder that holds Refer_Segm.
-        asked: backbones whose files are looked at, beside the embedded one.
+        asked: backbones whose files are looked at, beside the one that runs by default.
     """
     yield from _packages()
     yield from _devices()
     yield from _cache()
-    for settings in dict.fromkeys([*backbones.parse(EMBEDDED), *asked]):
+    for settings in dict.fromkeys([*backbones.parse(",".join(Plan.backbones)), *asked]):
         yield from settings.examine()
     if folder is not None:
         yield from _data(folder)

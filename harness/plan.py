@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 LISTS = ("pruners", "budgets", "backbones", "plugins")
 NUMBERS = {"limit": 0, "seed": 0, "seeds": 1, "batch_size": 1}  # and the least that each may be
 NULLABLE = ("limit", "data", "costs")
-# images per split, where none are asked for; 12: a first run, costs included, ends within three minutes
-DEFAULT_LIMITS = {"glamm-mini": 12}
 
 
 @dataclass(frozen=True)
@@ -126,15 +124,21 @@ class Plan:
 
         return data.parse_datasets(self.datasets, self.data)
 
-    def on(self, backbone: str) -> Plan:
+    def on(self, backbone: str | Backbone) -> Plan:
         """The plan for one of its backbones, its own images per split filled in.
 
         Args:
-            backbone: one of the plan's texts, or the name of a loaded one.
+            backbone: one of the plan's texts, or a loaded one.
         """
-        texts = [text for text in self.backbones if backbone in (text, _name(text))]
-        limit = DEFAULT_LIMITS.get(_name(backbone), 0) if self.limit is None else self.limit
-        return replace(self, backbones=tuple(texts[:1]) or (backbone,), limit=limit)
+        if isinstance(backbone, str):
+            import backbones
+
+            name, images = backbone, backbones.one(backbone).images_by_default
+        else:
+            name, images = backbone.name, backbone.images_by_default
+        texts = [text for text in self.backbones if name in (text, text.partition("(")[0].strip())]
+        limit = images if self.limit is None else self.limit
+        return replace(self, backbones=tuple(texts[:1]) or (name,), limit=limit)
 
     def resolved(self) -> Plan:
         """The same for anyone, whatever folder he is in and whatever pruners and data sets come to be: without
@@ -233,35 +237,37 @@ def _option(name: str) -> str:
     return "--plugin" if name == "plugins" else f"--{name.replace('_', '-')}"
 
 
-def _name(backbone: str) -> str:
-    return backbone.partition("(")[0].strip()
-
-
 def with_settings(texts: Iterable[str], **settings: Any) -> tuple[str, ...]:
-    """Backbones' texts with what the options --checkpoint, --clip and --sam-dims say of `glamm`.
+    """Backbones' texts with what the options --checkpoint, --clip and --sam-dims say of those that have such
+    parameters.
 
     Args:
         settings: a value for each, None where the option was not given.
 
     Raises:
-        UserError: an option was given and no text names `glamm`.
+        UserError: an option was given and no text names a backbone that has it.
     """
     import backbones
 
     given = {name: str(value) for name, value in settings.items() if value is not None}
     if not given:
         return tuple(texts)
+    takers = [
+        name
+        for name in backbones.names()
+        if given.keys() <= {one.name for one in fields(backbones.get(name))}
+    ]
     found, used = [], False
     for text in texts:
         asked = backbones.one(text)
-        if asked.name == "glamm":
+        if asked.name in takers:
             used = True
             text = replace(asked, **given).spec()
         found.append(text)
     if not used:
-        named = ", ".join(_option(name) for name in given)
+        named, which = ", ".join(_option(name) for name in given), " or ".join(takers)
         raise _wrong(
-            f"{named} belongs to the backbone glamm, and --backbones names {', '.join(found)}; add glamm"
+            f"{named} belongs to the backbone {which}, and --backbones names {', '.join(found)}; add {which}"
         )
     return tuple(found)
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from backbones.costs import Prompt
 from harness.cost.formulas import GIB
-from harness.cost.projection import Projection, Prompt
+from harness.cost.projection import Projection
 from harness.cost.roofline import Gpu, compute_seconds, prefill_seconds
 from harness.cost.sharing import Account
+from reports import publication
 
-PUBLISHED = Path(__file__).parent / "published" / "efficiency.csv"
 FASTV = (
     "fastv: layers before the cut see every token, so K=2 at 192 / 64 gives {ours} T by the paper's own counter where it prints "
     "{theirs} T. The printed pair is what that counter gives with about 256 and 192 kept tokens, perhaps a mislabelled rank; its "
@@ -21,9 +21,11 @@ FASTV = (
 
 
 def published(backbone: str) -> pd.DataFrame:
-    """The printed efficiency rows of a backbone, indexed by (pruner, budget)."""
-    rows = pd.read_csv(PUBLISHED)
-    return rows[rows["backbone"] == backbone].set_index(["pruner", "budget"])
+    """The printed efficiency rows of a backbone, or of one that is its shapes alone, indexed by (pruner, budget):
+    FLOPs in T (`flops_t`), activation in GiB (`activation_gb`); empty where nothing is printed."""
+    printed = ["pruner", "budget", "flops_t", "activation_gb", "source"]
+    rows = [publication.read(table.file)[printed] for table in publication.of(backbone, "flops_paper")]
+    return (rows[0] if rows else pd.DataFrame(columns=printed)).set_index(["pruner", "budget"])
 
 
 def _beside(ours: float, theirs: float | None, digits: int = 2) -> list[str]:
@@ -65,21 +67,15 @@ def cells(projection: Projection, printed: pd.DataFrame, on: Gpu) -> pd.DataFram
     return pd.DataFrame(rows).sort_values(["budget", "method"], ascending=[False, True], kind="stable")
 
 
-def shared(projection: Projection, prompt: Prompt, on: Gpu) -> pd.DataFrame:
+def shared(projection: Projection, on: Gpu) -> pd.DataFrame:
     """What no pruner changes."""
-    titles = {
-        "vision_tower": "vision tower (CLIP)",
-        "text_tower": f"text tower (CLIP, {prompt.turns} questions of {prompt.words} tokens; only for pruners that read text)",
-        "grounding_encoder": "grounding encoder (SAM)",
-        "mask_decoder": f"mask decoder ({prompt.turns} masks)",
-    }
     return pd.DataFrame(
         {
-            "module": title,
-            "GMAC": f"{projection.shared[name] / 1e9:.2f}",
-            "roofline (ms)": f"{1e3 * compute_seconds(projection.shared[name], on):.2f}",
+            "module": projection.parts[name].title or name,
+            "GMAC": f"{macs / 1e9:.2f}",
+            "roofline (ms)": f"{1e3 * compute_seconds(macs, on):.2f}",
         }
-        for name, title in titles.items()
+        for name, macs in projection.shared.items()
     )
 
 
@@ -110,7 +106,7 @@ def notes(projection: Projection, printed: pd.DataFrame, prompt: Prompt, attn: s
 def render(projection: Projection, backbone: str, prompt: Prompt, attn: str, on: Gpu) -> str:
     """Markdown of a projection."""
     printed = published(backbone)
-    parts = [cells(projection, printed, on), shared(projection, prompt, on)]
+    parts = [cells(projection, printed, on), shared(projection, on)]
     tables = [part.to_markdown(index=False, disable_numparse=True) for part in parts]
     return "\n\n".join(
         [*tables, "\n".join(f"- {note}" for note in notes(projection, printed, prompt, attn, on))]

@@ -2,18 +2,62 @@
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
+from harness.plan import Plan
 from reports.gather import Runs
 from reports.tables import Column, Line, Table
 
 FOLDER = Path(__file__).parent / "published"
-BACKBONES = {"glamm": "refcoco"}  # backbone: table that holds its numbers
-METRIC = "ciou"  # of the printed numbers
-PROTOCOL = "glamm"
+
+
+@dataclass(frozen=True)
+class Printed:
+    """How a table prints one metric.
+
+    Attributes:
+        unit: of its numbers.
+        column: of the CSV, where the table is of one split; empty where columns are named by data set and
+            split.
+    """
+
+    unit: str
+    column: str = ""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published table: an entry of published/tables.toml.
+
+    Attributes:
+        file: name of its CSV.
+        backbone, protocol: that its numbers belong to.
+        metrics: names of metrics, or of cost columns, that it prints.
+        plan: computes them here.
+        shapes: the backbone whose numbers alone project its costs; empty where there is none.
+        pending: what is not there yet, so that nothing stands beside it; empty of a table that is in use.
+    """
+
+    file: str
+    backbone: str
+    protocol: str
+    metrics: Mapping[str, Printed]
+    plan: Plan
+    shapes: str = ""
+    pending: str = ""
+
+    def column(self, metric: str, split: Column) -> str:
+        """The CSV's column of a split's numbers."""
+        named = self.metrics[metric].column
+        if not named:
+            return " ".join(split)
+        return named if self.plan.datasets == ":".join(split) else ""
 
 
 @dataclass(frozen=True)
@@ -23,14 +67,43 @@ class Beside:
     Attributes:
         method: name in the publication.
         cells: per column our score and the printed one, both in percent.
+        published: where the twin is from.
     """
 
     line: Line
     method: str
     cells: dict[Column, tuple[float, float]]
     source: str
+    published: Published
 
 
+@cache
+def tables() -> tuple[Published, ...]:
+    """All published tables, numbers that cannot be computed yet included.
+
+    Raises:
+        UserError: a plan that is none.
+    """
+    entries = tomllib.loads((FOLDER / "tables.toml").read_text(encoding="utf-8"))["table"]
+    found = []
+    for entry in entries:
+        fixed = {"backbones": [entry["backbone"]], "protocol": entry["protocol"], "limit": 0}
+        plan = Plan.from_json(fixed | entry["plan"])
+        printed = {name: Printed(**how) for name, how in entry["metrics"].items()}
+        found.append(Published(**entry | {"plan": plan, "metrics": printed}))
+    return tuple(found)
+
+
+def of(backbone: str, metric: str) -> list[Published]:
+    """The tables in use that print a metric of a backbone, or of what its shapes alone project."""
+    return [
+        table
+        for table in tables()
+        if not table.pending and backbone in (table.backbone, table.shapes) and metric in table.metrics
+    ]
+
+
+@cache
 def read(name: str) -> pd.DataFrame:
     """A published table, numbers as printed."""
     return pd.read_csv(FOLDER / f"{name}.csv")
@@ -39,21 +112,18 @@ def read(name: str) -> pd.DataFrame:
 def beside(table: Table) -> list[Beside]:
     """The rows that have a published twin: same backbone, pruner with its default parameters, budget and
     split."""
-    name = BACKBONES.get(table.group.facts["backbone"])
-    if name is None or table.metric.name != METRIC:
-        return []
-    rows = {(row["pruner"], row["budget"]): row for row in read(name).to_dict("records")}
-    found = []
-    for line in table.lines:
-        twin = rows.get((line.pruner, line.budget))
-        if twin is not None:
+    metric, found = table.metric.name, []
+    for published in of(table.group.facts["backbone"], metric):
+        rows = {(row["pruner"], row["budget"]): row for row in read(published.file).to_dict("records")}
+        for line in table.lines:
+            twin = rows.get((line.pruner, line.budget), {})
             cells = {
-                column: (table.metric.scale * score.value, float(twin[" ".join(column)]))
-                for column, score in line.scores.items()
-                if " ".join(column) in twin
+                split: (table.metric.scale * score.value, float(twin[column]))
+                for split, score in line.scores.items()
+                if (column := published.column(metric, split)) in twin
             }
             if cells:
-                found.append(Beside(line, str(twin["method"]), cells, str(twin["source"])))
+                found.append(Beside(line, str(twin["method"]), cells, str(twin["source"]), published))
     return found
 
 
@@ -89,9 +159,10 @@ def notes(table: Table, runs: Runs) -> list[str]:
         "printed number."
     ]
     found += [f"Printed in: {source}." for source in dict.fromkeys(twin.source for twin in twins)]
-    if table.group.facts["protocol"] != PROTOCOL:
+    asked = table.group.facts["protocol"]
+    for protocol in sorted({twin.published.protocol for twin in twins} - {asked}):
         found.append(
-            f"This run asked with the protocol {table.group.facts['protocol']}, the publication with that of GLaMM."
+            f"This run asked with the protocol {asked}, the publication with the protocol {protocol}."
         )
     limits = {
         run.info.get("plan", {}).get("limit")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import backbones
 from backbones.base import Row, Turn
 from backbones.glamm import stages
 from backbones.glamm.backbone import GlammBackbone
-from backbones.glamm.full_size import on_meta
+from backbones.glamm.shapes import USUAL, counted
 from backbones.parts import llama
 from backbones.parts.cuts import cutting
 from harness import cost
@@ -34,6 +35,7 @@ from tests.fake_backbone import write_data
 
 TURN = Turn("Can you segment the small red star left of the ring in this image?", "It is [SEG].")
 BUDGETS = (64, 128, 192)
+PROMPT = replace(USUAL, text=128)
 COUNTED = [
     "pruner",
     "budget",
@@ -85,7 +87,7 @@ def check_counts(backbone: GlammBackbone, lines: list[measure.Line]) -> None:
     tower = vision.num_hidden_layers * (n * (4 * width * width + 2 * width * inner) + 2 * n * n * width)
     tower += patches * 3 * vision.patch_size**2 * width
     for line in lines:
-        found = measure.count(backbone, inputs, line)
+        found = measure.count(backbone.staged, inputs, line)
         lengths, macs = found["lengths"], found["macs"]
         expected = formulas.language_model_macs(lengths, shape)
         inside = formulas.row_macs(lengths[0], shape) if line.name == "fastv" else 0
@@ -130,7 +132,7 @@ def test_cost_of_attention_that_no_counter_sees_is_an_error(
 
     monkeypatch.setattr(llama, "attend", hidden)
     with pytest.raises(UserError, match="an operator is hidden from the counter"):
-        measure.count(tiny, inputs_of(tiny), rows("none", (64,), layers=3)[0])
+        measure.count(tiny.staged, inputs_of(tiny), rows("none", (64,), layers=3)[0])
 
 
 def test_cost_presets() -> None:
@@ -235,7 +237,7 @@ def test_cost_pass_computes_the_masks_of_the_evaluation(mini: GlammBackbone, pru
 @pytest.fixture(scope="module")
 def seven() -> projection.Projection:
     lines = rows("none,fastv,vispruner,litelvlm", (64, 192), layers=32)
-    return projection.project(on_meta("glamm-7b"), lines, projection.Prompt(128))
+    return projection.project(backbones.one("glamm-7b").shapes(), lines, PROMPT)
 
 
 def test_cost_projection_hits_the_published_table(seven: projection.Projection) -> None:
@@ -261,7 +263,7 @@ def test_cost_projection_hits_the_published_table(seven: projection.Projection) 
 
 
 def test_cost_projection_says_what_it_shows(seven: projection.Projection) -> None:
-    text = efficiency.render(seven, "glamm", projection.Prompt(128), "sdpa", roofline.gpu("h100"))
+    text = efficiency.render(seven, "glamm", PROMPT, "sdpa", roofline.gpu("h100"))
     assert "2.26 / 1.47 T" in text and "2.65 / 2.23 T" in text
     assert "Below 295 tokens in all (167 visual)" in text
     assert "+0.6 %" in text and "SAM" in text
@@ -275,13 +277,12 @@ def test_cost_projection_is_what_a_run_measures(glamm_folder: Path, attn: str) -
     """On a model that is here both can be had: same lengths, multiply-adds by module, and bytes alive."""
     backbone = tiny_glamm.load(glamm_folder, attn=attn)
     inputs = inputs_of(backbone)
-    prompt = projection.Prompt(inputs.text, inputs.before.shape[1], *inputs.words["input_ids"].shape)
     lines = rows("none,fastv,litelvlm,prumerge,visionzip,vispruner", (64,), layers=3)
     projected = projection.project(
-        projection.shapes_of(backbone.model), lines, prompt, attn=attn, dtype=torch.float32
+        backbone.staged.shapes(), lines, inputs.prompt, attn=attn, dtype=torch.float32
     )
     for line, expected in zip(lines, projection.counts_lines(projected), strict=True):
-        found = measure.count(backbone, inputs, line)
+        found = measure.count(backbone.staged, inputs, line)
         assert list(found["lengths"]) == expected["lengths"]
         macs = {stage: found["macs"].get(stage, 0) for stage in MODULES}
         macs["pruner"] += found["macs"].get(INSIDE, 0)
@@ -290,7 +291,8 @@ def test_cost_projection_is_what_a_run_measures(glamm_folder: Path, attn: str) -
 
 
 def test_cost_prompt_is_counted_by_a_tokenizer(mini: GlammBackbone) -> None:
-    prompt = projection.Prompt.counted(mini.tokenizer)
+    prompt = counted(mini.tokenizer)
+    assert prompt == backbones.one("glamm-mini").shapes().prompt()
     assert (
         prompt.turns == 3
         and prompt.text > inputs_of(mini).text

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from backbones.costs import Prompt
 from backbones.glamm.full_size import on_meta
 from harness import cli, cost
-from harness.cost import measure, projection, roofline
+from harness.cost import measure, roofline
 from harness.cost.store import COSTS
 from pruners import parse
 from tests.bench import attention, gpu, literal
@@ -39,7 +40,7 @@ def test_cost_bench_of_the_gpu_runs_small_without_one(
 ) -> None:
     """The same path as on a GPU, at the embedded model's size; the script itself says what it needs."""
     monkeypatch.setattr(gpu, "METHODS", "litelvlm,fastv")
-    prompt = projection.Prompt(80, turns=2, words=8)
+    prompt = Prompt(80, 37, turns=2, words=8)
     model = gpu.random_weights(on_meta("glamm-mini", "eager"), "cpu", torch.float32)
     found = list(gpu.bench(model, prompt, "cpu", (1, 2), (64,), 1, roofline.gpu("h100")))
     assert [(row["pruner"], row["batch"]) for row in found] == [

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel
 
-from backbones.glamm.full_size import on_meta
+import backbones
+from backbones.costs import Prompt
 from backbones.parts.contexts import Ask, Context
 from backbones.parts.cuts import cutting
 from backbones.parts.shared import Shared
@@ -26,8 +27,12 @@ METHODS = "none,litelvlm,fastv,visionzip,prumerge,vispruner,trim"
 
 def test_cost_of_a_sweep_at_full_size() -> None:
     """Against figures that were computed outside this project, TMAC per image at 129 text tokens."""
-    lines, prompt = lines_of(parse(METHODS), (64, 128, 192), 0, (24, 24), 32), projection.Prompt(129)
-    found = sharing.account(projection.project(on_meta("glamm-7b"), lines, prompt), lines, prompt)
+    lines, shapes = (
+        lines_of(parse(METHODS), (64, 128, 192), 0, (24, 24), 32),
+        backbones.one("glamm-7b").shapes(),
+    )
+    prompt = shapes.prompt(129)
+    found = sharing.account(projection.project(shapes, lines, prompt), lines, prompt)
     left, steps = found.naive, []
     for saved in found.savings.values():
         left -= saved
@@ -70,7 +75,7 @@ class Halved(Pruner):
         return FastV().cut(tokens, count)
 
 
-def plan(prompt: projection.Prompt, patches: int, layers: int) -> list[tuple[Line, sharing.Cell, int]]:
+def plan(prompt: Prompt, patches: int, layers: int) -> list[tuple[Line, sharing.Cell, int]]:
     """Lines of a small sweep with the lengths that they have, and the visual tokens that enter."""
     found = []
     methods = [*parse("none,litelvlm,visionzip,fastv,fastv(layer=3)"), Twice(), Halved()]
@@ -89,7 +94,7 @@ def test_cost_of_sharing_is_what_the_shared_run_executes(talks: int) -> None:
         LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, attn_implementation="sdpa")
     ).eval()
     shape = formulas.Shape.of(llm.config)
-    prompt, patches = projection.Prompt(24, before=9, sentence=4), 64
+    prompt, patches = Prompt(24, before=9, turns=3, sentence=4), 64
     cells = plan(prompt, patches, shape.layers)
     contexts: list[torch.Tensor] = []
     asks = []

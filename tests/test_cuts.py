@@ -214,16 +214,14 @@ def test_cost_of_cuts_follows_the_schedule(glamm: GlammBackbone) -> None:
     """Counted, by closed form and by fvcore; projected from shapes the same, bytes too."""
     inputs, shape = inputs_of(glamm), formulas.Shape.of(glamm.model.language_model.config)
     lines = lines_of(parse("recycle,pyramid,distinct,spread"), (BUDGET,), 0, (24, 24), LAYERS)
-    prompt = projection.Prompt(inputs.text, inputs.before.shape[1], *inputs.words["input_ids"].shape)
-    shapes = projection.shapes_of(glamm.model)
-    projected = projection.project(shapes, lines, prompt, dtype=torch.float32)
+    projected = projection.project(glamm.staged.shapes(), lines, inputs.prompt, dtype=torch.float32)
     for line, told in zip(lines, projection.counts_lines(projected), strict=True):
         expected = tuple(n + inputs.text for n in checks.stated(line.pruner, line.budget, 576, LAYERS))
         language_model = formulas.language_model_macs(expected, shape)
         assert tuple(told["lengths"]) == expected and told["macs"]["prefill"] == language_model, line.name
         if line.name in ("none", "recycle"):  # which words rate depends on values
             continue
-        found = measure.count(glamm, inputs, line)
+        found = measure.count(glamm.staged, inputs, line)
         inside = found["macs"]["prefill/pruner"]
         assert found["lengths"] == expected and found["macs"]["prefill"] == language_model, line.name
         # what a pruner multiplies itself is in the first count alone

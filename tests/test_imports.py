@@ -9,8 +9,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PARTS = {"parts"}  # of backbones: shared by families, so open to all
-# what still measures one family alone; a file that no longer does has to leave the list
-KNOWN_TO_COSTS = {"harness/cost/measure.py", "harness/cost/projection.py"}
 
 
 def families() -> set[str]:
@@ -36,7 +34,7 @@ def test_no_family_is_imported_by_the_harness_or_the_reports() -> None:
             parts = name.split(".")
             if parts[0] == "backbones" and len(parts) > 1 and parts[1] in families():
                 found.add(path.relative_to(ROOT).as_posix())
-    assert found == KNOWN_TO_COSTS
+    assert not found
 
 
 def test_backbones_do_not_import_what_uses_them() -> None:

@@ -222,7 +222,7 @@ def test_three_lines_of_python(plan: Plan, tmp_path: Path, loaded: list[FakeBack
 
 def test_importing_the_harness_is_light() -> None:
     script = (
-        "import sys\nimport harness\nfrom harness.plan import DEFAULT_LIMITS\n"
+        "import sys\nimport harness\nfrom harness.plan import LISTS\n"
         "heavy = {'torch', 'transformers', 'pandas', 'numpy'} & set(sys.modules)\n"
         "assert callable(harness.evaluate) and harness.Plan.seed == 0\n"
         "heavy |= {'torch', 'transformers', 'pandas', 'numpy'} & set(sys.modules)\n"

@@ -223,13 +223,13 @@ def test_a_hub_name_is_fetched_at_its_revision(
     assert backbones.load(f"glamm(checkpoint='other/glamm', clip={clip!r})").fingerprint == found.fingerprint
     assert len(asked) == 2
     (config,) = backbones.parse(f"glamm(checkpoint='someone/glamm', clip={clip!r})")
-    assert {weight.device.type for weight in config.shapes().parameters()} == {"meta"}
+    assert {weight.device.type for weight in config.shapes().model.parameters()} == {"meta"}
 
 
 def test_numbers_alone_cannot_run() -> None:
     with pytest.raises(UserError, match="numbers alone"):
         backbones.load("glamm-7b")
-    assert backbones.one("glamm-7b").shapes().language_model.config.num_hidden_layers == 32
+    assert backbones.one("glamm-7b").shapes().shape.layers == 32
     with pytest.raises(UserError, match="needs weights"):
         backbones.one("glamm").shapes()
 

@@ -430,7 +430,7 @@ def test_published_numbers_stand_beside_the_same_backbone_and_splits_only(
     assert table[("litelvlm", "64")]["refcocog val"] == f"{lite:.1f} ({lite - 56.1:+.1f})"
     assert len(table) == 2  # a pruner with other parameters is another pruner
     assert "only the first 2 images of each split" in block
-    assert "protocol each, the publication with that of GLaMM" in block
+    assert "protocol each, the publication with the protocol glamm" in block
     assert "2605.13178" in block
     assert "Published" not in render(store(tmp_path / "mini", rows))
 

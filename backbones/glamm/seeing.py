@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backbones.base import Backbone, Conversation, Encoding, Pixels, Turn
+from backbones.costs import Staged
 from backbones.glamm import signals
 from backbones.glamm.conversation import drawn_conversations, plain_turn
 from backbones.glamm.model import GlammModel
@@ -54,9 +54,12 @@ class GlammSeeing(GlammFamily, Backbone):
         attn: str,
         batch_size: int = 16,
         image_backend: str = "pil",
+        costs_by_default: str = GlammFamily.costs_by_default,
+        images_by_default: int = GlammFamily.images_by_default,
     ) -> None:
         self.model, self.tokenizer, self.name, self.fingerprint = model, tokenizer, name, fingerprint
         self.device, self.dtype, self.attn = device, dtype, attn
+        self.costs_by_default, self.images_by_default = costs_by_default, images_by_default
         self._sam_pixels = sam_pixels_mmcv if image_backend == "mmcv" else sam_pixels
         self._multiple = FULL_ROWS if device == "cpu" else 1
         self.batch_size = self._filled(batch_size)
@@ -78,11 +81,11 @@ class GlammSeeing(GlammFamily, Backbone):
         return GlammProbes(self)
 
     @property
-    def staged(self) -> ModuleType:
-        """The released forward pass in stages: `backbones.glamm.stages`."""
-        from backbones.glamm import stages
+    def staged(self) -> Staged:
+        """The released forward pass in stages."""
+        from backbones.glamm.stages import GlammStaged
 
-        return stages
+        return GlammStaged(self)
 
     def _filled(self, count: int) -> int:
         """`count` rounded up to the multiple that rounds alike."""

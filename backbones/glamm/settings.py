@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from backbones.registry import KINDS, Family, Finding, Runtime, Settings, register
 from pruners.errors import UserError
 
 if TYPE_CHECKING:
     from backbones.base import Backbone
+    from backbones.costs import Shapes
 
 NO_WEIGHTS = "The backbone glamm needs weights: give --checkpoint DIR or 'owner/name@revision', or use --backbones glamm-mini."
 
@@ -27,6 +28,7 @@ class GlammFamily(Family):
         "glamm": "up to three in one conversation, expressions and wordings drawn, as officially",
     }
     drawn = ("glamm",)
+    costs_by_default = "projected"
 
 
 @register
@@ -51,7 +53,7 @@ class Glamm(GlammFamily, Settings):
         """The checkpoint with its CLIP."""
         if self.checkpoint is None:
             raise UserError(NO_WEIGHTS)
-        return read_model(self.name, self.checkpoint, self.clip, self.sam_dims, how)
+        return read_model(self, self.checkpoint, self.clip, self.sam_dims, how)
 
     def examine(self) -> Iterator[Finding]:
         """Key lists, shapes, configs and tokenizers; nothing is fetched."""
@@ -59,13 +61,14 @@ class Glamm(GlammFamily, Settings):
 
         return examine(self.checkpoint, self.clip, self.sam_dims)
 
-    def shapes(self, attn: str = "sdpa") -> Any:
+    def shapes(self, attn: str = "sdpa") -> Shapes:
         """The checkpoint's model on the meta device; of its files only configurations are read."""
         from backbones.glamm.full_size import of_folder
+        from backbones.glamm.shapes import GlammShapes
 
         if self.checkpoint is None:
             raise UserError(NO_WEIGHTS)
-        return of_folder(self.checkpoint, self.clip, self.sam_dims, attn)
+        return GlammShapes(of_folder(self.checkpoint, self.clip, self.sam_dims, attn))
 
 
 @register
@@ -83,18 +86,21 @@ class Glamm7B(GlammFamily, Settings):
             "--backbones \"glamm(checkpoint='DIR')\" with the released weights."
         )
 
-    def shapes(self, attn: str = "sdpa") -> Any:
+    def shapes(self, attn: str = "sdpa") -> Shapes:
         """CLIP ViT-L/14-336, Llama 7B and SAM ViT-H on the meta device."""
         from backbones.glamm.full_size import on_meta
+        from backbones.glamm.shapes import GlammShapes
 
-        return on_meta(self.name, attn)
+        return GlammShapes(on_meta(self.name, attn))
 
 
-def read_model(name: str, checkpoint: str, clip: str | None, sam_dims: str | None, how: Runtime) -> Backbone:
+def read_model(
+    settings: Settings, checkpoint: str, clip: str | None, sam_dims: str | None, how: Runtime
+) -> Backbone:
     """Load a checkpoint.
 
     Args:
-        name: of the backbone.
+        settings: what the loaded backbone is called, and what it does by default.
         checkpoint, clip, sam_dims: as in `Glamm`.
 
     Raises:
@@ -132,11 +138,13 @@ def read_model(name: str, checkpoint: str, clip: str | None, sam_dims: str | Non
         model,
         tokenizer,
         tower,
-        name=name,
+        name=settings.name,
         fingerprint=reading.fingerprint(folder, tower, sam),
         device=how.device,
         dtype=how.dtype,
         attn=how.attn,
         batch_size=how.batch_size,
         image_backend=how.image_backend,
+        costs_by_default=settings.costs_by_default,
+        images_by_default=settings.images_by_default,
     )

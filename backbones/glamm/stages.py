@@ -8,6 +8,7 @@ own grounding encoding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,35 +18,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import LlamaModel
 
 from backbones.base import Turn
+from backbones.costs import Passed, Prompt, Shape, Staged, Traced
 from backbones.glamm.conversation import build
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels
-from backbones.parts import clip, llama, sam
-from backbones.parts.contexts import Context, context_of, whole_positions
-from backbones.parts.cuts import Cutting, cutting
-from backbones.parts.faithful import LayerRun, Stage, run_layers
+from backbones.glamm.shapes import GlammShapes, without_weights
+from backbones.parts import clip, sam
+from backbones.parts.contexts import context_of
+from backbones.parts.cuts import Choose, cutting
+from backbones.parts.faithful import Stage
+from backbones.parts.staged import prefill
 from backbones.parts.tokenizer import IMAGE_TOKEN
 from pruners import checks
 from pruners.base import REFERENT, TEXT_EMBEDS, Need, Pruner, View
 from pruners.views import LLM_PATCHES
 
 if TYPE_CHECKING:
-    from backbones.glamm.backbone import GlammBackbone
-
-STAGES = (
-    "vision",
-    "text",
-    "pruner",
-    "projector",
-    "prefill",
-    "lm_head",
-    "seg_head",
-    "grounding_encoder",
-    "mask_decoder",
-)
+    from backbones.glamm.seeing import GlammSeeing
 
 
 @dataclass(frozen=True)
@@ -80,18 +71,11 @@ class Inputs:
         """Tokens of the language model's sequence that are not visual."""
         return self.before.shape[1] + self.after.shape[1]
 
-
-@dataclass(frozen=True)
-class Passed:
-    """What a forward pass did.
-
-    Attributes:
-        lengths: sequence length that every layer of the language model saw.
-        logits: (M, H, W) float32 masks at the raw image's size, one per [SEG].
-    """
-
-    lengths: tuple[int, ...]
-    logits: Tensor
+    @property
+    def prompt(self) -> Prompt:
+        """The conversation's lengths."""
+        turns, words = self.words["input_ids"].shape
+        return Prompt(self.text, self.before.shape[1], turns, words)
 
 
 def split_ids(ids: list[int], seg_id: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:
@@ -106,9 +90,9 @@ def split_ids(ids: list[int], seg_id: int) -> tuple[Tensor, Tensor, tuple[int, .
 
 
 def prepare(
-    backbone: GlammBackbone,
+    backbone: GlammSeeing,
     image: NDArray[np.uint8],
-    turns: tuple[Turn, ...],
+    turns: Sequence[Turn],
     sample: str = "",
     masks: NDArray[np.bool_] | None = None,
 ) -> Inputs:
@@ -157,39 +141,6 @@ def visual_tokens(model: GlammModel, inputs: Inputs, states: tuple[Tensor, ...],
     return View(states[-1][1:], states[-1][0], inputs.grid, heads, answer, inputs.sample)
 
 
-def prefill(
-    llm: LlamaModel,
-    before: Tensor,
-    visual: Tensor,
-    after: Tensor,
-    cut: Cutting | None = None,
-    context: Context | None = None,
-    stage: Stage = nullcontext,
-) -> LayerRun:
-    """The language model's layers over ids (B, a), visual tokens (B, n, width) and ids (B, b).
-
-    Args:
-        cut: what leaves every row on the way.
-        context: which patches the tokens are, and where they stand; without, the first n.
-    """
-    embeds = torch.cat([llama.embed(llm, before), visual, llama.embed(llm, after)], dim=1)
-    rows, start, count = len(visual), before.shape[1], visual.shape[1]
-    patches = positions = None
-    if context is not None:
-        positions = whole_positions([context] * rows, start, after.shape[1], visual.device)
-        patches = context.patches.expand(rows, -1)
-    return run_layers(
-        llm,
-        embeds,
-        visual_start=start,
-        visual_count=count,
-        cuttings=[cut] * rows if cut is not None else (),
-        patches=patches,
-        positions=positions,
-        stage=stage,
-    )
-
-
 @torch.no_grad()
 def forward(
     model: GlammModel,
@@ -236,3 +187,56 @@ def forward(
         logits = masks_to_image(low, inputs.large.shape[-1], inputs.resized, inputs.original)
     checks.lengths(pruner, budget, patches, [length - inputs.text for length in run.lengths])
     return Passed(run.lengths, logits)
+
+
+class GlammStaged(Staged):
+    """The forward pass of a loaded GLaMM."""
+
+    stages = (
+        "vision",
+        "text",
+        "pruner",
+        "projector",
+        "prefill",
+        "lm_head",
+        "seg_head",
+        "grounding_encoder",
+        "mask_decoder",
+    )
+
+    def __init__(self, backbone: GlammSeeing) -> None:
+        self._backbone, self._model = backbone, backbone.model
+        self.shape = Shape.of(self._model.language_model.config)
+        self.patches = backbone.grid[0] * backbone.grid[1]
+        self.device, self.dtype = backbone.device, next(self._model.parameters()).dtype
+
+    def length(self, turns: Sequence[Turn]) -> int:
+        """Ids of the conversation but the image's placeholder."""
+        return len(self._backbone.tokenizer.encode(build(turns))) - 1
+
+    def prepare(
+        self,
+        image: NDArray[np.uint8],
+        turns: Sequence[Turn],
+        sample: str = "",
+        masks: NDArray[np.bool_] | None = None,
+    ) -> Inputs:
+        """Pixels of both branches, ids, CLIP's words."""
+        return prepare(self._backbone, image, turns, sample, masks)
+
+    def forward(
+        self, inputs: Inputs, pruner: Pruner, budget: int, stage: Stage = nullcontext, checked: bool = True
+    ) -> Passed:
+        """The pass that the release runs; see `forward`."""
+        return forward(self._model, inputs, pruner, budget, stage, checked)
+
+    def traced(self, inputs: Inputs, pruner: Pruner, budget: int, entering: int, choose: Choose) -> Traced:
+        """Llama's layers over zeros in place of the visual tokens."""
+        llm = self._model.language_model
+        cut = cutting(pruner, budget, self.patches, self.shape.layers, inputs.sample, choose)
+        visual = torch.zeros(1, entering, self.shape.width, device=self.device, dtype=self.dtype)
+        return Traced(llm, lambda given: prefill(llm, inputs.before, given, inputs.after, cut).hidden, visual)
+
+    def shapes(self) -> GlammShapes:
+        """The same model on the meta device."""
+        return GlammShapes(without_weights(self._model))

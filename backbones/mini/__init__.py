@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from backbones.glamm.settings import Glamm, GlammFamily, read_model
 from backbones.registry import Finding, Runtime, Settings, register
 
 if TYPE_CHECKING:
     from backbones.base import Backbone
+    from backbones.costs import Shapes
 
 MINI = Path(__file__).parent / "weights"
 
@@ -23,17 +24,20 @@ class GlammMini(GlammFamily, Settings):
 
     name = "glamm-mini"
     reference = "backbones/mini/README.md"
+    costs_by_default = "measured"
+    images_by_default = 12  # a first run, costs included, ends within three minutes
 
     def load(self, how: Runtime) -> Backbone:
         """The shipped weights."""
-        return read_model(self.name, str(MINI / "checkpoint"), str(MINI / "clip"), None, how)
+        return read_model(self, str(MINI / "checkpoint"), str(MINI / "clip"), None, how)
 
     def examine(self) -> Iterator[Finding]:
         """The shipped files, as those of a release."""
         return Glamm(str(MINI / "checkpoint"), str(MINI / "clip")).examine()
 
-    def shapes(self, attn: str = "sdpa") -> Any:
-        """The mini on the meta device."""
+    def shapes(self, attn: str = "sdpa") -> Shapes:
+        """The mini on the meta device, with the shipped tokenizer."""
         from backbones.glamm.full_size import on_meta
+        from backbones.glamm.shapes import GlammShapes
 
-        return on_meta(self.name, attn)
+        return GlammShapes(on_meta(self.name, attn), MINI / "checkpoint")

@@ -32,8 +32,9 @@ def cost(
     plugin: Plugins = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
-    """Project what every pruner costs at full size, beside the published numbers: glamm-7b or glamm-mini, from
-    shapes alone; --checkpoint is the folder whose tokenizer counts the conversation."""
+    """Project what every pruner costs at full size, beside the published numbers, from shapes alone: glamm-7b,
+    glamm-mini, or another backbone whose shapes are known; --checkpoint is the folder whose tokenizer counts the
+    conversation."""
     import backbones
     from harness.plan import Plan
 
@@ -42,7 +43,6 @@ def cost(
     chosen, name = plan.chosen(), plan.backbones[0]
     backbones.check_attention(attn)
 
-    from backbones.parts.tokenizer import LlamaTokenizer
     from harness.cost import EXPLAIN, projection, sharing
     from harness.cost.lines import lines_of
     from harness.cost.roofline import gpu as sheet
@@ -53,15 +53,12 @@ def cost(
     on, settings = sheet(gpu), backbones.with_files(backbones.one(name), checkpoint=checkpoint)
     model = settings.shapes()
     if model is None:
-        raise UserError(f"The shapes of {settings.name} are not known; give glamm-7b or glamm-mini.")
-    folder = checkpoint or (backbones.MINI / "checkpoint" if name == "glamm-mini" else None)
-    if text_tokens is not None or folder is None:
-        prompt = projection.Prompt(projection.TEXT_TOKENS if text_tokens is None else text_tokens)
-    else:
-        prompt = projection.Prompt.counted(LlamaTokenizer(folder))
-    vision, layers = model.clip.config.vision_config, model.language_model.config.num_hidden_layers
-    side = vision.image_size // vision.patch_size
-    lines = lines_of(chosen, plan.budgets, 0, (side, side), layers)
+        known = [
+            one for one in backbones.names() if backbones.get(one).shapes is not backbones.Settings.shapes
+        ]
+        raise UserError(f"The shapes of {settings.name} are not known; give {' or '.join(known)}.")
+    prompt = model.prompt(text_tokens, checkpoint)
+    lines = lines_of(chosen, plan.budgets, 0, model.grid, model.shape.layers)
     if sweep:
         lines = [line for line in lines if line.pruner.kind == "method" or line.name == BASELINE]
         accounts = {}
@@ -76,6 +73,6 @@ def cost(
         return
     projected = projection.project(model, lines, prompt, attn=attn)
     print(f"# {name}, projected\n")
-    print(efficiency.render(projected, name.removesuffix("-7b"), prompt, attn, on))
+    print(efficiency.render(projected, settings.name, prompt, attn, on))
     if explain:
         print(*(f"- {column}: {text}." for column, text in EXPLAIN.items()), sep="\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -9,23 +10,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import _disable_current_modes
 
-from backbones.glamm.model import GlammModel
-from backbones.parts import clip
 from harness.cost import meters
 from harness.engine.cells import Line
 from pruners import checks
 from pruners.base import Pruner, Selection
-from pruners.views import (
-    LLM_ATTENTION,
-    LLM_ATTENTION_AHEAD,
-    LLM_PATCHES,
-    REFERENT,
-    TEXT_EMBEDS,
-    LayerView,
-    Need,
-    Query,
-    View,
-)
+from pruners.views import LLM_ATTENTION, LLM_ATTENTION_AHEAD, LayerView, Query, View
 
 SEED = 0
 
@@ -111,50 +100,12 @@ class Blind:
             return (drawn.softmax(-1) if rows else drawn).to(found.dtype)
 
 
-class Chooser:
-    """Runs signals and choice before the language model on random hidden states of full size.
-
-    Args:
-        model: on the meta device.
-        turns: questions of a conversation.
-    """
-
-    def __init__(self, model: GlammModel, turns: int) -> None:
-        config, draw = model.clip.config, torch.Generator().manual_seed(SEED)
-        vision = config.vision_config
-        self._clip, self._model = clip.random_end(config, draw), model
-        side = vision.image_size // vision.patch_size
-        self._grid, self._heads = (side, side), vision.num_attention_heads
-        self._states = tuple(
-            torch.randn(side * side + 1, vision.hidden_size, generator=draw) for _ in range(2)
-        )
-        self._text = torch.randn(turns, config.projection_dim, generator=draw)
-        self._referent = torch.rand(side * side, generator=draw)
-        self._draw = draw
-
-    def macs(self, line: Line, num_layers: int) -> tuple[int, bool, int]:
-        """Visual tokens that enter the language model, whether all do because nothing chooses, and
-        multiply-adds of signals and choice."""
-        counting, states = meters.counter(), self._states[-1]
-        view = View(states[1:], states[0], self._grid, self._heads, self._answer, "projection")
-        with torch.no_grad(), counting:
-            chosen = checks.select_views(line.pruner, [view], line.budget, num_layers)
-            entering = len(chosen[0].gather(view)) if chosen else len(view)
-        return entering, not chosen, counting.get_total_flops() // 2
-
-    def _answer(self, need: Need) -> torch.Tensor:
-        """A signal; every layer of the vision tower costs what the last two do."""
-        if need == TEXT_EMBEDS:
-            return self._text
-        if need == REFERENT:
-            return self._referent
-        if need == LLM_PATCHES:
-            return self._projected()
-        near = need.layer if need.layer in (None, -1, -2) else -2
-        return clip.signal(self._clip, self._states, replace(need, layer=near))
-
-    def _projected(self) -> torch.Tensor:
-        """(N, width) random numbers, for the price of the projector."""
-        tokens = self._states[-1][1:]
-        found = self._model.projector(tokens.to("meta", next(self._model.projector.parameters()).dtype))
-        return torch.randn(found.shape, generator=self._draw)
+def entering(line: Line, views: Sequence[View], num_layers: int) -> tuple[int, bool, int]:
+    """Visual tokens of all views that enter the language model, whether all do because nothing chooses, and
+    multiply-adds of signals and choice before it."""
+    counting = meters.counter()
+    with torch.no_grad(), counting:
+        chosen = checks.select_views(line.pruner, views, line.budget, num_layers)
+        kept = [len(one.gather(view)) for one, view in zip(chosen, views, strict=False)]
+    every = sum(map(len, views))
+    return sum(kept) if chosen else every, not chosen, counting.get_total_flops() // 2

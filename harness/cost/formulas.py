@@ -8,44 +8,10 @@ multiply-add. d is the width, m the inner width of the feed-forward part.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+
+from backbones.costs import Shape
 
 GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The numbers of a Llama that its cost follows from."""
-
-    width: int
-    inner: int
-    layers: int
-    heads: int
-    key_heads: int
-    head_width: int
-    vocabulary: int
-
-    @classmethod
-    def of(cls, config: Any) -> Shape:
-        """From transformers' LlamaConfig."""
-        heads = config.num_attention_heads
-        head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return cls(
-            config.hidden_size,
-            config.intermediate_size,
-            config.num_hidden_layers,
-            heads,
-            config.num_key_value_heads,
-            head_width,
-            config.vocab_size,
-        )
-
-    @property
-    def layer_weights(self) -> int:
-        """Matrix elements of one decoder layer."""
-        query, key = self.heads * self.head_width, self.key_heads * self.head_width
-        return 2 * self.width * (query + key) + 3 * self.width * self.inner
 
 
 def paper_flops(lengths: Sequence[int], shape: Shape) -> int:

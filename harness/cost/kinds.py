@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backbones.base import Backbone
+from backbones.registry import COSTS
 from harness.engine.runner import Plan, Split
 from pruners.base import UserError, nearest
-
-KINDS = ("off", "projected", "measured")
-DEFAULT = {"glamm-mini": "measured", "glamm": "projected"}
 
 
 def check(asked: str | None, tensor_parallel: int) -> None:
@@ -19,8 +17,8 @@ def check(asked: str | None, tensor_parallel: int) -> None:
     Raises:
         UserError: they cannot.
     """
-    if asked is not None and asked not in KINDS:
-        raise UserError(f"There are no costs {asked!r}; there are {', '.join(KINDS)}.{nearest(asked, KINDS)}")
+    if asked is not None and asked not in COSTS:
+        raise UserError(f"There are no costs {asked!r}; there are {', '.join(COSTS)}.{nearest(asked, COSTS)}")
     if asked not in (None, "off") and tensor_parallel > 1:
         raise UserError("Costs are those of one process; give --costs off, or --tensor-parallel 1.")
 
@@ -32,7 +30,7 @@ def kind(asked: str | None, backbone: Backbone, tensor_parallel: int) -> str:
         UserError: its forward pass is not known in stages.
     """
     if asked is None:
-        return "off" if tensor_parallel > 1 else DEFAULT.get(backbone.name, "off")
+        asked = "off" if tensor_parallel > 1 else backbone.costs_by_default
     if asked != "off" and backbone.staged is None:
         raise UserError(f"The costs of {backbone.name} are not known; give --costs off.")
     return asked

@@ -15,14 +15,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from backbones.glamm.backbone import GlammBackbone
-from backbones.glamm.conversation import build
-from backbones.glamm.stages import Inputs, forward, prefill, prepare
-from backbones.parts.cuts import cutting
+from backbones.base import Backbone
+from backbones.costs import Inputs, Staged
 from harness import metrics
 from harness.cost import meters, projection
 from harness.cost.choices import Recall
-from harness.cost.formulas import Shape, language_model_macs
+from harness.cost.formulas import language_model_macs
 from harness.cost.lines import lines_of_run
 from harness.cost.store import BASELINE, LOCK, SCHEMA, Ledgers, complete, counted, key, timed
 from harness.engine.cells import Line
@@ -45,7 +43,18 @@ class Measured:
     expressions: tuple[int, ...]
 
 
-def typical(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone) -> Measured:
+def staged_of(backbone: Backbone) -> Staged:
+    """The backbone's forward pass in stages.
+
+    Raises:
+        UserError: it has none.
+    """
+    if (found := backbone.staged) is None:
+        raise UserError(f"The costs of {backbone.name} are not known; give --costs off.")
+    return found
+
+
+def typical(plan: Plan, splits: Sequence[Split], backbone: Backbone, staged: Staged) -> Measured:
     """The conversation of median length among the first ones of all splits.
 
     Raises:
@@ -62,100 +71,111 @@ def typical(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone) -> Mea
             )
         ]
         talks += found[:share]
-    talks.sort(key=lambda pair: len(backbone.tokenizer.encode(build(pair[1].turns))))
+    talks.sort(key=lambda pair: staged.length(pair[1].turns))
     for sample, talk in talks[len(talks) // 2 :] + talks[: len(talks) // 2]:
         try:
             image, masks = sample.image(), sample.masks()
         except UserError:
             continue
         truth = masks[list(talk.expressions)] == metrics.FOREGROUND
-        return Measured(prepare(backbone, image, talk.turns, sample.id, truth), sample.id, talk.expressions)
+        return Measured(staged.prepare(image, talk.turns, sample.id, truth), sample.id, talk.expressions)
     raise UserError(
         "Costs cannot be measured: no image of the chosen splits can be read; give other --datasets or --costs off."
     )
 
 
-def count(backbone: GlammBackbone, inputs: Inputs, line: Line) -> dict[str, Any]:
+def count(staged: Staged, inputs: Inputs, line: Line) -> dict[str, Any]:
     """What one cell executes: multiply-adds by stage, the second count of the language model, and live
-    bytes."""
-    model, pruner = backbone.model, line.pruner
+    bytes.
+
+    Raises:
+        UserError: the counts differ from what the lengths give, or a stage ran that the model does not name.
+    """
     counting = meters.counter()
     ledger = meters.mac_ledger(counting)
     with counting:
-        passed = forward(model, inputs, pruner, line.budget, ledger)
-    expected = language_model_macs(passed.lengths, Shape.of(model.language_model.config))
-    if (counted_macs := int(ledger.spent()["prefill"])) != expected:
+        passed = staged.forward(inputs, line.pruner, line.budget, ledger)
+    macs = {stage: int(spent) for stage, spent in ledger.spent().items()}
+    if unknown := {stage.rpartition("/")[2] for stage in macs} - set(staged.stages):
         raise UserError(
-            f"The decoder layers' multiply-adds were counted as {counted_macs:,}, and their lengths give {expected:,}: "
-            "an operator is hidden from the counter; give --attn sdpa or eager, or --costs off."
+            f"The forward pass ran {', '.join(sorted(unknown))}, which is none of its stages "
+            f"({', '.join(staged.stages)}); name it there, or give --costs off."
         )
-    llm, patches = model.language_model, inputs.grid[0] * inputs.grid[1]
-    depth, choices = llm.config.num_hidden_layers, Recall()
-    chosen, given_again = (
-        cutting(pruner, line.budget, patches, depth, inputs.sample, choose)
-        for choose in (choices.first, choices.again)
-    )
-    visual = torch.zeros(1, passed.lengths[0] - inputs.text, llm.config.hidden_size).to(
-        backbone.device, inputs.small.dtype
-    )
-    with torch.no_grad():
-        if chosen is not None:
-            prefill(llm, inputs.before, visual, inputs.after, chosen)
-        second = meters.fvcore_macs(
-            llm, lambda given: prefill(llm, inputs.before, given, inputs.after, given_again).hidden, visual
+    expected = language_model_macs(passed.lengths, staged.shape)
+    if macs["prefill"] != expected:
+        raise UserError(
+            f"The decoder layers' multiply-adds were counted as {macs['prefill']:,}, and their lengths give {expected:,}: "
+            "an operator is hidden from the counter; give --attn sdpa or eager, or --costs off."
         )
     return {
         "kind": "counts",
         "pruner": line.name,
         "budget": line.budget,
         "lengths": passed.lengths,
-        "macs": {stage: int(macs) for stage, macs in ledger.spent().items()},
-        "fvcore": second,
-        "peak": peaks(backbone, inputs, line),
+        "macs": macs,
+        "fvcore": second(staged, inputs, line, passed.lengths[0] - inputs.prompt.text),
+        "peak": peaks(staged, inputs, line),
     }
 
 
-def peaks(backbone: GlammBackbone, inputs: Inputs, line: Line) -> dict[str, int]:
+def second(staged: Staged, inputs: Inputs, line: Line, entering: int) -> int:
+    """fvcore's count of the language model's layers.
+
+    Args:
+        entering: visual tokens in the first one.
+    """
+    choices = Recall()
+    asked, again = (
+        staged.traced(inputs, line.pruner, line.budget, entering, choose)
+        for choose in (choices.first, choices.again)
+    )
+    with torch.no_grad():
+        if line.pruner.cuts(line.budget, staged.patches, staged.shape.layers):
+            asked.run(asked.example)
+        return meters.fvcore_macs(again.weights, again.run, again.example)
+
+
+def peaks(staged: Staged, inputs: Inputs, line: Line) -> dict[str, int]:
     """Highest rise of live bytes in every stage, and of the whole run."""
-    if backbone.device.startswith("cuda"):
-        watch = meters.Peaks(meters.DeviceMemory(backbone.device))
-        forward(backbone.model, inputs, line.pruner, line.budget, watch, checked=False)
+    if staged.device.startswith("cuda"):
+        watch = meters.Peaks(meters.DeviceMemory(staged.device))
+        staged.forward(inputs, line.pruner, line.budget, watch, checked=False)
     else:
         live = meters.LiveStorages()
         watch = meters.Peaks(live)
         with live:
-            forward(backbone.model, inputs, line.pruner, line.budget, watch, checked=False)
+            staged.forward(inputs, line.pruner, line.budget, watch, checked=False)
     return watch.rise | {"run": watch.top}
 
 
-def clock(backbone: GlammBackbone, inputs: Inputs, line: Line) -> dict[str, float]:
+def clock(staged: Staged, inputs: Inputs, line: Line) -> dict[str, float]:
     """Milliseconds of every stage of one pass and of the whole, and the processor time that it took without a
     GPU."""
-    watch = meters.Clock(backbone.device)
+    watch = meters.Clock(staged.device)
     watch.finish()
     begin = time.process_time()
-    forward(backbone.model, inputs, line.pruner, line.budget, watch, checked=False)
+    staged.forward(inputs, line.pruner, line.budget, watch, checked=False)
     busy = 1000 * (time.process_time() - begin)
     watch.finish()
     found = (
         watch.spent()
         | {"total": watch.whole()}
-        | ({} if backbone.device.startswith("cuda") else {"compute": busy})
+        | ({} if staged.device.startswith("cuda") else {"compute": busy})
     )
     return {stage: round(spent, 4) for stage, spent in found.items()}
 
 
-def code_of(backbone: GlammBackbone, lines: Sequence[Line]) -> dict[str, Any]:
+def code_of(backbone: Backbone, lines: Sequence[Line]) -> dict[str, Any]:
     """Digests of all code whose costs a file holds: what evaluates, what measures, and every pruner's source
     by its name."""
     return {
         "evaluation": code.of_backbone(type(backbone)),
-        "meters": code.of_all(code.costs()),
+        "meters": code.of_all(code.costs(type(staged_of(backbone)))),
         "sources": {line.name: code.of_pruner(type(line.pruner)) for line in lines},
     }
 
 
-def header(backbone: GlammBackbone, chosen: Measured, lines: Sequence[Line]) -> dict[str, Any]:
+def header(backbone: Backbone, staged: Staged, chosen: Measured, lines: Sequence[Line]) -> dict[str, Any]:
     """What was measured where, and by which code; a file continues only under the same."""
     cuda = backbone.device.startswith("cuda")
     return {
@@ -169,17 +189,17 @@ def header(backbone: GlammBackbone, chosen: Measured, lines: Sequence[Line]) -> 
         "torch": torch.__version__,
         "dtype": backbone.dtype,
         "attn": backbone.attn,
-        "element": chosen.inputs.small.element_size(),
+        "element": staged.dtype.itemsize,
         **code_of(backbone, lines),
-        "shape": asdict(Shape.of(backbone.model.language_model.config)),
-        "text": chosen.inputs.text,
+        "shape": asdict(staged.shape),
+        "text": chosen.inputs.prompt.text,
         "sample": chosen.sample,
         "expressions": list(chosen.expressions),
     }
 
 
 def measure(
-    plan: Plan, splits: Sequence[Split], backbone: GlammBackbone, folder: Path, rounds: int | None = None
+    plan: Plan, splits: Sequence[Split], backbone: Backbone, folder: Path, rounds: int | None = None
 ) -> None:
     """Write the costs of a run into its folder; what is there already is not measured again.
 
@@ -195,13 +215,13 @@ def measure(
         if not complete(
             folder, "measured", code_of(backbone, lines), wanted, rounds
         ):  # whoever was in here before may have done it
-            _measure(typical(plan, splits, backbone), lines, backbone, folder, rounds)
+            staged = staged_of(backbone)
+            chosen = typical(plan, splits, backbone, staged)
+            ledgers = Ledgers(folder, json.loads(json.dumps(header(backbone, staged, chosen, lines))))
+            _measure(ledgers, chosen.inputs, lines, staged, rounds)
 
 
-def _measure(
-    chosen: Measured, lines: Sequence[Line], backbone: GlammBackbone, folder: Path, rounds: int
-) -> None:
-    ledgers = Ledgers(folder, json.loads(json.dumps(header(backbone, chosen, lines))))
+def _measure(ledgers: Ledgers, inputs: Inputs, lines: Sequence[Line], staged: Staged, rounds: int) -> None:
     try:
         there, done = counted(ledgers.lines), timed(ledgers.lines)
         left = [number for number in range(rounds) if number not in done]
@@ -211,28 +231,28 @@ def _measure(
         ) as bar:
             for line in lines:
                 if key(line.name, line.budget) not in there:
-                    ledgers.append(count(backbone, chosen.inputs, line))
+                    ledgers.append(count(staged, inputs, line))
                 bar.update()
             bar.update(passes * len(done))
             if left:  # warm-up; counting was one, but under modes that take other paths
                 for line in lines:
-                    forward(backbone.model, chosen.inputs, line.pruner, line.budget)
+                    staged.forward(inputs, line.pruner, line.budget)
             for number in left:
                 turns = [*lines, *[line for line in lines if line.name == BASELINE] * (BASELINE_RUNS - 1)]
                 found = []
                 for line in random.Random(number).sample(turns, len(turns)):
-                    found.append([key(line.name, line.budget), clock(backbone, chosen.inputs, line)])
+                    found.append([key(line.name, line.budget), clock(staged, inputs, line)])
                     bar.update()
                 ledgers.append({"kind": "round", "number": number, "ms": found})
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"{backbone.device} is out of memory while measuring costs; give --costs off or projected."
+            f"{staged.device} is out of memory while measuring costs; give --costs off or projected."
         ) from error
     finally:
         ledgers.close()
 
 
-def project(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone, folder: Path) -> None:
+def project(plan: Plan, splits: Sequence[Split], backbone: Backbone, folder: Path) -> None:
     """Write the costs of a run from shapes alone, for the same conversation; multiply-adds and bytes, no
     times."""
     lines = lines_of_run(plan, backbone, folder)
@@ -241,18 +261,17 @@ def project(plan: Plan, splits: Sequence[Split], backbone: GlammBackbone, folder
         return
     with alone(folder / LOCK):
         if not complete(folder, "projected", code_of(backbone, lines), wanted):
-            _project(typical(plan, splits, backbone), lines, backbone, folder)
+            staged = staged_of(backbone)
+            chosen = typical(plan, splits, backbone, staged)
+            head = header(backbone, staged, chosen, lines) | {"costs": "projected"}
+            ledgers = Ledgers(folder, json.loads(json.dumps(head)))
+            _project(ledgers, chosen.inputs, lines, staged, backbone.attn)
 
 
-def _project(chosen: Measured, lines: Sequence[Line], backbone: GlammBackbone, folder: Path) -> None:
-    inputs = chosen.inputs
-    prompt = projection.Prompt(inputs.text, inputs.before.shape[1], *inputs.words["input_ids"].shape)
-    ledgers = Ledgers(
-        folder, json.loads(json.dumps(header(backbone, chosen, lines) | {"costs": "projected"}))
-    )
+def _project(ledgers: Ledgers, inputs: Inputs, lines: Sequence[Line], staged: Staged, attn: str) -> None:
     try:
-        there, shapes = counted(ledgers.lines), projection.shapes_of(backbone.model)
-        projected = projection.project(shapes, lines, prompt, attn=backbone.attn, dtype=inputs.small.dtype)
+        there = counted(ledgers.lines)
+        projected = projection.project(staged.shapes(), lines, inputs.prompt, attn=attn, dtype=staged.dtype)
         for line in projection.counts_lines(projected):
             if key(line["pruner"], line["budget"]) not in there:
                 ledgers.append(line)

@@ -8,91 +8,23 @@ computes depends on sizes, apart from how often VisPruner's rounds repeat, which
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pandas as pd
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import LlamaConfig, LlamaModel
 
-from backbones.base import Turn
-from backbones.glamm.conversation import ANSWER_TEMPLATES, IMAGE_SENTENCE, QUESTION_TEMPLATES, build
-from backbones.glamm.model import GlammModel
-from backbones.glamm.stages import prefill
-from backbones.parts import clip, llama, sam
+from backbones.costs import FIXED, Part, Prompt, Shape, Shapes
 from backbones.parts.contexts import Context
 from backbones.parts.cuts import Cutting
-from backbones.parts.faithful import run_layers
-from backbones.parts.tokenizer import IMAGE_TOKEN, LlamaTokenizer, behind_image
 from harness.cost import meters
-from harness.cost.choices import Blind, Chooser, OfPruner
-from harness.cost.formulas import PRESETS, Shape
+from harness.cost.choices import Blind, OfPruner, entering
+from harness.cost.formulas import PRESETS
+from harness.cost.store import MODULES
 from harness.engine.cells import Line
-from pruners.base import TEXT_EMBEDS, Cut, Pruner, UserError
-
-TEXT_TOKENS = (
-    129  # LLaMA tokens of a usual conversation of three expressions; the official draws give 125 to 140
-)
-LIKE = (
-    "man in the red shirt",
-    "left dog",
-    "the second cup from the right",
-)  # expressions to count a prompt with
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """The conversation whose costs are projected.
-
-    Attributes:
-        text: tokens of the language model's sequence that are not visual.
-        before: of these, how many stand before the image.
-        turns: expressions, each with a question, an answer and a mask.
-        words: CLIP tokens of a question, for pruners that read text.
-        sentence: language-model tokens that end the sentence about the image behind it, before the first
-            question.
-    """
-
-    text: int = TEXT_TOKENS
-    before: int = 37
-    turns: int = 3
-    words: int = 24
-    sentence: int = 9
-
-    def __post_init__(self) -> None:
-        if self.text <= self.before:
-            raise UserError(
-                f"--text-tokens {self.text} is too few: {self.before} stand before the image, so give {self.before + 1} or more."
-            )
-
-    @property
-    def after(self) -> int:
-        """Text tokens behind the image."""
-        return self.text - self.before
-
-    @property
-    def common(self) -> int:
-        """Text tokens behind the image that all conversations have there; a word is left to every turn."""
-        return max(0, min(self.sentence, self.after - self.turns))
-
-    def alone(self) -> Prompt:
-        """One of its expressions asked alone: the sentence about the image and an even share of the words
-        behind it."""
-        own = max(1, round((self.after - self.common) / self.turns))
-        return replace(self, text=self.before + self.common + own, turns=1)
-
-    @classmethod
-    def counted(cls, tokenizer: LlamaTokenizer) -> Prompt:
-        """A conversation of three expressions, as long as this tokenizer makes it."""
-        turns = zip(QUESTION_TEMPLATES, LIKE, ANSWER_TEMPLATES, strict=False)
-        ids = tokenizer.encode(
-            build([Turn(question.format(said), answer) for question, said, answer in turns])
-        )
-        sentence = len(behind_image(tokenizer.encode(IMAGE_SENTENCE)))
-        return cls(len(ids) - 1, ids.index(IMAGE_TOKEN), len(LIKE), sentence=sentence)
+from pruners.base import TEXT_EMBEDS, Cut, Pruner
 
 
 @dataclass(frozen=True)
@@ -104,14 +36,15 @@ class Projection:
             literature.
         pruners: what each row's pruner costs by itself.
         whole: whether all visual tokens of a row enter the language model because nothing chooses before.
-        shared: multiply-adds of what no pruner changes: vision tower, text tower, grounding encoder, mask
-            decoder.
+        parts: of the model beside the language model's layers, by name.
+        shared: multiply-adds of those that no pruner changes: towers, encoders, mask decoder.
         shape: of the language model.
     """
 
     cells: pd.DataFrame
     pruners: tuple[OfPruner, ...]
     whole: tuple[bool, ...]
+    parts: dict[str, Part]
     shared: dict[str, int]
     shape: Shape
 
@@ -120,30 +53,22 @@ class _Layers:
     """The language model's layers as fake tensors: same operators, no memory; one run per length, whatever
     the depth."""
 
-    def __init__(self, config: LlamaConfig, prompt: Prompt, attn: str, dtype: torch.dtype) -> None:
+    def __init__(self, model: Shapes, prompt: Prompt, attn: str, dtype: torch.dtype) -> None:
         # flash-attn cannot be imported without a GPU; SDPA's fused kernel multiplies and stores the same
-        self.config, self.prompt, self.dtype = config, prompt, dtype
+        self.model, self.shape, self.prompt, self.dtype = model, model.shape, prompt, dtype
         self.attn = "eager" if attn == "eager" else "sdpa"
         self.fake = FakeTensorMode()
         self.one_layer = cache(self._one_layer)
         self._runs: dict[tuple[object, ...], tuple[tuple[int, ...], OfPruner, int]] = {}
 
-    def build(self, layers: int) -> LlamaModel:
-        config = LlamaConfig.from_dict(self.config.to_dict() | {"num_hidden_layers": layers})
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(self.dtype)
-        try:
-            return llama.build(config, self.attn).eval().requires_grad_(False)
-        finally:
-            torch.set_default_dtype(before)
-
     def _one_layer(self, tokens: int) -> int:
         """Multiply-adds of one layer."""
         counting = meters.counter()
         with self.fake, torch.no_grad():
-            llm, hidden = self.build(1), torch.empty(1, tokens, self.config.hidden_size, dtype=self.dtype)
+            layer = self.model.layers(1, self.attn, self.dtype)
+            hidden = torch.empty(1, tokens, self.shape.width, dtype=self.dtype)
             with counting:
-                run_layers(llm, hidden)
+                layer.run(hidden)
         return counting.get_total_flops() // 2
 
     def run(
@@ -162,7 +87,7 @@ class _Layers:
     def _run(
         self, visual: int, pruner: Pruner | None, cuts: tuple[Cut, ...]
     ) -> tuple[tuple[int, ...], OfPruner, int]:
-        layers = min(self.config.num_hidden_layers, cuts[-1].layer + 2 if cuts else 2)
+        layers = min(self.shape.layers, cuts[-1].layer + 2 if cuts else 2)
         counting, live = meters.counter(), meters.LiveStorages()
         ledger, peaks = meters.mac_ledger(counting), meters.Peaks(live)
         asked, again = Blind(self.fake, counting, True), Blind(self.fake, None, False)
@@ -171,17 +96,17 @@ class _Layers:
             return Cutting(pruner, cuts, choose=choose) if pruner is not None and cuts else None
 
         with self.fake, torch.no_grad():
-            llm = self.build(layers)
+            llm = self.model.layers(layers, self.attn, self.dtype)
             before, after = (
                 torch.zeros(1, n, dtype=torch.long) for n in (self.prompt.before, self.prompt.after)
             )
-            features = torch.empty(1, visual, self.config.hidden_size, dtype=self.dtype)
+            features = torch.empty(1, visual, self.shape.width, dtype=self.dtype)
             context = Context(torch.arange(visual))
             with counting, ledger("prefill"):
-                prefill(llm, before, features, after, cut(asked), context, ledger)
+                llm.prefill(before, features, after, cut(asked), context, ledger)
             with live, peaks("prefill"):
-                lengths = prefill(llm, before, features, after, cut(again), context).lengths
-        rest = self.config.num_hidden_layers - layers
+                lengths = llm.prefill(before, features, after, cut(again), context)
+        rest = self.shape.layers - layers
         inside = int(ledger.spent().get("prefill/pruner", 0))
         return lengths + lengths[-1:] * rest, OfPruner(0, asked.first, inside), peaks.rise["prefill"]
 
@@ -193,41 +118,8 @@ def _count(run: Callable[[], Any]) -> int:
     return counting.get_total_flops() // 2
 
 
-def shared_macs(model: GlammModel, prompt: Prompt) -> dict[str, int]:
-    """Multiply-adds of what no pruner changes, on the meta device: whole towers, one mask per turn."""
-    vision, encoder = model.clip.config.vision_config, model.grounding_encoder.config
-    side, large, prompt_width = (
-        vision.image_size,
-        encoder.vision_config.image_size,
-        encoder.prompt_encoder_config.hidden_size,
-    )
-    grid = large // encoder.vision_config.patch_size
-    with torch.device("meta"):
-        small, big = torch.empty(1, 3, side, side), torch.empty(1, 3, large, large)
-        words = {
-            "input_ids": torch.zeros(prompt.turns, prompt.words, dtype=torch.long),
-            # four dimensions are taken as they are; a mask per word would be asked for its values, which meta
-            # has not
-            "attention_mask": torch.zeros(prompt.turns, 1, prompt.words, prompt.words),
-        }
-        image, prompts = (
-            torch.empty(prompt.turns, prompt_width, grid, grid),
-            torch.empty(prompt.turns, prompt_width),
-        )
-
-        def see() -> None:
-            clip.layer(model.clip, -1, clip.hidden_states(model.clip, small)[-1])
-
-        return {
-            "vision_tower": _count(see),
-            "text_tower": _count(lambda: clip.embed_text(model.clip, words)),
-            "grounding_encoder": _count(lambda: sam.encode(model.grounding_encoder, big)),
-            "mask_decoder": _count(lambda: sam.decode_masks(model.grounding_encoder, image, prompts)),
-        }
-
-
 def project(
-    model: GlammModel,
+    model: Shapes,
     lines: Sequence[Line],
     prompt: Prompt,
     *,
@@ -237,37 +129,25 @@ def project(
     """Costs of every line.
 
     Args:
-        model: on the meta device.
         attn: "eager", or one of the fused kernels, which cost the same.
         dtype: of the language model, for bytes.
     """
-    config = model.language_model.config
-    shape, layers, chooser = (
-        Shape.of(config),
-        _Layers(config, prompt, attn, dtype),
-        Chooser(model, prompt.turns),
-    )
-    shared = shared_macs(model, prompt)
-    vision = model.clip.config.vision_config
-    patches = (vision.image_size // vision.patch_size) ** 2
+    shape, layers, views = model.shape, _Layers(model, prompt, attn, dtype), model.views(prompt)
+    parts = {part.name: part for part in model.parts(prompt)}
+    shared = {name: _count(partial(part.run, 0)) for name, part in parts.items() if part.over in FIXED}
     rows, pruners, wholes = [], [], []
     for line in lines:
-        entering, whole, tower = chooser.macs(line, shape.layers)
-        cuts = line.pruner.cuts(line.budget, patches, shape.layers)
-        lengths, inside, peak = layers.run(entering, line.pruner, cuts)
+        entered, whole, tower = entering(line, views, shape.layers)
+        cuts = line.pruner.cuts(line.budget, len(views[0]), shape.layers)
+        cuts = tuple(replace(cut, keep=cut.keep * len(views)) for cut in cuts)  # a budget is that of a view
+        lengths, inside, peak = layers.run(entered, line.pruner, cuts)
         pruners.append(own := replace(inside, tower=tower))
         wholes.append(whole)
         seen = [n - prompt.text for n in lengths]
-        macs = {
-            "vision_tower": shared["vision_tower"],
-            "text_tower": shared["text_tower"] if TEXT_EMBEDS in line.pruner.needs else 0,
+        macs = {name: _of_part(part, shared, line, seen[0], lengths[-1]) for name, part in parts.items()}
+        macs |= {
             "pruner": own.tower + own.inside,
-            "projector": _linear(model.projector, seen[0]),
             "language_model": sum(layers.one_layer(n) for n in lengths),
-            "lm_head": _linear(model.lm_head, lengths[-1]),
-            "seg_head": _linear(model.text_hidden_fcs, lengths[-1]),
-            "grounding_encoder": shared["grounding_encoder"],
-            "mask_decoder": shared["mask_decoder"],
         }
         rows.append(
             {
@@ -282,19 +162,26 @@ def project(
                 **{f"macs.{module}": count for module, count in macs.items()},
             }
         )
-    return Projection(pd.DataFrame(rows), tuple(pruners), tuple(wholes), shared, shape)
+    return Projection(pd.DataFrame(rows), tuple(pruners), tuple(wholes), parts, shared, shape)
 
 
-def _linear(module: torch.nn.Module, tokens: int) -> int:
-    width = next(m for m in module.modules() if isinstance(m, torch.nn.Linear)).in_features
-    return _count(
-        lambda: module(torch.empty(1, tokens, width, device="meta", dtype=next(module.parameters()).dtype))
-    )
+def _of_part(part: Part, shared: dict[str, int], line: Line, entered: int, left: int) -> int:
+    """Multiply-adds of a part in one line.
+
+    Args:
+        entered: visual tokens that enter the language model.
+        left: tokens that leave it, text included.
+    """
+    if part.over == "questions" and TEXT_EMBEDS not in line.pruner.needs:
+        return 0
+    if part.over in FIXED:
+        return shared[part.name]
+    return _count(partial(part.run, entered if part.over == "entering" else left))
 
 
 def counts_lines(projected: Projection) -> list[dict[str, Any]]:
     """Lines for a run's `costs.jsonl`."""
-    stage_of = {"vision_tower": "vision", "text_tower": "text", "language_model": "prefill"}
+    stage_of = {module: stage for stage, module in MODULES.items()}
     lines = []
     for row in projected.cells.to_dict("records"):
         macs = {str(name)[5:]: int(count) for name, count in row.items() if str(name).startswith("macs.")}
@@ -309,14 +196,3 @@ def counts_lines(projected: Projection) -> list[dict[str, Any]]:
             }
         )
     return lines
-
-
-def shapes_of(model: GlammModel) -> GlammModel:
-    """The same model on the meta device."""
-    parts = (model.clip, model.language_model, model.grounding_encoder)
-    configs = [
-        deepcopy(part.config) for part in parts
-    ]  # building a model writes its attention into its configuration
-    with torch.device("meta"):
-        twin = GlammModel(*configs)
-    return twin.eval().requires_grad_(False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.cost.formulas import Shape
+from backbones.costs import Shape
 from pruners.base import UserError, nearest
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from harness.cost.formulas import Shape, language_model_macs, layer_macs
-from harness.cost.projection import Projection, Prompt
+from backbones.costs import Over, Prompt, Shape
+from harness.cost.formulas import language_model_macs, layer_macs
+from harness.cost.projection import Projection
 from harness.cost.store import BASELINE
 from harness.engine.cells import Line
 from pruners.views import PER_TEXT
@@ -149,42 +151,46 @@ def account(projected: Projection, lines: Sequence[Line], prompt: Prompt, talks:
         lines: the projection's, in its order.
         prompt: one conversation; an image has `talks` of them, of equal length.
     """
-    shape, fixed, rows = projected.shape, projected.shared, projected.cells.to_dict("records")
+    shape, rows = projected.shape, projected.cells.to_dict("records")
     cells = [
         cell_of(line, row["lengths"], whole)
         for line, row, whole in zip(lines, rows, projected.whole, strict=True)
     ]
 
-    def macs(module: str, chosen: Callable[[Cell], bool] = lambda cell: True) -> int:
-        return sum(int(row[f"macs.{module}"]) for row, cell in zip(rows, cells, strict=True) if chosen(cell))
+    def of_row(row: dict[Any, Any], over: Over) -> int:
+        return sum(int(row[f"macs.{name}"]) for name, part in projected.parts.items() if part.over == over)
+
+    def macs(over: Over, chosen: Callable[[Cell], bool] = lambda cell: True) -> int:
+        return sum(of_row(row, over) for row, cell in zip(rows, cells, strict=True) if chosen(cell))
 
     def all_cells(layers: Callable[[Cell, Prompt, Shape, int], int]) -> int:
         return sum(layers(cell, prompt, shape, talks) for cell in cells)
 
-    once = fixed["vision_tower"] + fixed["grounding_encoder"]
-    modules = ("text_tower", "pruner", "projector", "language_model", "lm_head", "seg_head", "mask_decoder")
-    naive = len(cells) * once + talks * sum(macs(module) for module in modules)
-    read = fixed["text_tower"] if any(row["macs.text_tower"] for row in rows) else 0
+    once = sum(count for name, count in projected.shared.items() if projected.parts[name].over == "image")
+    everything, layers = (
+        sum(int(row[name]) for row in rows) for name in ("macs_measured", "macs.language_model")
+    )
+    naive = len(cells) * once + talks * (everything - len(cells) * once)
+    read = max((of_row(row, "questions") for row in rows), default=0)
     marks = sum(
-        int(row["macs.seg_head"]) // cell.lengths[-1] * prompt.turns
-        for row, cell in zip(rows, cells, strict=True)
+        of_row(row, "marks") // cell.lengths[-1] * prompt.turns for row, cell in zip(rows, cells, strict=True)
     )
     towers = sum(own.tower for own, cell in zip(projected.pruners, cells, strict=True) if not cell.per_text)
     at_first = [own.first for own, cell in zip(projected.pruners, cells, strict=True) if cell.whole]
     asked = {key: macs for first in at_first for key, macs in first.items()}
     repeated = sum(sum(first.values()) for first in at_first) - sum(asked.values())
-    contexts = macs("projector", lambda cell: not cell.per_text)
+    contexts = macs("entering", lambda cell: not cell.per_text)
     widest = max(
-        (int(row["macs.projector"]) for row, cell in zip(rows, cells, strict=True) if cell.whole), default=0
+        (of_row(row, "entering") for row, cell in zip(rows, cells, strict=True) if cell.whole), default=0
     )
     savings = {
-        ENCODED: (len(cells) - 1) * once + talks * (macs("text_tower") - read),
-        HEADS: talks * (macs("lm_head") + macs("seg_head") - marks),
-        BEGINNING: talks * macs("language_model") - all_cells(without_beginning),
+        ENCODED: (len(cells) - 1) * once + talks * (macs("questions") - read),
+        HEADS: talks * (macs("sequence") + macs("marks") - marks),
+        BEGINNING: talks * layers - all_cells(without_beginning),
         CONTEXTS: all_cells(without_beginning) - all_cells(with_contexts) + (talks - 1) * (towers + contexts),
         CUTS: all_cells(with_contexts)
         - language_model(cells, prompt, shape, talks)
-        + macs("projector", lambda cell: cell.whole)
+        + macs("entering", lambda cell: cell.whole)
         - widest
         + talks * repeated,
         LAST: unread(cells, prompt, shape, talks),

@@ -16,7 +16,8 @@ from typing import Any
 import pandas as pd
 from scipy.stats import mannwhitneyu
 
-from harness.cost.formulas import Shape, paper_activation, paper_flops
+from backbones.costs import Shape
+from harness.cost.formulas import paper_activation, paper_flops
 from harness.store.journal import Journal, Reader, digest
 from pruners.base import UserError
 
@@ -37,6 +38,7 @@ MODULES = {
     "grounding_encoder": "grounding_encoder",
     "mask_decoder": "mask_decoder",
 }
+WHOLE = ("total", "compute", "span")  # of a pass, and of the language model's loop with the pruner's part
 INSIDE = "prefill/pruner"  # what a layer-stage pruner costs, spent while the language model runs
 
 
@@ -179,7 +181,7 @@ def _wide(raw: pd.DataFrame) -> pd.DataFrame:
     inside = wide.pop(INSIDE).fillna(0) if INSIDE in wide else 0.0
     wide["span"] = wide["prefill"] + inside
     wide["pruner"] = (wide["pruner"].fillna(0) if "pruner" in wide else 0.0) + inside
-    return wide.fillna({stage: 0.0 for stage in MODULES if stage in wide})
+    return wide.fillna({stage: 0.0 for stage in wide if stage not in WHOLE})
 
 
 def _timed(wide: pd.DataFrame, name: str, budget: int, device: str) -> dict[str, Any]:
@@ -201,8 +203,15 @@ def _timed(wide: pd.DataFrame, name: str, budget: int, device: str) -> dict[str,
         "speedup_total": (base[whole] / mine_by_round[whole]).median(),
         "note": "" if name == BASELINE or chance < CHANCE else NO_GAIN,
         "rounds": len(mine_by_round),
-        **{f"stage.{stage}_ms": mine[stage].median() for stage in (*MODULES, "total") if stage in mine},
+        **{f"stage.{stage}_ms": mine[stage].median() for stage in _in_order(mine.columns)},
+        "stage.total_ms": mine["total"].median(),
     }
+
+
+def _in_order(stages: Iterable[str]) -> list[str]:
+    """Names of stages: those that most models have first, then what a model has of its own."""
+    own = [stage for stage in stages if stage not in (*MODULES, *WHOLE)]
+    return [*(stage for stage in MODULES if stage in stages), *own]
 
 
 def _counted(header: Mapping[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,7 +233,7 @@ def _counted(header: Mapping[str, Any], line: Mapping[str, Any]) -> dict[str, An
         "activation_paper": paper_activation(line["lengths"], shape, header["element"]),
         "activation_peak": line["peak"]["prefill"],
         "activation_peak_run": line["peak"].get("run"),
-        **{f"macs.{module}": macs.get(stage, 0) for stage, module in MODULES.items()},
+        **{f"macs.{MODULES.get(stage, stage)}": macs.get(stage, 0) for stage in (*MODULES, *_in_order(macs))},
         "macs_fvcore": line.get("fvcore"),
         "note": "",
     }

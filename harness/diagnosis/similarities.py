@@ -30,6 +30,7 @@ from harness.diagnosis.summary import (
     rank_histogram,
     summarise,
 )
+from harness.plan import Plan
 from harness.store import records
 from pruners.base import UserError
 
@@ -48,7 +49,9 @@ def examine(
     """
     probes = backbone.probes
     if probes is None:
-        raise UserError(f"The similarities of {backbone.name} cannot be read; diagnose glamm-mini or glamm.")
+        raise UserError(
+            f"The similarities of {backbone.name} cannot be read; diagnose another backbone, as {Plan.backbones[0]}."
+        )
     rows: list[dict[str, Any]] = []
     left_out = 0
     for dataset, split in pairs:

@@ -51,7 +51,7 @@ def run(
         print(f"{count} {CUT_OFF}", file=sys.stderr)
     asked = Asked(
         run=identity(splits),
-        plan=plan.on(backbone.name).resolved().to_json(),
+        plan=plan.on(backbone).resolved().to_json(),
         jobs=[split.jobs for split in splits],
         samples={":".join(split.name): split.pairs for split in splits},
         cut_off=dict(cut_off),

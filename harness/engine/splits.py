@@ -83,7 +83,7 @@ def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
         draws=plan.seed if plan.protocol in backbone.drawn else 0,
         answers=backbone.answers,
     )
-    limit = plan.on(backbone.name).limit or None
+    limit = plan.on(backbone).limit or None
     splits = []
     for dataset, split in plan.pairs():
         samples = data.load(dataset, split, plan.data)[:limit]

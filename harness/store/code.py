@@ -51,14 +51,25 @@ EVALUATES = (
 # part of the cell
 HARMLESS = (
     "harness/engine/budgets.py",
+    "backbones/costs.py",
     "backbones/probes.py",
     "backbones/registry.py",
     "backbones/versions.py",
     "backbones/glamm/examine.py",
     "backbones/glamm/probes.py",
     "backbones/glamm/full_size.py",
+    "backbones/glamm/shapes.py",
     "backbones/glamm/stages.py",
+    "backbones/parts/staged.py",
     "backbones/mini/__init__.py",  # where the weights lie, which have a fingerprint
+)
+# files that count and time what evaluates
+COSTS = (
+    "backbones/costs.py",
+    "backbones/parts/staged.py",
+    "backbones/*/shapes.py",
+    "backbones/*/stages.py",
+    "harness/cost/*.py",
 )
 NEUTRAL = (
     "pruners",
@@ -143,10 +154,14 @@ def _not_edited(path: Path) -> None:
         )
 
 
-def costs() -> list[str]:
-    """Digests of the files that count and time: the faithful pass in stages, and the meters."""
-    found = [HOME / "backbones" / "glamm" / "stages.py", *sorted((HOME / "harness" / "cost").glob("*.py"))]
-    return [of_text(path.read_bytes()) for path in found]
+def costs(staged: type) -> list[str]:
+    """Digests of the files that count and time: passes in stages, models without weights, and the meters.
+
+    Args:
+        staged: class of the pass; one that comes from elsewhere brings its sources.
+    """
+    found = sorted({path for pattern in COSTS for path in HOME.glob(pattern)})
+    return [*(of_text(path.read_bytes()) for path in found), *sorted(_sources(staged).values())]
 
 
 def of_pruner(cls: type[Pruner]) -> str:

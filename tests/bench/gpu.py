@@ -23,15 +23,17 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from backbones.costs import Prompt
 from backbones.glamm.checkpoint import materialise
 from backbones.glamm.full_size import on_meta
 from backbones.glamm.model import GlammModel
-from backbones.glamm.stages import Inputs, forward, prefill
+from backbones.glamm.shapes import USUAL
+from backbones.glamm.stages import Inputs, forward
 from backbones.parts.cuts import cutting
 from backbones.parts.faithful import Stage
+from backbones.parts.staged import prefill
 from harness.cost import formulas, meters
 from harness.cost.lines import lines_of
-from harness.cost.projection import Prompt
 from harness.cost.roofline import GPUS, Gpu, gpu, prefill_seconds
 from harness.cost.store import INSIDE
 from harness.engine.cells import Line
@@ -199,7 +201,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if on is None:
         print(f"There is no data sheet for {name}; name the nearest with --gpu {', '.join(GPUS)}.")
         return 2
-    prompt = Prompt()
+    prompt = USUAL
     found: dict[str, Any] = {
         "provenance": collect("cuda"),
         "data_sheet": asdict(on),

@@ -25,8 +25,8 @@ from PIL import Image
 from tabulate import tabulate
 from torch import Tensor
 
+import backbones
 from backbones.base import Backbone, Encoding, Grounded, Pixels, Row, Turn
-from backbones.glamm.full_size import on_meta
 from backbones.glamm.preprocess import clip_pixels, sam_pixels
 from harness import data
 from harness.cost import projection, sharing
@@ -156,9 +156,9 @@ def main() -> None:
     torch.set_num_threads(1)
     numbers = [split for splits in OFFICIAL.values() for split in splits.values()]
     images, expressions = sum(split[0] for split in numbers), sum(split[2] for split in numbers)
-    model, on = on_meta("glamm-7b"), gpu(given.gpu)
+    model, on = backbones.one("glamm-7b").shapes(), gpu(given.gpu)
     lines = expand(parse("all"), (64, 128, 192), 0, (24, 24), 32)
-    prompt = projection.Prompt().alone()
+    prompt = model.prompt().alone()
     talks = round(expressions / images)
     account = sharing.account(projection.project(model, lines, prompt), lines, prompt, talks)
     cells = len(lines)

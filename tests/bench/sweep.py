@@ -19,7 +19,6 @@ import torch
 
 import backbones
 from backbones.base import Backbone
-from backbones.glamm.full_size import on_meta
 from harness.cost import projection, sharing
 from harness.cost.lines import lines_of
 from harness.cost.store import BASELINE
@@ -47,8 +46,9 @@ def multiply_adds() -> sharing.Account:
     expressions."""
     every = lines_of(parse("all"), BUDGETS, 0, (24, 24), 32)
     lines = [line for line in every if line.pruner.kind == "method" or line.name == BASELINE]
-    prompt = projection.Prompt()
-    return sharing.account(projection.project(on_meta("glamm-7b"), lines, prompt), lines, prompt)
+    shapes = backbones.one("glamm-7b").shapes()
+    prompt = shapes.prompt()
+    return sharing.account(projection.project(shapes, lines, prompt), lines, prompt)
 
 
 def main() -> None:

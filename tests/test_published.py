@@ -1,0 +1,64 @@
+"""published/tables.toml: every table says what its numbers are of, and its plan computes them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import backbones
+import pruners
+from harness import metrics
+from harness.cost import EXPLAIN
+from harness.data import refer, registry
+from harness.plan import Plan
+from reports import efficiency, publication
+
+TABLES = {table.file: table for table in publication.tables()}
+
+
+def test_every_file_has_an_entry() -> None:
+    assert set(TABLES) == {path.stem for path in publication.FOLDER.glob("*.csv")}
+    assert len(TABLES) == len(publication.tables())
+
+
+@pytest.mark.parametrize("file", TABLES)
+def test_an_entry_is_a_plan_of_its_rows(file: str) -> None:
+    table, rows = TABLES[file], publication.read(file)
+    plan = table.plan
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert plan.backbones == (table.backbone,) and plan.protocol == table.protocol
+    assert [pruner.spec() for pruner in plan.chosen()] == list(plan.pruners)
+    assert set(rows["pruner"]) == set(plan.pruners) <= set(pruners.names())
+    printed = rows[rows["pruner"] != "none"]["budget"]
+    assert {str(int(budget)) for budget in printed} == set(plan.budgets)
+    splits = plan.datasets.split(",")
+    for name, metric in table.metrics.items():
+        columns = {table.column(name, tuple(split.split(":"))) for split in splits}  # type: ignore[arg-type]
+        assert columns <= set(rows), (name, columns)
+        assert table.column(name, ("another", "val")) not in rows
+        if name in metrics.names():
+            assert metrics.get(name).unit == metric.unit
+
+
+@pytest.mark.parametrize("file", TABLES)
+def test_what_is_not_there_yet_is_marked(file: str) -> None:
+    """And the mark goes when it is there."""
+    table = TABLES[file]
+    sets = {split.partition(":")[0] for split in table.plan.datasets.split(",")}
+    absent = {table.backbone} - set(backbones.names())
+    absent |= set(table.metrics) - set(metrics.names()) - set(EXPLAIN)
+    absent |= sets - set(refer.PUBLISHED) - set(registry.names())
+    assert bool(table.pending) == bool(absent)
+    assert all(name in table.pending for name in absent)
+    if not absent:
+        plan = table.plan
+        assert backbones.one(plan.backbones[0]).check_protocol(plan.protocol) == table.protocol
+
+
+def test_tables_are_found_by_what_they_are_of() -> None:
+    assert [table.file for table in publication.of("glamm", "ciou")] == ["refcoco"]
+    assert not publication.of("glamm", "giou") and not publication.of("glamm-mini", "ciou")
+    assert not publication.of("videoglamm", "j"), "pending"
+    assert len(efficiency.published("glamm")) == len(efficiency.published("glamm-7b")) == 7
+    assert efficiency.published("glamm-mini").empty
