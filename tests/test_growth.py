@@ -21,7 +21,7 @@ from backbones.base import Grounded, Row
 from backbones.glamm.backbone import GlammBackbone
 from harness.engine.claims import Claims
 from harness.engine.runner import Plan, Way, prepare, run
-from harness.store import closing, records, run_folder, sweeps
+from harness.store import closing, records, run_folder, sweeps, tables
 from harness.store.journal import digest
 from pruners import UserError, load_plugin, registry
 from reports import render
@@ -82,8 +82,8 @@ def same_as_fresh(plan: Plan, folder: Path) -> None:
     pd.testing.assert_frame_equal(results(folder), results(fresh))
     pd.testing.assert_frame_equal(records.samples(folder), records.samples(fresh))
     assert records.failures(folder) == records.failures(fresh)
-    assert records.finished(folder)
-    records.verify(folder)
+    assert run_folder.finished(folder)
+    tables.verify(folder)
 
 
 # expressions of the first 3 and 20 images of val: images with odd numbers have three, the others two
@@ -155,9 +155,9 @@ def test_what_other_commands_asked_is_not_computed_by_this_one(small: Plan, tmp_
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
         patch.setattr(backbone, "ground_rows", _stopped)
         run(larger, backbone, prepare(larger, backbone), folder)
-    assert not records.finished(folder)
+    assert not run_folder.finished(folder)
     assert go(small, folder) == ([], {})
-    assert not records.finished(folder)
+    assert not run_folder.finished(folder)
     assert "This run is unfinished" in render(folder)[0].read_text()
     assert set(go(replace(small, pruners=("fastv",)), folder)[1]) == {("fastv", 8)}
     same_as_fresh(larger, folder)
@@ -170,7 +170,7 @@ def _stopped(*_: object, **__: object) -> None:
 def test_rows_of_unlike_numbers_of_images_are_named(small: Plan, tmp_path: Path) -> None:
     go(small, tmp_path)
     go(replace(small, pruners=("fastv",), limit=12), tmp_path)
-    assert records.finished(tmp_path)
+    assert run_folder.finished(tmp_path)
     counts = results(tmp_path).groupby("pruner")["sample"].nunique()
     assert counts.to_dict() == {"none": 3, "uniform": 3, "fastv": 12}
     assert "rows rest on different numbers of expressions" in render(tmp_path)[0].read_text()
@@ -367,7 +367,7 @@ def test_a_run_that_grows_is_never_half_closed(
         patch.setattr(closing.records, "compact", killed_after_the_first)
         go(larger, folder)
     go(larger, tmp_path / "fresh")
-    assert not records.finished(folder)
+    assert not run_folder.finished(folder)
     pd.testing.assert_frame_equal(records.load(folder), records.load(tmp_path / "fresh"))
     assert go(larger, folder) == ([], {})
     same_as_fresh(larger, folder)
