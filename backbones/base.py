@@ -311,14 +311,14 @@ class Backbone(Family, ABC):
             UserError: the image cannot be read, the pruner is unknown or reads what this model cannot answer,
                 or it cannot end at the budget.
         """
-        chosen = one(pruner) if isinstance(pruner, str) else pruner
-        return answer(self, self.encode([pixels(image)])[0], expression, chosen, budget, truth)
+        chosen = one_pruner(pruner) if isinstance(pruner, str) else pruner
+        return answer(self, self.encode([as_pixels(image)])[0], expression, chosen, budget, truth)
 
 
 # -- one image, one expression, one mask: what a person asks, on top of the batched methods
 
 
-def one(text: str) -> Pruner:
+def one_pruner(text: str) -> Pruner:
     """The one pruner that a text names.
 
     Raises:
@@ -330,7 +330,7 @@ def one(text: str) -> Pruner:
     return found[0]
 
 
-def pixels(image: Picture) -> NDArray[np.uint8]:
+def as_pixels(image: Picture) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 RGB.
 
     Raises:

@@ -223,7 +223,7 @@ FIXED: tuple[Over, ...] = ("image", "questions", "conversation")  # no pruner ch
 
 
 @dataclass(frozen=True)
-class Part:
+class CostPart:
     """A part of a model beside its language model's layers.
 
     Attributes:
@@ -294,7 +294,7 @@ class Shapes(ABC):
         """
 
     @abstractmethod
-    def parts(self, prompt: Prompt) -> tuple[Part, ...]:
+    def parts(self, prompt: Prompt) -> tuple[CostPart, ...]:
         """All parts but the language model's layers."""
 
     @abstractmethod

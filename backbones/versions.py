@@ -49,7 +49,7 @@ def requirements() -> list[Requirement]:
     return [Requirement(text) for text in texts]
 
 
-def installed() -> list[Installed]:
+def installed_versions() -> list[Installed]:
     """Every package that the project needs."""
     found = []
     for wanted in requirements():
@@ -62,7 +62,7 @@ def installed() -> list[Installed]:
 
 def untested() -> list[Installed]:
     """Packages that are missing or outside their tested range."""
-    return [one for one in installed() if not one.tested]
+    return [one for one in installed_versions() if not one.tested]
 
 
 def warn() -> None:

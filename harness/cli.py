@@ -14,7 +14,7 @@ from harness.commands.gate import gate
 from harness.commands.list_ import show
 from harness.commands.rebuild import rebuild
 from harness.commands.sweep import sweep
-from harness.commands.try_ import attempt
+from harness.commands.try_ import try_image
 from harness.engine.interrupts import Terminated, terminate
 
 app = typer.Typer(
@@ -28,7 +28,7 @@ INTERRUPTED, TERMINATED = 130, 143  # exit codes after Ctrl-C (typer's own) and 
 app.callback(invoke_without_command=True)(sweep)
 app.command("list")(show)
 app.command()(gate)
-app.command("try")(attempt)
+app.command("try")(try_image)
 app.command()(cost)
 app.command()(diagnose)
 app.command()(doctor)

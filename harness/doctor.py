@@ -17,7 +17,7 @@ from backbones import Finding, Settings, versions
 from backbones.parts.json_files import read_json
 from harness import data
 from harness.data import own
-from harness.data.refer import FOLDER, expected, names, splits
+from harness.data.refer import FOLDER, expected, refer_names, splits
 from harness.data.refshapes.writer import MANIFEST, cache_folder
 from harness.data.refshapes.writer import SPLITS as REFSHAPES
 from harness.data.sample import DataError, Sample
@@ -60,7 +60,7 @@ def examine(folder: Path | None = None, asked: Sequence[Settings] = ()) -> Itera
 
 def _packages() -> Iterator[Finding]:
     fine = [f"python {sys.version.split()[0]}"]
-    for one in versions.installed():
+    for one in versions.installed_versions():
         if one.tested:
             fine.append(f"{one.wanted.name} {one.found}")
         else:
@@ -117,17 +117,17 @@ def _cache() -> Iterator[Finding]:
 
 def _data(root: Path) -> Iterator[Finding]:
     """Every evaluation split of a data folder."""
-    for dataset in own.names(root):
+    for dataset in own.own_names(root):
         yield from _own(root, dataset)
     try:
-        held = names(root)
+        held = refer_names(root)
     except DataError as error:
-        if not own.names(root):
+        if not own.own_names(root):
             yield Finding("wrong", f"{error}{own.hint(root)}")
         return
     base = root / FOLDER if (root / FOLDER).is_dir() else root
     folders = sorted(path.name for path in base.iterdir() if path.is_dir() and path.name not in OFFICIAL)
-    if not held and not own.names(root):
+    if not held and not own.own_names(root):
         yield Finding("wrong", f"'{base}' holds no data set; {expected(root, 'refcoco')}")
     for dataset in [] if set(held) <= REFSHAPES.keys() else OFFICIAL:
         if dataset not in held:
@@ -167,7 +167,7 @@ def _own(root: Path, dataset: str) -> Iterator[Finding]:
             yield Finding("wrong", f"{dataset}: {len(told) - NAMED} more lines cannot be used")
         if not told:
             for split in (part for parts in own.OwnData().splits(dataset, root) for part in parts):
-                yield from _split(data.load(dataset, split, root), None, None)
+                yield from _split(data.load_samples(dataset, split, root), None, None)
     except DataError as error:
         yield Finding("wrong", str(error))
 

@@ -72,7 +72,7 @@ class Plan:
             raise _wrong(f"--budgets is empty; {EXAMPLES}")
         for text in self.budgets:
             check_budget(text)
-        kinds.check(self.costs, 1)
+        kinds.check_costs(self.costs, 1)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON has it: lists, texts, numbers."""
@@ -210,9 +210,9 @@ def _split(name: str, text: str) -> list[str]:
         return [text]
     if name == "budgets":
         return [part.strip() for part in text.split(",") if part.strip()]
-    from pruners.registration import split
+    from pruners.registration import split_list
 
-    return split(text, name.removesuffix("s"))
+    return split_list(text, name.removesuffix("s"))
 
 
 def _sequence(name: str, value: Any) -> Sequence[Any]:

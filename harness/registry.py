@@ -17,7 +17,7 @@ T = TypeVar("T")
 C = TypeVar("C", bound=type)
 
 
-class Registry(Generic[T]):
+class InstanceRegistry(Generic[T]):
     """One kind of things by their names, in the order in which they became known.
 
     Attributes:

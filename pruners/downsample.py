@@ -9,7 +9,7 @@ import torch
 
 from pruners.base import POOLED, Pruner, Selection, VisualTokens
 from pruners.registry import register
-from pruners.uniform import cells
+from pruners.uniform import grid_cells
 
 
 @register
@@ -24,5 +24,5 @@ class Downsample(Pruner):
     def select(self, tokens: VisualTokens, budget: int) -> Selection:
         """One mean per cell."""
         plane = tokens.patches.unflatten(0, tokens.grid)
-        pooled = [plane[cell].flatten(0, 1).mean(0) for cell in cells(tokens.grid, budget)]
+        pooled = [plane[cell].flatten(0, 1).mean(0) for cell in grid_cells(tokens.grid, budget)]
         return Selection(torch.full((budget,), POOLED, device=plane.device), torch.stack(pooled))

@@ -68,7 +68,7 @@ def short(text: str) -> str:
     return repr(text if len(text) <= 100 else f"{text[:100]}...")
 
 
-def split(text: str, what: str, example: str = "'name(parameter=value),name'") -> list[str]:
+def split_list(text: str, what: str, example: str = "'name(parameter=value),name'") -> list[str]:
     """Parts of a list between commas that stand outside brackets and quotes.
 
     Args:
@@ -254,7 +254,7 @@ class Registry(ABC, Generic[T]):
             UserError: unknown name or parameter, bad value, or a pattern that matches nothing.
         """
         found: dict[str, T] = {}
-        for part in split(text, self.what, self.example):
+        for part in split_list(text, self.what, self.example):
             if part == "all":
                 chosen = self.names()
             elif "(" not in part and any(letter in part for letter in "*?["):
@@ -339,7 +339,7 @@ def _wrong_name(name: str) -> str | None:
 # -- plugin files
 
 
-def load_plugin(path: str | Path) -> dict[str, list[str]]:
+def import_plugin(path: str | Path) -> dict[str, list[str]]:
     """Import a Python file that registers something; returns the names that it added, by kind.
 
     Raises:

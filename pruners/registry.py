@@ -108,4 +108,4 @@ def load_plugin(path: str | Path) -> list[str]:
     Raises:
         UserError: no such file, it cannot be imported, or it registers nothing at all.
     """
-    return registration.load_plugin(path).get(PRUNERS.what, [])
+    return registration.import_plugin(path).get(PRUNERS.what, [])

@@ -11,7 +11,7 @@ from pruners.base import Pruner, Selection, VisualTokens
 from pruners.registry import register
 
 
-def cells(grid: tuple[int, int], budget: int) -> list[tuple[slice, slice]]:
+def grid_cells(grid: tuple[int, int], budget: int) -> list[tuple[slice, slice]]:
     """Split the grid into exactly `budget` near-square cells, row by row.
 
     Bands of rows are as equal as whole rows allow; a band gets its share of the cells, as equal as whole
@@ -40,6 +40,6 @@ class Uniform(Pruner):
         """One patch per cell."""
         middle = [
             (high.start + high.stop - 1) // 2 * tokens.grid[1] + (wide.start + wide.stop - 1) // 2
-            for high, wide in cells(tokens.grid, budget)
+            for high, wide in grid_cells(tokens.grid, budget)
         ]
         return Selection(torch.tensor(sorted(middle), device=tokens.patches.device))

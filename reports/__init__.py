@@ -53,7 +53,10 @@ def render(
     parts = [f"**{note}**\n" for note in (*comparable.why([table.group for table in found]), *runs.notes)]
     for table in found:
         notes = [f"**{warning}**\n" for warning in leaderboard.warnings(table, runs)]
-        shown = [f"{leaderboard.markdown(table, runs.costs)}\n", *publication.markdown(table, runs)]
+        shown = [
+            f"{leaderboard.leaderboard_markdown(table, runs.costs)}\n",
+            *publication.published_markdown(table, runs),
+        ]
         parts.append("\n".join([f"# {table.title}\n", *notes, *shown]))
     parts += [
         f"{heading}\n" for run in runs.runs for heading in _diagnosed(run.folder, run.diagnosis, target)
@@ -71,7 +74,7 @@ def render(
         target.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             (target / name).write_text(text, encoding="utf-8")
-        drawn = figures.draw(runs, found, target / FIGURES)
+        drawn = figures.draw_figures(runs, found, target / FIGURES)
     except OSError as error:
         raise UserError(
             f"Cannot write to {str(target)!r} ({error.strerror}); give --out a folder that you may write."

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from harness.cost import EXPLAIN
-from reports.tables import Line, Table
+from reports.tables import Table, TableRow
 
 GIGA, MIB = 1e9, 2**20
 # column of `harness.cost.load`: heading, divisor, digits; in the order in which they are shown
@@ -30,7 +30,7 @@ TOTAL = "stage.total_ms"
 SPREAD = ("prefill_ms", "compute_ms", "cuda_ms")  # shown with their 5th and 95th percentile
 
 
-def of(costs: pd.DataFrame, table: Table) -> dict[tuple[str, int], dict[str, Any]]:
+def costs_of(costs: pd.DataFrame, table: Table) -> dict[tuple[str, int], dict[str, Any]]:
     """The measured costs of a table's rows; runs of the table alone, the first that has a row counts."""
     found: dict[tuple[str, int], dict[str, Any]] = {}
     if costs.empty:
@@ -52,7 +52,7 @@ def of(costs: pd.DataFrame, table: Table) -> dict[tuple[str, int], dict[str, Any
     }
 
 
-def row(line: Line, measured: dict[tuple[str, int], dict[str, Any]]) -> dict[str, str]:
+def cost_row(line: TableRow, measured: dict[tuple[str, int], dict[str, Any]]) -> dict[str, str]:
     """The cost cells of one row as text; empty where nothing was measured at all."""
     if not measured:
         return {}
@@ -88,7 +88,7 @@ def stages(record: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def explain(costs: pd.DataFrame) -> list[str]:
+def explain_costs(costs: pd.DataFrame) -> list[str]:
     """What the shown columns mean, one line each."""
     if costs.empty:
         return []

@@ -52,7 +52,7 @@ def verdict(found: Diagnosis) -> str:
     )
 
 
-def write(found: Diagnosis, out: Path) -> Path:
+def write_diagnosis(found: Diagnosis, out: Path) -> Path:
     """Write `diagnosis.md`, `diagnosis.csv` (one row per expression), the figures, and what a report tells;
     the markdown's path.
 
@@ -91,7 +91,7 @@ def write(found: Diagnosis, out: Path) -> Path:
     return out / FILE
 
 
-def read(folder: Path) -> dict[str, Any] | None:
+def read_diagnosis(folder: Path) -> dict[str, Any] | None:
     """What `write` left in a folder: backbone, fingerprint, verdict, and per figure its caption; None if it
     did not.
 

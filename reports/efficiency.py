@@ -24,7 +24,10 @@ def published(backbone: str) -> pd.DataFrame:
     """The printed efficiency rows of a backbone, or of one that is its shapes alone, indexed by (pruner, budget):
     FLOPs in T (`flops_t`), activation in GiB (`activation_gb`); empty where nothing is printed."""
     printed = ["pruner", "budget", "flops_t", "activation_gb", "source"]
-    rows = [publication.read(table.file)[printed] for table in publication.of(backbone, "flops_paper")]
+    rows = [
+        publication.read_published(table.file)[printed]
+        for table in publication.published_of(backbone, "flops_paper")
+    ]
     return (rows[0] if rows else pd.DataFrame(columns=printed)).set_index(["pruner", "budget"])
 
 
@@ -79,7 +82,9 @@ def shared(projection: Projection, on: Gpu) -> pd.DataFrame:
     )
 
 
-def notes(projection: Projection, printed: pd.DataFrame, prompt: Prompt, attn: str, on: Gpu) -> list[str]:
+def projection_notes(
+    projection: Projection, printed: pd.DataFrame, prompt: Prompt, attn: str, on: Gpu
+) -> list[str]:
     """What the figures rest on, and what they say."""
     found = [
         f"{prompt.text} text tokens in the language model; bfloat16; attention {attn}. FLOPs by the paper's counter, one per "
@@ -103,17 +108,17 @@ def notes(projection: Projection, printed: pd.DataFrame, prompt: Prompt, attn: s
     return found
 
 
-def render(projection: Projection, backbone: str, prompt: Prompt, attn: str, on: Gpu) -> str:
+def render_projection(projection: Projection, backbone: str, prompt: Prompt, attn: str, on: Gpu) -> str:
     """Markdown of a projection."""
     printed = published(backbone)
     parts = [cells(projection, printed, on), shared(projection, on)]
     tables = [part.to_markdown(index=False, disable_numparse=True) for part in parts]
     return "\n\n".join(
-        [*tables, "\n".join(f"- {note}" for note in notes(projection, printed, prompt, attn, on))]
+        [*tables, "\n".join(f"- {note}" for note in projection_notes(projection, printed, prompt, attn, on))]
     )
 
 
-def sweep(accounts: dict[str, Account]) -> str:
+def sharing_table(accounts: dict[str, Account]) -> str:
     """Markdown of what sharing saves per image, a column per protocol."""
     first = next(iter(accounts.values()))
     lines: list[dict[str, str]] = [{"TMAC per image": f"{first.cells} cells, each alone"}]

@@ -13,7 +13,7 @@ import numpy as np
 from reports import costs
 from reports.gather import Runs
 from reports.style import COLOURS, GREY, STYLE, save
-from reports.tables import BOUND, Line, Table
+from reports.tables import BOUND, Table, TableRow
 
 MARKERS = "osD^vPX*hp"
 PRICES = {costs.MACS: ("multiply-adds, G", costs.GIGA), "prefill_ms": ("prefill, ms", 1.0)}
@@ -30,7 +30,7 @@ def palette(tables: list[Table]) -> dict[str, str]:
     return {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(methods)} | {BOUND: GREY}
 
 
-def draw(runs: Runs, tables: list[Table], folder: Path) -> list[Path]:
+def draw_figures(runs: Runs, tables: list[Table], folder: Path) -> list[Path]:
     """Write all figures of all tables; the same numbers give the same bytes."""
     import matplotlib
 
@@ -51,7 +51,7 @@ def draw(runs: Runs, tables: list[Table], folder: Path) -> list[Path]:
 def _figures(runs: Runs, table: Table, colours: dict[str, str]) -> Iterator[tuple[str, Any]]:
     if any(line.average for line in table.lines):
         yield "budget", _budget(table, colours)
-    measured = costs.of(runs.costs, table)
+    measured = costs.costs_of(runs.costs, table)
     for price, (label, unit) in PRICES.items():
         points = {
             key: record[price] / unit for key, record in measured.items() if costs.known(record.get(price))
@@ -73,7 +73,7 @@ def _figure(table: Table, label: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _error(line: Line, scale: float) -> np.ndarray[Any, Any] | None:
+def _error(line: TableRow, scale: float) -> np.ndarray[Any, Any] | None:
     one = line.average
     if one is None or np.isnan(one.low):
         return None

@@ -33,7 +33,7 @@ class Run:
         info: what `run.json` says.
         failed: sample to reason.
         finished: whether every cell is complete.
-        diagnosis: of the run's weights, as `reports.diagnosis.read`.
+        diagnosis: of the run's weights, as `reports.diagnosis.read_diagnosis`.
     """
 
     folder: Path
@@ -52,7 +52,7 @@ class Runs:
     """What a report is made of.
 
     Attributes:
-        frame: as `harness.store.records.load`, and `run`, the place of the row's run in `runs`; no result
+        frame: as `harness.store.records.load_records`, and `run`, the place of the row's run in `runs`; no result
             twice.
         samples: as `harness.store.records.samples`, and `run`.
         costs: as `harness.cost.load`, and `run`; empty where nothing was measured.
@@ -75,13 +75,13 @@ def gather(folders: Sequence[str | Path]) -> Runs:
     runs, frames, samples, costs = [], [], [], []
     notes: list[str] = []
     for number, folder in enumerate(map(Path, folders)):
-        frame, failed = records.load(folder), records.failures(folder)
+        frame, failed = records.load_records(folder), records.failures(folder)
         if frame.empty:
             reason = next(iter(failed.values()), "none was recorded")
             raise UserError(
                 f"The run in {str(folder)!r} has no evaluated sample ({len(failed)} failed: {reason})."
             )
-        told = diagnosis.read(folder / diagnosis.FOLDER)
+        told = diagnosis.read_diagnosis(folder / diagnosis.FOLDER)
         if told and told["fingerprint"] not in set(frame["fingerprint"]):
             notes.append(
                 f"The diagnosis in {str(folder)!r} is of other weights ({told['fingerprint']}) and left out."
@@ -101,7 +101,7 @@ def gather(folders: Sequence[str | Path]) -> Runs:
             )
         frames.append(frame.assign(run=number))
         samples.append(asked.assign(run=number))
-        prices, left_out = _prices(cost.load(folder), frame)
+        prices, left_out = _prices(cost.load_costs(folder), frame)
         notes += [
             f"The costs of {names} in {str(folder)!r} are of other code or another setting, and left out."
             for names in left_out

@@ -14,7 +14,7 @@ from reports import costs
 from reports.columns import explain, meanings
 from reports.comparable import COLUMN, SETTING
 from reports.gather import Run, Runs
-from reports.tables import Against, Line, Table, column_rank, measured
+from reports.tables import Against, Table, TableRow, column_rank, measured
 
 MINI_WARNING = (
     "glamm-mini is a small model trained on generated scenes. Its table shows regressions and how the code behaves; "
@@ -42,14 +42,14 @@ def signed(one: Estimate, metric: Metric) -> str:
     return value if np.isnan(one.low) else f"{value} ({low} to {high})"
 
 
-def marks(line: Line) -> str:
+def marks(line: TableRow) -> str:
     """What a row cannot be told apart from."""
     close = [name for name in ("random", "best") if name in line.against and not line.against[name].apart]
     unknown = [name for name in close if line.against[name].apart is None]
     return ", ".join(f"{name}?" if name in unknown else name for name in close)
 
 
-def row(line: Line, table: Table) -> dict[str, str]:
+def leaderboard_row(line: TableRow, table: Table) -> dict[str, str]:
     """One row of the table as text."""
     named = line.pruner + (f" ({len(line.seeds)} seeds)" if len(line.seeds) > 1 else "")
     cells = {"method": named}
@@ -83,13 +83,13 @@ def _difference(against: Against | None, metric: Metric) -> str:
     return "" if against is None else signed(against.average, metric) + (" *" if against.apart else "")
 
 
-def markdown(table: Table, measured: pd.DataFrame) -> str:
+def leaderboard_markdown(table: Table, measured: pd.DataFrame) -> str:
     """The table with a bold heading per budget, and the costs behind the scores."""
     lines: list[dict[str, str]] = []
-    prices = costs.of(measured, table)
+    prices = costs.costs_of(measured, table)
     for heading, block in table.blocks():
         lines.append({"method": f"**{heading}**"})
-        lines += [row(line, table) | costs.row(line, prices) for line in block]
+        lines += [leaderboard_row(line, table) | costs.cost_row(line, prices) for line in block]
     frame = pd.DataFrame(lines).fillna("")
     align = ["left" if name in ("method", "not apart from") else "right" for name in frame.columns]
     return frame.to_markdown(index=False, disable_numparse=True, colalign=align)
@@ -102,7 +102,7 @@ def latex(table: Table) -> str:
     body = []
     for heading, block in table.blocks():
         body += [r"\hline", rf"\multicolumn{{{len(head)}}}{{c}}{{{_escaped(heading)}}} \\", r"\hline"]
-        texts = [row(line, table) for line in block]
+        texts = [leaderboard_row(line, table) for line in block]
         honest = [cells for cells, line in zip(texts, block, strict=True) if not line.sees_truth]
         first = max if table.metric.higher_is_better else min
         top = {
@@ -247,7 +247,7 @@ def footer(runs: Runs, tables: list[Table]) -> list[str]:
     if any(_baseline(table) for table in tables):
         wanted.insert(6, "vs baseline")
     known = meanings(tables[0].metric, beside)
-    lines = [*warning(runs), *explain(wanted, known), *costs.explain(runs.costs)]
+    lines = [*warning(runs), *explain(wanted, known), *costs.explain_costs(runs.costs)]
     lines.append(
         "Samples (images / expressions): "
         + ", ".join(f"{dataset} {split} {part.nunique()} / {len(part)}" for dataset, split, part in parts)

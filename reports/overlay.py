@@ -46,7 +46,7 @@ def _show(axes: Axes, pixels: NDArray[np.uint8], title: str, truth: NDArray[np.b
     axes.set_title(title, fontsize=8, pad=3)
 
 
-def draw(found: Attempts, grid: tuple[int, int], budget: int, path: Path) -> None:
+def draw_overlay(found: Attempts, grid: tuple[int, int], budget: int, path: Path) -> None:
     """Write the picture.
 
     Args:

@@ -13,7 +13,7 @@ from harness.metrics.bootstrap import Estimate
 from reports import comparable, costs, diagnosis, figures, leaderboard, publication, style
 from reports.gallery import pictures
 from reports.gather import Runs
-from reports.tables import Against, Line, Table
+from reports.tables import Against, Table, TableRow
 
 FOLDER = Path(__file__).parent / "web"
 SCRIPTS = ("common.js", "table.js", "charts.js", "masks.js", "start.js")
@@ -76,7 +76,7 @@ def _source(name: str) -> str:
 
 def _view(table: Table, runs: Runs, colours: dict[str, str]) -> dict[str, Any]:
     """What the template prints: the table as text, readable without scripts."""
-    prices = costs.of(runs.costs, table)
+    prices = costs.costs_of(runs.costs, table)
     named = {" ".join(column): column for column in table.columns}
     blocks = []
     heads: list[str] = []
@@ -84,7 +84,7 @@ def _view(table: Table, runs: Runs, colours: dict[str, str]) -> dict[str, Any]:
     for heading, lines in table.blocks():
         rows = []
         for line in lines:
-            cells = leaderboard.row(line, table) | costs.row(line, prices)
+            cells = leaderboard.leaderboard_row(line, table) | costs.cost_row(line, prices)
             heads = heads or list(cells)
             rows.append(
                 {
@@ -105,7 +105,7 @@ def _view(table: Table, runs: Runs, colours: dict[str, str]) -> dict[str, Any]:
         "blocks": blocks,
         "budgets": sorted({line.budget for line in table.lines}, reverse=True),
         "best": {line.budget: line.against["best"].other for line in table.lines if "best" in line.against},
-        "published": publication.notes(table, runs) if publication.beside(table) else [],
+        "published": publication.published_notes(table, runs) if publication.beside(table) else [],
         "twins": publication.beside(table),
         "columns": table.columns,
         "metric": table.metric,
@@ -114,7 +114,7 @@ def _view(table: Table, runs: Runs, colours: dict[str, str]) -> dict[str, Any]:
 
 def _table(table: Table, runs: Runs) -> dict[str, Any]:
     """What the scripts read: every number with what it rests on."""
-    prices = costs.of(runs.costs, table)
+    prices = costs.costs_of(runs.costs, table)
     twins = {(twin.line.pruner, twin.line.budget): twin for twin in publication.beside(table)}
     lines = [line for _, block in table.blocks() for line in block]
     return {
@@ -133,7 +133,7 @@ def _table(table: Table, runs: Runs) -> dict[str, Any]:
 
 
 def _line(
-    line: Line, table: Table, price: dict[str, Any], twins: dict[tuple[str, int], Any]
+    line: TableRow, table: Table, price: dict[str, Any], twins: dict[tuple[str, int], Any]
 ) -> dict[str, Any]:
     twin = twins.get((line.pruner, line.budget))
     scale = table.metric.scale
@@ -155,7 +155,9 @@ def _line(
         "published": [list(twin.cells[column]) if column in twin.cells else None for column in table.columns]
         if twin
         else None,
-        "costs": {key: value for key, value in costs.row(line, {(line.pruner, line.budget): price}).items()}
+        "costs": {
+            key: value for key, value in costs.cost_row(line, {(line.pruner, line.budget): price}).items()
+        }
         if price
         else {},
         "macs": _number(price.get(costs.MACS), costs.GIGA),

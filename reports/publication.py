@@ -12,7 +12,7 @@ import pandas as pd
 
 from harness.plan import Plan
 from reports.gather import Runs
-from reports.tables import Column, Line, Table
+from reports.tables import Column, Table, TableRow
 
 FOLDER = Path(__file__).parent / "published"
 
@@ -70,7 +70,7 @@ class Beside:
         published: where the twin is from.
     """
 
-    line: Line
+    line: TableRow
     method: str
     cells: dict[Column, tuple[float, float]]
     source: str
@@ -78,7 +78,7 @@ class Beside:
 
 
 @cache
-def tables() -> tuple[Published, ...]:
+def published_tables() -> tuple[Published, ...]:
     """All published tables, numbers that cannot be computed yet included.
 
     Raises:
@@ -94,17 +94,17 @@ def tables() -> tuple[Published, ...]:
     return tuple(found)
 
 
-def of(backbone: str, metric: str) -> list[Published]:
+def published_of(backbone: str, metric: str) -> list[Published]:
     """The tables in use that print a metric of a backbone, or of what its shapes alone project."""
     return [
         table
-        for table in tables()
+        for table in published_tables()
         if not table.pending and backbone in (table.backbone, table.shapes) and metric in table.metrics
     ]
 
 
 @cache
-def read(name: str) -> pd.DataFrame:
+def read_published(name: str) -> pd.DataFrame:
     """A published table, numbers as printed."""
     return pd.read_csv(FOLDER / f"{name}.csv")
 
@@ -113,8 +113,10 @@ def beside(table: Table) -> list[Beside]:
     """The rows that have a published twin: same backbone, pruner with its default parameters, budget and
     split."""
     metric, found = table.metric.name, []
-    for published in of(table.group.facts["backbone"], metric):
-        rows = {(row["pruner"], row["budget"]): row for row in read(published.file).to_dict("records")}
+    for published in published_of(table.group.facts["backbone"], metric):
+        rows = {
+            (row["pruner"], row["budget"]): row for row in read_published(published.file).to_dict("records")
+        }
         for line in table.lines:
             twin = rows.get((line.pruner, line.budget), {})
             cells = {
@@ -127,7 +129,7 @@ def beside(table: Table) -> list[Beside]:
     return found
 
 
-def markdown(table: Table, runs: Runs) -> list[str]:
+def published_markdown(table: Table, runs: Runs) -> list[str]:
     """The differences as a table with what to know of them, as blocks of lines; none without a published
     twin."""
     twins = beside(table)
@@ -146,12 +148,12 @@ def markdown(table: Table, runs: Runs) -> list[str]:
     return [
         "## Published numbers beside ours\n",
         f"{shown}\n",
-        *(f"- {note}" for note in notes(table, runs)),
+        *(f"- {note}" for note in published_notes(table, runs)),
         "",
     ]
 
 
-def notes(table: Table, runs: Runs) -> list[str]:
+def published_notes(table: Table, runs: Runs) -> list[str]:
     """What to know before reading a difference."""
     twins = beside(table)
     found = [

@@ -50,7 +50,7 @@ class Against:
 
 
 @dataclass(frozen=True)
-class Line:
+class TableRow:
     """A pruner at a budget: one row.
 
     Attributes:
@@ -95,24 +95,24 @@ class Table:
     title: str
     group: Group
     columns: tuple[Column, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[TableRow, ...]
     metric: Metric
     beside: tuple[Metric, ...] = ()
 
     @property
-    def bound(self) -> Line | None:
+    def bound(self) -> TableRow | None:
         return next((line for line in self.lines if line.pruner == BOUND), None)
 
-    def relative(self, line: Line) -> float | None:
+    def relative(self, line: TableRow) -> float | None:
         """Percent of the upper bound's average."""
         bound = self.bound
         if bound is None or bound.average is None or line.average is None or not bound.average.value:
             return None
         return 100 * line.average.value / bound.average.value
 
-    def blocks(self) -> list[tuple[str, list[Line]]]:
+    def blocks(self) -> list[tuple[str, list[TableRow]]]:
         """Rows below their headings: the upper bound, then one block per budget."""
-        found: dict[str, list[Line]] = {}
+        found: dict[str, list[TableRow]] = {}
         for line in self.lines:
             heading = (
                 f"Upper bound, all {line.budget} tokens"
@@ -197,7 +197,7 @@ def _table(group: Group, heading: str, baseline: str | None, score: Metric) -> T
     return Table(heading, group, columns, tuple(lines), score, beside)
 
 
-def _mean(line: Line) -> float:
+def _mean(line: TableRow) -> float:
     return (
         line.average.value
         if line.average
@@ -303,7 +303,7 @@ def _line(
     drawn: _Drawn,
     known: Sequence[Metric],
     beside: Sequence[Metric],
-) -> Line:
+) -> TableRow:
     pruner, budget = key
     counts = {column: _counts(part, known) for column, part in rows.groupby(COLUMN, sort=False)}
     scores = {
@@ -316,7 +316,7 @@ def _line(
         float(np.mean([drawn.metric.value(part) for _, part in one.groupby(COLUMN)]))
         for _, one in rows.groupby("seed")
     ]
-    return Line(
+    return TableRow(
         pruner=pruner,
         budget=int(budget),
         control=rows["kind"].iloc[0] == "control",
@@ -342,13 +342,13 @@ def _hanging(rows: pd.DataFrame) -> tuple[float, float] | None:
     )
 
 
-def _compared(lines: Sequence[Line], drawn: _Drawn, baseline: str | None) -> list[Line]:
+def _compared(lines: Sequence[TableRow], drawn: _Drawn, baseline: str | None) -> list[TableRow]:
     """Every row against the rows of its budget that matter, and what is left of it over the whole table."""
     best: dict[int, str] = {}
     for line in sorted(lines, key=lambda line: drawn.metric.rank(_mean(line))):
         if line.average and line.pruner != BOUND and not line.sees_truth:
             best.setdefault(line.budget, line.pruner)
-    others: dict[str, Callable[[Line], str | None]] = {
+    others: dict[str, Callable[[TableRow], str | None]] = {
         "random": lambda line: RANDOM,
         "best": lambda line: best.get(line.budget),
         "baseline": lambda line: baseline,
@@ -365,7 +365,7 @@ def _compared(lines: Sequence[Line], drawn: _Drawn, baseline: str | None) -> lis
     return found
 
 
-def _against(line: Line, other: str, drawn: _Drawn) -> Against | None:
+def _against(line: TableRow, other: str, drawn: _Drawn) -> Against | None:
     """None for the other row itself, the upper bound, and rows that do not share all columns."""
     if line.pruner in (other, BOUND) or line.average is None:
         return None

@@ -16,7 +16,7 @@ from backbones.parts.geometry import Region, centre_crop, seen
 from harness import cli
 from harness.engine import single_image as attempt
 from pruners import Selection, UserError, View, parse
-from reports.overlay import draw
+from reports.overlay import draw_overlay
 from tests.fake_backbone import SIDE, FakeBackbone, known
 
 TEXT = "the red star"
@@ -95,7 +95,7 @@ def test_no_pruner_gains_from_the_signals_of_another() -> None:
 
 def test_one_encoding_serves_all_pruners() -> None:
     model = FakeBackbone()
-    found = attempt.attempt(model, picture(), TEXT, parse("none,uniform,fastv,oracle"), 16)
+    found = attempt.ask_pruners(model, picture(), TEXT, parse("none,uniform,fastv,oracle"), 16)
     assert model.encoded == [1]
     assert [one.name for one in found.answers] == ["none", "uniform", "fastv"]
     assert found.left_out == ("oracle",)
@@ -105,12 +105,12 @@ def test_one_encoding_serves_all_pruners() -> None:
 def test_the_truth_gives_scores_and_lets_the_oracle_in() -> None:
     truth = np.zeros((40, 64), dtype=bool)
     truth[10:30, 16:40] = True
-    found = attempt.attempt(FakeBackbone(), picture(), TEXT, parse("uniform,oracle"), 16, truth)
+    found = attempt.ask_pruners(FakeBackbone(), picture(), TEXT, parse("uniform,oracle"), 16, truth)
     for one in found.answers:
         both, any_of = (one.answer.mask & truth).sum(), (one.answer.mask | truth).sum()
         assert one.iou == pytest.approx(both / any_of)
     with pytest.raises(UserError, match="sees the truth"):
-        attempt.attempt(FakeBackbone(), picture(), TEXT, parse("oracle"), 16)
+        attempt.ask_pruners(FakeBackbone(), picture(), TEXT, parse("oracle"), 16)
 
 
 class TwoHalves(FakeBackbone):
@@ -148,9 +148,9 @@ def test_every_view_has_its_choice_its_patches_and_its_place(tmp_path: Path) -> 
     left[:, :, :32], right[:, :, 32:] = True, True
     for number, mask in enumerate((left, right)):
         assert model.patch_shares(mask, number).min() == 1 and model.patch_shares(mask, 1 - number).max() == 0
-    asked = attempt.attempt(model, picture(), TEXT, parse("uniform"), 16)
+    asked = attempt.ask_pruners(model, picture(), TEXT, parse("uniform"), 16)
     assert asked.regions == model.regions(40, 64)
-    draw(asked, (SIDE, SIDE), 16, tmp_path / "two.png")
+    draw_overlay(asked, (SIDE, SIDE), 16, tmp_path / "two.png")
     assert (tmp_path / "two.png").stat().st_size > 5_000
     chosen = (Selection(torch.arange(2)), Selection(torch.arange(2)))
     with pytest.raises(ValueError, match="2 views"):
@@ -212,9 +212,9 @@ def test_without_an_image_there_is_a_scene_with_its_truth(
 
 
 def test_the_same_input_gives_the_same_picture(tmp_path: Path) -> None:
-    found = attempt.attempt(FakeBackbone(), picture(), TEXT, parse("uniform"), 16)
+    found = attempt.ask_pruners(FakeBackbone(), picture(), TEXT, parse("uniform"), 16)
     for name in ("a.png", "b.png"):
-        draw(found, (SIDE, SIDE), 16, tmp_path / name)
+        draw_overlay(found, (SIDE, SIDE), 16, tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 

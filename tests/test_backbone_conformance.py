@@ -37,7 +37,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every backbone, or those alone that --plugin brings or --backbones names."""
     if "text" in metafunc.fixturenames:
         given = metafunc.config.getoption("--plugin")
-        added = [name for path in given or [SAMPLE] for name in registration.load_plugin(path)["backbone"]]
+        added = [name for path in given or [SAMPLE] for name in registration.import_plugin(path)["backbone"]]
         everything = (*backbones.names(), TINY)
         asked = metafunc.config.getoption("--backbones") or ",".join((given and added) or everything)
         found = [settings.spec() for settings in backbones.parse(asked)]

@@ -323,7 +323,9 @@ def test_files_beside_an_index_are_left_alone(folder: Path) -> None:
 )
 def test_the_fingerprint_knows_what_the_model_depends_on(folder: Path, damage: Damage) -> None:
     def mark() -> str:
-        return reading.fingerprint(folder / "checkpoint", folder / "clip", sam_numbers(folder / "checkpoint"))
+        return reading.weights_fingerprint(
+            folder / "checkpoint", folder / "clip", sam_numbers(folder / "checkpoint")
+        )
 
     before = mark()
     damage(folder)

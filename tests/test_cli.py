@@ -57,7 +57,7 @@ def test_a_run_prints_its_leaderboard_and_names_its_folder(
     assert str(tmp_path / "run") in told.out
     assert told.err == ""  # not a terminal: no bar
     assert loaded[0].batch_size == 5
-    frame = records.load(tmp_path / "run")
+    frame = records.load_records(tmp_path / "run")
     assert frame.groupby("split")["sample"].nunique().to_dict() == {"testA": 2, "val": 2}
     assert sorted(set(frame["pruner"])) == sorted(pruners.names())
     assert (tmp_path / "run" / "leaderboard.md").read_text() in told.out
@@ -115,7 +115,11 @@ def test_a_plugin_file_joins_the_board(
         tmp_path / "run",
     )
     assert command(monkeypatch, *words) == 0
-    assert set(records.load(tmp_path / "run")["pruner"]) == {"none", "brightest", "brightest(power=1.0)"}
+    assert set(records.load_records(tmp_path / "run")["pruner"]) == {
+        "none",
+        "brightest",
+        "brightest(power=1.0)",
+    }
 
 
 def test_list_names_everything(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -179,7 +179,7 @@ def test_a_changed_default_is_another_edition_of_the_same_run(root: Path, tmp_pa
     loaded(tmp_path / "mine.py", text.replace("power: int = 1", "power: int = -1"))
     go(root, tmp_path / "run")
     go(root, tmp_path / "fresh")
-    assert records.load(tmp_path / "run").equals(records.load(tmp_path / "fresh"))
+    assert records.load_records(tmp_path / "run").equals(records.load_records(tmp_path / "fresh"))
 
 
 def test_two_codes_of_one_name_are_two_rows_of_a_report(root: Path, tmp_path: Path) -> None:
@@ -269,13 +269,13 @@ def test_after_an_edit_only_the_cells_concerned_run_again(
 ) -> None:
     loaded(tmp_path / "mine.py", PLUGIN)
     go(root, tmp_path / "run")
-    before = records.load(tmp_path / "run")
+    before = records.load_records(tmp_path / "run")
     written = sum(1 for _ in records.rows_of(next((tmp_path / "run" / records.FOLDER).iterdir())))
     loaded(tmp_path / "mine.py", PLUGIN.replace("SIGN = 1", "SIGN = -1"))
     capfd.readouterr()
     backbone = go(root, tmp_path / "run")
     assert "norm: source changed since" in capfd.readouterr().err
-    after = records.load(tmp_path / "run")
+    after = records.load_records(tmp_path / "run")
     assert backbone.grounded
     place = next((tmp_path / "run" / records.FOLDER).iterdir())
     assert sum(1 for _ in records.rows_of(place)) == written + (before["pruner"] == "norm").sum()
@@ -284,7 +284,7 @@ def test_after_an_edit_only_the_cells_concerned_run_again(
     assert set(before[~same]["cell"]).isdisjoint(after["cell"])
     loaded(tmp_path / "mine.py", PLUGIN.replace("SIGN = 1", "SIGN = -1"))
     go(root, tmp_path / "fresh")
-    fresh = records.load(tmp_path / "fresh")
+    fresh = records.load_records(tmp_path / "fresh")
     assert fresh.equals(after)
 
 
@@ -296,7 +296,7 @@ def test_an_edit_that_is_taken_back_finds_its_rows_again(root: Path, tmp_path: P
     backbone = go(root, tmp_path / "run")
     assert backbone.encoded == []
     go(root, tmp_path / "fresh")
-    assert records.load(tmp_path / "fresh").equals(records.load(tmp_path / "run"))
+    assert records.load_records(tmp_path / "fresh").equals(records.load_records(tmp_path / "run"))
 
 
 def test_a_run_that_is_only_shown_says_so(
@@ -311,14 +311,14 @@ def test_a_run_that_is_only_shown_says_so(
 def test_keep_code_goes_on_with_the_old_cells_and_marks_the_rows(root: Path, tmp_path: Path) -> None:
     loaded(tmp_path / "mine.py", PLUGIN)
     go(root, tmp_path / "run")
-    cells = set(records.load(tmp_path / "run")["cell"])
+    cells = set(records.load_records(tmp_path / "run")["cell"])
     (tmp_path / "run" / records.DONE).unlink()
     (journal,) = (tmp_path / "run" / records.FOLDER).glob("*/*.jsonl")
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[: 2 * len(lines) // 3]))
     loaded(tmp_path / "mine.py", PLUGIN.replace("SIGN = 1", "SIGN = -1"))
     go(root, tmp_path / "run", keep_code=True)
-    frame = records.load(tmp_path / "run")
+    frame = records.load_records(tmp_path / "run")
     assert set(frame["cell"]) == cells
     marked = frame[frame["code"] != ""]
     assert 0 < len(marked) < len(frame)

@@ -19,7 +19,7 @@ import backbones
 from backbones.base import Row, Turn
 from backbones.glamm import stages
 from backbones.glamm.backbone import GlammBackbone
-from backbones.glamm.shapes import USUAL, counted
+from backbones.glamm.shapes import USUAL, counted_prompt
 from backbones.parts import llama
 from backbones.parts.cuts import cutting
 from harness import cost
@@ -64,11 +64,11 @@ def load(attn: str, dtype: str = "float32") -> GlammBackbone:
     return found
 
 
-def inputs_of(backbone: GlammBackbone) -> stages.Inputs:
+def inputs_of(backbone: GlammBackbone) -> stages.GlammInputs:
     image = np.random.default_rng(0).integers(0, 256, (192, 192, 3), dtype=np.uint8)
     truth = np.zeros((1, 192, 192), dtype=bool)
     truth[0, 40:90, 60:120] = True
-    return stages.prepare(backbone, image, (TURN,), "sample", truth)
+    return stages.prepare_inputs(backbone, image, (TURN,), "sample", truth)
 
 
 def rows(text: str, budgets: tuple[int, ...] = BUDGETS, layers: int = 5) -> list[measure.Line]:
@@ -263,7 +263,7 @@ def test_cost_projection_hits_the_published_table(seven: projection.Projection) 
 
 
 def test_cost_projection_says_what_it_shows(seven: projection.Projection) -> None:
-    text = efficiency.render(seven, "glamm", PROMPT, "sdpa", roofline.gpu("h100"))
+    text = efficiency.render_projection(seven, "glamm", PROMPT, "sdpa", roofline.gpu("h100"))
     assert "2.26 / 1.47 T" in text and "2.65 / 2.23 T" in text
     assert "Below 295 tokens in all (167 visual)" in text
     assert "+0.6 %" in text and "SAM" in text
@@ -291,7 +291,7 @@ def test_cost_projection_is_what_a_run_measures(glamm_folder: Path, attn: str) -
 
 
 def test_cost_prompt_is_counted_by_a_tokenizer(mini: GlammBackbone) -> None:
-    prompt = counted(mini.tokenizer)
+    prompt = counted_prompt(mini.tokenizer)
     assert prompt == backbones.one("glamm-mini").shapes().prompt()
     assert (
         prompt.turns == 3
@@ -312,7 +312,7 @@ def test_cost_rows_survive_a_stop(
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     whole.mkdir()
     stopped.mkdir()
-    measure.measure(plan, splits, tiny, whole, rounds=3)
+    measure.measure_costs(plan, splits, tiny, whole, rounds=3)
     calls, clock = iter(range(100)), measure.clock
 
     def until_eighth(*words: object) -> dict[str, float]:
@@ -322,20 +322,20 @@ def test_cost_rows_survive_a_stop(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(measure, "clock", until_eighth)
-        measure.measure(plan, splits, tiny, stopped, rounds=3)
+        measure.measure_costs(plan, splits, tiny, stopped, rounds=3)
     before = (stopped / COSTS).read_bytes()
     with (stopped / COSTS).open("ab") as file:
         file.write(b'{"kind": "round", "numb')  # torn while it was written
-    measure.measure(plan, splits, tiny, stopped, rounds=3)
+    measure.measure_costs(plan, splits, tiny, stopped, rounds=3)
     assert (stopped / COSTS).read_bytes().startswith(before), "what was measured stays"
-    one, other = cost.load(whole), cost.load(stopped)
+    one, other = cost.load_costs(whole), cost.load_costs(stopped)
     pd.testing.assert_frame_equal(one[COUNTED], other[COUNTED])
     assert list(one.columns) == list(other.columns) and (other["rounds"] == 3).all()
     finished = (stopped / COSTS).read_bytes()
-    measure.measure(plan, splits, tiny, stopped, rounds=3)
+    measure.measure_costs(plan, splits, tiny, stopped, rounds=3)
     assert (stopped / COSTS).read_bytes() == finished
 
-    raw = cost.samples(stopped)  # every median leads back to samples
+    raw = cost.cost_samples(stopped)  # every median leads back to samples
     for row in other.itertuples():
         mine = raw[(raw["pruner"] == row.pruner) & (raw["budget"] == row.budget)]
         totals = mine[mine["stage"] == "compute"]["ms"]
@@ -347,13 +347,13 @@ def test_cost_rows_survive_a_stop(
     other_head = {name: value for name, value in json.loads(head).items() if name != "crc"} | {"threads": 99}
     elsewhere = journal.line(other_head) + rest
     (stopped / COSTS).write_bytes(elsewhere)
-    measure.measure(plan, splits, tiny, stopped, rounds=3)
+    measure.measure_costs(plan, splits, tiny, stopped, rounds=3)
     assert (stopped / COSTS).read_bytes() == elsewhere, "what is finished is not measured again, whoever asks"
-    measure.measure(
+    measure.measure_costs(
         plan, splits, tiny, stopped, rounds=4
     )  # an unfinished one goes on under its own setting only
     (aside,) = stopped.glob("costs.*.jsonl")
-    assert aside.read_bytes() == elsewhere and (cost.load(stopped)["rounds"] == 4).all()
+    assert aside.read_bytes() == elsewhere and (cost.load_costs(stopped)["rounds"] == 4).all()
 
 
 def test_cost_is_measured_once_by_two_processes(tiny: GlammBackbone, tmp_path: Path) -> None:
@@ -363,7 +363,7 @@ def test_cost_is_measured_once_by_two_processes(tiny: GlammBackbone, tmp_path: P
 
     def work() -> None:
         torch.set_num_threads(1)
-        measure.measure(plan, splits, tiny, tmp_path, rounds=4)
+        measure.measure_costs(plan, splits, tiny, tmp_path, rounds=4)
 
     both = [multiprocessing.get_context("fork").Process(target=work) for _ in range(2)]
     for process in both:
@@ -424,7 +424,7 @@ def test_cost_table_says_what_is_no_speed_up(tmp_path: Path) -> None:
     rounds = [
         {"none@64": 10 + k, "fast@8": 5 + k, "slow@8": 12 + k, "even@8": 10 + k + (-1) ** k} for k in range(4)
     ]
-    costs = cost.load(written(tmp_path, *rounds)).set_index("pruner")
+    costs = cost.load_costs(written(tmp_path, *rounds)).set_index("pruner")
     assert costs["note"].to_dict() == {"none": "", "fast": "", "slow": "no speed-up", "even": "no speed-up"}
     assert costs.loc["fast", "speedup_total"] == pytest.approx(np.median([10 / 5, 11 / 6, 12 / 7, 13 / 8]))
     assert costs.loc["fast", "compute_ms"] == 6.5 and costs.loc["fast", "compute_ms_p95"] == pytest.approx(
@@ -449,15 +449,15 @@ def test_cost_page_explains_the_columns() -> None:
 
 
 def test_cost_file_that_is_damaged_is_one_sentence(tmp_path: Path) -> None:
-    assert cost.load(tmp_path).empty
+    assert cost.load_costs(tmp_path).empty
     path = written(tmp_path, {"none@64": 1.0}) / COSTS
     good = path.read_text()
     path.write_text(good.replace('"kind": "counts"', '"kind', 1))
     with pytest.raises(UserError, match=r"costs\.jsonl:2 is damaged"):
-        cost.load(tmp_path)
+        cost.load_costs(tmp_path)
     path.write_text(good.replace('"schema": 1', '"schema": 7'))
     with pytest.raises(UserError, match="schema 7"):
-        cost.load(tmp_path)
+        cost.load_costs(tmp_path)
 
 
 # -- benches

@@ -81,7 +81,9 @@ def test_cost_columns_of_the_main_command(
     before = (tmp_path / "run" / COSTS).read_bytes()
     assert command(monkeypatch, *words, "--out", tmp_path / "run") == 0
     assert (tmp_path / "run" / COSTS).read_bytes() == before and "speed-up prefill" in capsys.readouterr().out
-    assert cost.load(tmp_path / "run")["pruner"].tolist() == ["none", "uniform"], "the baseline runs unasked"
+    assert cost.load_costs(tmp_path / "run")["pruner"].tolist() == ["none", "uniform"], (
+        "the baseline runs unasked"
+    )
     shutil.rmtree(tmp_path / "run")
     assert command(monkeypatch, *words, "--out", tmp_path / "run", "--costs", "projected") == 0
     told = capsys.readouterr().out

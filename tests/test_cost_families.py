@@ -14,7 +14,7 @@ from torch import nn
 from transformers import LlamaConfig
 
 import backbones
-from backbones.costs import Part, Prompt, Shape, Shapes
+from backbones.costs import CostPart, Prompt, Shape, Shapes
 from backbones.glamm.stages import GlammStaged
 from backbones.parts.staged import LlamaLayers
 from backbones.registry import Settings
@@ -47,7 +47,7 @@ class Frames(Shapes):
     def prompt(self, text: int | None = None, checkpoint: object = None) -> Prompt:
         return PROMPT
 
-    def parts(self, prompt: Prompt) -> tuple[Part, ...]:
+    def parts(self, prompt: Prompt) -> tuple[CostPart, ...]:
         with torch.device("meta"):
             tower, projector, head = nn.Linear(8, 8), nn.Linear(8, 32), nn.Linear(32, 3)
 
@@ -56,10 +56,10 @@ class Frames(Shapes):
             return found
 
         return (
-            Part("frames_tower", "image", lambda _: over(tower, 48), "tower of two frames"),
-            Part("projector", "entering", partial(over, projector)),
-            Part("seg_head", "marks", partial(over, head)),
-            Part("memory", "conversation", lambda _: over(tower, 10)),
+            CostPart("frames_tower", "image", lambda _: over(tower, 48), "tower of two frames"),
+            CostPart("projector", "entering", partial(over, projector)),
+            CostPart("seg_head", "marks", partial(over, head)),
+            CostPart("memory", "conversation", lambda _: over(tower, 10)),
         )
 
     def layers(self, count: int, attn: str, dtype: torch.dtype) -> LlamaLayers:
@@ -126,7 +126,7 @@ def test_cost_table_has_columns_of_a_models_own_stages(tmp_path: Path) -> None:
         {"kind": "round", "number": 0, "ms": [["none@8", spent]]},
     ]
     (tmp_path / COSTS).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (row,) = cost.load(tmp_path).to_dict("records")
+    (row,) = cost.load_costs(tmp_path).to_dict("records")
     assert (row["macs.language_model"], row["macs.memory"], row["macs_measured"]) == (5, 7, 12)
     assert (row["stage.prefill_ms"], row["stage.memory_ms"], row["stage.total_ms"]) == (2.0, 3.0, 5.0)
     assert not {"stage.compute_ms", "stage.span_ms"} & set(row)

@@ -75,7 +75,7 @@ class Halved(Pruner):
         return FastV().cut(tokens, count)
 
 
-def plan(prompt: Prompt, patches: int, layers: int) -> list[tuple[Line, sharing.Cell, int]]:
+def plan(prompt: Prompt, patches: int, layers: int) -> list[tuple[Line, sharing.SharedCell, int]]:
     """Lines of a small sweep with the lengths that they have, and the visual tokens that enter."""
     found = []
     methods = [*parse("none,litelvlm,visionzip,fastv,fastv(layer=3)"), Twice(), Halved()]

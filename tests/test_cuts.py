@@ -4,6 +4,7 @@ costs, as a plugin brings them."""
 from __future__ import annotations
 
 import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,8 @@ def row_of(
     backbone: GlammBackbone, image: Any, text: str, turns: tuple[Turn, ...] = (TURN,), budget: int = BUDGET
 ) -> Row:
     pruner = parse(text)[0]
-    view = backbone.tokens(image, turns, "s")
-    chosen = checks.select_views(pruner, [view], budget, backbone.num_layers)
+    views = backbone.views(image, turns, "s")
+    chosen = checks.select_views(pruner, views, budget, backbone.num_layers)
     return Row(image, turns, pruner, budget, chosen, "s")
 
 
@@ -168,7 +169,7 @@ def test_what_is_retained_are_patches_through_all_stages(
     def followed_cutting(*given: Any) -> Any:
         return cutting(*given, choose=follow)
 
-    monkeypatch.setattr("backbones.glamm.backbone.cutting", followed_cutting)
+    monkeypatch.setattr(sys.modules[GlammBackbone.__module__], "cutting", followed_cutting)
     for share in (True, False):
         for text in METHODS[:-1]:
             followed.clear()
@@ -204,10 +205,10 @@ def test_gaps_count_towards_the_positions_that_there_are(
 # -- costs
 
 
-def inputs_of(backbone: GlammBackbone) -> stages.Inputs:
+def inputs_of(backbone: GlammBackbone) -> stages.GlammInputs:
     truth = np.zeros((1, 96, 96), dtype=bool)
     truth[0, 30:60, 30:60] = True
-    return stages.prepare(backbone, picture(96, 96), (TURN,), "s", truth)
+    return stages.prepare_inputs(backbone, picture(96, 96), (TURN,), "s", truth)
 
 
 def test_cost_of_cuts_follows_the_schedule(glamm: GlammBackbone) -> None:
@@ -243,16 +244,12 @@ def test_cost_pass_computes_the_masks_of_the_evaluation(glamm: GlammBackbone) ->
 
 
 def test_a_run_of_them_records_what_they_state(tmp_path: Path) -> None:
-    plan = Plan(
-        tuple(parse(f"none,fastv,{','.join(METHODS)}")),
-        (24,),
-        (("refcoco", "val"),),
-        root=str(write_data(tmp_path / "data")),
-    )
+    root = write_data(tmp_path / "data")
+    plan = Plan(f"none,fastv,{','.join(METHODS)}", (24,), "refcoco:val", data=str(root))
     backbone = FakeBackbone()
     run(plan, backbone, prepare(plan, backbone), tmp_path / "run")
-    frame = records.load(tmp_path / "run").drop_duplicates("pruner").set_index("pruner")
-    for pruner in plan.pruners:
+    frame = records.load_records(tmp_path / "run").drop_duplicates("pruner").set_index("pruner")
+    for pruner in plan.chosen():
         stated = pruner.schedule(64 if pruner.name == "none" else 24, 64, backbone.num_layers)
         row = frame.loc[pruner.spec()]
         assert row["tokens_final"] == stated[-1] and row["tokens_mean"] == sum(stated) / len(stated)
@@ -291,7 +288,7 @@ class False_(LayerPruner):
 """
     )
     load_plugin(path)
-    plan = Plan(tuple(parse("false")), (24,), (("refcoco", "val"),), root=str(tmp_path))
+    plan = Plan("false", (24,), "refcoco:val", data=str(tmp_path))
     with pytest.raises(UserError, match=says) as caught:
         prepare(plan, FakeBackbone())
     assert "false.py:6" in str(caught.value) and "\n" not in str(caught.value)

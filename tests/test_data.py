@@ -16,7 +16,15 @@ from hypothesis.extra import numpy as npst
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from harness.data import COLUMNS, REFSHAPES_COLUMNS, DataError, fingerprint, load, load_refer, parse_datasets
+from harness.data import (
+    COLUMNS,
+    REFSHAPES_COLUMNS,
+    DataError,
+    fingerprint,
+    load_refer,
+    load_samples,
+    parse_datasets,
+)
 from harness.data.sample import Annotation, rasterise
 from pruners.base import UserError
 from tests.refer_tree import HEIGHT, SHIFTED, SQUARE, WIDTH, ref, write_tree
@@ -201,7 +209,7 @@ def test_parse_with_a_root(tmp_path: Path) -> None:
     own = tmp_path / "own"
     write_tree(own, [ref(1, 1, 11, "val", "it")], dataset="mine")
     assert parse_datasets("mine", own) == [("mine", "val")]
-    assert len(load("mine", "val", own)) == 1
+    assert len(load_samples("mine", "val", own)) == 1
 
 
 @pytest.mark.parametrize(

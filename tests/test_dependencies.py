@@ -114,6 +114,6 @@ def test_an_interface_that_changed_is_one_sentence(monkeypatch: pytest.MonkeyPat
     ):
         patch.setattr(versions, "version", lambda name: "99.1" if name == "transformers" else real(name))
         backbones.load("glamm-mini")
-    monkeypatch.setattr(versions, "installed", list)
+    monkeypatch.setattr(versions, "installed_versions", list)
     with pytest.raises(AttributeError):  # a fault of ours stays one
         backbones.load("glamm-mini")

@@ -24,7 +24,7 @@ from harness.store import records
 from harness.store.journal import write_atomically
 from harness.store.run_folder import LOOSE
 from pruners import UserError
-from reports.diagnosis import verdict, write
+from reports.diagnosis import verdict, write_diagnosis
 from tests.fake_backbone import FakeBackbone
 
 RNG = np.random.default_rng(0)
@@ -92,7 +92,7 @@ def test_the_verdict_is_one_sentence_whichever_way(
     assert told in sentence
     assert sentence.count(". ") == 0
     assert f"{found.mean(f'auroc {diagnosis.MAIN}').value:.3f}" in sentence
-    assert sentence in write(found, tmp_path).read_text()
+    assert sentence in write_diagnosis(found, tmp_path).read_text()
 
 
 def test_too_few_images_leave_it_undecided() -> None:
@@ -207,7 +207,7 @@ def test_a_whole_diagnosis(
         assert (out / f"{name}.svg").stat().st_size > 2000
         assert (out / f"{name}.png").stat().st_size > 2000
     table = pd.read_csv(out / "diagnosis.csv")
-    expressions = records.load(run)[["sample", "expression"]].drop_duplicates()
+    expressions = records.load_records(run)[["sample", "expression"]].drop_duplicates()
     assert len(table) == len(expressions)
     assert table["image"].nunique() == 2
     first = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -223,4 +223,4 @@ def test_a_whole_diagnosis(
 
 def test_a_backbone_without_clip_is_refused() -> None:
     with pytest.raises(UserError, match="cannot be read"):
-        diagnose.examine(FakeBackbone(), [("refshapes", "val")], 1)
+        diagnose.measure_similarities(FakeBackbone(), [("refshapes", "val")], 1)

@@ -96,7 +96,7 @@ def test_the_backbone_of_the_guide_registers(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(BACKBONES, "known", dict(BACKBONES.known))
     (block,) = blocks(ROOT / "docs" / "adding-a-backbone.md", "python")
     (tmp_path / "mine.py").write_text(block)
-    assert registration.load_plugin(tmp_path / "mine.py")["backbone"] == ["mine"]
+    assert registration.import_plugin(tmp_path / "mine.py")["backbone"] == ["mine"]
     table = (ROOT / "docs" / "adding-a-backbone.md").read_text()
     assert all(f"| `{fact}` |" in table for fact in FACTS if fact not in ("name", "reference"))
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from backbones import versions
 from harness import cli, doctor
-from harness.data.refshapes.writer import prepare
+from harness.data.refshapes.writer import prepare_refshapes
 from tests.refer_tree import HEIGHT, SQUARE, WIDTH, ref, write_tree
 
 Damage = Callable[[Path], object]
@@ -201,7 +201,7 @@ def test_misuse_exits_with_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 def test_generated_data_are_compared_with_what_was_written(tmp_path: Path) -> None:
-    root = prepare(tmp_path, images=1)
+    root = prepare_refshapes(tmp_path, images=1)
     assert [finding.level for finding in doctor._data(root)] == ["ok"] * 8
     image = sorted((root / "Refer_Segm" / "coco_2014" / "train2014").iterdir())[0]
     raw = bytearray(image.read_bytes())

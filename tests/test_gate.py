@@ -112,7 +112,7 @@ def test_a_pruner_that_the_baseline_does_not_know_is_named(
     content = gate.read_baseline(baseline)
     content["rows"] = [row for row in content["rows"] if row[0] != "contrast"]
     content["cells"] = [cell for cell in content["cells"] if cell["pruner"] != "contrast"]
-    files.write(baseline, content)
+    files.write_baseline(baseline, content)
     assert command(monkeypatch, baseline) == 0
     assert "not in the baseline: contrast at 16" in capsys.readouterr().out
 
@@ -122,7 +122,7 @@ def test_a_pruner_that_the_run_lacks_is_named(
 ) -> None:
     content = gate.read_baseline(baseline)
     content["subset"]["pruners"] = "none,random"
-    files.write(baseline, content)
+    files.write_baseline(baseline, content)
     assert command(monkeypatch, baseline) == 2
     error = capsys.readouterr().err
     assert "nothing of contrast at 16" in error
@@ -236,7 +236,7 @@ def _no_rounding(content: dict[str, Any]) -> None:
 def test_a_baseline_that_cannot_be(damage: Any, said: str, baseline: Path) -> None:
     content = gate.read_baseline(baseline)
     damage(content)
-    files.write(baseline, content)  # with a checksum that fits
+    files.write_baseline(baseline, content)  # with a checksum that fits
     with pytest.raises(UserError, match=f"damaged.*{said}"):
         gate.read_baseline(baseline)
 

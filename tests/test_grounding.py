@@ -13,7 +13,7 @@ import torch
 import backbones
 from backbones.base import Encoding, Row, Turn
 from backbones.glamm.backbone import FULL_ROWS, GlammBackbone
-from backbones.glamm.conversation import build
+from backbones.glamm.conversation import build_prompt
 from backbones.parts.cuts import Cutting, cutting
 from backbones.parts.faithful import run_layers
 from pruners import Cut, LayerView, Pruner, Selection, UserError, checks, parse
@@ -259,7 +259,9 @@ def test_values_that_are_not_finite_fail_their_row_alone(glamm_folder: Path, sha
     backbone = load(glamm_folder, dtype="float16")
     fine = Turn("Can you segment the dog in this image?", TURN.answer)
     word = next(
-        k for k in backbone.tokenizer.encode("left") if k not in backbone.tokenizer.encode(build((fine,)))
+        k
+        for k in backbone.tokenizer.encode("left")
+        if k not in backbone.tokenizer.encode(build_prompt((fine,)))
     )
     with torch.no_grad():
         backbone.model.language_model.embed_tokens.weight[word] = torch.inf

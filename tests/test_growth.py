@@ -36,7 +36,7 @@ SMALL = Plan("none,uniform", (8,), "refcoco:val", limit=3)
 @pytest.fixture(autouse=True)
 def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than the runs of these tests."""
-    monkeypatch.setattr("reports.figures.draw", lambda *_: [])
+    monkeypatch.setattr("reports.figures.draw_figures", lambda *_: [])
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def go(plan: Plan, folder: Path, **way: Any) -> tuple[list[int], dict[tuple[str,
 
 def results(folder: Path) -> pd.DataFrame:
     assert max(written(folder).values()) == 1, "no row stands twice"
-    return records.load(folder)
+    return records.load_records(folder)
 
 
 def same_as_fresh(plan: Plan, folder: Path) -> None:
@@ -180,7 +180,9 @@ def test_two_runs_on_other_numbers_of_images_keep_their_rows(small: Plan, tmp_pa
     """Their cells are the same ones, and so are the rows of the images that both have."""
     go(replace(small, limit=8), tmp_path / "a")
     go(replace(small, limit=12), tmp_path / "b")
-    assert set(records.load(tmp_path / "a")["cell"]) == set(records.load(tmp_path / "b")["cell"])
+    assert set(records.load_records(tmp_path / "a")["cell"]) == set(
+        records.load_records(tmp_path / "b")["cell"]
+    )
     together = render([tmp_path / "a", tmp_path / "b"], tmp_path / "out")[0].read_text()
     assert "tables differ in data" in together and "several of the runs" not in together
     alone = [render(tmp_path / name)[0].read_text() for name in "ab"]
@@ -271,9 +273,9 @@ def test_another_setting_is_another_run(
 
 def test_a_run_of_schema_3_does_not_grow_and_is_still_shown(small: Plan, tmp_path: Path) -> None:
     go(small, tmp_path)
-    frame, described = records.load(tmp_path), records.samples(tmp_path)
+    frame, described = records.load_records(tmp_path), records.samples(tmp_path)
     as_schema_3(tmp_path)
-    shown = records.load(tmp_path)
+    shown = records.load_records(tmp_path)
     pd.testing.assert_frame_equal(shown.drop(columns=NEW), frame.drop(columns=NEW))
     assert shown["data"].eq("da7a").all()
     pd.testing.assert_frame_equal(
@@ -321,7 +323,7 @@ def as_schema_3(folder: Path) -> None:
     for place in (folder / records.FOLDER).iterdir():
         table = place / "sample.parquet"
         pd.read_parquet(table).drop(columns="content").to_parquet(table)
-        done["splits"][place.name]["sample.parquet"]["sha256"] = records._sha256(table)
+        done["splits"][place.name]["sample.parquet"]["sha256"] = tables._sha256(table)
     records.write_atomically(folder / records.DONE, done)
 
 
@@ -354,7 +356,7 @@ def test_a_run_that_grows_is_never_half_closed(
     plan = replace(small, datasets="refcoco", data=root)
     larger, folder = replace(plan, limit=20), tmp_path / "run"
     go(plan, folder)
-    compact, made = records.compact, []
+    compact, made = tables.compact, []
 
     def killed_after_the_first(place: Path, rows: Any) -> Any:
         if made:
@@ -364,11 +366,11 @@ def test_a_run_that_grows_is_never_half_closed(
         return compact(place, rows)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(closing.records, "compact", killed_after_the_first)
+        patch.setattr(closing, "compact", killed_after_the_first)
         go(larger, folder)
     go(larger, tmp_path / "fresh")
     assert not run_folder.finished(folder)
-    pd.testing.assert_frame_equal(records.load(folder), records.load(tmp_path / "fresh"))
+    pd.testing.assert_frame_equal(records.load_records(folder), records.load_records(tmp_path / "fresh"))
     assert go(larger, folder) == ([], {})
     same_as_fresh(larger, folder)
 
@@ -522,7 +524,7 @@ def test_a_run_json_whose_sweeps_cannot_be_is_damaged(
     change(info)
     records.write_atomically(tmp_path / records.RUN, info, run_folder.LOOSE)
     with pytest.raises(UserError, match=r"run.json' is damaged"):
-        records.load(tmp_path)
+        records.load_records(tmp_path)
 
 
 def test_costs_of_a_run_that_grew_are_of_all_its_rows(
@@ -536,7 +538,7 @@ def test_costs_of_a_run_that_grew_are_of_all_its_rows(
     for asked in (plan, replace(plan, pruners=("fastv(layer=1)",), limit=2), plan):
         splits = prepare(asked, glamm)
         run(asked, glamm, splits, tmp_path)
-        kinds.write("projected", asked, splits, glamm, tmp_path)
-        rows.append(set(cost.load(tmp_path)["pruner"]))
+        kinds.write_costs("projected", asked, splits, glamm, tmp_path)
+        rows.append(set(cost.load_costs(tmp_path)["pruner"]))
     assert rows == [{"none", "uniform"}, *2 * [{"none", "uniform", "fastv(layer=1)"}]]
     assert len(list(tmp_path.glob("costs.*.jsonl"))) == 1  # the smaller command computed nothing

@@ -51,7 +51,7 @@ def test_the_own_data_of_the_page(tmp_path: Path) -> None:
     )
     (tmp_path / "mine" / "annotations.json").write_text(json.dumps(content))
     (tmp_path / "mine" / "expressions.csv").write_text(listed)
-    (sample,) = data.load("mine", "val", tmp_path)
+    (sample,) = data.load_samples("mine", "val", tmp_path)
     assert [(e.text, e.group) for e in sample.expressions] == [
         ("the blue cup", "anna"),
         ("both cups, not the glass", "anna"),
@@ -96,11 +96,11 @@ def test_the_data_set_of_the_guide_runs(
         command(monkeypatch, *words, "--datasets", "pets:val", "--data", tmp_path, "--out", tmp_path / "run")
         == 0
     )
-    frame = records.load(tmp_path / "run")
+    frame = records.load_records(tmp_path / "run")
     assert frame[["sample", "cluster", "text"]].to_numpy().tolist() == [
         ["pets:val:rex", "pets/val/rex.jpg", "the brown dog"]
     ]
-    (sample,) = data.load("pets", "val", tmp_path)
+    (sample,) = data.load_samples("pets", "val", tmp_path)
     assert (sample.masks()[0] == (mask > 0)).all()
 
 
@@ -133,7 +133,7 @@ def test_the_metric_of_the_guide_runs(
     )
     exec(compile(second, "docs/adding-a-metric.md", "exec"), {})
     assert "found" in capsys.readouterr().out
-    frame = records.load(run)
+    frame = records.load_records(run)
     share = frame["found_pixels"] / frame["target_pixels"]
     assert metrics.get("found").value(frame) == pytest.approx(share.mean())
 

@@ -159,7 +159,7 @@ def test_a_protocol_that_the_backbone_does_not_have_is_told_before_anything_is_r
 def test_a_run_has_one_record_per_cell_and_expression(root: Path, tmp_path: Path, protocol: str) -> None:
     plan = plan_of(root, protocol=protocol)
     start(plan, tmp_path)
-    frame = records.load(tmp_path)
+    frame = records.load_records(tmp_path)
     assert set(records.COLUMNS) <= set(frame.columns)
     assert (tmp_path / records.DONE).exists()
     per_cell = frame.groupby("cell").size()
@@ -182,7 +182,7 @@ def test_a_run_has_one_record_per_cell_and_expression(root: Path, tmp_path: Path
 
 def test_masks_follow_the_selection(root: Path, tmp_path: Path) -> None:
     start(plan_of(root), tmp_path)
-    frame = records.load(tmp_path)
+    frame = records.load_records(tmp_path)
     counts = {key: tuple(part["union"]) for key, part in frame.groupby(["split", "pruner", "budget", "seed"])}
     assert len(set(counts.values())) == len(counts)
 
@@ -239,7 +239,7 @@ def test_a_finished_run_returns_at_once(root: Path, tmp_path: Path) -> None:
 def test_killed_at_any_byte_a_run_goes_on_to_the_same_records(root: Path, tmp_path: Path) -> None:
     plan = plan_of(root, "none,random")
     start(plan, tmp_path / "whole")
-    wanted = records.load(tmp_path / "whole")
+    wanted = records.load_records(tmp_path / "whole")
     content = files(tmp_path / "whole")[0].read_bytes()
     draw = random.Random(0)
     header = content.index(b"\n") + 1
@@ -252,7 +252,7 @@ def test_killed_at_any_byte_a_run_goes_on_to_the_same_records(root: Path, tmp_pa
         files(folder)[0].write_bytes(content[:size])
         start(plan, folder)
         assert lines(folder) == lines(tmp_path / "whole"), f"killed after {size} bytes"
-        pd.testing.assert_frame_equal(records.load(folder), wanted)
+        pd.testing.assert_frame_equal(records.load_records(folder), wanted)
         assert (folder / records.DONE).exists()
 
 
@@ -282,12 +282,12 @@ def test_a_damaged_middle_is_named_and_not_skipped(root: Path, tmp_path: Path) -
     for broken in (b"\x00\x00\x00", b"[1]", b'{"cell": "half a record"}'):
         file.write_bytes(b"\n".join([*rows[:3], broken, *rows[4:]]))
         with pytest.raises(UserError, match=rf"{file.name}:4 is damaged"):
-            records.load(tmp_path)
+            records.load_records(tmp_path)
         with pytest.raises(UserError, match=rf"{file.name}:4 is damaged"):
             start(plan_of(root, "none"), tmp_path)
     file.write_bytes(b"\n".join([*rows[:3], *rows[4:]]))  # what the message says
     start(plan_of(root, "none"), tmp_path)
-    assert len(records.load(tmp_path)) == 15
+    assert len(records.load_records(tmp_path)) == 15
 
 
 def test_another_schema_is_refused(root: Path, tmp_path: Path) -> None:
@@ -296,12 +296,12 @@ def test_another_schema_is_refused(root: Path, tmp_path: Path) -> None:
     file = files(tmp_path)[0]
     file.write_text(file.read_text().replace(f'"schema": {SCHEMA}, "crc": ', '"schema": 99, "sum": ', 1))
     with pytest.raises(UserError, match="schema 99"):
-        records.load(tmp_path)
+        records.load_records(tmp_path)
 
 
 def test_no_records_and_damaged_run_info(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no records"):
-        records.load(tmp_path)
+        records.load_records(tmp_path)
     (tmp_path / records.RUN).write_text("{")
     with pytest.raises(UserError, match="damaged"):
         records.run_info(tmp_path)
@@ -318,7 +318,7 @@ def test_an_unreadable_image_is_recorded_and_the_run_goes_on(tmp_path: Path) -> 
     failed = records.failures(tmp_path / "run")
     assert list(failed) == ["refcoco:val:2"]
     assert "cannot be read" in failed["refcoco:val:2"]
-    frame = records.load(tmp_path / "run")
+    frame = records.load_records(tmp_path / "run")
     assert set(frame["sample"]) == {f"refcoco:{'val' if k <= 3 else 'testA'}:{k}" for k in (1, 3, 4, 5, 6)}
     assert start(plan_of(root), tmp_path / "run").encoded == []
 
@@ -339,7 +339,7 @@ def test_an_image_that_cannot_be_encoded_costs_only_itself(
     plan = plan_of(root)
     run(plan, backbone, prepare(plan, backbone), tmp_path)
     assert records.failures(tmp_path) == {"refcoco:val:1": "RuntimeError('no usable pixels')"}
-    assert records.load(tmp_path)["sample"].nunique() == 5
+    assert records.load_records(tmp_path)["sample"].nunique() == 5
 
 
 @pytest.mark.parametrize(
@@ -424,7 +424,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
         start(plan, tmp_path)
     monkeypatch.undo()
     start(plan, tmp_path)
-    assert len(records.load(tmp_path)) == 15
+    assert len(records.load_records(tmp_path)) == 15
 
 
 def test_provenance_says_where_the_numbers_come_from(root: Path, tmp_path: Path) -> None:
@@ -433,7 +433,7 @@ def test_provenance_says_where_the_numbers_come_from(root: Path, tmp_path: Path)
     assert info["plan"]["budgets"] == ["8", "24"]
     assert info["provenance"]["packages"]["torch"]
     assert {"commit", "dirty", "command", "python", "platform", "time"} <= info["provenance"].keys()
-    assert set(info["cells"]) == set(records.load(tmp_path)["cell"])
+    assert set(info["cells"]) == set(records.load_records(tmp_path)["cell"])
     assert [len(known) for known in info["samples"].values()] == [3, 3]
     described = records.samples(tmp_path).set_index("sample")["content"]
     assert all(

@@ -227,7 +227,7 @@ CASES = [
 def test_every_signal_of_both_paths_is_the_plain_one(entering: str, pruner: Reader, key_heads: int) -> None:
     llm, context = model("sdpa", torch.float64, key_heads), selections()[entering]
     ids = torch.arange(BEFORE + BEHIND + FILL) % 40
-    words, visual = llama.embed(llm, ids), torch.randn(PATCHES, 64, dtype=torch.float64)
+    words, visual = llama.embed_ids(llm, ids), torch.randn(PATCHES, 64, dtype=torch.float64)
     sequence = torch.cat([words[:BEFORE], visual, words[BEFORE:]])
     places = whole_positions([context], BEFORE, BEHIND + FILL, torch.device("cpu"))
     length = len(sequence) - FILL

@@ -24,7 +24,7 @@ def model(attn: str, dtype: torch.dtype, key_heads: int = 4, **more: Any) -> Lla
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4}
     config = LlamaConfig(vocab_size=40, num_key_value_heads=key_heads, **sizes, **more)
-    llm = llama.build(config, attn)
+    llm = llama.build_llama(config, attn)
     with torch.no_grad():
         for name, weight in llm.named_parameters():
             if "norm" in name:
@@ -47,7 +47,7 @@ def test_layers_are_transformers(attn: str, key_heads: int, dtype: torch.dtype) 
     llm = model(attn, dtype, key_heads)
     ids = torch.randint(0, 40, (2, 23))
     theirs = llm(input_ids=ids).last_hidden_state
-    embeds = llama.embed(llm, ids)
+    embeds = llama.embed_ids(llm, ids)
     close(run_layers(llm, embeds).hidden, theirs)
     past, pieces = None, []
     for start, end in ((0, 11), (11, 12), (12, 23)):
@@ -70,9 +70,9 @@ def test_rows_stand_on_rows_of_their_past(attn: str) -> None:
     owner = torch.tensor([1, 0, 1])
     theirs = llm(input_ids=torch.cat([first[owner], second], dim=1)).last_hidden_state[:, 9:]
     past = Past()
-    run_layers(llm, llama.embed(llm, first), past=past)
+    run_layers(llm, llama.embed_ids(llm, first), past=past)
     here = Past(past, owner, keep={2})
-    close(run_layers(llm, llama.embed(llm, second), past=here, first_position=9).hidden, theirs, PORTIONS)
+    close(run_layers(llm, llama.embed_ids(llm, second), past=here, first_position=9).hidden, theirs, PORTIONS)
     assert list(here.layers) == [2] and here.layers[2][0].shape == (3, 4, 14, 16)
 
 
@@ -105,7 +105,7 @@ def test_gradients_are_transformers() -> None:
     aim = torch.randn(2, 9, 64, dtype=torch.float64)
     wanted = torch.autograd.grad((llm(input_ids=ids).last_hidden_state * aim).sum(), list(llm.parameters()))
     found = torch.autograd.grad(
-        (run_layers(llm, llama.embed(llm, ids)).hidden * aim).sum(), list(llm.parameters())
+        (run_layers(llm, llama.embed_ids(llm, ids)).hidden * aim).sum(), list(llm.parameters())
     )
     for (name, _), one, other in zip(llm.named_parameters(), found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9, msg=name)
@@ -117,13 +117,13 @@ def test_rotary_base_and_norm_constant_are_the_configurations() -> None:
         "sdpa", torch.float64, rms_norm_eps=0.3, rope_parameters={"rope_type": "default", "rope_theta": 77.0}
     )
     ids = torch.randint(0, 40, (1, 15))
-    close(run_layers(llm, llama.embed(llm, ids)).hidden, llm(input_ids=ids).last_hidden_state)
+    close(run_layers(llm, llama.embed_ids(llm, ids)).hidden, llm(input_ids=ids).last_hidden_state)
 
 
 def test_a_model_of_the_meta_device_gets_its_frequencies() -> None:
     with torch.device("meta"):
-        built = llama.build(model("sdpa", torch.float32).config, "sdpa")
-    llama.materialise(built, "cpu")
+        built = llama.build_llama(model("sdpa", torch.float32).config, "sdpa")
+    llama.materialise_llama(built, "cpu")
     places = torch.arange(5)[None]
     found, wanted = (
         llama.rotary(llm, places, torch.float32) for llm in (built, model("sdpa", torch.float32))

@@ -121,7 +121,7 @@ def test_splits_that_share_images_share_clusters_and_equal_numbers_do_not(tmp_pa
     write_tree(tmp_path, [ref(1, 1, 11, "val", "it")], dataset="refcoco+")
     write_own(tmp_path)
     found = {
-        f"{name}:{split}": [(s.image_id, s.cluster) for s in data.load(name, split, tmp_path)]
+        f"{name}:{split}": [(s.image_id, s.cluster) for s in data.load_samples(name, split, tmp_path)]
         for name, split in (("refcoco", "val"), ("refcoco", "testA"), ("refcoco+", "val"), ("mine", "test"))
     }
     one = [(1, "coco_2014/train2014/1.png")]
@@ -131,7 +131,7 @@ def test_splits_that_share_images_share_clusters_and_equal_numbers_do_not(tmp_pa
         "refcoco+:val": one,
         "mine:test": [(8, "mine/images/b.png")],
     }
-    inside = data.load("refcoco", "val", tmp_path / "Refer_Segm")
+    inside = data.load_samples("refcoco", "val", tmp_path / "Refer_Segm")
     assert inside[0].cluster == one[0][1]  # wherever the root is said to be
 
 
@@ -148,7 +148,7 @@ def test_a_registered_data_set_is_loaded_run_and_recorded(tmp_path: Path) -> Non
     plan = Plan(tuple(parse("none,uniform")), (8,), (("squares", "val"),))
     backbone = FakeBackbone()
     assert run(plan, backbone, prepare(plan, backbone), tmp_path / "run")
-    frame = records.load(tmp_path / "run")
+    frame = records.load_records(tmp_path / "run")
     assert set(frame["cluster"]) == {"squares/one"} and set(frame["frames"]) == {1} == set(frame["views"])
     assert frame.groupby("text")["group"].unique().map(list).to_dict() == {
         "nothing": ["ben"],
@@ -185,8 +185,8 @@ def test_clips_are_not_taken_for_images(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match="squares holds samples of video, and image is what is looked at here"
     ):
-        data.load("squares", "val")
-    assert len(data.load("squares", "val", medium="video")[0].frames) == 3
+        data.load_samples("squares", "val")
+    assert len(data.load_samples("squares", "val", medium="video")[0].frames) == 3
 
 
 @pytest.mark.parametrize(
@@ -229,5 +229,5 @@ def test_samples_are_checked_in_one_place(tmp_path: Path, change: Any, said: str
     Squares.samples = tuple(change(a_sample(tmp_path)))
     data.register(Squares)
     with pytest.raises(DataError, match=said) as caught:
-        data.load("squares", "val")
+        data.load_samples("squares", "val")
     assert "squares:val as" in str(caught.value) and "test_media.py" in str(caught.value)

@@ -185,7 +185,7 @@ def go(root: Path, folder: Path) -> pd.DataFrame:
     plan = Plan("none,uniform,random", (8,), "refcoco:val", data=str(root))
     backbone = FakeBackbone()
     assert run(plan, backbone, prepare(plan, backbone), folder)
-    return records.load(folder)
+    return records.load_records(folder)
 
 
 def test_somebody_elses_metric_is_measured_recorded_and_shown(
@@ -201,7 +201,7 @@ def test_somebody_elses_metric_is_measured_recorded_and_shown(
     for table in (tmp_path / "run" / "records").glob("*/*.parquet"):
         table.unlink()
     (tmp_path / "run" / "done.json").unlink()
-    assert records.load(tmp_path / "run").equals(frame)  # of the journals alone
+    assert records.load_records(tmp_path / "run").equals(frame)  # of the journals alone
     text = render(tmp_path / "run")[0].read_text()
     assert "| missed |" in " ".join(text.split())
     assert (
@@ -218,7 +218,7 @@ def test_somebody_elses_metric_is_measured_recorded_and_shown(
 
 def test_a_report_ranks_by_any_metric(tmp_path: Path) -> None:
     folder = store(tmp_path / "run", some_rows())
-    frame = records.load(folder)
+    frame = records.load_records(folder)
     (table,) = tables(gather([folder]), metric="giou")
     part = frame[(frame["pruner"] == "litelvlm") & (frame["dataset"] == "refcocog")]
     line = next(line for line in table.lines if line.pruner == "litelvlm")

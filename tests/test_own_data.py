@@ -23,7 +23,7 @@ from tests.refer_tree import HEIGHT, SQUARE, WIDTH, ref, write_tree
 
 def refused(root: Path, name: str = "mine") -> str:
     with pytest.raises(DataError) as caught:
-        data.load(name, "val", root)
+        data.load_samples(name, "val", root)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -35,7 +35,7 @@ def test_splits_samples_and_masks(tmp_path: Path) -> None:
     write_own(tmp_path)
     assert data.parse_datasets("mine", tmp_path) == [("mine", "val"), ("mine", "test")]
     assert data.parse_datasets("all", tmp_path) == [("mine", "val"), ("mine", "test")]
-    one, two = data.load("mine", "val", tmp_path)
+    one, two = data.load_samples("mine", "val", tmp_path)
     assert (one.id, two.id) == ("mine:val:7", "mine:val:8")
     assert one.cluster == "mine/images/a.png"
     assert [(e.id, e.text) for e in one.expressions] == [(2, "the left square"), (3, "both squares")]
@@ -44,7 +44,7 @@ def test_splits_samples_and_masks(tmp_path: Path) -> None:
     assert (both == 1).sum() == 400 + 400 - 100  # two objects are joined
     assert two.masks().sum() == 0  # nothing is meant
     assert one.image().shape == (HEIGHT, WIDTH, 3)
-    (other,) = data.load("mine", "test", tmp_path)
+    (other,) = data.load_samples("mine", "test", tmp_path)
     assert (other.masks() == 1).sum() == 700  # parts of one object are joined where they overlap
     assert other.cluster == two.cluster  # splits share media
 
@@ -89,7 +89,7 @@ def test_the_same_rows_as_tools_write_them(tmp_path: Path, kind: str, content: s
     write_own(tmp_path / "plain")
     write_own(tmp_path / "other", content, kind=kind)
     for split in ("val", "test"):
-        plain, other = (data.load("mine", split, tmp_path / name) for name in ("plain", "other"))
+        plain, other = (data.load_samples("mine", split, tmp_path / name) for name in ("plain", "other"))
         assert [s.id for s in plain] == [s.id for s in other]
         for one, two in zip(plain, other, strict=True):
             assert [e.text for e in one.expressions] == [e.text for e in two.expressions]
@@ -99,7 +99,7 @@ def test_the_same_rows_as_tools_write_them(tmp_path: Path, kind: str, content: s
 def test_an_expression_may_hold_commas_quotes_and_line_ends(tmp_path: Path) -> None:
     text = 'the "red", big\none; left'
     write_own(tmp_path, as_csv([("val", "a.png", text, "11", ""), ("val", "a.png", "it", "12", "anna")]))
-    (sample,) = data.load("mine", "val", tmp_path)
+    (sample,) = data.load_samples("mine", "val", tmp_path)
     assert [(e.id, e.text, e.group) for e in sample.expressions] == [(2, text, ""), (4, "it", "anna")]
 
 
@@ -107,15 +107,16 @@ def test_content_is_of_one_sample(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_own(tmp_path / name)
     one, two = (
-        [data.content(s) for s in data.load("mine", "val", tmp_path / name)] for name in ("one", "two")
+        [data.content(s) for s in data.load_samples("mine", "val", tmp_path / name)]
+        for name in ("one", "two")
     )
     assert one == two and len(set(one)) == 2 and all(len(text) == 16 for text in one)
     path = tmp_path / "two" / "mine" / "images" / "a.png"
     Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)).save(path)
-    now = [data.content(s) for s in data.load("mine", "val", tmp_path / "two")]
+    now = [data.content(s) for s in data.load_samples("mine", "val", tmp_path / "two")]
     assert now[0] != one[0] and now[1] == one[1]
     write_own(tmp_path / "three", as_csv([(*row[:4], "anna") for row in ROWS]))
-    assert data.content(data.load("mine", "val", tmp_path / "three")[0]) != one[0]
+    assert data.content(data.load_samples("mine", "val", tmp_path / "three")[0]) != one[0]
 
 
 # --- what is refused
@@ -248,7 +249,7 @@ def test_annotations_that_contradict_themselves(tmp_path: Path) -> None:
         told = refused(tmp_path)
         assert "annotations.json' is not a COCO instances file" in told and said in told
     edited(tmp_path, images=[*whole["images"], {"id": 99, "file_name": None}])  # named by no row
-    assert len(data.load("mine", "val", tmp_path)) == 2
+    assert len(data.load_samples("mine", "val", tmp_path)) == 2
 
 
 def test_files_that_are_missing_or_too_many(tmp_path: Path) -> None:
@@ -277,7 +278,7 @@ def test_files_that_are_missing_or_too_many(tmp_path: Path) -> None:
 def test_an_image_of_another_size(tmp_path: Path) -> None:
     path = write_own(tmp_path)
     Image.fromarray(np.zeros((WIDTH, HEIGHT, 3), dtype=np.uint8)).save(path.parent / "images" / "a.png")
-    sample = data.load("mine", "val", tmp_path)[0]
+    sample = data.load_samples("mine", "val", tmp_path)[0]
     with pytest.raises(
         DataError, match=r"is 40x64 px, but its annotations are for 64x40; take images and annotations\.json"
     ):
@@ -288,7 +289,7 @@ def test_an_image_of_another_size(tmp_path: Path) -> None:
         + [{"id": 21, "image_id": 8, "segmentation": [SQUARE]}],
     )
     with pytest.raises(DataError, match=r"annotation 11 is damaged .*; mend annotations\.json"):
-        data.load("mine", "val", tmp_path)[0].masks()
+        data.load_samples("mine", "val", tmp_path)[0].masks()
 
 
 def test_folders_and_names(tmp_path: Path) -> None:
@@ -374,7 +375,7 @@ def test_every_line_is_used_or_refused(
     path = tmp_path_factory.mktemp("list") / f"expressions.{kind}"
     path.write_bytes(raw)
     try:
-        rows, faults = expressions.read(path)
+        rows, faults = expressions.read_expressions(path)
     except DataError as error:
         assert str(path) in str(error) and "\n" not in str(error)
         return
@@ -413,7 +414,7 @@ def test_what_is_written_comes_back(tmp_path_factory: pytest.TempPathFactory, ro
     names = ("split", "image", "expression", "annotations", "group")
     (folder / "a.jsonl").write_text("\n".join(json.dumps(dict(zip(names, row, strict=True))) for row in rows))
     for name in ("a.csv", "a.jsonl"):
-        found, faults = expressions.read(folder / name)
+        found, faults = expressions.read_expressions(folder / name)
         assert not faults
         assert [(r.split, r.image, r.expression, list(r.annotations), r.group) for r in found] == [
             tuple(row) for row in rows
@@ -439,10 +440,12 @@ def test_a_run_of_own_data(
         == 0
     )
     assert "| mine val |" in " ".join(capsys.readouterr().out.split())
-    frame, asked = records.load(tmp_path / "run"), records.samples(tmp_path / "run")
+    frame, asked = records.load_records(tmp_path / "run"), records.samples(tmp_path / "run")
     assert set(frame["cluster"]) == {"mine/images/a.png", "mine/images/b.png"}
     assert set(frame["group"]) == {"anna"} and set(frame["expression"]) == {2, 3, 4}
-    samples = {sample.id: data.content(sample) for sample in data.load("mine", "val", tmp_path / "data")}
+    samples = {
+        sample.id: data.content(sample) for sample in data.load_samples("mine", "val", tmp_path / "data")
+    }
     assert dict(zip(asked["sample"], asked["content"], strict=True)) == samples
     nothing = frame[frame["text"] == "a cat"]
     assert (nothing["intersection"] == 0).all() and nothing["coverage"].isna().all()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backbones.base import pixels
+from backbones.base import as_pixels
 from backbones.parts.image_files import MOST_RATIO, UnreadableImage, WrongSize, check_size, read_image
 from pruners import UserError
 
@@ -46,8 +46,8 @@ def with_orientation(path: Path, number: int) -> Path:
 @pytest.mark.parametrize("number", TURNED)
 def test_exif_orientation(tmp_path: Path, number: int) -> None:
     path, seen = with_orientation(tmp_path / "photo.png", number), TURNED[number]
-    assert (pixels(path) == seen).all()
-    assert (pixels(Image.open(path)) == seen).all()
+    assert (as_pixels(path) == seen).all()
+    assert (as_pixels(Image.open(path)) == seen).all()
     assert (read_image(path, seen.shape[:2]) == seen).all()  # annotated as shown
 
 
@@ -61,7 +61,7 @@ def test_annotations_of_the_stored_geometry_keep_it(tmp_path: Path, number: int)
 
 def test_damaged_exif_turns_nothing(tmp_path: Path) -> None:
     path = stored(tmp_path / "a.png", Image.fromarray(SEEN), exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
-    assert (pixels(path) == SEEN).all()
+    assert (as_pixels(path) == SEEN).all()
 
 
 RAMP = (np.arange(24, dtype=np.uint32).reshape(4, 6) * 2849).astype(np.uint16)  # to 65527
@@ -70,13 +70,13 @@ RAMP = (np.arange(24, dtype=np.uint32).reshape(4, 6) * 2849).astype(np.uint16)  
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bits_by_their_high_byte(tmp_path: Path, kind: str) -> None:
     path = stored(tmp_path / "deep", Image.fromarray(RAMP), kind)
-    assert (pixels(path) == (RAMP >> 8)[..., None]).all()
-    assert (pixels(Image.open(path)) == (RAMP >> 8)[..., None]).all()
+    assert (as_pixels(path) == (RAMP >> 8)[..., None]).all()
+    assert (as_pixels(Image.open(path)) == (RAMP >> 8)[..., None]).all()
 
 
 def test_big_endian_sixteen_bits(tmp_path: Path) -> None:
     image = Image.frombytes("I;16B", (6, 4), RAMP.astype(">u2").tobytes())
-    assert (pixels(stored(tmp_path / "deep.tif", image, "TIFF")) == (RAMP >> 8)[..., None]).all()
+    assert (as_pixels(stored(tmp_path / "deep.tif", image, "TIFF")) == (RAMP >> 8)[..., None]).all()
 
 
 @pytest.mark.parametrize(
@@ -92,44 +92,48 @@ def test_big_endian_sixteen_bits(tmp_path: Path) -> None:
     ],
 )
 def test_wider_values_by_their_range(tmp_path: Path, values: np.ndarray, seen: np.ndarray) -> None:
-    assert (pixels(stored(tmp_path / "deep.tif", Image.fromarray(values), "TIFF")) == seen[..., None]).all()
+    assert (
+        as_pixels(stored(tmp_path / "deep.tif", Image.fromarray(values), "TIFF")) == seen[..., None]
+    ).all()
 
 
 @pytest.mark.parametrize("value", [-5, float("nan"), 1e9])
 def test_values_that_are_no_grey_levels(tmp_path: Path, value: float) -> None:
     path = stored(tmp_path / "deep.tif", Image.fromarray(np.full((4, 6), value, dtype=np.float32)), "TIFF")
     with pytest.raises(UserError, match="its values go from"):
-        pixels(path)
+        as_pixels(path)
 
 
 def test_alpha_is_dropped_and_colours_stay(tmp_path: Path) -> None:
     clear = np.dstack([SEEN, np.zeros(SEEN.shape[:2], dtype=np.uint8)])
-    assert (pixels(stored(tmp_path / "a.png", Image.fromarray(clear))) == SEEN).all()
+    assert (as_pixels(stored(tmp_path / "a.png", Image.fromarray(clear))) == SEEN).all()
     grey = Image.fromarray(SEEN[..., 0])
     both = Image.merge("LA", [grey, Image.new("L", grey.size, 0)])
-    assert (pixels(stored(tmp_path / "b.png", both)) == SEEN[..., :1]).all()
+    assert (as_pixels(stored(tmp_path / "b.png", both)) == SEEN[..., :1]).all()
     palette = Image.fromarray(SEEN[..., 0] // 86).convert("P")
     palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     colours = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90]], dtype=np.uint8)
     path = stored(tmp_path / "c.png", palette, transparency=b"\0\x80\xff")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert (pixels(path) == colours[np.asarray(palette)]).all()
+        assert (as_pixels(path) == colours[np.asarray(palette)]).all()
     bits = Image.fromarray(SEEN[..., 0] > 127)
-    assert (pixels(stored(tmp_path / "d.png", bits)) == np.asarray(bits)[..., None] * 255).all()
+    assert (as_pixels(stored(tmp_path / "d.png", bits)) == np.asarray(bits)[..., None] * 255).all()
 
 
 def test_cmyk(tmp_path: Path) -> None:
     inks = np.zeros((4, 6, 4), dtype=np.uint8)
     inks[..., 1] = 255  # magenta alone
-    assert (pixels(stored(tmp_path / "a.tif", Image.fromarray(inks, "CMYK"), "TIFF")) == (255, 0, 255)).all()
+    assert (
+        as_pixels(stored(tmp_path / "a.tif", Image.fromarray(inks, "CMYK"), "TIFF")) == (255, 0, 255)
+    ).all()
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF"])
 def test_the_first_of_several_frames(tmp_path: Path, kind: str) -> None:
     first = Image.new("RGB", (6, 4), (255, 0, 0))
     path = stored(tmp_path / "film", first, kind, save_all=True, append_images=[Image.new("RGB", (6, 4))] * 2)
-    assert (pixels(path) == (255, 0, 0)).all()
+    assert (as_pixels(path) == (255, 0, 0)).all()
 
 
 def png(width: int, height: int, rows: bytes, extra: bytes = b"") -> bytes:
@@ -166,7 +170,7 @@ def test_bad_files_cost_little(tmp_path: Path, content: bytes, said: str) -> Non
     path.write_bytes(content)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match=said) as caught:
-        pixels(path)
+        as_pixels(path)
     assert "\n" not in str(caught.value) and caught.value.args[0].count(str(path)) >= 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024  # KiB
 
@@ -181,10 +185,10 @@ def test_what_is_no_regular_file(tmp_path: Path) -> None:
         ("loop.jpg", "no such file"),
     ):
         with pytest.raises(UserError, match=said):
-            pixels(tmp_path / name)
+            as_pixels(tmp_path / name)
     for name, said in (("x" * 5000, "name too long"), ("a\0b", "no such file")):
         with pytest.raises(UserError, match=said):
-            pixels(name)
+            as_pixels(name)
 
 
 def test_sizes_of_arrays() -> None:
@@ -193,7 +197,7 @@ def test_sizes_of_arrays() -> None:
         with pytest.raises(UnreadableImage):
             check_size(height, width)
         with pytest.raises(UserError, match="cannot be used"):
-            pixels(np.zeros((height, width, 3), dtype=np.uint8))
+            as_pixels(np.zeros((height, width, 3), dtype=np.uint8))
 
 
 def test_a_truncated_file(tmp_path: Path) -> None:
@@ -201,4 +205,4 @@ def test_a_truncated_file(tmp_path: Path) -> None:
     Image.fromarray(np.tile(SEEN, (30, 30, 1))).save(file, "JPEG")
     (tmp_path / "a.jpg").write_bytes(file.getvalue()[:1200])
     with pytest.raises(UserError, match="truncated"):
-        pixels(tmp_path / "a.jpg")
+        as_pixels(tmp_path / "a.jpg")

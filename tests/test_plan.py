@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 @pytest.fixture(autouse=True)
 def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than the runs of these tests."""
-    monkeypatch.setattr("reports.figures.draw", lambda *_: [])
+    monkeypatch.setattr("reports.figures.draw_figures", lambda *_: [])
 
 
 @pytest.fixture(scope="module")
@@ -246,26 +246,26 @@ def test_a_run_is_repeated_from_its_run_json(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     harness.evaluate(replace(plan, pruners=("none", "vis*", "random"), limit=2), tmp_path / "run")
-    wanted = records.load(tmp_path / "run")
+    wanted = records.load_records(tmp_path / "run")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     file = tmp_path / "run" / records.RUN
     assert command(monkeypatch, "--from", file, "--out", tmp_path / "again") == 0
-    pd.testing.assert_frame_equal(records.load(tmp_path / "again"), wanted)
+    pd.testing.assert_frame_equal(records.load_records(tmp_path / "again"), wanted)
     told = records.run_info(tmp_path / "again")["plan"]
     assert told == records.run_info(tmp_path / "run")["plan"]
     assert told["pruners"] == ["none", "visionzip", "vispruner", "random"] and told["limit"] == 2
     assert told["datasets"] == "refcoco:val,refcoco:testA"
     assert command(monkeypatch, "--from", file) == 0
     (folder,) = (tmp_path / "elsewhere" / "results" / "runs").iterdir()
-    pd.testing.assert_frame_equal(records.load(folder), wanted)
+    pd.testing.assert_frame_equal(records.load_records(folder), wanted)
     assert (
         command(
             monkeypatch, "--from", file.parent, "--limit", 1, "--out", tmp_path / "less", "--pruners", "none"
         )
         == 0
     )
-    less = records.load(tmp_path / "less")
+    less = records.load_records(tmp_path / "less")
     assert less["sample"].nunique() == 2 and set(less["pruner"]) == {"none"}
     capsys.readouterr()
 
@@ -276,7 +276,9 @@ def test_a_run_that_grew_is_repeated_as_a_whole(
     harness.evaluate(plan, tmp_path / "run")
     harness.evaluate(replace(plan, pruners=("fastv",), budgets=("24",), limit=2), tmp_path / "run")
     assert command(monkeypatch, "--from", tmp_path / "run" / records.RUN, "--out", tmp_path / "again") == 0
-    pd.testing.assert_frame_equal(records.load(tmp_path / "again"), records.load(tmp_path / "run"))
+    pd.testing.assert_frame_equal(
+        records.load_records(tmp_path / "again"), records.load_records(tmp_path / "run")
+    )
     assert [plan.pruners for plan in read_plans(tmp_path / "run")] == [("none", "uniform"), ("fastv",)]
     assert [backbone.encoded for backbone in loaded[2:]] == [[3, 3, 2, 2]]
 
@@ -286,7 +288,7 @@ def test_a_plan_that_was_written_down_runs(
 ) -> None:
     (tmp_path / "recipe.json").write_text(json.dumps(plan.to_json()))
     assert command(monkeypatch, "--from", tmp_path / "recipe.json", "--out", tmp_path / "run") == 0
-    assert records.load(tmp_path / "run")["pruner"].nunique() == 2
+    assert records.load_records(tmp_path / "run")["pruner"].nunique() == 2
 
 
 def _no_plan(folder: Path) -> None:
@@ -473,5 +475,5 @@ def test_a_protocol_is_one_of_the_backbone(plan: Plan, tmp_path: Path, loaded: l
 def test_several_backbones_have_a_folder_each(plan: Plan, tmp_path: Path, loaded: list[FakeBackbone]) -> None:
     result = harness.evaluate(replace(plan, backbones=("fake", "glamm-mini"), limit=1), tmp_path)
     assert result.folders == (tmp_path / "fake", tmp_path / "glamm-mini")
-    assert len(result.frame) == sum(len(records.load(folder)) for folder in result.folders)
+    assert len(result.frame) == sum(len(records.load_records(folder)) for folder in result.folders)
     assert render(tmp_path / "fake")[0].read_text() in result.leaderboard

@@ -27,7 +27,7 @@ from pruners.fastv import FastV
 from pruners.oracle import Oracle
 from pruners.prumerge import plus_budget
 from pruners.registry import PRUNERS
-from pruners.uniform import cells
+from pruners.uniform import grid_cells
 from pruners.visionzip import VisionZip
 from tests.tokens import make_layer_view, make_tokens
 
@@ -400,7 +400,7 @@ def test_random_depends_on_seed_and_sample() -> None:
 def test_cells_tile_the_grid(grid: tuple[int, int]) -> None:
     for budget in range(1, grid[0] * grid[1] + 1):
         cover = torch.zeros(grid, dtype=torch.int)
-        found = cells(grid, budget)
+        found = grid_cells(grid, budget)
         for cell in found:
             cover[cell] += 1
         assert len(found) == budget and bool((cover == 1).all())

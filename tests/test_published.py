@@ -14,17 +14,17 @@ from harness.data import refer, registry
 from harness.plan import Plan
 from reports import efficiency, publication
 
-TABLES = {table.file: table for table in publication.tables()}
+TABLES = {table.file: table for table in publication.published_tables()}
 
 
 def test_every_file_has_an_entry() -> None:
     assert set(TABLES) == {path.stem for path in publication.FOLDER.glob("*.csv")}
-    assert len(TABLES) == len(publication.tables())
+    assert len(TABLES) == len(publication.published_tables())
 
 
 @pytest.mark.parametrize("file", TABLES)
 def test_an_entry_is_a_plan_of_its_rows(file: str) -> None:
-    table, rows = TABLES[file], publication.read(file)
+    table, rows = TABLES[file], publication.read_published(file)
     plan = table.plan
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
     assert plan.backbones == (table.backbone,) and plan.protocol == table.protocol
@@ -57,8 +57,10 @@ def test_what_is_not_there_yet_is_marked(file: str) -> None:
 
 
 def test_tables_are_found_by_what_they_are_of() -> None:
-    assert [table.file for table in publication.of("glamm", "ciou")] == ["refcoco"]
-    assert not publication.of("glamm", "giou") and not publication.of("glamm-mini", "ciou")
-    assert not publication.of("videoglamm", "j"), "pending"
+    assert [table.file for table in publication.published_of("glamm", "ciou")] == ["refcoco"]
+    assert not publication.published_of("glamm", "giou") and not publication.published_of(
+        "glamm-mini", "ciou"
+    )
+    assert not publication.published_of("videoglamm", "j"), "pending"
     assert len(efficiency.published("glamm")) == len(efficiency.published("glamm-7b")) == 7
     assert efficiency.published("glamm-mini").empty

@@ -74,7 +74,7 @@ def test_no_flipped_bit_changes_a_number_silently(
             table.unlink()
     files = {"jsonl": journals(folder), "parquet": sorted((folder / records.FOLDER).glob("*/*.parquet"))}
     files |= {"claims": sorted((folder / records.FOLDER).glob("*/claims"))}
-    wanted = records.load(whole)
+    wanted = records.load_records(whole)
     draw = random.Random(which)
     said: Counter[str] = Counter()
     for _ in range(FLIPS if which != "claims" else 4):
@@ -86,7 +86,7 @@ def test_no_flipped_bit_changes_a_number_silently(
         try:
             if which == "claims":  # no number stands there, but what runs follows it
                 finish(root, folder)
-            frame = records.load(folder)
+            frame = records.load_records(folder)
             assert frame.equals(wanted), f"bit flipped in byte {at} of {file.name}"
             said["unchanged"] += 1
         except UserError as error:
@@ -156,7 +156,7 @@ def test_a_row_that_cannot_be_is_named_by_file_and_line(unfinished: Path, change
     at = next(k for k, line in enumerate(lines) if b'"status": "ok"' in line)
     lines[at] = resummed(json.loads(lines[at]) | change)
     file.write_bytes(b"".join(lines))
-    for act in (records.load, render):
+    for act in (records.load_records, render):
         with pytest.raises(UserError, match=rf"{file.name}:{at + 1} is damaged"):
             act(unfinished)
 
@@ -180,7 +180,7 @@ def test_lines_that_are_no_rows(unfinished: Path, content: bytes) -> None:
     lines[5] = content
     file.write_bytes(b"\n".join([*lines, b""]))
     with pytest.raises(UserError, match=rf"{file.name}:6 is damaged"):
-        records.load(unfinished)
+        records.load_records(unfinished)
 
 
 def test_a_sample_row_may_only_name_a_picture_of_the_run(unfinished: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_report_embeds_pictures_alone(folder: Path) -> None:
 def test_a_row_that_stands_twice_counts_once(unfinished: Path, whole: Path) -> None:
     for file in journals(unfinished):
         shutil.copy(file, file.with_name("copied.jsonl"))
-    assert records.load(unfinished).equals(records.load(whole))
+    assert records.load_records(unfinished).equals(records.load_records(whole))
 
 
 def test_two_rows_that_should_be_one_and_differ_are_both_named(unfinished: Path, root: Path) -> None:
@@ -231,7 +231,7 @@ def test_two_rows_that_should_be_one_and_differ_are_both_named(unfinished: Path,
         else row | {"intersection": 1, "iou": 1 / row["union"]}
     )
     file.with_name("zzz.jsonl").write_bytes(lines[0] + resummed(other))
-    for act in (records.load, lambda folder: finish(root, folder)):
+    for act in (records.load_records, lambda folder: finish(root, folder)):
         with pytest.raises(
             UserError, match=rf"{file.name}:{at + 1} and .*zzz.jsonl:2 are the same result .*intersection"
         ):
@@ -242,7 +242,9 @@ def test_two_rows_that_should_be_one_and_differ_are_both_named(unfinished: Path,
 def test_claims_that_were_lost_or_are_old_double_nothing(
     unfinished: Path, root: Path, whole: Path, what: str
 ) -> None:
-    before = Counter(records.key(row) for file in journals(unfinished) for row in records.read_lines(file))
+    before = Counter(
+        records.row_key(row) for file in journals(unfinished) for row in records.read_lines(file)
+    )
     for claims in (unfinished / records.FOLDER).glob("*/claims"):
         content = claims.read_bytes()
         changed = {
@@ -254,9 +256,9 @@ def test_claims_that_were_lost_or_are_old_double_nothing(
         }[what]
         claims.unlink() if changed is None else claims.write_bytes(changed)
     finish(root, unfinished)
-    after = Counter(records.key(row) for file in journals(unfinished) for row in records.read_lines(file))
+    after = Counter(records.row_key(row) for file in journals(unfinished) for row in records.read_lines(file))
     assert before == after
-    assert records.load(unfinished).equals(records.load(whole))
+    assert records.load_records(unfinished).equals(records.load_records(whole))
 
 
 def test_locks_that_do_nothing_double_nothing(
@@ -269,13 +271,13 @@ def test_locks_that_do_nothing_double_nothing(
     for process in crew:
         process.join()
     assert [process.exitcode for process in crew] == [0, 0]
-    assert records.load(tmp_path / "run").equals(records.load(whole))
+    assert records.load_records(tmp_path / "run").equals(records.load_records(whole))
 
 
 def test_a_journal_that_was_lost_is_done_again(unfinished: Path, root: Path, whole: Path) -> None:
     journals(unfinished)[0].unlink()
     finish(root, unfinished)
-    assert records.load(unfinished).equals(records.load(whole))
+    assert records.load_records(unfinished).equals(records.load_records(whole))
 
 
 # --- a finished run that was damaged
@@ -308,20 +310,20 @@ def test_a_damaged_table_is_refused_and_rebuilt_from_its_journal(
     folder: Path, root: Path, whole: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     DAMAGE[damage](folder)
-    for act in (records.load, render, lambda folder: finish(root, folder)):
+    for act in (records.load_records, render, lambda folder: finish(root, folder)):
         with pytest.raises(UserError, match=r"ok.parquet' is damaged .*python -m harness rebuild"):
             act(folder)
     rebuild(folder)
     assert "rebuilt" in capsys.readouterr().out
     finish(root, folder)
-    assert records.load(folder).equals(records.load(whole))
+    assert records.load_records(folder).equals(records.load_records(whole))
 
 
 def test_tables_and_journals_that_are_lost_together_are_not_hidden(
     folder: Path, root: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(folder / records.FOLDER / "refcoco-val")
-    for act in (records.load, render):
+    for act in (records.load_records, render):
         with pytest.raises(UserError, match=r"refcoco:val .* are not all there"):
             act(folder)
     with pytest.raises(UserError, match="is missing"):
@@ -329,14 +331,14 @@ def test_tables_and_journals_that_are_lost_together_are_not_hidden(
     rebuild(folder)
     assert "give its command again" in capsys.readouterr().out
     finish(root, folder)
-    assert records.load(folder).equals(records.load(whole))
+    assert records.load_records(folder).equals(records.load_records(whole))
 
 
 def test_rebuild_touches_no_table_that_is_as_it_was_written(folder: Path, whole: Path) -> None:
     for file in journals(folder):
         file.unlink()
     rebuild(folder)
-    assert records.load(folder).equals(records.load(whole))
+    assert records.load_records(folder).equals(records.load_records(whole))
 
 
 @pytest.mark.parametrize("what", ["journal", "claims", "split", "pipe"])
@@ -370,12 +372,12 @@ def test_a_claim_that_counts_failures_which_nobody_recorded(
     for claims in (unfinished / records.FOLDER).glob("*/claims"):
         claims.write_bytes(b"8" * len(claims.read_bytes()))
     finish(root, unfinished)
-    assert records.load(unfinished).equals(records.load(whole))
+    assert records.load_records(unfinished).equals(records.load_records(whole))
 
 
 def test_folders_that_lie_beside_the_splits_are_no_splits(folder: Path, whole: Path) -> None:
     shutil.copytree(folder / records.FOLDER / "refcoco-val", folder / records.FOLDER / "refcoco-val copy")
-    assert records.load(folder).equals(records.load(whole))
+    assert records.load_records(folder).equals(records.load_records(whole))
 
 
 @pytest.mark.parametrize("name", [records.RUN, records.DONE])
@@ -385,14 +387,14 @@ def test_folders_that_lie_beside_the_splits_are_no_splits(folder: Path, whole: P
 def test_what_a_folder_says_of_itself_is_checked(folder: Path, name: str, content: str) -> None:
     (folder / name).write_text(content)
     with pytest.raises(UserError, match=name):
-        records.load(folder)
+        records.load_records(folder)
 
 
 def test_a_later_schema_is_refused_everywhere(unfinished: Path, root: Path) -> None:
     file = journals(unfinished)[0]
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(journal.line({"schema": 99}) + b"".join(lines[1:]))
-    for act in (records.load, render, lambda folder: finish(root, folder)):
+    for act in (records.load_records, render, lambda folder: finish(root, folder)):
         with pytest.raises(UserError, match="schema 99"):
             act(unfinished)
 
@@ -412,7 +414,7 @@ def test_a_run_of_schema_2_is_still_shown(unfinished: Path, whole: Path, root: P
     (unfinished / records.RUN).write_text(json.dumps(old))
     (unfinished / records.DONE).write_text(json.dumps({"run": info["run"], "peak_memory_bytes": 1}))
     columns = ["cell", "sample", "expression", "intersection", "union", "iou", "kept", "kind"]
-    assert records.load(unfinished)[columns].equals(records.load(whole)[columns])
+    assert records.load_records(unfinished)[columns].equals(records.load_records(whole)[columns])
     assert "unfinished" not in render(unfinished)[0].read_text()
     with pytest.raises(UserError, match="made by an earlier version"):
         finish(root, unfinished)
@@ -472,7 +474,7 @@ def test_a_folder_that_is_moved_while_a_process_works_in_it(tmp_path: Path) -> N
     assert process.exitcode == 2
     finish(root, tmp_path / "moved")
     rows = Counter(
-        records.key(row) for file in journals(tmp_path / "moved") for row in records.read_lines(file)
+        records.row_key(row) for file in journals(tmp_path / "moved") for row in records.read_lines(file)
     )
     assert set(rows.values()) == {1}
 

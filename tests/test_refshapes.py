@@ -18,7 +18,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
 
-from harness.data import REFSHAPES_COLUMNS, DataError, fingerprint, load, load_refer, parse_datasets, prepare
+from harness.data import (
+    REFSHAPES_COLUMNS,
+    DataError,
+    fingerprint,
+    load_refer,
+    load_samples,
+    parse_datasets,
+    prepare_refshapes,
+)
 from harness.data.refshapes import writer
 from harness.data.refshapes.scenes import generate
 from harness.data.sample import Annotation, rasterise
@@ -26,7 +34,7 @@ from harness.data.sample import Annotation, rasterise
 
 @pytest.fixture(scope="module")
 def refshapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare(tmp_path_factory.mktemp("refshapes"), images=4, train=3)
+    return prepare_refshapes(tmp_path_factory.mktemp("refshapes"), images=4, train=3)
 
 
 def tree_bytes(root: Path) -> dict[str, bytes]:
@@ -105,7 +113,7 @@ def test_refshapes_records_fingerprints(refshapes: Path) -> None:
 
 def test_refshapes_is_not_painted_twice(refshapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "generate", None)
-    assert prepare(refshapes.parent, images=4, train=3) == refshapes
+    assert prepare_refshapes(refshapes.parent, images=4, train=3) == refshapes
 
 
 def test_an_interrupted_writer_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,20 +122,20 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(writer, "generate", stop)
     with pytest.raises(KeyboardInterrupt):
-        prepare(tmp_path, images=2)
+        prepare_refshapes(tmp_path, images=2)
     assert os.listdir(tmp_path) == []
 
 
 def test_caches_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="set GROUNDPRUNE_CACHE to a writable folder"):
-        prepare(tmp_path / "file", images=1)
+        prepare_refshapes(tmp_path / "file", images=1)
     with pytest.raises(DataError, match="1 to 999999 images"):
-        prepare(tmp_path, images=0)
+        prepare_refshapes(tmp_path, images=0)
     half = tmp_path / f"refshapes-{writer.version()}-1"
     (half / "Refer_Segm").mkdir(parents=True)
     with pytest.raises(DataError, match="is incomplete; delete it"):
-        prepare(tmp_path, images=1)
+        prepare_refshapes(tmp_path, images=1)
 
 
 def test_the_default_cache_follows_the_environment(
@@ -137,14 +145,14 @@ def test_the_default_cache_follows_the_environment(
     assert writer.cache_folder() == tmp_path
     monkeypatch.setattr(writer, "IMAGES_PER_SPLIT", 4)
     shutil.copytree(refshapes, tmp_path / f"refshapes-{writer.version()}-200")
-    assert prepare(images=200) == tmp_path / f"refshapes-{writer.version()}-200"
+    assert prepare_refshapes(images=200) == tmp_path / f"refshapes-{writer.version()}-200"
     monkeypatch.delenv("GROUNDPRUNE_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert writer.cache_folder() == tmp_path / ".cache" / "groundprune"
 
 
 def test_load_prefers_the_root_that_holds_refshapes(refshapes: Path) -> None:
-    assert len(load("refshapes", "train", refshapes)) == 3
+    assert len(load_samples("refshapes", "train", refshapes)) == 3
     assert parse_datasets("all", refshapes) == list(REFSHAPES_COLUMNS)
 
 

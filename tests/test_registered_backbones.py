@@ -43,7 +43,7 @@ def _forget_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def sample() -> str:
     """The sample plugin, loaded as --plugin does; its backbone's name."""
-    (name,) = registration.load_plugin(SAMPLE)["backbone"]
+    (name,) = registration.import_plugin(SAMPLE)["backbone"]
     return name
 
 
@@ -156,7 +156,10 @@ def test_a_runtime_checks_itself(settings: dict[str, Any], says: str) -> None:
 def test_a_plugin_file_may_register_both_kinds(tmp_path: Path) -> None:
     both = SAMPLE.read_text() + (HERE / "sample_plugin" / "sample_pruner.py").read_text()
     (tmp_path / "both.py").write_text(both)
-    assert registration.load_plugin(tmp_path / "both.py") == {"pruner": ["brightest"], "backbone": ["sample"]}
+    assert registration.import_plugin(tmp_path / "both.py") == {
+        "pruner": ["brightest"],
+        "backbone": ["sample"],
+    }
     assert pruners.load_plugin(tmp_path / "both.py") == ["brightest"]
     assert backbones.load("sample(sharpness=9.0)").ground(HERE / "golden/glamm/refer/Refer_Segm/coco_2014/train2014/img_11.png", "red", "brightest", 8).tokens_final == 8  # fmt: skip
 
@@ -164,11 +167,11 @@ def test_a_plugin_file_may_register_both_kinds(tmp_path: Path) -> None:
 def test_a_plugin_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "half.py").write_text(SAMPLE.read_text() + "\nraise RuntimeError('half-way')\n")
     with pytest.raises(UserError, match="half-way"):
-        registration.load_plugin(tmp_path / "half.py")
+        registration.import_plugin(tmp_path / "half.py")
     assert "sample" not in backbones.names()
     (tmp_path / "nothing.py").write_text("x = 1\n")
     with pytest.raises(UserError, match=r"registers no pruner and no backbone.*@backbones.register"):
-        registration.load_plugin(tmp_path / "nothing.py")
+        registration.import_plugin(tmp_path / "nothing.py")
 
 
 def test_an_installed_package_is_found_by_its_entry_point(tmp_path: Path) -> None:
@@ -308,7 +311,7 @@ def test_the_sample_backbone_through_the_main_command(
     assert set(info["left_out"]) == LACKING
     assert all(f"left out: {reason}" in left_out for reason in info["left_out"].values())
     assert {cell["geometry"] for cell in info["cells"].values()} == {"whole"}
-    frame = records.load(run)
+    frame = records.load_records(run)
     assert set(frame["pruner"]) == set(pruners.names()) - LACKING - {"brightest"}
     assert set(frame["geometry"]) == {"whole"} and set(frame["grid"]) == {"6x10"}
     page = render(run)[0].read_text()
@@ -355,7 +358,7 @@ def test_the_sample_backbone_through_the_gate(tmp_path: Path) -> None:
     path = tmp_path / "baseline.json"
     check.accept(path, "sample joins", (str(SAMPLE),), subset)
     assert not check.check(path, (str(SAMPLE),)).changes
-    assert set(baseline.frame(baseline.read(path))["pruner"]) == {"none", "uniform", "trim"}
+    assert set(baseline.frame(baseline.read_baseline(path))["pruner"]) == {"none", "uniform", "trim"}
 
 
 # -- the conformance suite

@@ -39,7 +39,7 @@ def text_only(monkeypatch: pytest.MonkeyPatch) -> None:
     The run that is written by hand has two images per split, which are too few for an interval elsewhere.
     """
     monkeypatch.setattr(statistics, "FEWEST", 2)
-    monkeypatch.setattr(figures, "draw", lambda runs, tables, folder: [])
+    monkeypatch.setattr(figures, "draw_figures", lambda runs, tables, folder: [])
     monkeypatch.setattr(page, "html", lambda runs, tables: "")
 
 
@@ -436,7 +436,7 @@ def test_published_numbers_stand_beside_the_same_backbone_and_splits_only(
 
 
 def test_published_tables_are_whole_and_add_up() -> None:
-    tables = {path.stem: publication.read(path.stem) for path in publication.FOLDER.glob("*.csv")}
+    tables = {path.stem: publication.read_published(path.stem) for path in publication.FOLDER.glob("*.csv")}
     assert {"refcoco", "ref-davis-17", "refer-youtube-vos"} <= tables.keys()
     assert all(table["source"].notna().all() for table in tables.values())
     refcoco = tables["refcoco"]
@@ -482,7 +482,7 @@ def test_costs_stand_behind_the_scores_in_units_for_reading(
         "note": "no speed-up",
     }
     parts = {"stage.total_ms": 30.0, "stage.text_ms": 2.0}
-    monkeypatch.setattr(cost, "load", lambda folder: pd.DataFrame([facts | timed | parts]))
+    monkeypatch.setattr(cost, "load_costs", lambda folder: pd.DataFrame([facts | timed | parts]))
     text = render(store(tmp_path, rows))
     header, _, *body = cells_of(text)
     table = {line[0]: dict(zip(header, line, strict=True)) for line in body}
@@ -491,7 +491,9 @@ def test_costs_stand_behind_the_scores_in_units_for_reading(
     assert [lite[name] for name in header[-5:]] == ["3.21", "5.0", "9.0 (8.5 to 11.0)", "1.62", "no speed-up"]
     assert [oracle[name] for name in header[-5:]] == ["-", "-", "-", "-", ""]
     assert f"- MACs G: {cost.EXPLAIN['macs_measured']}" in text
-    (record,) = costs.of(cost.load(tmp_path).assign(run=0), tables(gather.gather([tmp_path]))[0]).values()
+    (record,) = costs.costs_of(
+        cost.load_costs(tmp_path).assign(run=0), tables(gather.gather([tmp_path]))[0]
+    ).values()
     assert costs.stages(record) == {"text": 2.0}  # the total is no stage
     assert record[costs.MACS] == 3.21e9
 

@@ -51,7 +51,7 @@ def some_costs(folder: Path) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cost, "load", some_costs)
+        patch.setattr(cost, "load_costs", some_costs)
         patch.setattr(bootstrap, "FEWEST", 2)  # as many images as it has per split
         folder = store(tmp_path_factory.mktemp("run"), some_rows(), text=HOSTILE)
         (folder / diagnosis.FOLDER).mkdir()

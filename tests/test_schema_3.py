@@ -27,7 +27,7 @@ def old(tmp_path: Path) -> Path:
 
 def test_its_rows_are_read_and_what_they_lack_is_filled_in(old: Path) -> None:
     assert run_info(old)["schema"] == 3 and finished(old)
-    frame, asked = records.load(old), records.samples(old)
+    frame, asked = records.load_records(old), records.samples(old)
     assert len(frame) == 156 and list(frame) == [*records.COLUMNS, *records.FROM_RUN]
     assert (frame["cluster"] == frame["sample"].str.rpartition(":")[2]).all()
     assert frame["cluster"].nunique() == 5  # the two splits share their images
@@ -37,19 +37,19 @@ def test_its_rows_are_read_and_what_they_lack_is_filled_in(old: Path) -> None:
 
 
 def test_journals_and_tables_say_the_same(old: Path) -> None:
-    frame, asked = records.load(old), records.samples(old)
+    frame, asked = records.load_records(old), records.samples(old)
     (old / DONE).unlink()
     for table in (old / "records").glob("*/*.parquet"):
         table.unlink()
-    pd.testing.assert_frame_equal(records.load(old), frame)
+    pd.testing.assert_frame_equal(records.load_records(old), frame)
     pd.testing.assert_frame_equal(records.samples(old), asked)
 
 
 def test_lost_tables_are_made_again_from_the_journals(old: Path) -> None:
-    frame = records.load(old)
+    frame = records.load_records(old)
     next((old / "records").glob("*/ok.parquet")).unlink()
-    assert records.rebuild(old)
-    pd.testing.assert_frame_equal(records.load(old), frame)
+    assert records.rebuild_tables(old)
+    pd.testing.assert_frame_equal(records.load_records(old), frame)
 
 
 def test_its_report_is_that_of_its_time(old: Path, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_a_run_records_what_rounding_changes(tmp_path: Path, monkeypatch: pytest
     plan = Plan(tuple(parse("none,uniform,random,fastv")), (8,), (("refcoco", "val"),), data=str(root))
     backbone = FakeBackbone()
     run(plan, backbone, prepare(plan, backbone), tmp_path / "run")
-    frame = records.load(tmp_path / "run")
+    frame = records.load_records(tmp_path / "run")
     first = frame["sample"] == "refcoco:val:1"
     assert frame["rounding_iou"].notna().equals(first)
     moved = (

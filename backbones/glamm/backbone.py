@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from backbones.base import Encoding, Grounded, Row, Turn
-from backbones.glamm.conversation import IMAGE_SENTENCE, build
+from backbones.glamm.conversation import IMAGE_SENTENCE, build_prompt
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import masks_to_image
 from backbones.glamm.seeing import FULL_ROWS, GlammSeeing
@@ -95,7 +95,7 @@ class GlammBackbone(GlammSeeing):
         if turns not in self._known_ids:
             if len(self._known_ids) > 4096:
                 self._known_ids.clear()
-            self._known_ids[turns] = self.tokenizer.encode(build(turns))
+            self._known_ids[turns] = self.tokenizer.encode(build_prompt(turns))
         return self._known_ids[turns]
 
     def _words(self, row: Row, whole: bool = True) -> tuple[list[int], list[int], list[int]]:
@@ -213,7 +213,7 @@ class GlammBackbone(GlammSeeing):
         words = torch.tensor(ids, device=self.device)
         image = ids[0].index(IMAGE_TOKEN)
         before, behind = (
-            llama.embed(model.language_model, part) for part in (words[:, :image], words[:, image + 1 :])
+            llama.embed_ids(model.language_model, part) for part in (words[:, :image], words[:, image + 1 :])
         )
         return torch.cat([before, visual, behind], dim=1)
 

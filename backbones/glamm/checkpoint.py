@@ -157,9 +157,9 @@ def glamm_part(module: nn.Module, folder: Path) -> Part:
 
 def materialise(model: GlammModel, device: str) -> None:
     """Give buffers that no checkpoint holds their values after a build on the meta device."""
-    llama.materialise(model.language_model, device)
-    clips.materialise(model.clip, device)
-    sams.materialise(model.grounding_encoder)
+    llama.materialise_llama(model.language_model, device)
+    clips.materialise_clip(model.clip, device)
+    sams.materialise_sam(model.grounding_encoder)
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if left:
         raise RuntimeError(f"tensors without values after loading: {sample(left)}")

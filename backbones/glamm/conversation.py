@@ -54,7 +54,7 @@ def said(expression: str) -> str:
     return expression.lower().replace("<image>", " ").strip()
 
 
-def build(turns: Sequence[Turn]) -> str:
+def build_prompt(turns: Sequence[Turn]) -> str:
     """The teacher-forced conversation of all turns, answers included; the image stands before the first
     question."""
     text = SYSTEM + " "

@@ -20,7 +20,7 @@ from backbones.registry import Finding
 from pruners.errors import UserError
 
 
-def examine(checkpoint: str | None, clip: str | None, sam_dims: str | None) -> Iterator[Finding]:
+def examine_files(checkpoint: str | None, clip: str | None, sam_dims: str | None) -> Iterator[Finding]:
     """Findings about a checkpoint and its CLIP; arguments are those of `settings.Glamm`. Without a
     checkpoint, of CLIP alone."""
     if checkpoint is None:
@@ -42,7 +42,7 @@ def _local(text: str) -> Path:
 
     if Path(text).is_dir() or not hub.is_name(text):
         return Path(text)
-    repository, revision = hub.split(text)
+    repository, revision = hub.split_revision(text)
     revision = reading.CLIP_REVISION if text == reading.CLIP_HUB else revision
     try:
         return Path(snapshot_download(repository, revision=revision, local_files_only=True))
@@ -89,7 +89,7 @@ def _checkpoint(folder: Path, clip: Path | None, sam_dims: str | None) -> Iterat
         count = checkpoints.glamm_part(model, folder).check()
         words, rows = LlamaTokenizer(folder), model.language_model.config.vocab_size
         words.check(rows)
-        mark = reading.fingerprint(folder, clip if clip is not None and clip.is_dir() else None, sam)
+        mark = reading.weights_fingerprint(folder, clip if clip is not None and clip.is_dir() else None, sam)
         yield Finding(
             "ok", f"checkpoint '{folder}': {count} tensors, {rows} embedding rows, fingerprint {mark}"
         )

@@ -27,9 +27,9 @@ class GlammModel(nn.Module):
 
     def __init__(self, clip: CLIPConfig, llm: LlamaConfig, sam: SamConfig, attn: str = "sdpa") -> None:
         super().__init__()
-        self.clip = clips.build(clip, attn)
-        self.language_model = llama.build(llm, attn)
-        self.grounding_encoder = sams.build(sam, attn)
+        self.clip = clips.build_clip(clip, attn)
+        self.language_model = llama.build_llama(llm, attn)
+        self.grounding_encoder = sams.build_sam(sam, attn)
         vision_width, width = clip.vision_config.hidden_size, llm.hidden_size
         prompt_width = sam.prompt_encoder_config.hidden_size
         self.projector = nn.Sequential(nn.Linear(vision_width, width), nn.GELU(), nn.Linear(width, width))

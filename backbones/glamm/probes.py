@@ -32,7 +32,7 @@ class GlammProbes(Probes):
     def projected_class(self, encoding: Encoding) -> Tensor:
         """(P,) the class token beside the visual tokens, through the same norm and projection as they go to
         text."""
-        return clip.project(self._backbone.model.clip, encoding.hidden_states[-1][0])
+        return clip.project_patches(self._backbone.model.clip, encoding.hidden_states[-1][0])
 
     @torch.inference_mode()
     def end_attention(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -205,7 +205,7 @@ def _fetched(what: str, name: str, mend: str, weights: bool) -> Path:
     return hub.fetch(what, name, whole, mend, files)
 
 
-def fingerprint(folder: Path, tower: Path | None, sam: dict[str, Any]) -> str:
+def weights_fingerprint(folder: Path, tower: Path | None, sam: dict[str, Any]) -> str:
     """Identity of a loaded model: 16 hex digits of all that its answers depend on, and of nothing else.
 
     That is weights by content, both configurations and the words of both tokenizers; JSON by what it says, so

@@ -170,7 +170,7 @@ class GlammSeeing(GlammFamily, Backbone):
             return self.text_embeds(questions)
         if need.kind == "llm_text_embeds":
             ids = torch.tensor(signals.question_ids(self.tokenizer, questions), device=self.device)
-            return llama.embed(self.model.language_model, ids)
+            return llama.embed_ids(self.model.language_model, ids)
         if need.kind == "referent":
             if masks is None:
                 raise UserError(
@@ -192,7 +192,7 @@ class GlammSeeing(GlammFamily, Backbone):
 
     def clip_words(self, questions: tuple[str, ...]) -> dict[str, Tensor]:
         """CLIP's `input_ids` and `attention_mask` of the questions, each (M, W)."""
-        most = clip.positions(self.model.clip)
+        most = clip.text_positions(self.model.clip)
         words = self.clip_tokenizer(
             list(questions), padding=True, truncation=True, max_length=most, return_tensors="pt"
         )
@@ -201,7 +201,7 @@ class GlammSeeing(GlammFamily, Backbone):
     def cut_off(self, questions: Sequence[str]) -> int:
         """How many of the questions are longer than CLIP's text tower, so that text-guided pruners see their
         beginning alone."""
-        most = clip.positions(self.model.clip)
+        most = clip.text_positions(self.model.clip)
         return sum(
             len(self.clip_tokenizer(question, verbose=False)["input_ids"]) > most for question in questions
         )

@@ -57,9 +57,9 @@ class Glamm(GlammFamily, Settings):
 
     def examine(self) -> Iterator[Finding]:
         """Key lists, shapes, configs and tokenizers; nothing is fetched."""
-        from backbones.glamm.examine import examine
+        from backbones.glamm.examine import examine_files
 
-        return examine(self.checkpoint, self.clip, self.sam_dims)
+        return examine_files(self.checkpoint, self.clip, self.sam_dims)
 
     def shapes(self, attn: str = "sdpa") -> Shapes:
         """The checkpoint's model on the meta device; of its files only configurations are read."""
@@ -112,7 +112,7 @@ def read_model(
     from backbones.glamm.backbone import GlammBackbone
     from backbones.glamm.checkpoint import load_checkpoint
     from backbones.glamm.sizes import sam_numbers
-    from backbones.parts.tensor_parallel import mesh, split
+    from backbones.parts.tensor_parallel import mesh, split_layers
     from backbones.parts.tokenizer import LlamaTokenizer
 
     folder = reading.checkpoint_folder(checkpoint)
@@ -127,7 +127,7 @@ def read_model(
             folder, str(tower), dtype=getattr(torch, how.dtype), device=first, attn=how.attn, sam=sam
         )
         if team is not None:
-            split(model.language_model, team)
+            split_layers(model.language_model, team)
             model.to(how.device)
     except torch.OutOfMemoryError as error:
         raise UserError(
@@ -139,7 +139,7 @@ def read_model(
         tokenizer,
         tower,
         name=settings.name,
-        fingerprint=reading.fingerprint(folder, tower, sam),
+        fingerprint=reading.weights_fingerprint(folder, tower, sam),
         device=how.device,
         dtype=how.dtype,
         attn=how.attn,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from backbones.base import Turn
-from backbones.costs import Part, Prompt, Shape, Shapes
-from backbones.glamm.conversation import ANSWER_TEMPLATES, IMAGE_SENTENCE, QUESTION_TEMPLATES, build
+from backbones.costs import CostPart, Prompt, Shape, Shapes
+from backbones.glamm.conversation import ANSWER_TEMPLATES, IMAGE_SENTENCE, QUESTION_TEMPLATES, build_prompt
 from backbones.glamm.model import GlammModel
 from backbones.parts import clip, sam
 from backbones.parts.staged import LlamaLayers
@@ -40,10 +40,12 @@ def without_weights(model: GlammModel) -> GlammModel:
     return twin.eval().requires_grad_(False)
 
 
-def counted(tokenizer: LlamaTokenizer) -> Prompt:
+def counted_prompt(tokenizer: LlamaTokenizer) -> Prompt:
     """A conversation of three expressions, as long as this tokenizer makes it."""
     turns = zip(QUESTION_TEMPLATES, LIKE, ANSWER_TEMPLATES, strict=False)
-    ids = tokenizer.encode(build([Turn(question.format(said), answer) for question, said, answer in turns]))
+    ids = tokenizer.encode(
+        build_prompt([Turn(question.format(said), answer) for question, said, answer in turns])
+    )
     sentence = len(behind_image(tokenizer.encode(IMAGE_SENTENCE)))
     return replace(
         USUAL, text=len(ids) - 1, before=ids.index(IMAGE_TOKEN), turns=len(LIKE), sentence=sentence
@@ -70,9 +72,9 @@ class GlammShapes(Shapes):
         folder = checkpoint or self._checkpoint
         if text is not None:
             return replace(USUAL, text=text)
-        return USUAL if folder is None else counted(LlamaTokenizer(Path(folder)))
+        return USUAL if folder is None else counted_prompt(LlamaTokenizer(Path(folder)))
 
-    def parts(self, prompt: Prompt) -> tuple[Part, ...]:
+    def parts(self, prompt: Prompt) -> tuple[CostPart, ...]:
         """Whole towers, projector and both heads, one mask per turn."""
         model, encoder = self.model, self.model.grounding_encoder.config
         side, large = self._vision.image_size, encoder.vision_config.image_size
@@ -95,18 +97,18 @@ class GlammShapes(Shapes):
             sam.decode_masks(model.grounding_encoder, image, prompts)
 
         return (
-            Part("vision_tower", "image", see, "vision tower (CLIP)"),
-            Part("text_tower", "questions", lambda _: clip.embed_text(model.clip, words), text),
-            Part("projector", "entering", partial(_linear, model.projector)),
-            Part("lm_head", "sequence", partial(_linear, model.lm_head)),
-            Part("seg_head", "marks", partial(_linear, model.text_hidden_fcs)),
-            Part(
+            CostPart("vision_tower", "image", see, "vision tower (CLIP)"),
+            CostPart("text_tower", "questions", lambda _: clip.embed_text(model.clip, words), text),
+            CostPart("projector", "entering", partial(_linear, model.projector)),
+            CostPart("lm_head", "sequence", partial(_linear, model.lm_head)),
+            CostPart("seg_head", "marks", partial(_linear, model.text_hidden_fcs)),
+            CostPart(
                 "grounding_encoder",
                 "image",
                 lambda _: sam.encode(model.grounding_encoder, big),
                 "grounding encoder (SAM)",
             ),
-            Part("mask_decoder", "conversation", decode, f"mask decoder ({prompt.turns} masks)"),
+            CostPart("mask_decoder", "conversation", decode, f"mask decoder ({prompt.turns} masks)"),
         )
 
     def layers(self, count: int, attn: str, dtype: torch.dtype) -> LlamaLayers:
@@ -131,7 +133,7 @@ class GlammShapes(Shapes):
             if need == LLM_TEXT_EMBEDS:
                 return torch.randn(prompt.turns * prompt.words, self.shape.width, generator=draw)
             near = need.layer if need.layer in (None, -1, -2) else -2
-            return clip.signal(end, states, replace(need, layer=near))
+            return clip.clip_signal(end, states, replace(need, layer=near))
 
         heads = self._vision.num_attention_heads
         return [View(states[-1][1:], states[-1][0], self.grid, heads, answer, "projection")]

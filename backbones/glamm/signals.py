@@ -20,7 +20,7 @@ def of_image(model: GlammModel, states: tuple[Tensor, ...], need: Need) -> Tenso
     """
     if need == LLM_PATCHES:
         return model.projector(states[-1][1:])  # type: ignore[no-any-return]
-    return clip.signal(model.clip, states, need)
+    return clip.clip_signal(model.clip, states, need)
 
 
 def question_ids(tokenizer: LlamaTokenizer, questions: Sequence[str]) -> list[int]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from backbones.base import Turn
 from backbones.costs import Passed, Prompt, Shape, Staged, Traced
-from backbones.glamm.conversation import build
+from backbones.glamm.conversation import build_prompt
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels
 from backbones.glamm.shapes import GlammShapes, without_weights
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class GlammInputs:
     """What the model is given, on its device; preparing it belongs to no stage.
 
     Attributes:
@@ -89,21 +89,21 @@ def split_ids(ids: list[int], seg_id: int) -> tuple[Tensor, Tensor, tuple[int, .
     )
 
 
-def prepare(
+def prepare_inputs(
     backbone: GlammSeeing,
     image: NDArray[np.uint8],
     turns: Sequence[Turn],
     sample: str = "",
     masks: NDArray[np.bool_] | None = None,
-) -> Inputs:
+) -> GlammInputs:
     """Pixels and tokens of one image and one conversation; `masks` (M, H, W) is the truth."""
     device, kind = backbone.device, next(backbone.model.parameters()).dtype
     large, resized = sam_pixels(image, backbone.sam_size)
-    before, after, seg = split_ids(backbone.tokenizer.encode(build(turns)), backbone.tokenizer.seg_id)
+    before, after, seg = split_ids(backbone.tokenizer.encode(build_prompt(turns)), backbone.tokenizer.seg_id)
     referent = (
         patch_shares(masks, backbone.image_size, backbone.grid).to(device) if masks is not None else None
     )
-    return Inputs(
+    return GlammInputs(
         clip_pixels(image, backbone.image_size)[None].to(device, kind),
         large[None].to(device, kind),
         resized,
@@ -118,7 +118,9 @@ def prepare(
     )
 
 
-def visual_tokens(model: GlammModel, inputs: Inputs, states: tuple[Tensor, ...], text: Tensor | None) -> View:
+def visual_tokens(
+    model: GlammModel, inputs: GlammInputs, states: tuple[Tensor, ...], text: Tensor | None
+) -> View:
     """The image as a pruner sees it, nothing cached.
 
     Args:
@@ -135,7 +137,7 @@ def visual_tokens(model: GlammModel, inputs: Inputs, states: tuple[Tensor, ...],
             return found
         if need == LLM_PATCHES:
             return model.projector(states[-1][None, 1:])[0]
-        return clip.signal(model.clip, states, need)
+        return clip.clip_signal(model.clip, states, need)
 
     heads = model.clip.config.vision_config.num_attention_heads
     return View(states[-1][1:], states[-1][0], inputs.grid, heads, answer, inputs.sample)
@@ -144,7 +146,7 @@ def visual_tokens(model: GlammModel, inputs: Inputs, states: tuple[Tensor, ...],
 @torch.no_grad()
 def forward(
     model: GlammModel,
-    inputs: Inputs,
+    inputs: GlammInputs,
     pruner: Pruner,
     budget: int,
     stage: Stage = nullcontext,
@@ -212,7 +214,7 @@ class GlammStaged(Staged):
 
     def length(self, turns: Sequence[Turn]) -> int:
         """Ids of the conversation but the image's placeholder."""
-        return len(self._backbone.tokenizer.encode(build(turns))) - 1
+        return len(self._backbone.tokenizer.encode(build_prompt(turns))) - 1
 
     def prepare(
         self,
@@ -220,17 +222,24 @@ class GlammStaged(Staged):
         turns: Sequence[Turn],
         sample: str = "",
         masks: NDArray[np.bool_] | None = None,
-    ) -> Inputs:
+    ) -> GlammInputs:
         """Pixels of both branches, ids, CLIP's words."""
-        return prepare(self._backbone, image, turns, sample, masks)
+        return prepare_inputs(self._backbone, image, turns, sample, masks)
 
     def forward(
-        self, inputs: Inputs, pruner: Pruner, budget: int, stage: Stage = nullcontext, checked: bool = True
+        self,
+        inputs: GlammInputs,
+        pruner: Pruner,
+        budget: int,
+        stage: Stage = nullcontext,
+        checked: bool = True,
     ) -> Passed:
         """The pass that the release runs; see `forward`."""
         return forward(self._model, inputs, pruner, budget, stage, checked)
 
-    def traced(self, inputs: Inputs, pruner: Pruner, budget: int, entering: int, choose: Choose) -> Traced:
+    def traced(
+        self, inputs: GlammInputs, pruner: Pruner, budget: int, entering: int, choose: Choose
+    ) -> Traced:
         """Llama's layers over zeros in place of the visual tokens."""
         llm = self._model.language_model
         cut = cutting(pruner, budget, self.patches, self.shape.layers, inputs.sample, choose)

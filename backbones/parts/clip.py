@@ -17,12 +17,12 @@ from backbones.parts.attention import attend, implementation
 from pruners.base import Need
 
 
-def build(config: CLIPConfig, attn: str) -> Any:
+def build_clip(config: CLIPConfig, attn: str) -> Any:
     """A model of these numbers with new weights."""
     return CLIPModel._from_config(config, attn_implementation=attn)
 
 
-def materialise(clip: CLIPModel, device: str) -> None:
+def materialise_clip(clip: CLIPModel, device: str) -> None:
     """Give a model of the meta device the buffers that no checkpoint holds: the numbers of the positions."""
     for embeddings in (clip.text_model.embeddings, clip.vision_model.embeddings):
         count = embeddings.position_embedding.num_embeddings
@@ -42,7 +42,7 @@ def random_end(config: CLIPConfig, draw: torch.Generator) -> Any:
     short = CLIPConfig.from_dict(config.to_dict())
     short.vision_config.num_hidden_layers, short.text_config.num_hidden_layers = 2, 1
     with torch.device("meta"):
-        clip = build(short, "sdpa")
+        clip = build_clip(short, "sdpa")
     for part in (clip.vision_model.encoder, clip.vision_model.post_layernorm, clip.visual_projection):
         part.to_empty(device="cpu")
         for weight in part.parameters():
@@ -64,7 +64,7 @@ def looks(clip: CLIPModel) -> list[tuple[Tensor, Tensor, Tensor]]:
     return [(layer.q_proj.weight, layer.k_proj.weight, layer.v_proj.weight) for layer in layers]
 
 
-def embed(clip: CLIPModel, pixels: Tensor, window: Tensor | None = None) -> Tensor:
+def embed_image(clip: CLIPModel, pixels: Tensor, window: Tensor | None = None) -> Tensor:
     """(B, N+1, C): what enters the first layer, class token first.
 
     Args:
@@ -103,7 +103,7 @@ def hidden_states(clip: CLIPModel, pixels: Tensor, window: Tensor | None = None)
 
     The last layer's output is read by nothing that GLaMM or a pruner uses, so that layer does not run.
     """
-    states = [embed(clip, pixels, window)]
+    states = [embed_image(clip, pixels, window)]
     for index in range(len(clip.vision_model.encoder.layers) - 1):
         states.append(layer(clip, index, states[-1]))
     return states
@@ -111,22 +111,22 @@ def hidden_states(clip: CLIPModel, pixels: Tensor, window: Tensor | None = None)
 
 def pooled(clip: CLIPModel, states: Tensor) -> Tensor:
     """(B, P): images in the space shared with text, from the penultimate layer's output (B, N+1, C)."""
-    return project(clip, layer(clip, -1, states)[:, 0])
+    return project_patches(clip, layer(clip, -1, states)[:, 0])
 
 
-def project(clip: CLIPModel, states: Tensor) -> Tensor:
+def project_patches(clip: CLIPModel, states: Tensor) -> Tensor:
     """(..., C) -> (..., P): tokens of the vision tower in the space shared with text, not normalised."""
     return clip.visual_projection(clip.vision_model.post_layernorm(states))  # type: ignore[no-any-return]
 
 
-def signal(clip: CLIPModel, states: tuple[Tensor, ...], need: Need) -> Tensor:
+def clip_signal(clip: CLIPModel, states: tuple[Tensor, ...], need: Need) -> Tensor:
     """One signal of one image; kinds and shapes are those of `Need`.
 
     Args:
         states: outputs of `hidden_states` for the image, each (N+1, C).
     """
     if need.kind == "projected_patches":
-        return project(clip, states[-1][1:])
+        return project_patches(clip, states[-1][1:])
     if need.layer is None:
         raise ValueError(f"there is no signal {need}")
     if need.kind == "hidden":
@@ -179,7 +179,7 @@ def text_side(clip: CLIPModel) -> tuple[nn.Module, nn.Module]:
     return clip.text_model, clip.text_projection
 
 
-def positions(clip: CLIPModel) -> int:
+def text_positions(clip: CLIPModel) -> int:
     """Tokens that the text tower reads; longer texts are cut, as officially."""
     return int(clip.config.text_config.max_position_embeddings)
 

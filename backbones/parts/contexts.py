@@ -103,7 +103,7 @@ class Contexts:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ContextAnswer:
     """What the language model made of a row.
 
     Attributes:
@@ -118,7 +118,7 @@ class Answer:
     patches: Tensor
 
 
-def positions(
+def context_positions(
     contexts: Sequence[Context], sentence: int, first: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Position ids (B, T + s) of contexts of one length with their sentences, and (B,) of what follows, from
@@ -135,4 +135,4 @@ def whole_positions(contexts: Sequence[Context], before: int, behind: int, devic
     """Position ids (B, a + T + b) of whole sequences, with `before` and `behind` text tokens around contexts
     of one length."""
     text = torch.arange(before, device=device).expand(len(contexts), -1)
-    return torch.cat([text, positions(contexts, behind, before, device)[0]], dim=1)
+    return torch.cat([text, context_positions(contexts, behind, before, device)[0]], dim=1)

@@ -13,7 +13,7 @@ WEIGHTS = ("*.safetensors", "*.bin")
 NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
 
-def split(name: str) -> tuple[str, str | None]:
+def split_revision(name: str) -> tuple[str, str | None]:
     """`owner/name@revision` in its two parts; the revision is None where there is none."""
     repository, _, revision = name.partition("@")
     return repository, revision or None
@@ -45,7 +45,7 @@ def fetch(
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    repository, revision = split(name)
+    repository, revision = split_revision(name)
     try:
         try:
             cached = Path(

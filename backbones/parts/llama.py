@@ -28,12 +28,12 @@ BY_OUTPUT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.ga
 BY_INPUT = ("self_attn.o_proj", "mlp.down_proj")
 
 
-def build(config: LlamaConfig, attn: str) -> Any:
+def build_llama(config: LlamaConfig, attn: str) -> Any:
     """A model of these numbers with new weights."""
     return LlamaModel._from_config(config, attn_implementation=attn)
 
 
-def materialise(llm: LlamaModel, device: str) -> None:
+def materialise_llama(llm: LlamaModel, device: str) -> None:
     """Give a model of the meta device the buffers that no checkpoint holds: the rotary frequencies."""
     llm.rotary_emb = type(llm.rotary_emb)(llm.config).to(device)
 
@@ -138,7 +138,7 @@ def ahead_of(places: Tensor, keys: int) -> Tensor:
     return torch.arange(keys, device=places.device) > places[..., None]
 
 
-def embed(llm: LlamaModel, ids: Tensor) -> Tensor:
+def embed_ids(llm: LlamaModel, ids: Tensor) -> Tensor:
     """(..., width): what tokens enter the first layer as."""
     return llm.embed_tokens(ids)  # type: ignore[no-any-return]
 

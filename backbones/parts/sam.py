@@ -11,13 +11,13 @@ from torch import Tensor
 from transformers import SamConfig, SamModel
 
 
-def build(config: SamConfig, attn: str) -> Any:
+def build_sam(config: SamConfig, attn: str) -> Any:
     """A model of these numbers with new weights."""
     # SAM's relative positions are an additive attention bias, which flash attention cannot take
     return SamModel._from_config(config, attn_implementation="sdpa" if attn == "flash_attention_2" else attn)
 
 
-def materialise(sam: SamModel) -> None:
+def materialise_sam(sam: SamModel) -> None:
     """Tie the prompt encoder's positional code to the image's, which is the one that checkpoints hold."""
     sam.prompt_encoder.shared_embedding.positional_embedding = sam.shared_image_embedding.positional_embedding
 

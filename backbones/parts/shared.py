@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import LlamaModel
 
 from backbones.parts import llama
-from backbones.parts.contexts import Answer, Ask, Context, Contexts, positions
+from backbones.parts.contexts import Ask, Context, ContextAnswer, Contexts, context_positions
 from backbones.parts.cuts import AtCut, Chosen, Cutting, Sequences
 from backbones.parts.llama import Past
 
@@ -118,7 +118,12 @@ class Shared:
             words = torch.tensor([ids], device=self.device)
             places = _places(0, len(ids), 1, words.device)
             through(
-                self.llm, llama.embed(self.llm, words), places, past, range(self.depth), read=places[:, :0]
+                self.llm,
+                llama.embed_ids(self.llm, words),
+                places,
+                past,
+                range(self.depth),
+                read=places[:, :0],
             )
             self._beginnings[ids] = past
         return self._beginnings[ids]
@@ -131,7 +136,7 @@ class Shared:
 
     def run(
         self, contexts: Sequence[Context], project: Callable[[list[int]], Tensor], asks: Sequence[Ask]
-    ) -> dict[int, Answer]:
+    ) -> dict[int, ContextAnswer]:
         """Answers of all rows by their number.
 
         Args:
@@ -143,7 +148,7 @@ class Shared:
         groups: dict[tuple[tuple[int, ...], tuple[int, ...], int], list[int]] = defaultdict(list)
         for context, beginning, sentence in of:
             groups[beginning, sentence, len(contexts[context])].append(context)
-        answers: dict[int, Answer] = {}
+        answers: dict[int, ContextAnswer] = {}
         for (beginning, sentence, _), group in groups.items():
             # contexts whose questions have one length together: their branches fill batches
             group.sort(
@@ -166,14 +171,14 @@ class Shared:
         visual: Tensor,
         asks: Sequence[Ask],
         numbers: list[int],
-    ) -> dict[int, Answer]:
+    ) -> dict[int, ContextAnswer]:
         start, rows = self._beginning(beginning), len(visual)
         cuts, deep = self._depth(asks[k] for k in numbers)
         ids = torch.tensor(sentence, dtype=torch.long, device=self.device)
-        hidden = torch.cat([visual, llama.embed(self.llm, ids).expand(rows, -1, -1)], dim=1)
+        hidden = torch.cat([visual, llama.embed_ids(self.llm, ids).expand(rows, -1, -1)], dim=1)
         past = Past(start, torch.zeros(rows, dtype=torch.long, device=self.device))
         saved = dict.fromkeys({0, *cuts, *(cut - 1 for cut in cuts)} if cuts else (), hidden)
-        places, follows = positions(given, len(sentence), len(beginning), self.device)
+        places, follows = context_positions(given, len(sentence), len(beginning), self.device)
         if hidden.shape[1]:
             unread = places[:, :0] if deep == self.depth else None
             _, lengths = through(self.llm, hidden, places, past, range(deep), saved, unread)
@@ -192,7 +197,7 @@ class Shared:
         alike: dict[tuple[int, int], list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
         for branch, members in branches.items():
             alike[len(branch[1]), len(asks[members[0]].read)].append(branch)
-        answers: dict[int, Answer] = {}
+        answers: dict[int, ContextAnswer] = {}
         for group in alike.values():
             for portion, filled in self._batches(range(len(group))):
                 owner = torch.tensor([group[k][0] for k in filled], device=self.device)
@@ -219,21 +224,21 @@ class Shared:
         read: Tensor,
         asks: Sequence[Ask],
         branches: list[list[int]],
-    ) -> dict[int, Answer]:
+    ) -> dict[int, ContextAnswer]:
         """Rows of one context and the same words, up to their first cuts."""
         llm, numbers = self.llm, [number for branch in branches for number in branch]
         cuts, deep = self._depth(asks[k] for k in numbers)
-        own = llama.embed(llm, words)
+        own = llama.embed_ids(llm, words)
         wanted = dict.fromkeys(cuts | {cut - 1 for cut in cuts}, own)
         here = Past(contexts.past, owner, keep={cut - 1 for cut in cuts})
         places = contexts.next[owner, None] + torch.arange(words.shape[1], device=self.device)
         hidden, _ = through(llm, own, places, here, range(deep), wanted, read if deep == self.depth else None)
-        answers: dict[int, Answer] = {}
+        answers: dict[int, ContextAnswer] = {}
         if deep == self.depth:
             final, patches = llama.norm(llm, hidden), contexts.patches[owner]
             for row, branch in enumerate(branches):
                 answers |= {
-                    number: Answer(final[row], contexts.lengths, patches[row])
+                    number: ContextAnswer(final[row], contexts.lengths, patches[row])
                     for number in branch
                     if asks[number].cutting is None
                 }
@@ -289,7 +294,7 @@ class Shared:
         tails: _Tails,
         found: Sequence[_Cut],
         number: int,
-    ) -> dict[int, Answer]:
+    ) -> dict[int, ContextAnswer]:
         """The layers behind a cut, up to the next one of each row: only the beginning is still common.
 
         Args:
@@ -302,7 +307,7 @@ class Shared:
             cuts = one.cutting.cuts
             stop = cuts[number + 1].layer if number + 1 < len(cuts) else self.depth
             groups[one.chosen.selection.tokens, stop].append(one)
-        answers: dict[int, Answer] = {}
+        answers: dict[int, ContextAnswer] = {}
         for (_, stop), group in groups.items():
             for portion, filled in self._batches(range(len(group))):
                 members = [group[k] for k in filled]
@@ -319,7 +324,7 @@ class Shared:
         count: int,
         number: int,
         stop: int,
-    ) -> dict[int, Answer]:
+    ) -> dict[int, ContextAnswer]:
         """One batch of rows with equally many tokens from a cut to layer `stop`; the first `count` are no
         fill."""
         cut, picked = members[0].cutting.cuts[number].layer, [one.row for one in members]
@@ -336,7 +341,7 @@ class Shared:
             unsound = torch.tensor([not one.sound for one in members], device=self.device)
             final = llama.norm(self.llm, hidden).masked_fill(unsound[:, None, None], torch.nan)
             return {
-                one.ask: Answer(final[row], one.lengths + ran, one.chosen.patches)
+                one.ask: ContextAnswer(final[row], one.lengths + ran, one.chosen.patches)
                 for row, one in enumerate(members[:count])
             }
         at = AtCut(

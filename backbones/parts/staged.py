@@ -30,7 +30,7 @@ def prefill(
         cut: what leaves every row on the way.
         context: which patches the tokens are, and where they stand; without, the first n.
     """
-    embeds = torch.cat([llama.embed(llm, before), visual, llama.embed(llm, after)], dim=1)
+    embeds = torch.cat([llama.embed_ids(llm, before), visual, llama.embed_ids(llm, after)], dim=1)
     rows, start, count = len(visual), before.shape[1], visual.shape[1]
     patches = positions = None
     if context is not None:
@@ -56,7 +56,7 @@ class LlamaLayers(Layers):
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
-            self._llm = llama.build(short, attn).eval().requires_grad_(False)
+            self._llm = llama.build_llama(short, attn).eval().requires_grad_(False)
         finally:
             torch.set_default_dtype(before)
 

@@ -35,7 +35,7 @@ def mesh(size: int, device: str) -> DeviceMesh:
     return init_device_mesh(kind, (world // size, size), mesh_dim_names=("data", "tensor"))["tensor"]
 
 
-def split(llm: LlamaModel, team: DeviceMesh) -> None:
+def split_layers(llm: LlamaModel, team: DeviceMesh) -> None:
     """Leave every process of the team its share of each layer; the rest of the model stays whole everywhere.
 
     Raises:

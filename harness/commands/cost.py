@@ -68,11 +68,11 @@ def cost(
                 projection.project(model, lines, one, attn=attn), lines, one, talks
             )
         print(
-            f"# {name}, a sweep, projected; controls but {BASELINE} left out\n\n{efficiency.sweep(accounts)}"
+            f"# {name}, a sweep, projected; controls but {BASELINE} left out\n\n{efficiency.sharing_table(accounts)}"
         )
         return
     projected = projection.project(model, lines, prompt, attn=attn)
     print(f"# {name}, projected\n")
-    print(efficiency.render(projected, settings.name, prompt, attn, on))
+    print(efficiency.render_projection(projected, settings.name, prompt, attn, on))
     if explain:
         print(*(f"- {column}: {text}." for column, text in EXPLAIN.items()), sep="\n")

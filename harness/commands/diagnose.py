@@ -47,7 +47,7 @@ def diagnose(
     from harness.diagnosis import similarities as diagnosing
     from harness.engine.ranks import Place
     from harness.plan import Plan, with_settings
-    from reports.diagnosis import FOLDER, verdict, write
+    from reports.diagnosis import FOLDER, verdict, write_diagnosis
 
     import_plugins(plugin)
     texts = with_settings([one_backbone(backbone)], checkpoint=checkpoint, clip=clip, sam_dims=sam_dims)
@@ -62,8 +62,10 @@ def diagnose(
     pairs = plan.pairs()
     model = plan.load(Place())
     kept = diagnosing.kept(run, model) if run is not None else None
-    found = replace(diagnosing.examine(model, pairs, plan.limit or 0, plan.data), kept=kept)
-    page = write(found, out or (run / FOLDER if run else Path("results") / "diagnosis" / model.name))
+    found = replace(diagnosing.measure_similarities(model, pairs, plan.limit or 0, plan.data), kept=kept)
+    page = write_diagnosis(
+        found, out or (run / FOLDER if run else Path("results") / "diagnosis" / model.name)
+    )
     print(verdict(found))
     if run is not None and out is None:
         print(f"`python -m reports {run}` puts it into the run's report.")

@@ -7,7 +7,7 @@ from harness.commands.options import Debug, RunFolder
 
 def rebuild(run: RunFolder, debug: Debug = False) -> None:
     """Make a finished run's tables again from its journals, when they were damaged or lost."""
-    from harness.store.records import rebuild as again
+    from harness.store.records import rebuild_tables as again
 
     if again(run):
         print(f"rebuilt: the tables of {run} are those of its journals")

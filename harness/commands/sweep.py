@@ -132,12 +132,12 @@ class Result:
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """One row per cell and expression, as `harness.store.records.load`, of all folders."""
+        """One row per cell and expression, as `harness.store.records.load_records`, of all folders."""
         import pandas as pd
 
-        from harness.store.records import load
+        from harness.store.records import load_records
 
-        return pd.concat([load(folder) for folder in self.folders], ignore_index=True)
+        return pd.concat([load_records(folder) for folder in self.folders], ignore_index=True)
 
 
 def evaluate(
@@ -188,7 +188,7 @@ def _runs(
     from pruners.base import UserError
 
     for plan in plans:  # whatever is wrong shows before a model is loaded
-        kinds.check(plan.costs, tensor_parallel)
+        kinds.check_costs(plan.costs, tensor_parallel)
         plan.chosen()
         plan.pairs()
     texts = list(dict.fromkeys(text for plan in plans for text in plan.backbones))
@@ -229,7 +229,7 @@ def _run(plans: Sequence[Plan], out: Path | None, force: bool, way: Way, tensor_
     ]
     if not all(finished) or way.place.rank > 0:
         return _Done(folder, ())
-    kinds.write(kind, plans[-1], prepared[-1], backbone, folder)
+    kinds.write_costs(kind, plans[-1], prepared[-1], backbone, folder)
 
     from reports import render
 

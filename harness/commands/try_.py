@@ -25,7 +25,7 @@ from harness.commands.options import (
 PICTURE = Path("try.png")
 
 
-def attempt(
+def try_image(
     image: Image = None,
     expression: Expression = None,
     pruners: Pruners = "all",
@@ -43,7 +43,7 @@ def attempt(
     """Draw what every pruner keeps of one image, and the mask that follows."""
     from harness.engine.budgets import tokens_of
     from harness.engine.ranks import Place
-    from harness.engine.single_image import attempt as ask
+    from harness.engine.single_image import ask_pruners as ask
     from harness.engine.single_image import subject
     from harness.plan import Plan, with_settings
     from pruners.base import UserError
@@ -56,12 +56,12 @@ def attempt(
     chosen = plan.chosen()
     pixels, text, truth = subject(image, expression)
 
-    from reports.overlay import draw
+    from reports.overlay import draw_overlay
 
     model, target = plan.load(Place()), out or PICTURE
     size = tokens_of(plan.budgets[0], model.grid[0] * model.grid[1])
     found = ask(model, pixels, text, chosen, size, truth)
-    draw(found, model.grid, size, target)
+    draw_overlay(found, model.grid, size, target)
     for reason in found.lacking:
         print(f"left out: {reason}")
     if found.left_out:

@@ -2,6 +2,6 @@
 its own."""
 
 from harness.cost.explain import EXPLAIN
-from harness.cost.store import SETTING, load, samples
+from harness.cost.store import SETTING, cost_samples, load_costs
 
-__all__ = ["EXPLAIN", "SETTING", "load", "samples"]
+__all__ = ["EXPLAIN", "SETTING", "cost_samples", "load_costs"]

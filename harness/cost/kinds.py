@@ -11,7 +11,7 @@ from harness.engine.runner import Plan, Split
 from pruners.base import UserError, nearest
 
 
-def check(asked: str | None, tensor_parallel: int) -> None:
+def check_costs(asked: str | None, tensor_parallel: int) -> None:
     """See that such costs can be had at all.
 
     Raises:
@@ -36,7 +36,7 @@ def kind(asked: str | None, backbone: Backbone, tensor_parallel: int) -> str:
     return asked
 
 
-def write(kind: str, plan: Plan, splits: Sequence[Split], backbone: Backbone, folder: Path) -> None:
+def write_costs(kind: str, plan: Plan, splits: Sequence[Split], backbone: Backbone, folder: Path) -> None:
     """Write the costs of a run into its folder; what is there already is not done again.
 
     Raises:
@@ -47,7 +47,9 @@ def write(kind: str, plan: Plan, splits: Sequence[Split], backbone: Backbone, fo
     from harness.cost import measure
 
     try:
-        (measure.measure if kind == "measured" else measure.project)(plan, splits, backbone, folder)  # type: ignore[arg-type]
+        (measure.measure_costs if kind == "measured" else measure.project_costs)(
+            plan, splits, backbone, folder
+        )  # type: ignore[arg-type]
     except OSError as error:
         raise UserError(
             f"Writing costs to {str(folder)!r} failed ({error.strerror}); nothing recorded is lost, "

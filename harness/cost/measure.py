@@ -22,7 +22,7 @@ from harness.cost import meters, projection
 from harness.cost.choices import Recall
 from harness.cost.formulas import language_model_macs
 from harness.cost.lines import lines_of_run
-from harness.cost.store import BASELINE, LOCK, SCHEMA, Ledgers, complete, counted, key, timed
+from harness.cost.store import BASELINE, LOCK, SCHEMA, Ledgers, complete, cost_key, counted, timed
 from harness.engine.cells import Line
 from harness.engine.runner import Plan, Split
 from harness.store import code
@@ -198,7 +198,7 @@ def header(backbone: Backbone, staged: Staged, chosen: Measured, lines: Sequence
     }
 
 
-def measure(
+def measure_costs(
     plan: Plan, splits: Sequence[Split], backbone: Backbone, folder: Path, rounds: int | None = None
 ) -> None:
     """Write the costs of a run into its folder; what is there already is not measured again.
@@ -208,7 +208,7 @@ def measure(
     """
     rounds = ROUNDS if rounds is None else rounds
     lines = lines_of_run(plan, backbone, folder)
-    wanted = [key(line.name, line.budget) for line in lines]
+    wanted = [cost_key(line.name, line.budget) for line in lines]
     if complete(folder, "measured", code_of(backbone, lines), wanted, rounds):
         return
     with alone(folder / LOCK):
@@ -230,7 +230,7 @@ def _measure(ledgers: Ledgers, inputs: Inputs, lines: Sequence[Line], staged: St
             total=len(lines) + passes * rounds, unit="pass", desc="costs", disable=not sys.stderr.isatty()
         ) as bar:
             for line in lines:
-                if key(line.name, line.budget) not in there:
+                if cost_key(line.name, line.budget) not in there:
                     ledgers.append(count(staged, inputs, line))
                 bar.update()
             bar.update(passes * len(done))
@@ -241,7 +241,7 @@ def _measure(ledgers: Ledgers, inputs: Inputs, lines: Sequence[Line], staged: St
                 turns = [*lines, *[line for line in lines if line.name == BASELINE] * (BASELINE_RUNS - 1)]
                 found = []
                 for line in random.Random(number).sample(turns, len(turns)):
-                    found.append([key(line.name, line.budget), clock(staged, inputs, line)])
+                    found.append([cost_key(line.name, line.budget), clock(staged, inputs, line)])
                     bar.update()
                 ledgers.append({"kind": "round", "number": number, "ms": found})
     except torch.OutOfMemoryError as error:
@@ -252,11 +252,11 @@ def _measure(ledgers: Ledgers, inputs: Inputs, lines: Sequence[Line], staged: St
         ledgers.close()
 
 
-def project(plan: Plan, splits: Sequence[Split], backbone: Backbone, folder: Path) -> None:
+def project_costs(plan: Plan, splits: Sequence[Split], backbone: Backbone, folder: Path) -> None:
     """Write the costs of a run from shapes alone, for the same conversation; multiply-adds and bytes, no
     times."""
     lines = lines_of_run(plan, backbone, folder)
-    wanted = [key(line.name, line.budget) for line in lines]
+    wanted = [cost_key(line.name, line.budget) for line in lines]
     if complete(folder, "projected", code_of(backbone, lines), wanted):
         return
     with alone(folder / LOCK):
@@ -273,7 +273,7 @@ def _project(ledgers: Ledgers, inputs: Inputs, lines: Sequence[Line], staged: St
         there = counted(ledgers.lines)
         projected = projection.project(staged.shapes(), lines, inputs.prompt, attn=attn, dtype=staged.dtype)
         for line in projection.counts_lines(projected):
-            if key(line["pruner"], line["budget"]) not in there:
+            if cost_key(line["pruner"], line["budget"]) not in there:
                 ledgers.append(line)
     finally:
         ledgers.close()

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from backbones.costs import FIXED, Part, Prompt, Shape, Shapes
+from backbones.costs import FIXED, CostPart, Prompt, Shape, Shapes
 from backbones.parts.contexts import Context
 from backbones.parts.cuts import Cutting
 from harness.cost import meters
@@ -44,7 +44,7 @@ class Projection:
     cells: pd.DataFrame
     pruners: tuple[OfPruner, ...]
     whole: tuple[bool, ...]
-    parts: dict[str, Part]
+    parts: dict[str, CostPart]
     shared: dict[str, int]
     shape: Shape
 
@@ -165,7 +165,7 @@ def project(
     return Projection(pd.DataFrame(rows), tuple(pruners), tuple(wholes), parts, shared, shape)
 
 
-def _of_part(part: Part, shared: dict[str, int], line: Line, entered: int, left: int) -> int:
+def _of_part(part: CostPart, shared: dict[str, int], line: Line, entered: int, left: int) -> int:
     """Multiply-adds of a part in one line.
 
     Args:

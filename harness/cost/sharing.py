@@ -28,7 +28,7 @@ LAST = "last layer: keys and values alone, but where a state is read"
 
 
 @dataclass(frozen=True)
-class Cell:
+class SharedCell:
     """One pruner at one budget.
 
     Attributes:
@@ -74,13 +74,13 @@ class Account:
         return self.naive / self.shared
 
 
-def without_beginning(cell: Cell, prompt: Prompt, shape: Shape, talks: int) -> int:
+def without_beginning(cell: SharedCell, prompt: Prompt, shape: Shape, talks: int) -> int:
     """The language model's layers of all conversations behind the constant beginning, whose keys and values
     are there."""
     return talks * sum(layer_macs(length - prompt.before, length, shape) for length in cell.lengths)
 
 
-def context_layer(cell: Cell, prompt: Prompt, shape: Shape, talks: int) -> int:
+def context_layer(cell: SharedCell, prompt: Prompt, shape: Shape, talks: int) -> int:
     """One layer before the cut: visual tokens, and the sentence about them, once per selection; words per
     conversation."""
     length = cell.lengths[0]
@@ -91,21 +91,21 @@ def context_layer(cell: Cell, prompt: Prompt, shape: Shape, talks: int) -> int:
     )
 
 
-def behind_cut(cell: Cell, prompt: Prompt, shape: Shape, talks: int) -> int:
+def behind_cut(cell: SharedCell, prompt: Prompt, shape: Shape, talks: int) -> int:
     """The layers behind the first cut, where every conversation has kept tokens of its own."""
     return talks * sum(
         layer_macs(length - prompt.before, length, shape) for length in cell.lengths[cell.before_cut :]
     )
 
 
-def with_contexts(cell: Cell, prompt: Prompt, shape: Shape, talks: int) -> int:
+def with_contexts(cell: SharedCell, prompt: Prompt, shape: Shape, talks: int) -> int:
     """The language model's layers of all conversations about an image."""
     return cell.before_cut * context_layer(cell, prompt, shape, talks) + behind_cut(
         cell, prompt, shape, talks
     )
 
 
-def language_model(cells: Sequence[Cell], prompt: Prompt, shape: Shape, talks: int) -> int:
+def language_model(cells: Sequence[SharedCell], prompt: Prompt, shape: Shape, talks: int) -> int:
     """The language model's layers of all conversations and cells, each layer before a cut once."""
     whole = [cell for cell in cells if cell.whole]
     deepest = max(whole, key=lambda cell: cell.before_cut, default=None)
@@ -121,14 +121,14 @@ def key_and_value(shape: Shape) -> int:
     return 2 * shape.width * shape.key_heads * shape.head_width
 
 
-def unread(cells: Sequence[Cell], prompt: Prompt, shape: Shape, talks: int) -> int:
+def unread(cells: Sequence[SharedCell], prompt: Prompt, shape: Shape, talks: int) -> int:
     """What the last layer would compute of tokens beside the `prompt.turns` of a conversation that are read
     behind it."""
 
     def of_others(new: int, keys: int, read: int = 0) -> int:
         return layer_macs(new - read, keys, shape) - (new - read) * key_and_value(shape)
 
-    def of_cell(cell: Cell) -> int:
+    def of_cell(cell: SharedCell) -> int:
         length = cell.lengths[-1]
         if cell.before_cut < shape.layers:
             return talks * of_others(length - prompt.before, length, prompt.turns)
@@ -160,10 +160,10 @@ def account(projected: Projection, lines: Sequence[Line], prompt: Prompt, talks:
     def of_row(row: dict[Any, Any], over: Over) -> int:
         return sum(int(row[f"macs.{name}"]) for name, part in projected.parts.items() if part.over == over)
 
-    def macs(over: Over, chosen: Callable[[Cell], bool] = lambda cell: True) -> int:
+    def macs(over: Over, chosen: Callable[[SharedCell], bool] = lambda cell: True) -> int:
         return sum(of_row(row, over) for row, cell in zip(rows, cells, strict=True) if chosen(cell))
 
-    def all_cells(layers: Callable[[Cell, Prompt, Shape, int], int]) -> int:
+    def all_cells(layers: Callable[[SharedCell, Prompt, Shape, int], int]) -> int:
         return sum(layers(cell, prompt, shape, talks) for cell in cells)
 
     once = sum(count for name, count in projected.shared.items() if projected.parts[name].over == "image")
@@ -205,6 +205,6 @@ def beginning(prompt: Prompt, shape: Shape) -> int:
     )
 
 
-def cell_of(line: Line, lengths: Sequence[int], whole: bool) -> Cell:
+def cell_of(line: Line, lengths: Sequence[int], whole: bool) -> SharedCell:
     """A line of a sweep, by the lengths that its layers see, and whether nothing chooses before them."""
-    return Cell(tuple(lengths), whole or line.name == BASELINE, bool(line.pruner.needs & PER_TEXT))
+    return SharedCell(tuple(lengths), whole or line.name == BASELINE, bool(line.pruner.needs & PER_TEXT))

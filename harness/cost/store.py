@@ -42,7 +42,7 @@ WHOLE = ("total", "compute", "span")  # of a pass, and of the language model's l
 INSIDE = "prefill/pruner"  # what a layer-stage pruner costs, spent while the language model runs
 
 
-def key(pruner: str, budget: int) -> str:
+def cost_key(pruner: str, budget: int) -> str:
     """Name of a cost row."""
     return f"{pruner}@{budget}"
 
@@ -64,7 +64,7 @@ def complete(
 
 def counted(lines: Iterable[Mapping[str, Any]]) -> set[str]:
     """Keys of the rows that have counts."""
-    return {key(line["pruner"], line["budget"]) for line in lines if line.get("kind") == "counts"}
+    return {cost_key(line["pruner"], line["budget"]) for line in lines if line.get("kind") == "counts"}
 
 
 def timed(lines: Iterable[Mapping[str, Any]]) -> set[int]:
@@ -111,7 +111,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
     for number, line in reader:
         if problem := _problem(line, reader.header):
             raise UserError(f"{path}:{number} is damaged ({problem}); delete the file to measure again.")
-        name = key(line["pruner"], line["budget"]) if line["kind"] == "counts" else line["number"]
+        name = cost_key(line["pruner"], line["budget"]) if line["kind"] == "counts" else line["number"]
         if name not in seen:
             seen[name] = number, line
             lines.append(line)
@@ -140,7 +140,7 @@ def _problem(line: Mapping[str, Any], header: Mapping[str, Any]) -> str:
     return "" if sound else "its figures are none"
 
 
-def samples(folder: str | Path) -> pd.DataFrame:
+def cost_samples(folder: str | Path) -> pd.DataFrame:
     """Raw milliseconds: a row per round, place in the round and stage, with columns round, place, pruner,
     budget, stage, ms."""
     lines, _ = _read(Path(folder) / COSTS)
@@ -156,7 +156,7 @@ def samples(folder: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["round", "place", "pruner", "budget", "stage", "ms"])
 
 
-def load(folder: str | Path) -> pd.DataFrame:
+def load_costs(folder: str | Path) -> pd.DataFrame:
     """Cost table of a run folder, one row per (backbone, pruner, budget); empty if the run has no costs.
 
     Columns as in `EXPLAIN`; multiply-adds in units of one, bytes, milliseconds. Rows without samples
@@ -166,7 +166,7 @@ def load(folder: str | Path) -> pd.DataFrame:
     counts = [line for line in lines if line.get("kind") == "counts"]
     if not counts:
         return pd.DataFrame()
-    header, raw = lines[0], samples(folder)
+    header, raw = lines[0], cost_samples(folder)
     rows = [{"macs_measured": math.nan} | _counted(header, line) for line in counts]
     if len(raw):
         wide = _wide(raw)

@@ -6,12 +6,12 @@ RefShapes generates itself; what lies in the official REFER layout and own data 
 
 from harness.data.dataset import DataSet, Splits
 from harness.data.refer import load_refer
-from harness.data.refshapes.writer import prepare
+from harness.data.refshapes.writer import prepare_refshapes
 from harness.data.registry import (
     COLUMNS,
     REFSHAPES_COLUMNS,
     get,
-    load,
+    load_samples,
     names,
     parse_datasets,
     register,
@@ -31,10 +31,10 @@ __all__ = [
     "content",
     "fingerprint",
     "get",
-    "load",
     "load_refer",
+    "load_samples",
     "names",
     "parse_datasets",
-    "prepare",
+    "prepare_refshapes",
     "register",
 ]

@@ -27,7 +27,7 @@ IDS = "write annotation ids separated by spaces, or nothing where nothing is mea
 
 
 @dataclass(frozen=True)
-class Row:
+class ExpressionLine:
     """One expression.
 
     Attributes:
@@ -47,29 +47,29 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Fault:
+class LineFault:
     """A line that cannot be used, and why, as the end of a sentence."""
 
     line: int
     what: str
 
 
-def read(path: Path) -> tuple[list[Row], list[Fault]]:
+def read_expressions(path: Path) -> tuple[list[ExpressionLine], list[LineFault]]:
     """All rows of a file and all lines that are none, in order; empty lines are neither.
 
     Raises:
         DataError: no line of it can be understood: it is no text in UTF-8, or lacks a column.
     """
     text = _text(path)
-    rows: list[Row] = []
-    faults: list[Fault] = []
+    rows: list[ExpressionLine] = []
+    faults: list[LineFault] = []
     for line, record in _json_lines(text) if path.suffix == ".jsonl" else _csv_lines(path, text):
         try:
             if isinstance(record, str):
                 raise ValueError(record)
             rows.append(_row(line, record))
         except ValueError as error:
-            faults.append(Fault(line, str(error)))
+            faults.append(LineFault(line, str(error)))
     return rows, faults
 
 
@@ -192,7 +192,7 @@ def _misspelt(names: list[str]) -> str | None:
     return None
 
 
-def _row(line: int, record: dict[str, Any]) -> Row:
+def _row(line: int, record: dict[str, Any]) -> ExpressionLine:
     """A row of what a line says.
 
     Raises:
@@ -207,7 +207,7 @@ def _row(line: int, record: dict[str, Any]) -> Row:
     if type(group) is int:
         group = str(group)
     group = "" if group is None else _words({"group": group}, "group", empty=True)
-    return Row(
+    return ExpressionLine(
         line, split.strip(), below(image.strip(), (IMAGES,)), text, _ids(record["annotations"]), group.strip()
     )
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from harness.data.coco import Picture, below, load_instances, picture, shallow, whole
 from harness.data.dataset import DataSet, Splits
-from harness.data.expressions import IMAGES, Fault, Row, read
+from harness.data.expressions import IMAGES, ExpressionLine, LineFault, read_expressions
 from harness.data.refer import PUBLISHED
 from harness.data.sample import Annotation, DataError, Expression, Sample
 from pruners.base import nearest
@@ -43,7 +43,7 @@ class OwnData(DataSet):
     reference = "a folder of yours, docs/own-data.md"
 
     def names(self, root: Path | None) -> list[str]:
-        return [] if root is None else names(root)
+        return [] if root is None else own_names(root)
 
     def splits(self, dataset: str, root: Path | None) -> Splits:
         held = list(dict.fromkeys(row.split for row in _sound(Path(root or ""), dataset).rows))
@@ -74,13 +74,13 @@ class _Files:
     """
 
     listed: Path
-    rows: list[Row]
+    rows: list[ExpressionLine]
     pictures: dict[str, Picture]
     annotations: dict[int, Joined]
-    faults: list[Fault]
+    faults: list[LineFault]
 
 
-def names(root: Path) -> list[str]:
+def own_names(root: Path) -> list[str]:
     """Folders below `root` that hold a list of expressions or `annotations.json`, sorted; none if there is no
     such folder."""
     return sorted({file.parent.name for kind in (*LISTS, ANNOTATIONS) for file in root.glob(f"*/{kind}")})
@@ -107,7 +107,7 @@ def load_own(root: Path, dataset: str, split: str) -> list[Sample]:
         DataError: a file is missing or damaged, a line cannot be used, or there is no such split.
     """
     files = _sound(root, dataset)
-    by_image: dict[str, list[Row]] = {}
+    by_image: dict[str, list[ExpressionLine]] = {}
     for row in files.rows:
         if row.split == split:
             by_image.setdefault(row.image, []).append(row)
@@ -129,7 +129,9 @@ def faults(root: Path, dataset: str) -> Iterator[str]:
         yield f"{files.listed}:{fault.line} {fault.what}."
 
 
-def _sample(root: Path, dataset: str, split: str, files: _Files, name: str, rows: list[Row]) -> Sample:
+def _sample(
+    root: Path, dataset: str, split: str, files: _Files, name: str, rows: list[ExpressionLine]
+) -> Sample:
     image = files.pictures[name]
     return Sample(
         id=f"{dataset}:{split}:{image.id}",
@@ -198,43 +200,47 @@ def _stamp(path: Path) -> tuple[int, int]:
 def _checked(folder: Path, listed: Path, annotations: Path, *stamps: tuple[int, int]) -> _Files:
     """Both files, every row held to what it names; the stamps only make the memory forget a file that has
     changed."""
-    rows, found = read(listed)
-    names = _Names(rows)
+    rows, found = read_expressions(listed)
+    named = _Names(rows)
     with load_instances(annotations) as content:
         for record in content["images"]:
-            names.picture(record)
+            named.picture(record)
         for record in content["annotations"]:
-            names.annotation(record)
-    good: list[Row] = []
+            named.annotation(record)
+    good: list[ExpressionLine] = []
     first: dict[tuple[Any, ...], int] = {}
-    splits: dict[str, Row] = {}
-    absent = {name for name in names.pictures if not (folder / IMAGES / name).is_file()}
+    splits: dict[str, ExpressionLine] = {}
+    absent = {name for name in named.pictures if not (folder / IMAGES / name).is_file()}
     for row in rows:
         near = _near if len(found) < MOST_HINTS else _nothing
         same = (row.split, row.image, row.expression.strip(), frozenset(row.annotations), row.group)
-        if why := names.wrong(row, near):
-            found.append(Fault(row.line, why))
+        if why := named.wrong(row, near):
+            found.append(LineFault(row.line, why))
         elif row.image in absent:
             there = near(row.image, _beside(folder / IMAGES / row.image))
             found.append(
-                Fault(row.line, f"names the image {row.image!r}, which is not in '{folder / IMAGES}'{there}")
+                LineFault(
+                    row.line, f"names the image {row.image!r}, which is not in '{folder / IMAGES}'{there}"
+                )
             )
         elif first.setdefault(same, row.line) != row.line:
-            found.append(Fault(row.line, f"says the same as line {first[same]}; take one of them out"))
+            found.append(LineFault(row.line, f"says the same as line {first[same]}; take one of them out"))
         elif (one := splits.setdefault(row.split.casefold(), row)).split != row.split:
             found.append(
-                Fault(row.line, f"has the split '{row.split}', which line {one.line} writes '{one.split}'")
+                LineFault(
+                    row.line, f"has the split '{row.split}', which line {one.line} writes '{one.split}'"
+                )
             )
         else:
             good.append(row)
     found.sort(key=lambda fault: fault.line)
-    return _Files(listed, good, names.pictures, names.annotations, found)
+    return _Files(listed, good, named.pictures, own_names.annotations, found)
 
 
 class _Names:
     """The images and annotations that rows name; what none names may be as it likes."""
 
-    def __init__(self, rows: list[Row]) -> None:
+    def __init__(self, rows: list[ExpressionLine]) -> None:
         self._wanted = {row.image for row in rows}
         self._numbers = {number for row in rows for number in row.annotations}
         self._listed: dict[int, str] = {}  # every image id to the name, as far as it has one
@@ -276,7 +282,7 @@ class _Names:
         self._owners[number] = whole(record, "image_id")
         self.annotations[number] = Joined(number, shallow(number, record["segmentation"]))
 
-    def wrong(self, row: Row, near: Near) -> str | None:
+    def wrong(self, row: ExpressionLine, near: Near) -> str | None:
         """What a row names that is not there, as the end of a sentence."""
         image = self.pictures.get(row.image)
         if image is None:

@@ -36,7 +36,7 @@ class Refer(DataSet):
     reference = "https://github.com/lichengunc/refer"
 
     def names(self, root: Path | None) -> list[str]:
-        return [] if root is None or not _is_layout(root) else names(root)
+        return [] if root is None or not _is_layout(root) else refer_names(root)
 
     def holds(self, dataset: str, root: Path | None) -> bool:
         return split_name(dataset)[0] in self.names(root)
@@ -84,7 +84,7 @@ def expected(root: Path, dataset: str) -> str:
     return f"expected {base}/{{{folder}/{{refs({author}).p, instances.json}}, {IMAGES.as_posix()}/<images>}}"
 
 
-def names(root: Path) -> list[str]:
+def refer_names(root: Path) -> list[str]:
     """Data sets below `root` (DIR or DIR/Refer_Segm), sorted: folders with an instances.json or a refs file.
 
     Raises:

@@ -14,7 +14,7 @@ from harness.data.refshapes.dataset import RefShapes
 from harness.data.refshapes.writer import SPLITS as REFSHAPES
 from harness.data.sample import DataError, Sample
 from harness.metrics.base import Medium
-from harness.registry import Registry
+from harness.registry import InstanceRegistry
 from pruners.base import nearest
 
 ENTRY_POINTS = "groundprune.datasets"
@@ -34,7 +34,7 @@ def _wrong(one: DataSet) -> str | None:
     return None
 
 
-sets: Registry[DataSet] = Registry("data set", DataSet, "harness.data", ENTRY_POINTS, _wrong)
+sets: InstanceRegistry[DataSet] = InstanceRegistry("data set", DataSet, "harness.data", ENTRY_POINTS, _wrong)
 register, get, names = sets.register, sets.get, sets.names
 for _built_in in (RefShapes, Refer, OwnData):
     register(_built_in)
@@ -75,7 +75,9 @@ def parse_datasets(text: str, root: str | Path | None = None) -> list[tuple[str,
     return list(pairs)
 
 
-def load(dataset: str, split: str, root: str | Path | None = None, medium: Medium = "image") -> list[Sample]:
+def load_samples(
+    dataset: str, split: str, root: str | Path | None = None, medium: Medium = "image"
+) -> list[Sample]:
     """Samples of one split, in an order that does not change: images by their id.
 
     RefShapes is generated on first use, unless `root` holds it; what is not registered under its own name is
@@ -104,9 +106,9 @@ def _folder(root: str | Path | None) -> Path | None:
     if root is None:
         return None
     folder = Path(root)
-    if not own.names(folder) and all(type(one).__module__.startswith("harness.") for one in sets.all()):
+    if not own.own_names(folder) and all(type(one).__module__.startswith("harness.") for one in sets.all()):
         try:
-            refer.names(folder)
+            refer.refer_names(folder)
         except DataError as error:
             raise DataError(f"{error}{own.hint(folder)}") from None
     return folder
@@ -118,7 +120,9 @@ def _all(root: Path | None) -> Iterable[tuple[str, str]]:
         return REFSHAPES_COLUMNS
     if held:
         return COLUMNS
-    return [(dataset, split) for dataset in own.names(root) for split in _splits(dataset, root).evaluation]
+    return [
+        (dataset, split) for dataset in own.own_names(root) for split in _splits(dataset, root).evaluation
+    ]
 
 
 def _splits(dataset: str, root: Path | None) -> Splits:

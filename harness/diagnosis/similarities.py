@@ -35,7 +35,7 @@ from harness.store import records
 from pruners.base import UserError
 
 
-def examine(
+def measure_similarities(
     backbone: Backbone, pairs: Sequence[tuple[str, str]], limit: int, root: str | None = None
 ) -> Diagnosis:
     """Measure the similarities of all expressions.
@@ -55,7 +55,7 @@ def examine(
     rows: list[dict[str, Any]] = []
     left_out = 0
     for dataset, split in pairs:
-        samples = data.load(dataset, split, root)
+        samples = data.load_samples(dataset, split, root)
         for sample in tqdm(samples[: limit or None], desc=f"{dataset} {split}", unit="image", disable=None):
             found = _look(backbone, probes, sample)
             left_out += len(sample.expressions) - len(found)
@@ -118,7 +118,7 @@ def kept(run: Path, backbone: Backbone) -> Kept:
     Raises:
         UserError: there are no records, or they are another backbone's.
     """
-    frame = records.load(run)
+    frame = records.load_records(run)
     if frame.empty or set(frame["fingerprint"]) != {backbone.fingerprint}:
         held = ", ".join(
             sorted(

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from backbones.base import Backbone
 from harness.engine.claims import Claims
-from harness.engine.evaluate import described, fill
+from harness.engine.evaluate import description_rows, fill
 from harness.engine.interrupts import Stops
 from harness.engine.prefetch import Key, Loaded, Parts, read_ahead
 from harness.engine.ranks import Place
@@ -25,7 +25,7 @@ from harness.store import closing
 from harness.store.editions import LOCK, Opened
 from harness.store.journal import alone
 from harness.store.records import Journals, Writer
-from harness.store.rows import key
+from harness.store.rows import row_key
 from harness.store.run_folder import split_folder
 from pruners.base import UserError
 
@@ -212,7 +212,7 @@ class Crew:
         self._check_place()
         recorded = self.recorded[number]
         self.writers[number].append(
-            row for row in rows if (number, part) not in self.begun or key(row) not in recorded
+            row for row in rows if (number, part) not in self.begun or row_key(row) not in recorded
         )
         failed = {row["sample"]: row["reason"] for row in rows if row["status"] == "failed"}
         before = self._failed(number) & {sample.id for sample in self.parts[number][part]}
@@ -230,7 +230,7 @@ class Crew:
         for k, one in chosen:
             image = self._picture(part * IMAGES_AT_ONCE + k, one)
             for code in dict.fromkeys(job.cell.setting.code for job in jobs):
-                for row in described(one, image, code):
+                for row in description_rows(one, image, code):
                     yield row | {"content": split.content[one.sample.id]}
         setting = jobs[0].cell.setting
         yield from fill(

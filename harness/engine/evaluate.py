@@ -103,7 +103,7 @@ def _fill(
         talks = backbone.conversations(sample.id, texts, protocol, seed)
         of = sum(len(talk.expressions) for talk in talks)
         seen = _Seen(sample, truth, _shares(backbone, encoding, talks, truth))
-        other = perturbed(encoding, seed, sample.id, rounding(encoding)) if sample.id in probed else None
+        other = perturbed(encoding, seed, sample.id, rounding_of(encoding)) if sample.id in probed else None
         for job in jobs:
             asked += _asked(backbone, seen, encoding, other, talks, job, of)
     results = zip(asked, backbone.ground_rows([one.row for one in asked], share=share), strict=True)
@@ -111,7 +111,7 @@ def _fill(
         yield from _scored(list(together))
 
 
-def rounding(encoding: Encoding) -> float:
+def rounding_of(encoding: Encoding) -> float:
     """Relative noise that stands for another kernel's rounding of an encoding."""
     return of_type(encoding.hidden_states[-1].dtype)
 
@@ -145,7 +145,7 @@ def _asked(
         twins = again[k][1]
         # what is chosen while the model runs is seen there
         stable = not cuts and all(
-            same_choice(one, twin, rounding(encoding)) for one, twin in zip(selections, twins, strict=True)
+            same_choice(one, twin, rounding_of(encoding)) for one, twin in zip(selections, twins, strict=True)
         )
         yield _Asked(row(encoding, talk, selections), seen, job, talk, of, stable)
         if not stable:
@@ -281,7 +281,7 @@ def failed(sample: data.Sample, jobs: Sequence[Job], reason: str) -> Iterator[di
         }
 
 
-def described(one: Loaded, image: str, code: str) -> Iterator[dict[str, Any]]:
+def description_rows(one: Loaded, image: str, code: str) -> Iterator[dict[str, Any]]:
     """What was asked of an image: one row per expression, of no cell.
 
     Args:

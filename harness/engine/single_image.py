@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from backbones.base import Answer, Backbone, answer, pixels
+from backbones.base import Answer, Backbone, answer, as_pixels
 from backbones.parts.geometry import Region
 from harness import metrics
 from harness.engine.served import served
@@ -90,10 +90,10 @@ def subject(
         return built_in(image)
     if not expression.strip():
         raise UserError('The expression is empty; write e.g. "the red star left of the ring".')
-    return pixels(image), expression, None
+    return as_pixels(image), expression, None
 
 
-def attempt(
+def ask_pruners(
     backbone: Backbone,
     image: NDArray[np.uint8],
     expression: str,

@@ -86,7 +86,7 @@ def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
     limit = plan.on(backbone).limit or None
     splits = []
     for dataset, split in plan.pairs():
-        samples = data.load(dataset, split, plan.data)[:limit]
+        samples = data.load_samples(dataset, split, plan.data)[:limit]
         contents = [data.content(sample) for sample in samples]
         splits.append(Split(samples, jobs(setting, dataset, split, lines), contents))
     return splits

@@ -64,7 +64,7 @@ def unpack(text: str, rows: int, patches: int) -> list[str]:
     return [base64.b64encode(raw[k * size : (k + 1) * size]).decode() for k in range(rows)]
 
 
-def cells(
+def baseline_cells(
     frame: pd.DataFrame, costs: dict[tuple[str, int], int], rounding: dict[tuple[Any, ...], Any]
 ) -> list[dict[str, Any]]:
     """One entry per cell, rows in the frame's order.
@@ -182,7 +182,7 @@ def _parsed(path: Path) -> dict[str, Any]:
     return content
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_baseline(path: Path) -> dict[str, Any]:
     """The committed baseline.
 
     Raises:
@@ -219,7 +219,7 @@ def accepted(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, str]]]:
     return content["subset"], content["history"]
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
+def write_baseline(path: Path, content: dict[str, Any]) -> None:
     """Write a baseline, one line per cell and row, whole or not at all."""
     head = {name: content[name] for name in sorted(HEAD)} | {"checksum": _checksum(content)}
     lists = [

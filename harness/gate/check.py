@@ -15,7 +15,7 @@ from harness.engine.ranks import Place
 from harness.engine.rounding import shaken
 from harness.gate import baseline as files
 from harness.gate.baseline import PAIR, PIXELS
-from harness.gate.baseline import read as read_baseline
+from harness.gate.baseline import read_baseline as read_baseline
 from harness.gate.comparison import TOLERANCES, Comparison, compare, rounding
 from harness.plan import Plan
 from harness.store import records
@@ -38,14 +38,14 @@ __all__ = [
     "accept",
     "check",
     "compare",
-    "measure",
     "plan_of",
     "read_baseline",
+    "run_subset",
 ]
 
 
 @dataclass(frozen=True)
-class Run:
+class GateRun:
     """What the subset gave.
 
     Attributes:
@@ -69,7 +69,7 @@ def plan_of(subset: Mapping[str, Any]) -> Plan:
     return Plan.from_json(named)
 
 
-def measure(plan: Plan, backbone: Backbone | None = None) -> Run:
+def run_subset(plan: Plan, backbone: Backbone | None = None) -> GateRun:
     """Run the subset.
 
     Args:
@@ -96,14 +96,14 @@ def measure(plan: Plan, backbone: Backbone | None = None) -> Run:
                 f"{len(failed)} samples of the gate's subset failed, first {first} ({reason}); mend that first."
             )
         if kinds.kind(None, backbone, 1) != "off":
-            kinds.write("projected", plan, splits, backbone, folder)
-            table = cost.load(folder)
+            kinds.write_costs("projected", plan, splits, backbone, folder)
+            table = cost.load_costs(folder)
             keys = zip(table["pruner"], table["budget"], strict=True)
             costs = {
                 (str(a), int(b)): int(macs) for (a, b), macs in zip(keys, table["macs.pruner"], strict=True)
             }
-        return Run(
-            records.load(folder),
+        return GateRun(
+            records.load_records(folder),
             {"weights": backbone.fingerprint, **prints},
             costs,
             backbone.grid[0] * backbone.grid[1],
@@ -117,7 +117,7 @@ def check(path: Path, plugins: tuple[str, ...] = ()) -> Comparison:
         UserError: no usable baseline, or one of other weights or data.
     """
     baseline = read_baseline(path)
-    run = measure(replace(plan_of(baseline["subset"]), plugins=plugins))
+    run = run_subset(replace(plan_of(baseline["subset"]), plugins=plugins))
     changed = [name for name, value in baseline["fingerprints"].items() if run.prints.get(name) != value]
     if changed:
         raise UserError(
@@ -142,14 +142,16 @@ def accept(path: Path, reason: str, plugins: tuple[str, ...] = (), subset: Plan 
     chosen = subset or (plan_of(before) if before else SUBSET)
     plan = replace(chosen, plugins=plugins)
     backbone = plan.load(Place())
-    run = measure(plan, backbone)
-    noisy = [measure(plan, shaken(backbone, draw, RELATIVE)).frame for draw in range(DRAWS)]
+    run = run_subset(plan, backbone)
+    noisy = [run_subset(plan, shaken(backbone, draw, RELATIVE)).frame for draw in range(DRAWS)]
     worst = rounding(run.frame, noisy, run.patches)
     if unsteady := sorted({name[0] for name, cell in worst.items() if cell["tokens"]}):
         some = replace(plan, pruners=tuple(unsteady))
-        noisy += [measure(some, shaken(backbone, draw, RELATIVE)).frame for draw in range(DRAWS, MORE_DRAWS)]
+        noisy += [
+            run_subset(some, shaken(backbone, draw, RELATIVE)).frame for draw in range(DRAWS, MORE_DRAWS)
+        ]
         worst = rounding(run.frame, noisy, run.patches)
-    files.write(
+    files.write_baseline(
         path,
         {
             "format": files.FORMAT,
@@ -162,7 +164,7 @@ def accept(path: Path, reason: str, plugins: tuple[str, ...] = (), subset: Plan 
             ],
             "patches": run.patches,
             "noise": {"relative": RELATIVE, "draws": [DRAWS, MORE_DRAWS]},
-            "cells": files.cells(run.frame, run.costs, worst),
+            "cells": files.baseline_cells(run.frame, run.costs, worst),
             "rows": run.frame[[*PAIR, *PIXELS]].values.tolist(),
         },
     )

@@ -13,7 +13,7 @@ Masks = NDArray[np.bool_]
 Truths = NDArray[np.uint8]
 
 
-class Table(Protocol):
+class Columns(Protocol):
     """Columns by name: a pandas frame of records, or a dict of sequences."""
 
     def __getitem__(self, name: Any, /) -> Any:
@@ -71,7 +71,7 @@ class Metric(ABC):
         """
 
     @abstractmethod
-    def terms(self, table: Table) -> tuple[NDArray[Any], NDArray[Any]]:
+    def terms(self, table: Columns) -> tuple[NDArray[Any], NDArray[Any]]:
         """Numerator and denominator of every record.
 
         Args:
@@ -84,13 +84,13 @@ class Metric(ABC):
             ValueError: the columns hold what `measure` cannot have counted.
         """
 
-    def value(self, table: Table) -> float:
+    def value(self, table: Columns) -> float:
         """The score of all records of a table, in no unit (0..1 of a share); NaN without any."""
         numerators, denominators = self.terms(table)
         below = denominators.sum() + self.epsilon
         return float(numerators.sum() / below) if len(numerators) and below else float("nan")
 
-    def each(self, table: Table) -> NDArray[np.float64]:
+    def each(self, table: Columns) -> NDArray[np.float64]:
         """(n,) the score of every record alone; NaN where its denominator is 0."""
         numerators, denominators = self.terms(table)
         with np.errstate(invalid="ignore", divide="ignore"):

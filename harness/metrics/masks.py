@@ -43,11 +43,11 @@ def counts(prediction: NDArray[np.bool_], truth: NDArray[np.uint8]) -> tuple[int
 
 def iou(intersection: ArrayLike, union: ArrayLike) -> NDArray[np.float64]:
     """Exact IoU of every mask, (n,) float64; 1 where the union is empty (no target, and none predicted)."""
-    inner, outer = pixels(intersection, union)
+    inner, outer = pixel_counts(intersection, union)
     return np.where(outer == 0, 1.0, inner / np.maximum(outer, 1))
 
 
-def pixels(intersection: ArrayLike, union: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def pixel_counts(intersection: ArrayLike, union: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Both as (n,) int64; whole numbers only, so that sums are exact and a missing count cannot pass as a
     number.
 

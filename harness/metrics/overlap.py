@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.metrics.base import Masks, Metric, Table, Truths
-from harness.metrics.masks import IOU_EPSILON, SUM_EPSILON, counts, iou, pixels
+from harness.metrics.base import Columns, Masks, Metric, Truths
+from harness.metrics.masks import IOU_EPSILON, SUM_EPSILON, counts, iou, pixel_counts
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 OFFICIAL = "GLaMM, https://github.com/mbzuai-oryx/groundingLMM"
@@ -36,7 +36,7 @@ class Overlap(Metric):
             )
         return found
 
-    def each(self, table: Table) -> NDArray[np.float64]:
+    def each(self, table: Columns) -> NDArray[np.float64]:
         """(n,) exact IoU of every record; 1 where its union is empty."""
         return iou(table["intersection"], table["union"])
 
@@ -53,8 +53,8 @@ class CumulativeIoU(Overlap):
     weighs = "large objects weigh more"
     epsilon = SUM_EPSILON
 
-    def terms(self, table: Table) -> tuple[NDArray[Any], NDArray[Any]]:
-        return pixels(table["intersection"], table["union"])
+    def terms(self, table: Columns) -> tuple[NDArray[Any], NDArray[Any]]:
+        return pixel_counts(table["intersection"], table["union"])
 
 
 class GeneralIoU(Overlap):
@@ -71,8 +71,8 @@ class GeneralIoU(Overlap):
     weighs = "every expression weighs the same"
     epsilon = IOU_EPSILON
 
-    def terms(self, table: Table) -> tuple[NDArray[Any], NDArray[Any]]:
-        inner, outer = pixels(table["intersection"], table["union"])
+    def terms(self, table: Columns) -> tuple[NDArray[Any], NDArray[Any]]:
+        inner, outer = pixel_counts(table["intersection"], table["union"])
         return np.where(outer == 0, 1.0, inner / (outer + IOU_EPSILON)), np.ones(len(inner))
 
 
@@ -98,6 +98,6 @@ class Precision(Overlap):
     def meaning(self) -> str:  # type: ignore[override]
         return f"the share of expressions whose IoU is at least {self.threshold}"
 
-    def terms(self, table: Table) -> tuple[NDArray[Any], NDArray[Any]]:
+    def terms(self, table: Columns) -> tuple[NDArray[Any], NDArray[Any]]:
         reached = iou(table["intersection"], table["union"]) >= self.threshold
         return reached.astype(np.int64), np.ones(len(reached), dtype=np.int64)

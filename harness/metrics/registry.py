@@ -11,7 +11,7 @@ import numpy as np
 
 from harness.metrics.base import Masks, Medium, Metric, Truths
 from harness.metrics.overlap import THRESHOLDS, CumulativeIoU, GeneralIoU, Overlap, Precision
-from harness.registry import Registry
+from harness.registry import InstanceRegistry
 from pruners.base import UserError
 from pruners.registry import source_of
 
@@ -52,7 +52,9 @@ def _fields() -> set[str]:
     return {field for fields in STATUS.values() for field in fields} | {"cell", "sample", "place", "of"}
 
 
-metrics: Registry[Metric] = Registry("metric", Metric, "harness.metrics", ENTRY_POINTS, _wrong)
+metrics: InstanceRegistry[Metric] = InstanceRegistry(
+    "metric", Metric, "harness.metrics", ENTRY_POINTS, _wrong
+)
 register, get, names = metrics.register, metrics.get, metrics.names
 register(CumulativeIoU)
 register(GeneralIoU)

@@ -40,8 +40,8 @@ from harness.store.rows import (
     image_of,
     is_description,
     kept_tokens,
-    key,
     pack_tokens,
+    row_key,
     validate,
 )
 from harness.store.run_folder import (
@@ -60,7 +60,7 @@ from harness.store.run_folder import (
 from harness.store.tables import compact, intact, measures, read_table
 from pruners.base import UserError
 
-__all__ = ["NO_CELL", "NO_EXPRESSION", "kept_tokens", "key", "pack_tokens"]
+__all__ = ["NO_CELL", "NO_EXPRESSION", "kept_tokens", "pack_tokens", "row_key"]
 
 COLUMNS = (*ASKED, *OF_CELL, *COUNTED, *ROUNDED, *SHOWN, *SEEN, "sample", "cell", "text", "group")
 # looked up by the row's cell
@@ -171,16 +171,16 @@ class Journals:
         Raises:
             UserError: a damaged line, or two rows that should be one and differ; both are named.
         """
-        hashes = array("q", (hash(key(row)) for _, row in Journals(self.place, self.cells).new()))
+        hashes = array("q", (hash(row_key(row)) for _, row in Journals(self.place, self.cells).new()))
         values, counts = np.unique(np.frombuffer(hashes, dtype=np.int64), return_counts=True)
         suspects = set(values[counts > 1].tolist())
         seen: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}
         for where, row in Journals(self.place, self.cells).new():
-            if hash(key(row)) in suspects:
-                if key(row) in seen:
-                    _agree(seen[key(row)], (where, row))
+            if hash(row_key(row)) in suspects:
+                if row_key(row) in seen:
+                    _agree(seen[row_key(row)], (where, row))
                     continue
-                seen[key(row)] = where, row
+                seen[row_key(row)] = where, row
             yield row
 
 
@@ -260,7 +260,7 @@ def is_shown(row: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> 
     )
 
 
-def load(path: str | Path) -> pd.DataFrame:
+def load_records(path: str | Path) -> pd.DataFrame:
     """Records of a run, one row per (cell, expression), sorted; failed samples are left out.
 
     Args:
@@ -347,7 +347,7 @@ def failures(path: str | Path) -> dict[str, str]:
     return {} if frame.empty else dict(sorted(zip(frame["sample"], frame["reason"], strict=True)))
 
 
-def rebuild(path: str | Path) -> bool:
+def rebuild_tables(path: str | Path) -> bool:
     """Make the tables of a finished run again from its journals; opens it again where they lack rows.
 
     Returns:

@@ -85,7 +85,7 @@ def kept_tokens(text: str, count: int) -> NDArray[np.bool_]:
     return np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=count).astype(bool)
 
 
-def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+def row_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What makes a row the same row."""
     return row["cell"], row["sample"], row["place"]
 

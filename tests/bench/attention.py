@@ -152,7 +152,7 @@ def layer_of(dtype: torch.dtype, width: int, heads: int, inner: int) -> LlamaMod
         num_hidden_layers=1,
         vocab_size=3,
     )
-    return llama.build(config, "sdpa").to(dtype).eval().requires_grad_(False)
+    return llama.build_llama(config, "sdpa").to(dtype).eval().requires_grad_(False)
 
 
 def ours_row(llm: LlamaModel, hidden: Tensor, keys: Tensor, visual: slice) -> Tensor:

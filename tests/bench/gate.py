@@ -63,7 +63,7 @@ def alarms(content: dict[str, Any], rows: pd.DataFrame, runs: int) -> None:
     backbone, rows = gate.plan_of(content["subset"]).load(Place()), rows[rows["pruner"].isin(unsteady)]
     some, found, alone = replace(gate.plan_of(content["subset"]), pruners=tuple(unsteady)), [], 0
     for seed in range(100, 100 + runs):  # none of those by which the baseline was accepted
-        found.append(gate.measure(some, shaken(backbone, seed, content["noise"]["relative"])).frame)
+        found.append(gate.run_subset(some, shaken(backbone, seed, content["noise"]["relative"])).frame)
         alone += len(gate.compare(rows, found[-1], content).worse)
     every, mixed = pd.concat(found, keys=range(runs), names=["run"]).reset_index("run"), 0
     images = records.images(every["sample"])

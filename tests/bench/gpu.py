@@ -28,7 +28,7 @@ from backbones.glamm.checkpoint import materialise
 from backbones.glamm.full_size import on_meta
 from backbones.glamm.model import GlammModel
 from backbones.glamm.shapes import USUAL
-from backbones.glamm.stages import Inputs, forward
+from backbones.glamm.stages import GlammInputs, forward
 from backbones.parts.cuts import cutting
 from backbones.parts.faithful import Stage
 from backbones.parts.staged import prefill
@@ -56,7 +56,7 @@ def random_weights(model: GlammModel, device: str, dtype: torch.dtype) -> GlammM
     return model.eval().requires_grad_(False)
 
 
-def random_inputs(model: GlammModel, prompt: Prompt, device: str) -> Inputs:
+def random_inputs(model: GlammModel, prompt: Prompt, device: str) -> GlammInputs:
     """One image and one conversation of that length, values drawn."""
     vision, sam = model.clip.config.vision_config, model.grounding_encoder.config.vision_config
     dtype, side = model.lm_head.weight.dtype, vision.image_size // vision.patch_size
@@ -68,7 +68,7 @@ def random_inputs(model: GlammModel, prompt: Prompt, device: str) -> Inputs:
         return torch.randint(0, most, (rows, count), device=device)
 
     words = ids(prompt.turns, prompt.words, model.clip.config.text_config.vocab_size)
-    return Inputs(
+    return GlammInputs(
         pixels(vision.image_size),
         pixels(sam.image_size),
         (sam.image_size, sam.image_size),
@@ -83,7 +83,9 @@ def random_inputs(model: GlammModel, prompt: Prompt, device: str) -> Inputs:
     )
 
 
-def pass_of(model: GlammModel, inputs: Inputs, line: Line, batch: int) -> Callable[[Stage], tuple[int, ...]]:
+def pass_of(
+    model: GlammModel, inputs: GlammInputs, line: Line, batch: int
+) -> Callable[[Stage], tuple[int, ...]]:
     """Runs one pass with a meter and returns the length that every layer saw."""
     if batch == 1:
         return lambda stage: forward(model, inputs, line.pruner, line.budget, stage).lengths
@@ -118,7 +120,7 @@ def kernel_ms(run: Callable[[], object], device: str) -> float:
 
 
 def measured(
-    model: GlammModel, inputs: Inputs, line: Line, batch: int, device: str, repeat: int, on: Gpu
+    model: GlammModel, inputs: GlammInputs, line: Line, batch: int, device: str, repeat: int, on: Gpu
 ) -> dict[str, Any]:
     """One row: raw samples of prefill, the other meters once."""
     run = pass_of(model, inputs, line, batch)

@@ -22,7 +22,9 @@ from tests.refer_tree import ref, write_tree
 
 def write(root: Path, count: int) -> None:
     """A REFER tree of `count` images: links to RefShapes' files, one expression and one polygon each."""
-    source = [sample for split in ("val", "testA", "testB") for sample in data.load("refshapes", split)]
+    source = [
+        sample for split in ("val", "testA", "testB") for sample in data.load_samples("refshapes", split)
+    ]
     refs = [ref(k, k, k, "val", source[k % len(source)].expressions[0].text) for k in range(count)]
     square = [[60.0, 60.0, 130.0, 60.0, 130.0, 130.0, 60.0, 130.0]]
     write_tree(root, refs, {k: square for k in range(count)}, images=())

@@ -125,7 +125,7 @@ def measure(count: int) -> Measured:
         backbone = Nothing()
         plan = Plan(tuple(parse("none,random,uniform")), (64, 128, 192), (("refcoco", "val"),), data=place)
         clock = time.process_time()
-        fingerprint(data.load("refcoco", "val", place))
+        fingerprint(data.load_samples("refcoco", "val", place))
         before = time.process_time() - clock
         splits = prepare(plan, backbone)
         parts = Parts([splits[0].parts], backbone.preprocess)
@@ -135,7 +135,7 @@ def measure(count: int) -> Measured:
         ahead = time.process_time() - clock
         clock = time.process_time()
         run(plan, backbone, splits, root / "run", Way())
-        rows = len(records.load(root / "run"))
+        rows = len(records.load_records(root / "run"))
         taken = time.process_time() - clock - ahead
         size = sum(file.stat().st_size for file in (root / "run" / records.FOLDER).rglob("*.parquet"))
         return Measured(before / count, ahead / count, taken / rows, size / rows)

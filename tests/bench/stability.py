@@ -52,7 +52,7 @@ class Question:
 def questions(images: int) -> list[Question]:
     """Of the first images of refshapes val."""
     found = []
-    for sample in data.load("refshapes", "val", None)[:images]:
+    for sample in data.load_samples("refshapes", "val", None)[:images]:
         found.append(
             Question(sample.image(), sample.expressions[0].text, sample.masks()[0] == metrics.FOREGROUND)
         )

@@ -76,7 +76,7 @@ def main() -> None:
         for number in range(given.times):
             for share in (True, False):
                 taken[share].append(once(plan, backbone, splits, share, Path(place) / f"{share}-{number}"))
-        shared, naive = (records.load(Path(place) / f"{share}-0") for share in (True, False))
+        shared, naive = (records.load_records(Path(place) / f"{share}-0") for share in (True, False))
     pd.testing.assert_frame_equal(shared[EXACT], naive[EXACT])
     # the last layer's states are read by plain products one way and by fused attention the other, so sums
     # round differently

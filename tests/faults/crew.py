@@ -68,7 +68,7 @@ def finish(root: Path, folder: Path, place: Place | None = None, plan: Plan | No
 def written(folder: Path) -> Counter[tuple[object, ...]]:
     """How often every row stands in the record files, all processes' together."""
     files = (folder / records.FOLDER).glob("*/*.jsonl")
-    return Counter(records.key(row) for file in files for row in records.read_lines(file))
+    return Counter(records.row_key(row) for file in files for row in records.read_lines(file))
 
 
 def check(folder: Path, wanted: Path, record: Record) -> None:
@@ -78,6 +78,6 @@ def check(folder: Path, wanted: Path, record: Record) -> None:
     record("rows", Counter({"compared": expected.total(), "lost": lost.total(), "doubled": doubled.total()}))
     assert not lost, f"lost: {lost}"
     assert not doubled, f"doubled: {doubled}"
-    pd.testing.assert_frame_equal(records.load(folder), records.load(wanted))
+    pd.testing.assert_frame_equal(records.load_records(folder), records.load_records(wanted))
     pd.testing.assert_frame_equal(records.samples(folder), records.samples(wanted))
     record("rows", Counter({"tables equal": 1}))

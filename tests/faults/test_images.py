@@ -103,7 +103,7 @@ def test_a_broken_image_costs_only_itself(
     ((sample, reason),) = records.failures(tmp_path / "run").items()
     assert sample == "refcoco:val:2"
     assert str(place_of(root, 2)) in reason
-    assert set(records.load(tmp_path / "run")["sample"]) == {"refcoco:val:1", "refcoco:val:3"}
+    assert set(records.load_records(tmp_path / "run")["sample"]) == {"refcoco:val:1", "refcoco:val:3"}
     assert "Failed samples: 1; refcoco:val:2" in render(tmp_path / "run")[0].read_text()
 
 
@@ -114,15 +114,15 @@ def test_an_unusual_image_is_read(tmp_path: Path, kind: str) -> None:
     place_of(root, 2).write_bytes(READ[kind]())
     start(root, tmp_path / "run", Way())
     assert records.failures(tmp_path / "run") == {}
-    assert records.load(tmp_path / "run")["sample"].nunique() == 3
+    assert records.load_records(tmp_path / "run")["sample"].nunique() == 3
 
 
 def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path: Path) -> None:
-    from harness.data import load
+    from harness.data import load_samples
 
     root = write_data(tmp_path / "data")
     place_of(root, 2).write_bytes(READ["16 bits"]())
-    assert np.array_equal(load("refcoco", "val", root)[1].image()[..., 0], NOISE[..., 0])
+    assert np.array_equal(load_samples("refcoco", "val", root)[1].image()[..., 0], NOISE[..., 0])
 
 
 def test_an_image_that_is_gone_is_a_failed_sample(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_more_failures_than_allowed_stop_the_run(tmp_path: Path) -> None:
         start(root, tmp_path / "run", Way())
     start(root, tmp_path / "run", Way(max_failures=0.1))
     assert len(records.failures(tmp_path / "run")) == 3
-    assert records.load(tmp_path / "run")["sample"].nunique() == 29
+    assert records.load_records(tmp_path / "run")["sample"].nunique() == 29
 
 
 def test_failures_of_all_workers_count(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_reading_ahead_changes_nothing(tmp_path: Path, workers: int) -> None:
     root = write_data(tmp_path / "data", images=64)
     start(root, tmp_path / "a", Way())
     start(root, tmp_path / "b", Way(workers=workers))
-    pd.testing.assert_frame_equal(records.load(tmp_path / "a"), records.load(tmp_path / "b"))
+    pd.testing.assert_frame_equal(records.load_records(tmp_path / "a"), records.load_records(tmp_path / "b"))
 
 
 @pytest.mark.parametrize(

@@ -184,5 +184,5 @@ def test_a_split_is_compacted_when_it_is_complete(root: Path, whole: Path) -> No
         assert (place / "ok.parquet").is_file()
         (file,) = place.glob("*.jsonl")
         file.write_text("")  # the tables are read from here on
-    assert len(records.load(whole)) > 0
+    assert len(records.load_records(whole)) > 0
     assert json.loads((whole / records.DONE).read_text())["peak_memory_bytes"] > 0

@@ -118,7 +118,7 @@ def test_two_ranks_share_one_language_model(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Upper bound, all 576 tokens") == 1
     assert harness(*words, "--out", str(tmp_path / "alone")).returncode == 0
-    together, alone = records.load(tmp_path / "team"), records.load(tmp_path / "alone")
+    together, alone = records.load_records(tmp_path / "team"), records.load_records(tmp_path / "alone")
     tower = alone["pruner"] == "visionzip"
     assert (together["kept"] == alone["kept"])[tower].all()
     assert (together["kept"] == alone["kept"]).mean() > 0.9

@@ -17,7 +17,7 @@ import torch
 from backbones.base import Row, Turn
 from backbones.glamm import checkpoint as files
 from backbones.glamm.backbone import GlammBackbone
-from backbones.glamm.conversation import ANSWER_TEMPLATES, QUESTION_TEMPLATES, build
+from backbones.glamm.conversation import ANSWER_TEMPLATES, QUESTION_TEMPLATES, build_prompt
 from backbones.glamm.full_size import on_meta
 from backbones.glamm.keys import UNNEEDED, to_official
 from backbones.glamm.preprocess import clip_pixels, sam_pixels
@@ -112,7 +112,7 @@ def test_tokenizer(golden_glamm_dir: Path, arrays: Arrays) -> None:
         assert tokenizer.encode(case["text"]) == case["ids"], case["text"]
     for name in images(golden_glamm_dir):
         given = load(golden_glamm_dir, name, "inputs")
-        talk = build(turns_of(given))
+        talk = build_prompt(turns_of(given))
         arrays.equal([talk], given["conversation"], "conversation")
         ids = np.array([tokenizer.encode(talk)])
         arrays.equal(ids, given["input_ids"], "ids")
@@ -187,7 +187,7 @@ def check_run(
 ) -> None:
     """Projector, embeddings, hidden states, prompts, logits and masks of one row."""
     model = backbone.model
-    ids = backbone.tokenizer.encode(build(row.turns))
+    ids = backbone.tokenizer.encode(build_prompt(row.turns))
     image = ids.index(IMAGE_TOKEN)
     with torch.inference_mode():
         embeds = backbone.embed([row], [ids])

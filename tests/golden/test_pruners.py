@@ -95,7 +95,7 @@ def clip_tokens(given: Arrays, texts: int) -> VisualTokens:
         if need == TEXT_EMBEDS:
             return double(given["text"])[:texts]
         with torch.no_grad():
-            return clip.signal(model, states, need)
+            return clip.clip_signal(model, states, need)
 
     side = config.image_size // config.patch_size
     return VisualTokens(states[-1][1:], states[-1][0], (side, side), config.num_attention_heads, answer)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.base import Turn
-from backbones.glamm.conversation import ANSWER_TEMPLATES, QUESTION_TEMPLATES, build
+from backbones.glamm.conversation import ANSWER_TEMPLATES, QUESTION_TEMPLATES, build_prompt
 from backbones.glamm.model import GlammModel
 from backbones.mini.training.config import CLIP_PATCH, IMAGE
 from backbones.mini.training.data import VALUES, Scenes
@@ -81,7 +81,7 @@ class Conversations:
     ) -> tuple[list[int], list[int], list[int]]:
         """Ids before the image, ids after it cut at the last [SEG], and positions in the latter before each
         [SEG]."""
-        ids = self.tokenizer.encode(build([self._turn(text, rng) for text in texts]))
+        ids = self.tokenizer.encode(build_prompt([self._turn(text, rng) for text in texts]))
         image = ids.index(IMAGE_TOKEN)
         rest = ids[image + 1 :]
         marks = [k for k, token in enumerate(rest) if token == self.seg]
@@ -149,9 +149,11 @@ def run_branches(
     batch, count, length = branches.ids.shape
     start, n = len(branches.prefix), visual.shape[1]
     context = start + n + len(branches.lead)
-    prefix, lead = (llama.embed(llm, ids).expand(batch, -1, -1) for ids in (branches.prefix, branches.lead))
+    prefix, lead = (
+        llama.embed_ids(llm, ids).expand(batch, -1, -1) for ids in (branches.prefix, branches.lead)
+    )
     shared = torch.cat([prefix, visual, lead], dim=1)
-    own = llama.embed(llm, branches.ids).flatten(0, 1)  # (B*E, S, width)
+    own = llama.embed_ids(llm, branches.ids).flatten(0, 1)  # (B*E, S, width)
     positions = torch.arange(context + length, device=visual.device)[None]
     by_c, by_o = (
         llama.rotary(llm, part, shared.dtype) for part in (positions[:, :context], positions[:, context:])

@@ -75,7 +75,7 @@ def judge(backbone: GlammBackbone, limit: int, columns: list[tuple[str, str]]) -
     all)."""
     table: dict[str, dict[str, float]] = {name: {} for name in CONDITIONS}
     for dataset, split in columns:
-        samples = data.load(dataset, split)
+        samples = data.load_samples(dataset, split)
         samples = samples[:limit] if limit else samples
         sums = {name: np.zeros(2, dtype=np.int64) for name in CONDITIONS}
         before: Encoding | None = None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.data.dataset import DataSet, Splits
 from harness.data.refer import Refer, load_refer, with_all_tests
-from harness.data.refshapes.writer import SPLITS, prepare
+from harness.data.refshapes.writer import SPLITS, prepare_refshapes
 from harness.data.sample import Sample
 
 
@@ -24,4 +24,4 @@ class RefShapes(DataSet):
         return with_all_tests(list(SPLITS[dataset]), [])
 
     def load(self, dataset: str, split: str, root: Path | None) -> list[Sample]:
-        return load_refer(prepare(), dataset, split)
+        return load_refer(prepare_refshapes(), dataset, split)

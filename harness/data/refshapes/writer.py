@@ -71,7 +71,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "groundprune")
 
 
-def prepare(cache_dir: str | Path | None = None, *, images: int = IMAGES_PER_SPLIT, train: int = 0) -> Path:
+def prepare_refshapes(
+    cache_dir: str | Path | None = None, *, images: int = IMAGES_PER_SPLIT, train: int = 0
+) -> Path:
     """Generate RefShapes unless it is there, and return the folder that holds its Refer_Segm.
 
     The folder appears at once and complete (written aside, then renamed), so a killed run leaves nothing half
