@@ -23,7 +23,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from harness.store.journal import Journal, Reader, digest, read_whole, write_atomically
+from harness.store.journal import Journal, Reader, read_whole, write_atomically
 from harness.store.rows import (
     ASKED,
     COUNTED,
@@ -276,8 +276,7 @@ def load(path: str | Path) -> pd.DataFrame:
     cells = cells_of(run_info(folder))
     if frame.empty:
         return pd.DataFrame(columns=[*COLUMNS, *FROM_RUN])
-    asked = samples(folder)
-    said = asked.drop_duplicates(["sample", "expression"]).set_index(["sample", "expression"])
+    said = samples(folder).drop_duplicates(["sample", "expression"]).set_index(["sample", "expression"])
     wanted = pd.MultiIndex.from_frame(frame[["sample", "expression"]])
     for name in ("text", "group"):
         frame[name] = said[name].reindex(wanted).to_numpy()
@@ -285,21 +284,8 @@ def load(path: str | Path) -> pd.DataFrame:
         frame[name] = frame[name].astype(float)
     for name in FROM_RUN:
         frame[name] = frame["cell"].map({cell: _fact(entry, name) for cell, entry in cells.items()})
-    frame["data"] = frame["data"].where(frame["data"].notna(), _data(frame, asked))
     frame = pd.concat([frame[[*COLUMNS, *FROM_RUN]], measures(frame)], axis=1)
     return frame.sort_values(ORDER, kind="stable", ignore_index=True)
-
-
-def _data(frame: pd.DataFrame, asked: pd.DataFrame) -> pd.Series[str]:
-    """Per row a digest of the contents of its split's samples, in a run whose cells have none of its data."""
-    known = asked.drop_duplicates("sample").sort_values("sample")
-    prints = {
-        key: digest({"content": part["content"].tolist()})
-        for key, part in known.groupby(["dataset", "split"])
-    }
-    return pd.Series(
-        [prints.get(key, "") for key in zip(frame["dataset"], frame["split"], strict=True)], index=frame.index
-    )
 
 
 def _fact(cell: Mapping[str, Any], name: str) -> Any:
