@@ -23,7 +23,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from harness.store.journal import Journal, Reader, digest, read_whole, write_atomically
+from harness.store.journal import Journal, Reader, read_whole, write_atomically
 from harness.store.rows import (
     ASKED,
     COUNTED,
@@ -282,8 +282,7 @@ def load_records(path: str | Path) -> pd.DataFrame:
     cells = cells_of(info)
     if frame.empty:
         return pd.DataFrame(columns=[*COLUMNS, *FROM_RUN])
-    asked = samples(folder)
-    said = asked.drop_duplicates(["sample", "expression"]).set_index(["sample", "expression"])
+    said = samples(folder).drop_duplicates(["sample", "expression"]).set_index(["sample", "expression"])
     wanted = pd.MultiIndex.from_frame(frame[["sample", "expression"]])
     for name in ("text", "group"):
         frame[name] = said[name].reindex(wanted).to_numpy()
