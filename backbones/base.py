@@ -373,9 +373,8 @@ def answer(
         views = backbone.views(fresh, turns, expression, masks)
         selections = tuple(checks.select(pruner, view, budget) for view in views)
     row = Row(fresh, turns, pruner, budget, selections, expression)
-    (result,) = backbone.ground_rows(
-        [row], share=False
-    )  # whole, so that no earlier answer shortens this one's time
+    # whole, so that no earlier answer shortens this one's time
+    (result,) = backbone.ground_rows([row], share=False)
     if result.error:
         raise UserError(result.error)
     mask = (result.logits[0] > 0).numpy(force=True)

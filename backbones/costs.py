@@ -92,7 +92,8 @@ class Prompt:
     def __post_init__(self) -> None:
         if self.text <= self.before:
             raise UserError(
-                f"--text-tokens {self.text} is too few: {self.before} stand before the image, so give {self.before + 1} or more."
+                f"--text-tokens {self.text} is too few: {self.before} stand before the image, so give "
+                f"{self.before + 1} or more."
             )
 
     @property
@@ -303,5 +304,5 @@ class Shapes(ABC):
 
     @abstractmethod
     def views(self, prompt: Prompt) -> list[View]:
-        """An image of random numbers at full size as pruners see it, on the CPU, the same whenever it is asked for.
-        Signals cost what the model's own do."""
+        """An image of random numbers at full size as pruners see it, on the CPU, the same whenever it is
+        asked for. Signals cost what the model's own do."""

@@ -76,7 +76,10 @@ class Family:
     def lacks(self, pruner: Pruner) -> str:
         """Why a pruner cannot be served, in a sentence; empty if it can."""
         if pruner.stage != "tower" and not self.cuts_inside:
-            return f"{pruner.spec()} prunes inside the language model, where {self.name} has no layers to cut between."
+            return (
+                f"{pruner.spec()} prunes inside the language model, where {self.name} has no layers to "
+                f"cut between."
+            )
         answered = {*self.signals, *CUT_KINDS}
         if absent := sorted(signal(need) for need in pruner.needs if need.kind not in answered):
             return f"{pruner.spec()} reads {', '.join(absent)}, which {self.name} cannot answer."
@@ -149,7 +152,8 @@ class Runtime:
         _choose("image backend", self.image_backend, IMAGE_BACKENDS)
         if self.image_backend == "mmcv" and find_spec("mmcv") is None:
             raise UserError(
-                "--image-backend mmcv needs the package: pip install 'groundprune[mmcv]'; or give --image-backend pil."
+                "--image-backend mmcv needs the package: pip install 'groundprune[mmcv]'; or give "
+                "--image-backend pil."
             )
         if self.tensor_parallel < 1:
             raise UserError(f"--tensor-parallel {self.tensor_parallel} is too small; give 1 or more.")
@@ -203,7 +207,8 @@ def _check_device(device: str, attn: str, dtype: str) -> str:
             )
         if dtype not in HALF:
             raise UserError(
-                f"--attn flash_attention_2 does not compute in {dtype}; add --dtype bfloat16 or give --attn sdpa."
+                f"--attn flash_attention_2 does not compute in {dtype}; add --dtype bfloat16 or give "
+                f"--attn sdpa."
             )
     return "cpu" if place.type == "cpu" else device
 
@@ -266,7 +271,10 @@ class Backbones(Registry[Settings]):
         if not isinstance(cls.protocols, Mapping) or not cls.protocols:
             return "has no protocols; write protocols = {'each': 'every expression alone'}"
         if set(cls.drawn) - set(cls.protocols):
-            return f"draws {', '.join(sorted(set(cls.drawn) - set(cls.protocols)))}, which is none of its protocols"
+            return (
+                f"draws {', '.join(sorted(set(cls.drawn) - set(cls.protocols)))}, which is none of its "
+                f"protocols"
+            )
         if cls.answers not in ANSWERS:
             return f"has answers that are {cls.answers!r}; they are {' or '.join(ANSWERS)}"
         if cls.costs_by_default not in COSTS:

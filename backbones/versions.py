@@ -35,7 +35,8 @@ class Installed:
         if self.found is None:
             return f"package {self.wanted.name} is not installed; pip install '{self.wanted}'"
         return (
-            f"{self.wanted.name} {self.found} is outside the range that was tested ({self.wanted.specifier}): "
+            f"{self.wanted.name} {self.found} is outside the range that was tested "
+            f"({self.wanted.specifier}): "
             f"it may work, and digits may differ; pip install '{self.wanted}'"
         )
 

@@ -1,7 +1,7 @@
 """The harness: engine, record store, data sets, metrics, costs, the gate and the command line.
 
-`harness.evaluate(harness.Plan(...))` runs a sweep. Both names are looked up when they are used, so that importing this
-package imports nothing heavy.
+`harness.evaluate(harness.Plan(...))` runs a sweep. Both names are looked up when they are used, so that
+importing this package imports nothing heavy.
 """
 
 from __future__ import annotations

@@ -30,11 +30,12 @@ OFFICIAL: dict[str, dict[str, tuple[int, int, int]]] = {
     "refcoco+": {"val": (1500, 3805, 10758), "testA": (750, 1975, 5726), "testB": (750, 1798, 4889)},
     "refcocog": {"val": (1300, 2573, 4896), "test": (2600, 5023, 9602)},
 }
+# module -> extra of this project
 OPTIONAL = {
     "mmcv": "mmcv",
     "flash_attn": "flash",
     "deepspeed": "distributed",
-}  # module -> extra of this project
+}
 NAMED = 20  # lines of a list of expressions that are named one by one
 FREE_BYTES = 500 * 2**20  # RefShapes needs about 300 MiB
 
@@ -88,7 +89,8 @@ def _devices() -> Iterator[Finding]:
         if shutil.which("nvidia-smi"):
             yield Finding(
                 "wrong",
-                f"torch {torch.__version__} does not see this machine's GPU; install a CUDA build and its driver",
+                f"torch {torch.__version__} does not see this machine's GPU; install a CUDA build and its "
+                f"driver",
             )
         else:
             yield Finding("note", "no CUDA GPU: run with --device cpu")
@@ -208,12 +210,14 @@ def _split(
     if broken:
         yield Finding(
             "wrong",
-            f"{name}: {len(broken)} of {len(samples)} images or their masks cannot be used, first: {broken[0]}",
+            f"{name}: {len(broken)} of {len(samples)} images or their masks cannot be used, first: "
+            f"{broken[0]}",
         )
     elif known is not None and mark != known:
         yield Finding(
             "wrong",
-            f"{name} has fingerprint {mark}, and was written with {known}; delete the folder to generate it again",
+            f"{name} has fingerprint {mark}, and was written with {known}; delete the folder to generate "
+            f"it again",
         )
     elif fine:
         yield Finding("ok", f"{name}: {told}{' as published' if official else ''}, fingerprint {mark}")

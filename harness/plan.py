@@ -1,5 +1,5 @@
-"""A plan: what a sweep is asked for, as texts. The command line, a settings file, the gate's subset, `run.json` and Python
-say it with this one object, which goes to JSON and back.
+"""A plan: what a sweep is asked for, as texts. The command line, a settings file, the gate's subset,
+`run.json` and Python say it with this one object, which goes to JSON and back.
 
 Importing this module imports nothing heavy; making a plan does.
 """
@@ -141,8 +141,8 @@ class Plan:
         return replace(self, backbones=tuple(texts[:1]) or (name,), limit=limit)
 
     def resolved(self) -> Plan:
-        """The same for anyone, whatever folder he is in and whatever pruners and data sets come to be: without
-        patterns and with whole paths."""
+        """The same for anyone, whatever folder he is in and whatever pruners and data sets come to be:
+        without patterns and with whole paths."""
         return replace(
             self,
             pruners=tuple(pruner.spec() for pruner in self.chosen()),

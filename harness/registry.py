@@ -50,7 +50,8 @@ class InstanceRegistry(Generic[T]):
             made: Any = cls()
         except Exception as error:
             raise UserError(
-                f"The {self.what} {cls.__qualname__} at {source_of(cls)} cannot be made without arguments ({error})."
+                f"The {self.what} {cls.__qualname__} at {source_of(cls)} cannot be made without arguments "
+                f"({error})."
             ) from error
         self.add(made)
         return cls
@@ -66,7 +67,8 @@ class InstanceRegistry(Generic[T]):
             value = getattr(made, fact, None)
             if not isinstance(value, str) or not value.strip() or not value.isprintable():
                 raise UserError(
-                    f"The {self.what} {cls.__qualname__} at {source_of(cls)} has no {fact}; add {fact} = '...' to its class."
+                    f"The {self.what} {cls.__qualname__} at {source_of(cls)} has no {fact}; add {fact} = "
+                    f"'...' to its class."
                 )
         name: str = made.name  # type: ignore[attr-defined]
         if wrong := self.wrong(made):
@@ -74,7 +76,8 @@ class InstanceRegistry(Generic[T]):
         known = self.known.get(name)
         if known is not None and not _same(type(known), cls):
             raise UserError(
-                f"Two {self.what}s are named {name!r}: {source_of(type(known))} and {source_of(cls)}; rename one of them."
+                f"Two {self.what}s are named {name!r}: {source_of(type(known))} and {source_of(cls)}; "
+                f"rename one of them."
             )
         self.known[name] = made
         return made
@@ -100,7 +103,8 @@ class InstanceRegistry(Generic[T]):
         self._load_entry_points()
         if name not in self.known:
             raise UserError(
-                f"There is no {self.what} {name!r}; there are {', '.join(self.known)}.{nearest(name, list(self.known))}"
+                f"There is no {self.what} {name!r}; there are "
+                f"{', '.join(self.known)}.{nearest(name, list(self.known))}"
             )
         return self.known[name]
 

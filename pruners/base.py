@@ -175,7 +175,8 @@ class Pruner(ABC):
         check_types(self)
         if self.stochastic and not 0 <= self.parameters()["seed"] <= MAX_SEED:  # type: ignore[operator]
             raise UserError(
-                f"{self.name}: seed is a whole number from 0 to {MAX_SEED}, not {self.parameters()['seed']!r}."
+                f"{self.name}: seed is a whole number from 0 to {MAX_SEED}, not "
+                f"{self.parameters()['seed']!r}."
             )
 
     # -- what it states
@@ -215,7 +216,8 @@ class Pruner(ABC):
         """
         if not 1 <= budget <= patches:
             raise ImpossibleBudget(
-                f"{self.spec()} cannot keep {budget} tokens: this backbone has {patches}, so give --budgets 1 to {patches}."
+                f"{self.spec()} cannot keep {budget} tokens: this backbone has {patches}, so give "
+                f"--budgets 1 to {patches}."
             )
 
     # -- what it chooses
@@ -334,7 +336,8 @@ class LayerPruner(Pruner):
             return
         if not 1 <= self.layer < num_layers:
             raise ImpossibleBudget(
-                f"{self.spec()} cuts outside the language model, which has {num_layers} layers; give layer 1 to {num_layers - 1}."
+                f"{self.spec()} cuts outside the language model, which has {num_layers} layers; give layer "
+                f"1 to {num_layers - 1}."
             )
 
         def left(asked: int) -> int:
@@ -343,7 +346,8 @@ class LayerPruner(Pruner):
         if left(budget) < 1:
             least = next(mean for mean in range(budget, patches + 1) if left(mean) >= 1)
             raise ImpossibleBudget(
-                f"{self.spec()} cannot average {budget} tokens: {self.layer} of {num_layers} layers see all {patches}, "
+                f"{self.spec()} cannot average {budget} tokens: {self.layer} of {num_layers} layers see "
+                f"all {patches}, "
                 f"so the least mean is {least}."
             )
 

@@ -66,7 +66,8 @@ def _check_cuts(cuts: Sequence[Cut], num_layers: int) -> None:
             raise Fault(f"states {cut}, which is not of whole numbers")
         if not 1 <= cut.layer < num_layers:
             raise Fault(
-                f"cuts before layer {cut.layer} of a language model that has {num_layers}; give 1 to {num_layers - 1}"
+                f"cuts before layer {cut.layer} of a language model that has {num_layers}; give 1 to "
+                f"{num_layers - 1}"
             )
         if cut.layer <= before:
             raise Fault(f"cuts before layer {cut.layer} behind a cut before layer {before}; cuts ascend")
@@ -88,20 +89,23 @@ def _check_schedule(schedule: Sequence[int], kind: str, budget: int, patches: in
     for layer, (before, count) in enumerate(zip((patches, *schedule), schedule, strict=False)):
         if not 0 <= count <= before:
             raise Fault(
-                f"states {count} tokens in layer {layer}, behind {before}; tokens are never negative and never grow"
+                f"states {count} tokens in layer {layer}, behind {before}; tokens are never negative and "
+                f"never grow"
             )
     match kind:
         case "final":
             if schedule[-1] != budget:
                 raise Fault(
-                    f"ends at {schedule[-1]} tokens where {budget} were asked; a pruner ends at exactly the budget"
+                    f"ends at {schedule[-1]} tokens where {budget} were asked; a pruner ends at exactly "
+                    f"the budget"
                 )
         case "mean":  # every pruned layer rounds by half a token at most
             pruned = sum(count < patches for count in schedule)
             if 2 * abs(sum(schedule) - budget * len(schedule)) > pruned:
                 mean = sum(schedule) / len(schedule)
                 raise Fault(
-                    f"averages {mean:.2f} tokens where {budget} were asked; a pruner averages exactly the budget"
+                    f"averages {mean:.2f} tokens where {budget} were asked; a pruner averages exactly the "
+                    f"budget"
                 )
         case _:
             raise Fault(f"counts its budget as {kind!r}; budget_kind is 'final' or 'mean'")
@@ -284,11 +288,13 @@ def _repeatable(
     first, second = choose(), choose()
     if _global_draws() != before:
         raise Fault(
-            "draws from a global random state, which others draw from as well; draw from a torch.Generator of its own"
+            "draws from a global random state, which others draw from as well; draw from a torch.Generator "
+            "of its own"
         )
     if not all(_equal(one, other) for one, other in zip(first, second, strict=True)):
         raise Fault(
-            "chose differently when it was asked twice; declare `stochastic = True` and a field `seed: int = 0`, and let "
+            "chose differently when it was asked twice; declare `stochastic = True` and a field `seed: int "
+            "= 0`, and let "
             "(seed, tokens.sample) alone decide the draw"
         )
     return second
@@ -328,7 +334,8 @@ def _blamed(pruner: Pruner, where: str) -> Iterator[None]:
         said = " ".join(repr(error).split())
         said = said if len(said) <= SHORT else f"{said[:SHORT]}..."
         raise UserError(
-            f"The pruner {pruner.spec()} ({source_of(type(pruner))}) failed {where} with {said}; see where with --debug."
+            f"The pruner {pruner.spec()} ({source_of(type(pruner))}) failed {where} with {said}; see where "
+            f"with --debug."
         ) from error
 
 
@@ -337,7 +344,8 @@ def _whole_numbers(given: object, what: str, device: torch.device) -> list[int]:
         raise Fault(f"returned {what} as {_named(given)} where an int64 tensor is asked")
     if given.dtype != torch.int64 or given.ndim != 1 or given.layout != torch.strided:
         raise Fault(
-            f"returned {what} as {given.dtype} of shape {tuple(given.shape)} where int64 of one dimension is asked"
+            f"returned {what} as {given.dtype} of shape {tuple(given.shape)} where int64 of one dimension "
+            f"is asked"
         )
     if given.device != device:
         raise Fault(f"returned {what} on {given.device} where the tokens are on {device}")

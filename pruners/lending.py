@@ -121,5 +121,6 @@ def finite(copies: Sequence[Copy]) -> None:
         # logits are -inf behind a row's own token, as they have to be
         if not bool((copy.tensor.isfinite() | copy.tensor.isneginf()).all()):
             raise Fault(
-                f"got numbers in {copy.name} that are not finite, so the backbone is at fault; try --dtype float32"
+                f"got numbers in {copy.name} that are not finite, so the backbone is at fault; try --dtype "
+                f"float32"
             )

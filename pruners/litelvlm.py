@@ -57,9 +57,8 @@ class LiteLVLM(Pruner):
 
     def low_similarity(self, tokens: VisualTokens, budget: int) -> Tensor:
         """Ascending indices of the patches least similar to the questions."""
-        similarity = (
-            precise(tokens.text_embeds) @ precise(tokens.projected_patches).T
-        )  # (M, N), not normalised
+        # (M, N), not normalised
+        similarity = precise(tokens.text_embeds) @ precise(tokens.projected_patches).T
         room = budget - int(self.context_share * budget)
         count = room // len(similarity) if self.combine == "union" else room
         chosen = torch.zeros_like(similarity, dtype=torch.bool)

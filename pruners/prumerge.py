@@ -44,7 +44,8 @@ def plus_adaptive(scores: Tensor) -> Tensor:
     size, share = len(scores), outliers(scores) / len(scores)
     if not 0 < share <= 1 / 3:
         raise UserError(
-            f"PruMerge+ without a budget needs outliers up to a third of the patches, not a share of {share:.3f}."
+            f"PruMerge+ without a budget needs outliers up to a third of the patches, not a share of "
+            f"{share:.3f}."
         )
     best = top(scores, int(size * share))
     grid = torch.arange(0, size - 1, int(int(1 / share) / 3), device=scores.device)

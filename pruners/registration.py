@@ -110,7 +110,8 @@ def installed(group: str, base: type) -> Iterator[type]:
             raise
         except Exception as error:
             raise UserError(
-                f"The installed plugin {point.name!r} ({point.value}) cannot be imported: {error!r}; mend or uninstall it."
+                f"The installed plugin {point.name!r} ({point.value}) cannot be imported: {error!r}; mend "
+                f"or uninstall it."
             ) from error
         if inspect.isclass(found) and issubclass(found, base):
             yield found
@@ -120,7 +121,8 @@ def join(registry: Any) -> None:
     """Let plugin files register here as well.
 
     Args:
-        registry: has `what` and `home` as `Registry` has them, and `known`, names to classes or things of them.
+        registry: has `what` and `home` as `Registry` has them, and `known`, names to classes or things of
+            them.
     """
     _registries.append(registry)
 
@@ -179,7 +181,8 @@ class Registry(ABC, Generic[T]):
         for fact in ("name", "reference"):
             if not isinstance(getattr(cls, fact, None), str):
                 raise UserError(
-                    f"The {self.what} {cls.__qualname__} at {source_of(cls)} has no {fact}; add {fact} = '...' to its class."
+                    f"The {self.what} {cls.__qualname__} at {source_of(cls)} has no {fact}; add {fact} = "
+                    f"'...' to its class."
                 )
         kind: type[T] = cls  # type: ignore[assignment]
         name: str = cls.name  # type: ignore[attr-defined]
@@ -189,7 +192,8 @@ class Registry(ABC, Generic[T]):
         known = self.known.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise UserError(
-                f"Two {self.what}s are named {name!r}: {source_of(known)} and {source_of(cls)}; rename one of them."
+                f"Two {self.what}s are named {name!r}: {source_of(known)} and {source_of(cls)}; rename one "
+                f"of them."
             )
         self.known[name] = kind
         _remember(cls.__module__)
@@ -199,10 +203,16 @@ class Registry(ABC, Generic[T]):
         """What is wrong with its parameters, which only the fields of a frozen dataclass are."""
         made = cls.__dict__.get("__dataclass_params__")
         if made is None or not made.frozen or not made.init or not made.eq:
-            return "is no frozen dataclass, so that its parameters would be lost; write @dataclass(frozen=True) under @register"
+            return (
+                "is no frozen dataclass, so that its parameters would be lost; write "
+                "@dataclass(frozen=True) under @register"
+            )
         fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         if lost := set(inspect.signature(cls).parameters) ^ set(fields):
-            return f"has an __init__ that does not take exactly its fields ({', '.join(sorted(lost))}); let the dataclass make it"
+            return (
+                f"has an __init__ that does not take exactly its fields ({', '.join(sorted(lost))}); "
+                f"let the dataclass make it"
+            )
         for name, field in fields.items():
             if name in self.facts:
                 return f"makes {name} a parameter; write {name} = ... without a type, or with ClassVar"
@@ -242,7 +252,8 @@ class Registry(ABC, Generic[T]):
         self._load_entry_points()
         if name not in self.known:
             raise UserError(
-                f"There is no {self.what} {short(name)}; there are {', '.join(self.names())}.{nearest(name, self.names())} "
+                f"There is no {self.what} {short(name)}; there are "
+                f"{', '.join(self.names())}.{nearest(name, self.names())} "
                 "See `python -m harness list`."
             )
         return self.known[name]
@@ -261,7 +272,8 @@ class Registry(ABC, Generic[T]):
                 chosen = fnmatch.filter(self.names(), part)
                 if not chosen:
                     raise UserError(
-                        f"The pattern {short(part)} matches no {self.what}; there are {', '.join(self.names())}."
+                        f"The pattern {short(part)} matches no {self.what}; there are "
+                        f"{', '.join(self.names())}."
                     )
             else:
                 chosen = [part]
@@ -330,7 +342,10 @@ class Registry(ABC, Generic[T]):
 
 def _wrong_name(name: str) -> str | None:
     if not name or name != name.strip() or not name.isprintable() or set(name) & set(SYNTAX) or name == "all":
-        return f"cannot be named so: a name is printable text without spaces around it and without {SYNTAX}, and not 'all'"
+        return (
+            f"cannot be named so: a name is printable text without spaces around it and without "
+            f"{SYNTAX}, and not 'all'"
+        )
     return (
         f"has a name of {len(name)} letters; {LONGEST // 2} is the most" if len(name) > LONGEST // 2 else None
     )

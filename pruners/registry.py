@@ -33,7 +33,10 @@ class Pruners(Registry[Pruner]):
         if cls.stochastic and hints.get("seed") is not int:
             return "is stochastic without a seed; give it a field seed: int = 0"
         if cls.cuts is LayerPruner.cuts and hints.get("layer") is not int:
-            return "prunes inside the language model without a layer; give it a field layer: int = 2, or define cuts"
+            return (
+                "prunes inside the language model without a layer; give it a field layer: int = 2, or "
+                "define cuts"
+            )
         return None
 
     def finish(self, made: Pruner, given: Collection[str]) -> None:
@@ -69,7 +72,10 @@ def _wrong_facts(cls: type[Pruner]) -> str | None:
 def _wrong_stage(cls: type[Pruner]) -> str | None:
     """What is wrong with the places where it says that it acts."""
     if cls.stage != stage_of(cls):
-        return f"has the stage {cls.stage!r} and functions of {stage_of(cls)!r}; leave it out, the functions tell"
+        return (
+            f"has the stage {cls.stage!r} and functions of {stage_of(cls)!r}; leave it out, the "
+            f"functions tell"
+        )
     if cls.stage == "layer" and not issubclass(cls, LayerPruner):
         return "chooses inside the language model alone; make it a subclass of LayerPruner"
     states = cls.cuts is not Pruner.cuts

@@ -1,4 +1,5 @@
-"""What a pruner sees: a view of the vision tower's tokens, or the sequence at a cut inside the language model.
+"""What a pruner sees: a view of the vision tower's tokens, or the sequence at a cut inside the language
+model.
 
 Both answer lazily: a signal is computed when it is read, and only if the pruner's `needs` declare it.
 """

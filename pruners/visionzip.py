@@ -41,7 +41,8 @@ class VisionZip(Pruner):
         dominant, contextual = self.split(budget)
         if dominant < 1 or contextual < 0:
             raise ImpossibleBudget(
-                f"{self.spec()} leaves no room for the class token in a budget of {budget}: give contextual=0 to {budget - 1}."
+                f"{self.spec()} leaves no room for the class token in a budget of {budget}: give "
+                f"contextual=0 to {budget - 1}."
             )
 
     def merge(self, tokens: VisualTokens, rest: Tensor, contextual: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,10 +8,8 @@ from collections.abc import Iterable, Sequence
 from harness import metrics
 from harness.metrics import Metric
 
-SCORE, BESIDE = (
-    "ciou",
-    ("giou",),
-)  # what a table of images ranks by and prints beside, where nothing else is asked for
+# what a table of images ranks by and prints beside, where nothing else is asked for
+SCORE, BESIDE = ("ciou", ("giou",))
 
 
 def meanings(metric: Metric, beside: Sequence[Metric]) -> dict[str, str]:
@@ -22,29 +20,39 @@ def meanings(metric: Metric, beside: Sequence[Metric]) -> dict[str, str]:
         beside: the other metrics that it prints.
     """
     return {
-        "method": "pruner as given on the command line; parameters that are not named have their default. Methods stand before "
+        "method": "pruner as given on the command line; parameters that are not named have their default. "
+        "Methods stand before "
         "controls, each by " + ("falling" if metric.higher_is_better else "rising") + " Avg.",
         "data set and split": f"{metric.title} in {metric.unit_word}: {metric.meaning}, so "
         f"{metric.weighs}. Of a pruner that draws, the mean over its seeds.",
-        "Avg.": "mean of the columns to its left, each with the same weight; '-' if the row lacks one. Behind '±', where a pruner "
+        "Avg.": "mean of the columns to its left, each with the same weight; '-' if the row lacks one. "
+        "Behind '±', where a pruner "
         "draws: half the distance between its best and its worst seed (not an interval).",
         "Rel. %": "Avg. as a share of the upper bound's Avg.",
-        "95 %": "interval of Avg. from a bootstrap that draws images again, the same ones for all rows and for splits that share "
+        "95 %": "interval of Avg. from a bootstrap that draws images again, the same ones for all rows and "
+        "for splits that share "
         "images, corrected for few images; '-' where a split has fewer than five images.",
-        "not apart from": "the row cannot be told apart from `random` of its budget, or from the best row of its budget that does "
-        "not see the truth: the difference of the two Avg., drawn in pairs, is not significant at a false-discovery rate of 5 % over "
-        "the table; '?' where images are too few to say. The best row is chosen on the same images, which favours it a little.",
-        "vs baseline": "Avg. minus the Avg. of the pruner named with --baseline at the same budget, with the 95 % interval of the "
+        "not apart from": "the row cannot be told apart from `random` of its budget, or from the best row "
+        "of its budget that does "
+        "not see the truth: the difference of the two Avg., drawn in pairs, is not significant at a "
+        "false-discovery rate of 5 % over "
+        "the table; '?' where images are too few to say. The best row is chosen on the same images, which "
+        "favours it a little.",
+        "vs baseline": "Avg. minus the Avg. of the pruner named with --baseline at the same budget, with "
+        "the 95 % interval of the "
         "difference; '*' marks what is significant at a false-discovery rate of 5 % over the table.",
         **{
             one.title: f"{one.meaning} in {one.unit_word}, mean of the columns: {one.weighs}."
             for one in beside
         },
         "tokens": "visual tokens in the last layer of the language model, measured.",
-        "mean over layers": "visual tokens that the layers of the language model process on average, measured; it exceeds tokens for "
+        "mean over layers": "visual tokens that the layers of the language model process on average, "
+        "measured; it exceeds tokens for "
         "methods that prune inside the model.",
-        "on rounding": "what hangs on the last bits: percent of the kept tokens that would be others, and points by which an "
-        "expression's IoU moves then (mean of the absolute change), if another attention kernel or device rounded the vision "
+        "on rounding": "what hangs on the last bits: percent of the kept tokens that would be others, and "
+        "points by which an "
+        "expression's IoU moves then (mean of the absolute change), if another attention kernel or device "
+        "rounded the vision "
         "tower's states; from one image in eight, at most eight of a split."
         + (" The intervals and the tests count it as noise." if metric.of_iou else ""),
     }

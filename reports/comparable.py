@@ -112,6 +112,7 @@ def why(parted: Sequence[Group]) -> list[str]:
             values = list(dict.fromkeys(_values(twins, name)))
             if len(values) > 1:
                 found.append(
-                    f"{backbone}: tables differ in {word} ({' / '.join(values)}) and are not ranked together: {reason}."
+                    f"{backbone}: tables differ in {word} ({' / '.join(values)}) and are not ranked "
+                    f"together: {reason}."
                 )
     return found

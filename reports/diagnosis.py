@@ -21,7 +21,8 @@ SCHEMA = 1
 FOLDER, FILE, SUMMARY = "diagnosis", "diagnosis.md", "diagnosis.json"
 BAR, LEVEL, EDGE = *COLOURS[:2], "#1c2f42"
 CAPTIONS = {
-    "ranks": "Where the referent's tokens rank among all tokens of the image by each similarity; dashed: no relation.",
+    "ranks": "Where the referent's tokens rank among all tokens of the image by each similarity; dashed: "
+    "no relation.",
     "sink": "Share of the [EOS] token's attention on the start token, mean over heads.",
     "coverage": "Referent coverage: the share of the referent's area whose visual tokens are kept.",
     "overlap": "Overlap: mean Jaccard index of the patches that two pruners keep for the same expression.",
@@ -41,14 +42,17 @@ def verdict(found: Diagnosis) -> str:
             else f"{figures}, which includes 0.5"
         )
         return (
-            f"It is undecided whether the visual-text similarity reversal holds on {found.backbone}: {auroc.images} images do "
-            "not tell whether the referent's visual tokens look less or more like the question than other tokens do "
+            f"It is undecided whether the visual-text similarity reversal holds on {found.backbone}: "
+            f"{auroc.images} images do "
+            "not tell whether the referent's visual tokens look less or more like the question than other "
+            "tokens do "
             f"({why})."
         )
     holds, side = ("holds", "below") if found.reversal else ("does not hold", "above")
     return (
         f"The visual-text similarity reversal {holds} on {found.backbone}: the referent's visual tokens look "
-        f"{RELATION[found.reversal]} like the question than other tokens do ({figures}, {side} 0.5, {auroc.images} images)."
+        f"{RELATION[found.reversal]} like the question than other tokens do ({figures}, {side} 0.5, "
+        f"{auroc.images} images)."
     )
 
 
@@ -151,28 +155,37 @@ def _markdown(found: Diagnosis) -> str:
         f"# Diagnosis of {found.backbone}",
         f"**{verdict(found)}**",
         f"{rows} expressions of {images} images ({sets}, {which}); "
-        f"{found.left_out} expressions left out because their referent fills no visual token; weights {found.fingerprint}.",
+        f"{found.left_out} expressions left out because their referent fills no visual token; weights "
+        f"{found.fingerprint}.",
         "## Where the referent's tokens rank",
         similarity,
-        "AUROC: the chance that a token of the referent is more similar than a token outside it; 0.5 is no relation, below it "
-        "the referent looks *less* similar. Lowest and highest tenth: the share of the referent's tokens there; "
+        "AUROC: the chance that a token of the referent is more similar than a token outside it; 0.5 is no "
+        "relation, below it "
+        "the referent looks *less* similar. Lowest and highest tenth: the share of the referent's tokens "
+        "there; "
         "10 % is no relation.",
         "![ranks](ranks.svg)",
-        f"Correlation over an image's tokens between similarity to [EOS] (of the question) and to [CLS]: Pearson "
+        f"Correlation over an image's tokens between similarity to [EOS] (of the question) and to [CLS]: "
+        f"Pearson "
         f"{_limits(found.mean('pearson'))}, Spearman {_limits(found.mean('spearman'))}.",
         "## Where [EOS] looks in the text",
         layers,
-        f"Share of the [EOS] token's attention on the start token, mean over heads. A question has {tokens.value:.1f} tokens on "
-        f"average, so even attention would give {1 / tokens.value:.3f}; far more than that is a text attention sink.",
+        f"Share of the [EOS] token's attention on the start token, mean over heads. A question has "
+        f"{tokens.value:.1f} tokens on "
+        f"average, so even attention would give {1 / tokens.value:.3f}; far more than that is a text "
+        f"attention sink.",
         "![sink](sink.svg)",
     ]
     if found.kept is not None:
         parts += _kept_text(found.kept)
     parts += [
         "## How",
-        f"A visual token is the referent's if the truth covers at least {INSIDE:g} of its patch, outside if it covers nothing; "
-        "borders in between enter ranks and not AUROC. Visual tokens and [CLS] are those that the projector gets, through CLIP's "
-        "last norm and visual projection. Means are over images of means over an image's expressions; brackets are 95 % "
+        f"A visual token is the referent's if the truth covers at least {INSIDE:g} of its patch, outside "
+        f"if it covers nothing; "
+        "borders in between enter ranks and not AUROC. Visual tokens and [CLS] are those that the "
+        "projector gets, through CLIP's "
+        "last norm and visual projection. Means are over images of means over an image's expressions; "
+        "brackets are 95 % "
         f"intervals from {DRAWS} draws of images with replacement, corrected for few images.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -198,13 +211,17 @@ def _kept_text(kept: Kept) -> list[str]:
         "## What the pruners keep",
         f"From the run `{kept.run}`.",
         table,
-        "Coverage: the share of the referent's area whose visual tokens are kept as patches; class, mean and pooled tokens are "
-        "none, and where all are pooled there is no coverage. Correlation: Pearson, over expressions; - where nothing varies.",
+        "Coverage: the share of the referent's area whose visual tokens are kept as patches; class, mean "
+        "and pooled tokens are "
+        "none, and where all are pooled there is no coverage. Correlation: Pearson, over expressions; - "
+        "where nothing varies.",
         "![coverage](coverage.svg)",
-        "Overlap: mean Jaccard index of the patches that two pruners keep for the same expression; of a pruner that draws, the "
+        "Overlap: mean Jaccard index of the patches that two pruners keep for the same expression; of a "
+        "pruner that draws, the "
         "first seed.",
         "![overlap](overlap.svg)",
-        "Position bias: for how many of the expressions a patch is kept, as a share; those that keep all or none are left out.",
+        "Position bias: for how many of the expressions a patch is kept, as a share; those that keep all "
+        "or none are left out.",
         "![places](places.svg)",
     ]
 

@@ -14,15 +14,18 @@ from harness.cost.sharing import Account
 from reports import publication
 
 FASTV = (
-    "fastv: layers before the cut see every token, so K=2 at 192 / 64 gives {ours} T by the paper's own counter where it prints "
-    "{theirs} T. The printed pair is what that counter gives with about 256 and 192 kept tokens, perhaps a mislabelled rank; its "
-    "printed activation and prefill are those of no cut at all (tokens masked, not dropped). Neither can be decided from outside."
+    "fastv: layers before the cut see every token, so K=2 at 192 / 64 gives {ours} T by the paper's own "
+    "counter where it prints "
+    "{theirs} T. The printed pair is what that counter gives with about 256 and 192 kept tokens, perhaps a "
+    "mislabelled rank; its "
+    "printed activation and prefill are those of no cut at all (tokens masked, not dropped). Neither can "
+    "be decided from outside."
 )
 
 
 def published(backbone: str) -> pd.DataFrame:
-    """The printed efficiency rows of a backbone, or of one that is its shapes alone, indexed by (pruner, budget):
-    FLOPs in T (`flops_t`), activation in GiB (`activation_gb`); empty where nothing is printed."""
+    """The printed efficiency rows of a backbone, or of one that is its shapes alone, indexed by (pruner,
+    budget): FLOPs in T (`flops_t`), activation in GiB (`activation_gb`); empty where nothing is printed."""
     printed = ["pruner", "budget", "flops_t", "activation_gb", "source"]
     rows = [
         publication.read_published(table.file)[printed]
@@ -87,11 +90,15 @@ def projection_notes(
 ) -> list[str]:
     """What the figures rest on, and what they say."""
     found = [
-        f"{prompt.text} text tokens in the language model; bfloat16; attention {attn}. FLOPs by the paper's counter, one per "
-        "multiply-add: 4nd^2 + 2n^2d + 3ndm over decoder layers. Activation is its sum of n(2d + m) elements over layers; the "
+        f"{prompt.text} text tokens in the language model; bfloat16; attention {attn}. FLOPs by the "
+        f"paper's counter, one per "
+        "multiply-add: 4nd^2 + 2n^2d + 3ndm over decoder layers. Activation is its sum of n(2d + m) "
+        "elements over layers; the "
         "peak is what is alive at once in the language model.",
-        f"Roofline: {on.name}, {on.rate / 1e12:g} TFLOP/s bfloat16, {on.bandwidth / 1e12:g} TB/s; 'weights' marks rows that wait "
-        f"for the weights. Below {on.crossover:.0f} tokens in all ({max(0, on.crossover - prompt.text):.0f} visual) a pass at "
+        f"Roofline: {on.name}, {on.rate / 1e12:g} TFLOP/s bfloat16, {on.bandwidth / 1e12:g} TB/s; "
+        f"'weights' marks rows that wait "
+        f"for the weights. Below {on.crossover:.0f} tokens in all "
+        f"({max(0, on.crossover - prompt.text):.0f} visual) a pass at "
         "batch 1 takes as long as reading the weights: fewer tokens buy nothing there.",
     ]
     ours = projection.cells.set_index(["pruner", "budget"])["flops_paper"] / 1e12

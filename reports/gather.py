@@ -17,12 +17,8 @@ from harness.store.run_folder import finished, run_info
 from pruners.base import UserError
 from reports import diagnosis
 
-RESULT = [
-    "cell",
-    "data",
-    "sample",
-    "expression",
-]  # runs on other images of a split stand in tables of their own
+# runs on other images of a split stand in tables of their own
+RESULT = ["cell", "data", "sample", "expression"]
 
 
 @dataclass(frozen=True)
@@ -52,8 +48,8 @@ class Runs:
     """What a report is made of.
 
     Attributes:
-        frame: as `harness.store.records.load_records`, and `run`, the place of the row's run in `runs`; no result
-            twice.
+        frame: as `harness.store.records.load_records`, and `run`, the place of the row's run in `runs`; no
+            result twice.
         samples: as `harness.store.records.samples`, and `run`.
         costs: as `harness.cost.load`, and `run`; empty where nothing was measured.
         notes: what a reader has to know of the merging.
@@ -96,7 +92,8 @@ def gather(folders: Sequence[str | Path]) -> Runs:
         if kept_on := sorted(set(frame["pruner"][frame["code"] != ""])):
             count = int((frame["code"] != "").sum())
             notes.append(
-                f"{count} results of {', '.join(kept_on)} in {str(folder)!r} were computed by other code than the rest of their "
+                f"{count} results of {', '.join(kept_on)} in {str(folder)!r} were computed by other code "
+                f"than the rest of their "
                 "rows (--keep-code)."
             )
         frames.append(frame.assign(run=number))
@@ -150,7 +147,8 @@ def _measured_in_part(frame: pd.DataFrame) -> list[str]:
         absent = frame[list(one.columns)].isna().any(axis=1)
         if absent.any():
             found.append(
-                f"{one.title} was not measured in {absent.sum()} of {len(frame)} results, and is left out where it is not."
+                f"{one.title} was not measured in {absent.sum()} of {len(frame)} results, and is left out "
+                f"where it is not."
             )
     return found
 
@@ -188,7 +186,8 @@ def _by_source(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
             marks = {kind: f"{name} #{digest({'kind': kind})[:4]}" for kind in several}
             frame.loc[mine, "pruner"] = kinds[mine].map(marks)
             notes.append(
-                f"{name} was computed by {len(several)} sources or defaults, whose rows are told apart by a mark."
+                f"{name} was computed by {len(several)} sources or defaults, whose rows are told apart by "
+                f"a mark."
             )
     return frame, notes
 

@@ -17,7 +17,8 @@ from reports.gather import Run, Runs
 from reports.tables import Against, Table, TableRow, column_rank, measured
 
 MINI_WARNING = (
-    "glamm-mini is a small model trained on generated scenes. Its table shows regressions and how the code behaves; "
+    "glamm-mini is a small model trained on generated scenes. Its table shows regressions and how the code "
+    "behaves; "
     "it does not tell which method wins on the real GLaMM."
 )
 CELL = [*SETTING, "budget_kind", "pruner", "budget"]
@@ -165,8 +166,8 @@ def per_seed(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def compared(tables: list[Table]) -> pd.DataFrame:
-    """Every score and every difference with its interval (in no unit), one row each; column 'Avg.' is the mean
-    of the table's."""
+    """Every score and every difference with its interval (in no unit), one row each; column 'Avg.' is the
+    mean of the table's."""
     rows: list[dict[str, Any]] = []
     for table in tables:
         for line in table.lines:
@@ -213,7 +214,8 @@ def warnings(table: Table, runs: Runs) -> list[str]:
         found.append("A split with so few images has no interval: no row can be told apart from another.")
     elif least < 10:
         found.append(
-            f"As few as {least} images in a split: its intervals hold the truth somewhat less often than in 95 % of cases."
+            f"As few as {least} images in a split: its intervals hold the truth somewhat less often than "
+            f"in 95 % of cases."
         )
     return found
 
@@ -271,7 +273,8 @@ def _provenance(run: Run, frame: pd.DataFrame) -> list[str]:
         *settings,
         *([f"{run.info['cut_off']} {CUT_OFF}."] if run.info.get("cut_off") else []),
         *([f"Left out: {' '.join(map(str, left_out.values()))}"] if left_out else []),
-        f"Code {str(facts.get('commit'))[:10]}{' with local changes' if facts.get('dirty') else ''}, {', '.join(packages)}.",
+        f"Code {str(facts.get('commit'))[:10]}{' with local changes' if facts.get('dirty') else ''}, "
+        f"{', '.join(packages)}.",
         f"Failed samples: {len(run.failed)}"
         + "".join(f"; {name}: {why}" for name, why in list(run.failed.items())[:5])
         + ".",

@@ -24,9 +24,12 @@ COLUMNS = 6  # pruners beside each other
 CELL = 2.1  # inches
 LETTERS = 20  # of the note in an inch
 NOTE = (
-    "Above: bright patches are those that the language model's last layer still sees. Where the model sees a part of the image "
-    "alone, the rest is dark; a merged token shows at its centre, and class, mean and pooled tokens show nowhere.\n"
-    "Below: the mask (pink), and the truth where it is known (white line). Seconds: choosing tokens and grounding one row "
+    "Above: bright patches are those that the language model's last layer still sees. Where the model sees "
+    "a part of the image "
+    "alone, the rest is dark; a merged token shows at its centre, and class, mean and pooled tokens show "
+    "nowhere.\n"
+    "Below: the mask (pink), and the truth where it is known (white line). Seconds: choosing tokens and "
+    "grounding one row "
     "(on CPU filled up to eight), image and text encoded, second of two runs; no benchmark."
 )
 

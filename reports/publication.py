@@ -157,7 +157,8 @@ def published_notes(table: Table, runs: Runs) -> list[str]:
     """What to know before reading a difference."""
     twins = beside(table)
     found = [
-        f"{table.metric.title} of this run in {table.metric.unit_word}, in brackets what it is above (+) or below (-) the "
+        f"{table.metric.title} of this run in {table.metric.unit_word}, in brackets what it is above (+) "
+        f"or below (-) the "
         "printed number."
     ]
     found += [f"Printed in: {source}." for source in dict.fromkeys(twin.source for twin in twins)]

@@ -155,7 +155,8 @@ def tables(runs: Runs, baseline: str | None = None, metric: str = SCORE) -> list
     score = metrics.get(metric)
     if lost := [column for column in score.columns if column not in runs.frame]:
         raise UserError(
-            f"--metric {metric} is made of {', '.join(lost)}, which no run here measured; run again where the metric is "
+            f"--metric {metric} is made of {', '.join(lost)}, which no run here measured; run again where "
+            f"the metric is "
             "installed or given with --plugin."
         )
     if runs.frame[list(score.columns)].isna().any(axis=None):

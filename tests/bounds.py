@@ -14,10 +14,8 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-RUNS_TESTS = (
-    "pytest",
-    "hypothesis",
-)  # of the extra `test`; the rest of it are tools that the locked set alone runs
+# of the extra `test`; the rest of it are tools that the locked set alone runs
+RUNS_TESTS = ("pytest", "hypothesis")
 
 
 def ranges() -> dict[str, str]:

@@ -153,7 +153,8 @@ class Recycle(LayerPruner):
 @register
 @dataclass(frozen=True)
 class Distinct(LayerPruner):
-    """DART: tokens with the largest keys, and those least like them or the largest words; the former first."""
+    """DART: tokens with the largest keys, and those least like them or the largest words; the former
+    first."""
 
     layer: int = 1
     name = "distinct"

@@ -65,9 +65,8 @@ def coverage(
         asked = [images(count, generator, ease) for _ in range(splits)]
         equal = []
         for inner, outer in asked:
-            swap = (
-                generator.random(count)[:, None] < 0.5
-            )  # pruners that are equal on average: each image deals them out anew
+            # pruners that are equal on average: each image deals them out anew
+            swap = generator.random(count)[:, None] < 0.5
             equal.append((np.where(swap, inner[:, ::-1], inner), np.where(swap, outer[:, ::-1], outer)))
         if shared:
             asked, equal = (

@@ -28,7 +28,10 @@ from tests.tiny_glamm import picture
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden" / "glamm"
 SAMPLE = HERE / "sample_plugin" / "sample_backbone.py"
-TINY = f"glamm(checkpoint={str(GOLDEN / 'checkpoint')!r}, clip={str(GOLDEN / 'clip')!r}, sam_dims={str(GOLDEN / 'sam_dims.json')!r})"
+TINY = (
+    f"glamm(checkpoint={str(GOLDEN / 'checkpoint')!r}, clip={str(GOLDEN / 'clip')!r}, "
+    f"sam_dims={str(GOLDEN / 'sam_dims.json')!r})"
+)
 SIZES = ((60, 90), (48, 48))
 TEXTS = ("the red star", "Small blue ring on the left", "it")
 

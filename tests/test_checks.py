@@ -159,7 +159,8 @@ def test_good_selections_pass_unchanged() -> None:
         (lambda tokens: tokens.patches[:, 0].tolist(), "scored list"),
         (
             lambda tokens: 1 / 0,
-            "failed on an image at 8 tokens with ZeroDivisionError('division by zero'); see where with --debug",
+            "failed on an image at 8 tokens with ZeroDivisionError('division by zero'); see where with "
+            "--debug",
         ),
         (lambda tokens: exec("raise SystemExit(0)"), "SystemExit"),
         (lambda tokens: exec("raise ValueError('a\\nb' * 500)"), "..."),

@@ -349,9 +349,8 @@ def test_cost_rows_survive_a_stop(
     (stopped / COSTS).write_bytes(elsewhere)
     measure.measure_costs(plan, splits, tiny, stopped, rounds=3)
     assert (stopped / COSTS).read_bytes() == elsewhere, "what is finished is not measured again, whoever asks"
-    measure.measure_costs(
-        plan, splits, tiny, stopped, rounds=4
-    )  # an unfinished one goes on under its own setting only
+    # an unfinished one goes on under its own setting only
+    measure.measure_costs(plan, splits, tiny, stopped, rounds=4)
     (aside,) = stopped.glob("costs.*.jsonl")
     assert aside.read_bytes() == elsewhere and (cost.load_costs(stopped)["rounds"] == 4).all()
 

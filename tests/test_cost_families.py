@@ -73,7 +73,8 @@ class Frames(Shapes):
 
 
 def test_cost_of_a_family_of_its_own_is_projected() -> None:
-    """Budgets are those of a view; parts cost what they say, and the account of a sweep goes by what they run over."""
+    """Budgets are those of a view; parts cost what they say, and the account of a sweep goes by what they run
+    over."""
     lines = lines_of(parse("none,uniform,fastv"), (6,), 0, Frames.grid, LLM.num_hidden_layers)
     found = projection.project(Frames(), lines, PROMPT, dtype=torch.float32)
     seen = {"none": [48] * 4, "uniform": [12] * 4, "fastv": [48, 48, 12, 12]}

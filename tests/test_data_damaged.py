@@ -191,11 +191,8 @@ def test_images_of_another_size_or_kind(tmp_path: Path) -> None:
     write_tree(tmp_path, [ref(1, 1, 11, "val", "it")])
     (sample,) = load_refer(tmp_path, "refcoco", "val")
     Image.fromarray(np.full((HEIGHT, WIDTH), 9, dtype=np.uint8)).save(sample.frames[0])
-    assert (sample.image() == 9).all() and sample.image().shape == (
-        HEIGHT,
-        WIDTH,
-        3,
-    )  # grey images become RGB
+    # grey images become RGB
+    assert (sample.image() == 9).all() and sample.image().shape == (HEIGHT, WIDTH, 3)
     Image.fromarray(np.zeros((WIDTH, HEIGHT, 3), dtype=np.uint8)).save(sample.frames[0])
     with pytest.raises(DataError, match="is 40x64 px, but its annotations are for 64x40"):
         sample.image()

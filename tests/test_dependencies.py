@@ -18,11 +18,12 @@ from pruners import UserError
 from tests.bounds import ROOT, lines, locked, normal
 
 OURS = {"harness", "pruners", "backbones", "reports", "tests"}
+# modules that are not named as their package
 NAMES = {
     "PIL": "pillow",
     "flash_attn": "flash-attn",
     "mmcv": "mmcv-lite",
-}  # modules that are not named as their package
+}
 
 
 def declared(*extras: str) -> dict[str, Requirement]:

@@ -83,9 +83,8 @@ def test_a_broken_pruner_is_caught_and_named(
 def test_a_broken_ranking_is_caught_in_every_pruner_that_uses_it(
     baseline: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        "pruners.base.top", lambda score, count: score.argsort(dim=-1)[..., :count]
-    )  # the lowest stay
+    # the lowest stay
+    monkeypatch.setattr("pruners.base.top", lambda score, count: score.argsort(dim=-1)[..., :count])
     assert command(monkeypatch, baseline) == 1
     told = capsys.readouterr().out
     assert "gate: 4 of 5" in told  # contrast, random with three seeds

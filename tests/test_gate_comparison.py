@@ -91,9 +91,8 @@ def test_a_small_fall_that_many_expressions_share_is_found_and_flips_are_not() -
         "all splits: unharmed 100.00 -> 50.00",
         "refcoco:val: unharmed 100.00 -> 50.00",
     ]
-    flips = [
-        value - (58 if k == 20 else 0) for k, value in enumerate(before)
-    ]  # one expression lost all it had
+    # one expression lost all it had
+    flips = [value - (58 if k == 20 else 0) for k, value in enumerate(before)]
     assert gate.compare(frame(val=before), frame(val=flips), limits).worse == ()
 
 
@@ -101,9 +100,8 @@ def test_what_rounding_does_to_a_pruner_is_no_fall() -> None:
     before, after = frame(val=[50] * 16), frame(val=[50] * 12 + [10] * 4)  # 10 points of both scores
     usual = {"mean IoU": 6.0, "cIoU": 6.0}
     both = {"all splits": usual, "one split": usual}
-    assert (
-        gate.compare(before, after, noisy(falls=both)).worse == ()
-    )  # 2 + 1.5 * 6, and 6 + 1.5 * 6 in the split
+    # 2 + 1.5 * 6, and 6 + 1.5 * 6 in the split
+    assert gate.compare(before, after, noisy(falls=both)).worse == ()
     (change,) = gate.compare(
         before, after, noisy(falls=both | {"all splits": {"mean IoU": 5, "cIoU": 6}})
     ).worse

@@ -1,4 +1,5 @@
-"""Runs that grow: more pruners, budgets, images and splits into one folder compute what is missing, and nothing twice."""
+"""Runs that grow: more pruners, budgets, images and splits into one folder compute what is missing, and
+nothing twice."""
 
 from __future__ import annotations
 

@@ -227,8 +227,8 @@ def test_a_report_ranks_by_any_metric(tmp_path: Path) -> None:
     assert line.others["ciou"]["refcocog", "val"] == metrics.get("ciou").value(part)
     text = render(folder, metric="giou")[0].read_text()
     assert (
-        "- data set and split: gIoU in percent: mean IoU over expressions, so every expression weighs the same."
-        in text
+        "- data set and split: gIoU in percent: mean IoU over expressions, so every expression weighs the "
+        "same." in text
     )
     assert "Published" not in text
     with pytest.raises(UserError, match=r"There is no metric 'gio'; .* Did you mean 'giou'"):

@@ -118,9 +118,8 @@ def test_empty_targets() -> None:
     assert metrics.iou([0], [0]).tolist() == [1.0]  # nothing meant, nothing predicted
     assert value("giou", [0], [0]) == pytest.approx(1 / (1 + 1e-5))
     assert value("ciou", [0], [0]) == 0.0  # as the official sum has it
-    assert value("ciou", [50, 0], [100, 100]) == pytest.approx(
-        0.25
-    )  # a wrong prediction of nothing enters the union
+    # a wrong prediction of nothing enters the union
+    assert value("ciou", [50, 0], [100, 100]) == pytest.approx(0.25)
     assert value("giou", [50, 0], [100, 100]) == pytest.approx(0.25, abs=1e-5)
 
 

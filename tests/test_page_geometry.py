@@ -17,9 +17,8 @@ from tests.a_run import some_rows, store
 from tests.browser import PROGRAM, chromium, opened
 
 pytest.importorskip("playwright", reason="the page is tested with playwright: pip install -e '.[test]'")
-CORNER = np.array(
-    [24 * row + column for row in range(8) for column in range(8)]
-)  # of 24 x 24: a third each way
+# of 24 x 24: a third each way
+CORNER = np.array([24 * row + column for row in range(8) for column in range(8)])
 CROPPED = [0.0, 0.125, 1.0, 0.875]  # the central square of 48 x 64 pixels
 
 
@@ -62,7 +61,8 @@ def test_the_page_says_what_the_patches_cover(
     ("geometry", "bright"), [("centre-crop", [12, 22]), ("whole", [3, 12]), ("regions", [3, 12, 22, 60])]
 )
 def test_what_is_not_kept_is_dark(geometry: str, bright: list[int], tmp_path: Path) -> None:
-    """Columns of the tenth row of pixels, of which the corner holds some; without regions nothing is dimmed."""
+    """Columns of the tenth row of pixels, of which the corner holds some; without regions nothing is
+    dimmed."""
     pixels = """() => { const cards = [...document.querySelectorAll('#cards .card')];
       const canvas = cards.find((card) => card.innerText.startsWith('litelvlm')).querySelector('canvas');
       return [...canvas.getContext('2d').getImageData(0, 10, canvas.width, 1).data]; }"""

@@ -158,10 +158,8 @@ def png(width: int, height: int, rows: bytes, extra: bytes = b"") -> bytes:
         (png(100_000, 1, bytes(300_001)), "one side more than 100 times the other; crop it"),
         (png(4, 4, bytes(52), bytes(50_000_000)), "too large"),
         (b"P6 60000 60000 255\n", "exceeds limit"),
-        (
-            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
-            "cannot identify",
-        ),  # would start Ghostscript
+        # would start Ghostscript
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "cannot identify"),
         (b"", "cannot identify"),
     ],
 )

@@ -1,4 +1,5 @@
-"""One plan: to JSON and back, from a run and from a settings file, in Python; budgets as shares; options that fold into texts."""
+"""One plan: to JSON and back, from a run and from a settings file, in Python; budgets as shares; options that
+fold into texts."""
 
 from __future__ import annotations
 
@@ -352,8 +353,10 @@ def test_a_settings_file_holds_options_and_the_command_line_wins(
 ) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(
-        f'backbones = "fake"\ndata = "{root}"\ndatasets = "refcoco:val"\npruners = ["none", "fastv(layer=3)", "random"]\n'
-        f'budgets = [8, "50%"]\nlimit = 2\nbatch-size = 5\nseeds = 1\nno-share = true\nmax_failures = 0.5\nout = "{tmp_path / "run"}"\n'
+        f'backbones = "fake"\ndata = "{root}"\ndatasets = "refcoco:val"\npruners = ["none", '
+        f'"fastv(layer=3)", "random"]\n'
+        f'budgets = [8, "50%"]\nlimit = 2\nbatch-size = 5\nseeds = 1\nno-share = true\nmax_failures = '
+        f'0.5\nout = "{tmp_path / "run"}"\n'
     )
     assert command(monkeypatch, "--settings", file, "--limit", 1, "--budgets", "24") == 0
     plan = Plan.from_json(records.run_info(tmp_path / "run")["plan"])

@@ -263,7 +263,10 @@ def test_installed_plugin(tmp_path: Path) -> None:
         tmp_path / "site",
     )
     assert done.stdout.split() == ["brightest", "True"], done.stderr
-    tests = "import pytest, sys; sys.exit(pytest.main(['-q', 'tests/test_conformance.py', '--pruners', 'bright*']))"
+    tests = (
+        "import pytest, sys; sys.exit(pytest.main(['-q', 'tests/test_conformance.py', '--pruners', "
+        "'bright*']))"
+    )
     conforms = run(tests, tmp_path / "site")
     assert conforms.returncode == 0 and " passed" in conforms.stdout, conforms.stdout + conforms.stderr
 

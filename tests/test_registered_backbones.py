@@ -1,4 +1,5 @@
-"""Backbones by name: registered, written, listed, looked at; and one that is no GLaMM through every command."""
+"""Backbones by name: registered, written, listed, looked at; and one that is no GLaMM through every
+command."""
 
 from __future__ import annotations
 

@@ -277,9 +277,8 @@ def test_budgets_that_count_differently_are_parted(rows: list[dict[str, Any]], t
     assert "budget='mean'" not in final.split("what a budget counts final")[1]
     names = [line[0] for line in cells_of(other)]
     assert "fastv(layer=3)" not in names
-    assert {"none", "fastv(budget='mean')", "litelvlm", "random (3 seeds)"} <= set(
-        names
-    )  # even tokens are of both kinds
+    # even tokens are of both kinds
+    assert {"none", "fastv(budget='mean')", "litelvlm", "random (3 seeds)"} <= set(names)
 
 
 def test_a_row_without_all_columns_has_no_average(rows: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -524,6 +523,9 @@ def test_one_image_in_a_split_has_no_interval_and_says_so(rows: list[dict[str, A
 
 
 def test_help_loads_nothing_heavy() -> None:
-    code = "import sys, reports.__main__, harness.cli; print({'matplotlib', 'jinja2', 'scipy', 'playwright'} & sys.modules.keys())"
+    code = (
+        "import sys, reports.__main__, harness.cli; print({'matplotlib', 'jinja2', 'scipy', "
+        "'playwright'} & sys.modules.keys())"
+    )
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert told.stdout.strip() == "set()"

@@ -196,7 +196,8 @@ def test_every_control_is_reached_with_the_tab_key(one: Opened) -> None:
         page.keyboard.press("Tab")
         seen.add(
             page.evaluate(
-                "(n => n.name || n.id || n.tagName + (n.dataset.column ? ' number' : ''))(document.activeElement)"
+                "(n => n.name || n.id || n.tagName + (n.dataset.column ? ' number' : "
+                "''))(document.activeElement)"
             )
         )
     assert seen >= {

@@ -82,9 +82,8 @@ def test_a_choice_is_the_same_up_to_noise_in_what_it_merges() -> None:
     assert not same_choice(Selection(kept), Selection(kept + 1), 1e-6)
     assert not same_choice(Selection(kept, features), Selection(kept), 1e-6)
     assert same_choice(Selection(kept, features), Selection(kept, features + 1e-6), 1e-6)
-    assert not same_choice(
-        Selection(kept, features), Selection(kept, features + 1e-2), 1e-6
-    )  # another member
+    # another member
+    assert not same_choice(Selection(kept, features), Selection(kept, features + 1e-2), 1e-6)
 
 
 def test_a_run_records_what_rounding_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

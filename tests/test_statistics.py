@@ -166,6 +166,5 @@ def test_false_discoveries_over_a_table() -> None:
     assert np.isnan(adjusted([float("nan")])).all()
     generator = np.random.default_rng(8)
     wrong = [(adjusted(generator.random(30)) < 0.05).any() for _ in range(600)]
-    assert (
-        np.mean(wrong) < 0.08
-    )  # thirty table rows without any difference: at most one table in twenty has a mark
+    # thirty table rows without any difference: at most one table in twenty has a mark
+    assert np.mean(wrong) < 0.08

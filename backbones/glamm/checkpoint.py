@@ -105,12 +105,14 @@ class Part:
         told = [f"{kind} {sample(names)}" for kind, names in problems.items() if names]
         if unmerged := [name for name in problems.get("unexpected:", ()) if UNMERGED.search(name)]:
             raise UserError(
-                f"The checkpoint {str(self.folder)!r} holds an adapter beside its model (unexpected: {sample(unmerged)}); "
+                f"The checkpoint {str(self.folder)!r} holds an adapter beside its model (unexpected: "
+                f"{sample(unmerged)}); "
                 "merge it with peft's merge_and_unload() and save the result."
             )
         if told:
             raise UserError(
-                f"The checkpoint {str(self.folder)!r} does not fit its config ({'; '.join(told)}); copy both from one release."
+                f"The checkpoint {str(self.folder)!r} does not fit its config ({'; '.join(told)}); copy "
+                f"both from one release."
             )
 
     def check(self) -> int:

@@ -74,7 +74,8 @@ def _checkpoint(folder: Path, clip: Path | None, sam_dims: str | None) -> Iterat
     try:
         if not folder.is_dir():
             raise UserError(
-                f"There is no checkpoint folder {str(folder)!r}; give --checkpoint the folder with config.json."
+                f"There is no checkpoint folder {str(folder)!r}; give --checkpoint the folder with "
+                f"config.json."
             )
         settings = read_json(folder / "config.json", "--checkpoint needs the files of a GLaMM-RefSeg release")
         sam = sam_numbers(folder, Path(sam_dims) if sam_dims is not None else None)

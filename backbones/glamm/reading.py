@@ -47,7 +47,8 @@ def weight_files(folder: Path) -> list[Path]:
     if adapters := sorted(path.name for path in folder.glob("adapter_*")):
         raise UserError(
             f"{str(folder)!r} holds an adapter ({sample(adapters)}) beside its model; "
-            "merge it with peft's merge_and_unload() and save the result, or take these files away if they are merged."
+            "merge it with peft's merge_and_unload() and save the result, or take these files away if they "
+            "are merged."
         )
     for index, pattern in FORMATS:
         found = sorted(folder.glob(pattern))
@@ -55,18 +56,21 @@ def weight_files(folder: Path) -> list[Path]:
             shards = read_json(folder / index, "copy it again").get("weight_map")
             if not isinstance(shards, dict):
                 raise UserError(
-                    f"{str(folder / index)!r} has no weight_map, which says what is in which file; copy it again."
+                    f"{str(folder / index)!r} has no weight_map, which says what is in which file; copy it "
+                    f"again."
                 )
             named = sorted({str(name) for name in shards.values()})
             outside = [name for name in named if Path(name).name != name or "\0" in name]
             if outside:
                 raise UserError(
-                    f"{str(folder / index)!r} names {outside[0]!r}, which is no file of its folder; copy it again."
+                    f"{str(folder / index)!r} names {outside[0]!r}, which is no file of its folder; copy "
+                    f"it again."
                 )
             absent = [name for name in named if not (folder / name).is_file()]
             if absent:
                 raise UserError(
-                    f"{str(folder)!r} lacks {sample(absent)} of the {len(named)} files that {index} names; copy them there."
+                    f"{str(folder)!r} lacks {sample(absent)} of the {len(named)} files that {index} names; "
+                    f"copy them there."
                 )
             found = [folder / name for name in named]
         if found:
@@ -74,7 +78,8 @@ def weight_files(folder: Path) -> list[Path]:
                 raise UserError(f"{odd[0]} in {str(folder)!r} is no regular file; copy it again.")
             return found
     raise UserError(
-        f"There are no weights in {str(folder)!r}: expected *.safetensors or pytorch_model*.bin beside config.json."
+        f"There are no weights in {str(folder)!r}: expected *.safetensors or pytorch_model*.bin beside "
+        f"config.json."
     )
 
 

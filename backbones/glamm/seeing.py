@@ -232,7 +232,8 @@ class GlammSeeing(GlammFamily, Backbone):
                 smaller = self._filled(self.batch_size // 2)
                 if llama.is_shared(self.model.language_model):
                     raise UserError(
-                        f"Out of memory with {self.batch_size} rows at once, which --tensor-parallel cannot change on the way; "
+                        f"Out of memory with {self.batch_size} rows at once, which --tensor-parallel "
+                        f"cannot change on the way; "
                         f"give --batch-size {smaller}."
                     ) from error
                 print(

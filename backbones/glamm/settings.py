@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from backbones.base import Backbone
     from backbones.costs import Shapes
 
-NO_WEIGHTS = "The backbone glamm needs weights: give --checkpoint DIR or 'owner/name@revision', or use --backbones glamm-mini."
+NO_WEIGHTS = (
+    "The backbone glamm needs weights: give --checkpoint DIR or 'owner/name@revision', or use "
+    "--backbones glamm-mini."
+)
 
 
 class GlammFamily(Family):
@@ -131,7 +134,8 @@ def read_model(
             model.to(how.device)
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"The model does not fit into {how.device} in {how.dtype}; give --dtype bfloat16 or another --device."
+            f"The model does not fit into {how.device} in {how.dtype}; give --dtype bfloat16 or another "
+            f"--device."
         ) from error
     tokenizer.check(model.language_model.config.vocab_size)
     return GlammBackbone(

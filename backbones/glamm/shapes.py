@@ -1,4 +1,5 @@
-"""GLaMM without weights: its parts on the meta device, a usual conversation, and an image of random numbers."""
+"""GLaMM without weights: its parts on the meta device, a usual conversation, and an image of random
+numbers."""
 
 from __future__ import annotations
 
@@ -22,19 +23,15 @@ from pruners.base import LLM_PATCHES, LLM_TEXT_EMBEDS, REFERENT, TEXT_EMBEDS, Ne
 SEED = 0
 # a usual conversation of three expressions in LLaMA's tokens; the official draws give 125 to 140
 USUAL = Prompt(text=129, before=37, turns=3, words=24, sentence=9)
-LIKE = (
-    "man in the red shirt",
-    "left dog",
-    "the second cup from the right",
-)  # expressions to count a prompt with
+# expressions to count a prompt with
+LIKE = ("man in the red shirt", "left dog", "the second cup from the right")
 
 
 def without_weights(model: GlammModel) -> GlammModel:
     """The same model on the meta device."""
     parts = (model.clip, model.language_model, model.grounding_encoder)
-    configs = [
-        deepcopy(part.config) for part in parts
-    ]  # building a model writes its attention into its configuration
+    # building a model writes its attention into its configuration
+    configs = [deepcopy(part.config) for part in parts]
     with torch.device("meta"):
         twin = GlammModel(*configs)
     return twin.eval().requires_grad_(False)
@@ -88,7 +85,10 @@ class GlammShapes(Shapes):
                 "attention_mask": torch.zeros(prompt.turns, 1, prompt.words, prompt.words),
             }
             image, prompts = torch.empty(prompt.turns, width, grid, grid), torch.empty(prompt.turns, width)
-        text = f"text tower (CLIP, {prompt.turns} questions of {prompt.words} tokens; only for pruners that read text)"
+        text = (
+            f"text tower (CLIP, {prompt.turns} questions of {prompt.words} tokens; only for pruners "
+            f"that read text)"
+        )
 
         def see(_: int) -> None:
             clip.layer(model.clip, -1, clip.hidden_states(model.clip, small)[-1])

@@ -202,7 +202,8 @@ def clip_config(folder: Path) -> CLIPConfig:
     absent = [name for name in ("vision_config", "text_config") if not isinstance(settings.get(name), dict)]
     if absent:
         raise UserError(
-            f"config.json in {str(folder)!r} has no {' and '.join(absent)}; --clip needs the files of {CLIP_HUB}."
+            f"config.json in {str(folder)!r} has no {' and '.join(absent)}; --clip needs the files of "
+            f"{CLIP_HUB}."
         )
     problems = []
     numbers: dict[str, dict[str, Any]] = {}
@@ -220,7 +221,8 @@ def clip_config(folder: Path) -> CLIPConfig:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"config.json in {str(folder)!r} describes no CLIP ({reason}); --clip needs the files of {CLIP_HUB}."
+            f"config.json in {str(folder)!r} describes no CLIP ({reason}); --clip needs the files of "
+            f"{CLIP_HUB}."
         ) from error
     _check_preprocessing(folder, found.vision_config.image_size)
     return found
@@ -267,7 +269,8 @@ def check_resolution(settings: dict[str, Any], clip: CLIPConfig, folder: Path) -
             wanted = int(match[2] or 224) // int(match[1])
             if side != wanted:
                 raise UserError(
-                    f"config.json names {named} as {key}, which has {wanted} x {wanted} visual tokens, and CLIP in "
+                    f"config.json names {named} as {key}, which has {wanted} x {wanted} visual tokens, and "
+                    f"CLIP in "
                     f"{str(folder)!r} has {side} x {side}; give --clip the files of {named}."
                 )
 

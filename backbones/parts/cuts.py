@@ -209,9 +209,8 @@ class AtCut:
     def _checked(self, query: Query, row: int | None) -> tuple[Tensor, list[bool]]:
         """Answers of one row, or of all, and which of them are numbers throughout."""
         found = self._computed(query, slice(None) if row is None else slice(row, row + 1))
-        if (
-            type(found) is not Tensor or found.is_meta
-        ):  # costs are projected from shapes, which hold no values
+        # costs are projected from shapes, which hold no values
+        if type(found) is not Tensor or found.is_meta:
             return found, [True] * len(found)
         fine = found.isfinite() if query.softmax else found.isfinite() | found.isneginf()
         each: list[bool] = fine.flatten(1).all(1).tolist()

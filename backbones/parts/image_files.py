@@ -151,11 +151,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         return Image.fromarray(
             _scaled(np.asarray(image), sixteen=";16" in image.mode or image.format == "PNG")
         ).convert("RGB")
-    if "transparency" in image.info or image.mode in (
-        "PA",
-        "La",
-        "RGBa",
-    ):  # through RGBA, which keeps the colours below
+    # through RGBA, which keeps the colours below
+    if "transparency" in image.info or image.mode in ("PA", "La", "RGBa"):
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")
 

@@ -233,7 +233,8 @@ class Layer:
         return keys if by is None else turned(keys, by)
 
     def whole(self, parts: Tensor) -> Tensor:
-        """(B, H / size, ...) of this process's heads -> (B, H, ...) of all, where processes share the layer."""
+        """(B, H / size, ...) of this process's heads -> (B, H, ...) of all, where processes share the
+        layer."""
         return self._gather(parts) if self._gather else parts  # type: ignore[no-any-return]
 
     def _logits(self, states: Tensor, keys: Tensor, behind: Tensor, by: Rotary | None) -> Tensor:

@@ -105,7 +105,8 @@ class LlamaTokenizer:
         """Raise UserError unless an embedding of so many rows has one for every id."""
         if self.largest_id >= rows:
             raise UserError(
-                f"The tokenizer of {str(self._folder)!r} gives ids up to {self.largest_id} and the embedding has {rows} rows; "
+                f"The tokenizer of {str(self._folder)!r} gives ids up to {self.largest_id} and the "
+                f"embedding has {rows} rows; "
                 "copy tokenizer.model and added_tokens.json from where the weights came."
             )
 
@@ -186,6 +187,7 @@ def _merges(path: Path) -> list[tuple[str, str]]:
     pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     if odd := [pair for pair in pairs if len(pair) != 2]:
         raise UserError(
-            f"{str(path)!r} has a line that is no pair of pieces ({reprlib.repr(' '.join(odd[0]))}); copy it from {CLIP_HUB}."
+            f"{str(path)!r} has a line that is no pair of pieces ({reprlib.repr(' '.join(odd[0]))}); copy "
+            f"it from {CLIP_HUB}."
         )
     return pairs  # type: ignore[return-value]

@@ -32,9 +32,9 @@ def cost(
     plugin: Plugins = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
-    """Project what every pruner costs at full size, beside the published numbers, from shapes alone: glamm-7b,
-    glamm-mini, or another backbone whose shapes are known; --checkpoint is the folder whose tokenizer counts the
-    conversation."""
+    """Project what every pruner costs at full size, beside the published numbers, from shapes alone:
+    glamm-7b, glamm-mini, or another backbone whose shapes are known; --checkpoint is the folder whose
+    tokenizer counts the conversation."""
     import backbones
     from harness.plan import Plan
 
@@ -68,7 +68,8 @@ def cost(
                 projection.project(model, lines, one, attn=attn), lines, one, talks
             )
         print(
-            f"# {name}, a sweep, projected; controls but {BASELINE} left out\n\n{efficiency.sharing_table(accounts)}"
+            f"# {name}, a sweep, projected; controls but {BASELINE} left "
+            f"out\n\n{efficiency.sharing_table(accounts)}"
         )
         return
     projected = projection.project(model, lines, prompt, attn=attn)

@@ -71,6 +71,7 @@ def diagnose(
         print(f"`python -m reports {run}` puts it into the run's report.")
     if run is None:
         print(
-            "What pruners keep of the referents was not looked at; add --run and the folder of a run of this backbone."
+            "What pruners keep of the referents was not looked at; add --run and the folder of a run of "
+            "this backbone."
         )
     print(f"diagnosis: {page}")

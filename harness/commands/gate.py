@@ -30,7 +30,8 @@ def gate(
     if found.unguarded:
         print(f"not in the baseline: {', '.join(found.unguarded)}; let them in with --accept REASON")
     print(
-        f"gate: {len(found.worse)} of {found.cells} pruners at a budget and seed failed (scores per split, kept tokens, token "
+        f"gate: {len(found.worse)} of {found.cells} pruners at a budget and seed failed (scores per split, "
+        f"kept tokens, token "
         f"counts, own cost), {len(found.changes) - len(found.worse)} changed within the tolerances"
     )
     if found.worse:

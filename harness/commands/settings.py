@@ -44,7 +44,8 @@ def _values(context: typer.Context, path: Path) -> dict[str, Any]:
         key = name.replace("_", "-")
         if key not in options:
             raise UserError(
-                f"{str(path)!r} sets {name!r}, which is no option; there are {', '.join(options)}.{nearest(key, options)}"
+                f"{str(path)!r} sets {name!r}, which is no option; there are "
+                f"{', '.join(options)}.{nearest(key, options)}"
             )
         parameter = options[key]
         if f"--{key}" in parameter.secondary_opts:  # no-share = true

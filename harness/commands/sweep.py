@@ -147,8 +147,8 @@ def evaluate(
 
     Args:
         plan: what to run; several are run into one folder, which holds all that they ask for.
-        out: run folder, with a folder in it for each of several backbones; by default below results/runs, named after what
-            was asked.
+        out: run folder, with a folder in it for each of several backbones; by default below results/runs,
+            named after what was asked.
         force: start anew beside a run that is there.
         how: `workers`, `share`, `max_failures`, `keep_code`, `tensor_parallel`, as the options.
 

@@ -5,24 +5,36 @@ from __future__ import annotations
 EXPLAIN: dict[str, str] = {
     "tokens_final": "visual tokens in the language model's last layer, read from the run",
     "tokens_mean": "visual tokens averaged over the language model's layers, read from the run",
-    "macs_measured": "multiply-adds of matmuls, convolutions and attention (whole map, no causal half) that one image and one "
-    "conversation really execute, all modules together; counted by torch's flop counter with formulas for the fused CPU kernel",
-    "macs_projected": "the same without running: the modules' operators on tensors that have shapes and no values",
-    "macs_fvcore": "fvcore's independent count of the language model's layers, with what a pruner reads inside them",
-    "flops_paper": "LiteLVLM's counter: 4nd^2 + 2n^2d + 3ndm summed over decoder layers, one per multiply-add, without lm_head, "
+    "macs_measured": "multiply-adds of matmuls, convolutions and attention (whole map, no causal half) "
+    "that one image and one "
+    "conversation really execute, all modules together; counted by torch's flop counter with formulas for "
+    "the fused CPU kernel",
+    "macs_projected": "the same without running: the modules' operators on tensors that have shapes and no "
+    "values",
+    "macs_fvcore": "fvcore's independent count of the language model's layers, with what a pruner reads "
+    "inside them",
+    "flops_paper": "LiteLVLM's counter: 4nd^2 + 2n^2d + 3ndm summed over decoder layers, one per "
+    "multiply-add, without lm_head, "
     "CLIP and SAM; n is each layer's measured length",
-    "activation_paper": "LiteLVLM's storing activation: n(2d + m) elements summed over decoder layers (GiB); a sum, not a peak",
-    "activation_peak": "most bytes alive at once while the language model runs from embeddings to its last norm, beyond what was "
+    "activation_paper": "LiteLVLM's storing activation: n(2d + m) elements summed over decoder layers "
+    "(GiB); a sum, not a peak",
+    "activation_peak": "most bytes alive at once while the language model runs from embeddings to its last "
+    "norm, beyond what was "
     "alive before and without weights; live storages on CPU and in a projection, the allocator on CUDA",
     "activation_peak_run": "the same over the whole pass, both encoders and the mask decoder included",
-    "prefill_ms": "decoder layers over the whole sequence, with what a pruner computes between them; wall time on CPU, CUDA "
+    "prefill_ms": "decoder layers over the whole sequence, with what a pruner computes between them; wall "
+    "time on CPU, CUDA "
     "events on a GPU; median, p5 and p95",
-    "compute_ms": "processor time of the whole pass, all threads together (no CUDA here), to which neighbours on the machine add "
+    "compute_ms": "processor time of the whole pass, all threads together (no CUDA here), to which "
+    "neighbours on the machine add "
     "nothing; image preparation left out; median, p5 and p95",
     "cuda_ms": "CUDA events around the whole pass, image preparation left out; median, p5 and p95",
     "speedup_prefill": "prefill of `none` over this row's, median of the ratios within rounds that ran both",
     "speedup_total": "the same for the whole pass (compute_ms or cuda_ms), the pruner's own time included",
-    "note": "no speed-up: whole passes were not faster than those of `none` (one-sided Mann-Whitney test on samples, p >= 0.05)",
-    "stage": "milliseconds of vision tower, text tower (if the pruner reads text), pruner (its signals and its choice), "
-    "projector, prefill without the pruner, lm_head, [SEG] head, grounding encoder, mask decoder, and in all; wall time on CPU",
+    "note": "no speed-up: whole passes were not faster than those of `none` (one-sided Mann-Whitney test "
+    "on samples, p >= 0.05)",
+    "stage": "milliseconds of vision tower, text tower (if the pruner reads text), pruner (its signals and "
+    "its choice), "
+    "projector, prefill without the pruner, lm_head, [SEG] head, grounding encoder, mask decoder, and in "
+    "all; wall time on CPU",
 }

@@ -32,8 +32,8 @@ def lines_of(
 
 
 def lines_of_run(plan: Plan, backbone: Backbone, folder: Path) -> list[Line]:
-    """The rows of a plan, and those that the run in this folder holds of other plans, so that a run that grew has costs of
-    all its rows; a pruner that is not known here, as a plugin's may be, is left out."""
+    """The rows of a plan, and those that the run in this folder holds of other plans, so that a run that grew
+    has costs of all its rows; a pruner that is not known here, as a plugin's may be, is left out."""
     found = lines_of(
         served(plan.chosen(), backbone)[0], plan.budgets, plan.seed, backbone.grid, backbone.num_layers
     )

@@ -80,7 +80,8 @@ def typical(plan: Plan, splits: Sequence[Split], backbone: Backbone, staged: Sta
         truth = masks[list(talk.expressions)] == metrics.FOREGROUND
         return Measured(staged.prepare(image, talk.turns, sample.id, truth), sample.id, talk.expressions)
     raise UserError(
-        "Costs cannot be measured: no image of the chosen splits can be read; give other --datasets or --costs off."
+        "Costs cannot be measured: no image of the chosen splits can be read; give other --datasets or "
+        "--costs off."
     )
 
 
@@ -104,7 +105,8 @@ def count(staged: Staged, inputs: Inputs, line: Line) -> dict[str, Any]:
     expected = language_model_macs(passed.lengths, staged.shape)
     if macs["prefill"] != expected:
         raise UserError(
-            f"The decoder layers' multiply-adds were counted as {macs['prefill']:,}, and their lengths give {expected:,}: "
+            f"The decoder layers' multiply-adds were counted as {macs['prefill']:,}, and their lengths "
+            f"give {expected:,}: "
             "an operator is hidden from the counter; give --attn sdpa or eager, or --costs off."
         )
     return {
@@ -212,9 +214,8 @@ def measure_costs(
     if complete(folder, "measured", code_of(backbone, lines), wanted, rounds):
         return
     with alone(folder / LOCK):
-        if not complete(
-            folder, "measured", code_of(backbone, lines), wanted, rounds
-        ):  # whoever was in here before may have done it
+        # whoever was in here before may have done it
+        if not complete(folder, "measured", code_of(backbone, lines), wanted, rounds):
             staged = staged_of(backbone)
             chosen = typical(plan, splits, backbone, staged)
             ledgers = Ledgers(folder, json.loads(json.dumps(header(backbone, staged, chosen, lines))))

@@ -114,7 +114,8 @@ def _refuse(names: Iterable[str]) -> None:
     """Raise UserError about operators that would be counted as nothing."""
     if found := sorted(set(names)):
         raise UserError(
-            f"The operator {', '.join(found)} has no formula for its multiply-adds, and would be counted as none; "
+            f"The operator {', '.join(found)} has no formula for its multiply-adds, and would be counted "
+            f"as none; "
             "give --attn sdpa or eager, or --costs off."
         )
 

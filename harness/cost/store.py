@@ -78,9 +78,8 @@ class Ledgers:
     def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
         path = folder / COSTS
         lines, offset = _read(path)
-        if lines and lines[0] != dict(
-            header
-        ):  # timings of two settings do not mix; the older ones stay beside the new
+        # timings of two settings do not mix; the older ones stay beside the new
+        if lines and lines[0] != dict(header):
             path.replace(path.with_suffix(f".{digest(lines[0])[:8]}.jsonl"))
             lines, offset = [], 0
         elif not lines:

@@ -188,7 +188,10 @@ def _misspelt(names: list[str]) -> str | None:
     absent = [name for name in KNOWN if name not in names]
     for name in names:
         if name not in KNOWN and (near := get_close_matches(name.casefold(), absent)):
-            return f"names {reprlib.repr(name)}, which is not read; perhaps '{near[0]}' is meant, or give it another name"
+            return (
+                f"names {reprlib.repr(name)}, which is not read; perhaps '{near[0]}' is meant, or give "
+                f"it another name"
+            )
     return None
 
 
@@ -201,7 +204,8 @@ def _row(line: int, record: dict[str, Any]) -> ExpressionLine:
     split, image, text = (_words(record, name) for name in REQUIRED[:3])
     if not SPLIT.fullmatch(split.strip()):
         raise ValueError(
-            f"has the split {reprlib.repr(split)}; a split is named with letters, digits and + . _ -, e.g. val"
+            f"has the split {reprlib.repr(split)}; a split is named with letters, digits and + . _ -, e.g. "
+            f"val"
         )
     group = record.get("group", "")
     if type(group) is int:

@@ -161,7 +161,8 @@ def _sound(root: Path, dataset: str) -> _Files:
     if files.faults:
         first = files.faults[0]
         more = (
-            f" ({len(files.faults) - 1} more lines cannot be used; `python -m harness doctor --data {root}` names them)"
+            f" ({len(files.faults) - 1} more lines cannot be used; `python -m harness doctor --data "
+            f"{root}` names them)"
             if len(files.faults) > 1
             else ""
         )
@@ -175,7 +176,8 @@ def _read(root: Path, dataset: str) -> _Files:
     folder = root / dataset
     if dataset in PUBLISHED:
         raise DataError(
-            f"'{folder}' has the name of a published data set, whose printed numbers are not of these data; rename the folder."
+            f"'{folder}' has the name of a published data set, whose printed numbers are not of these "
+            f"data; rename the folder."
         )
     lists = [folder / name for name in LISTS if (folder / name).is_file()]
     if len(lists) != 1:
@@ -234,7 +236,7 @@ def _checked(folder: Path, listed: Path, annotations: Path, *stamps: tuple[int, 
         else:
             good.append(row)
     found.sort(key=lambda fault: fault.line)
-    return _Files(listed, good, named.pictures, own_names.annotations, found)
+    return _Files(listed, good, named.pictures, named.annotations, found)
 
 
 class _Names:

@@ -154,7 +154,8 @@ def load_refer(root: str | Path, dataset: str, split: str) -> list[Sample]:
     absent = [sample.frames[0] for sample in samples if not sample.frames[0].is_file()]
     if absent:
         raise DataError(
-            f"{len(absent)} of {len(samples)} images of {dataset}:{split} are missing, the first is '{absent[0]}'; "
+            f"{len(absent)} of {len(samples)} images of {dataset}:{split} are missing, the first is "
+            f"'{absent[0]}'; "
             f"{expected(root, dataset)}."
         )
     return samples
@@ -214,8 +215,10 @@ def _check_sentences(dataset: str, by_image: dict[int, list[Ref]]) -> None:
             for number, _ in ref.sentences:
                 if number in first:
                     raise DataError(
-                        f"refs of {dataset} give the sentence id {number} twice in image {image} (refs {first[number]} and "
-                        f"{ref.id}), and results are kept by it; number the sentences of the refs file from 0 on."
+                        f"refs of {dataset} give the sentence id {number} twice in image {image} (refs "
+                        f"{first[number]} and "
+                        f"{ref.id}), and results are kept by it; number the sentences of the refs file "
+                        f"from 0 on."
                     )
                 first[number] = ref.id
 
@@ -299,6 +302,7 @@ def _check_owner(number: int, record: Any, users: set[int]) -> None:
     names it."""
     if "image_id" in record and (owner := whole(record, "image_id")) not in users:
         raise DataError(
-            f"instances.json has annotation {number} in image {owner}, and refs name it for image {min(users)} alone; "
+            f"instances.json has annotation {number} in image {owner}, and refs name it for image "
+            f"{min(users)} alone; "
             "take both files from the same download."
         )

@@ -15,9 +15,8 @@ from harness.data.sample import DataError
 
 NO_TARGET = -1
 MOST_BYTES = 2**30  # the largest published file has 60 MiB
-SHARED_TEXT = (
-    2**20
-)  # characters that sentences may have beyond the file's length, as equal texts are stored once
+# characters that sentences may have beyond the file's length, as equal texts are stored once
+SHARED_TEXT = 2**20
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,8 @@ def read_refs(path: Path) -> list[Ref]:
     except Exception as error:  # a damaged pickle can raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"'{path}' is not a refs file of plain lists, dicts, text and numbers ({reason}); it was not loaded, "
+            f"'{path}' is not a refs file of plain lists, dicts, text and numbers ({reason}); it was not "
+            f"loaded, "
             "write or download it again."
         ) from None
     if not isinstance(refs, list):

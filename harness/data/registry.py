@@ -139,7 +139,8 @@ def _find(dataset: str, root: Path | None) -> DataSet:
     found = [one for one in sets.all() if one.holds(dataset, root)]
     if len(found) > 1:
         raise DataError(
-            f"'{dataset}' is a data set of {found[0].name} and one of {found[1].name}; give one of them another name."
+            f"'{dataset}' is a data set of {found[0].name} and one of {found[1].name}; give one of them "
+            f"another name."
         )
     if found:
         return found[0]

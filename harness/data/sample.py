@@ -152,8 +152,10 @@ class Sample:
         """
         if len(self.expressions) * self.height * self.width > MOST_MASK_BYTES:
             raise DataError(
-                f"{self.id} asks for {len(self.expressions)} masks of {self.width}x{self.height} px, more than "
-                f"{MOST_MASK_BYTES >> 30} GiB together; split its expressions or scale image and annotations down."
+                f"{self.id} asks for {len(self.expressions)} masks of {self.width}x{self.height} px, more "
+                f"than "
+                f"{MOST_MASK_BYTES >> 30} GiB together; split its expressions or scale image and "
+                f"annotations down."
             )
         known: dict[int, NDArray[np.uint8]] = {}
         masks = np.zeros((len(self.expressions), self.height, self.width), dtype=np.uint8)

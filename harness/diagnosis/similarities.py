@@ -50,7 +50,8 @@ def measure_similarities(
     probes = backbone.probes
     if probes is None:
         raise UserError(
-            f"The similarities of {backbone.name} cannot be read; diagnose another backbone, as {Plan.backbones[0]}."
+            f"The similarities of {backbone.name} cannot be read; diagnose another backbone, as "
+            f"{Plan.backbones[0]}."
         )
     rows: list[dict[str, Any]] = []
     left_out = 0
@@ -62,7 +63,8 @@ def measure_similarities(
             rows += found
     if not rows:
         raise UserError(
-            f"No referent of {', '.join(map(':'.join, pairs))} fills a visual token; give larger --datasets or --limit."
+            f"No referent of {', '.join(map(':'.join, pairs))} fills a visual token; give larger "
+            f"--datasets or --limit."
         )
     frame = pd.DataFrame(rows)
     layers = sum(str(column).startswith("start ") for column in frame)
@@ -129,7 +131,8 @@ def kept(run: Path, backbone: Backbone) -> Kept:
             )
         )
         raise UserError(
-            f"The run {str(run)!r} holds records of {held or 'nothing'}, not of {backbone.name} {backbone.fingerprint}; "
+            f"The run {str(run)!r} holds records of {held or 'nothing'}, not of {backbone.name} "
+            f"{backbone.fingerprint}; "
             "give --run a run of this backbone alone."
         )
     return summarise(frame, backbone.grid, str(run))

@@ -98,9 +98,8 @@ def summarise(frame: pd.DataFrame, grid: tuple[int, int], run: str) -> Kept:
     patches = grid[0] * grid[1]
     frame = frame.assign(image=records.media(frame))
     seeds = frame.groupby(["pruner", "budget"])["seed"].transform("min")
-    first = frame[
-        frame["seed"] == seeds
-    ]  # of a pruner that draws, one seed stands for it where expressions are paired
+    # of a pruner that draws, one seed stands for it where expressions are paired
+    first = frame[frame["seed"] == seeds]
     bitmaps: dict[tuple[str, int], pd.Series[Any]] = {}
     places, lines = {}, []
     for _, part in frame.groupby(["pruner", "budget"], sort=True):

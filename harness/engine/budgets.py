@@ -1,4 +1,5 @@
-"""Budgets as texts: a count of visual tokens (`64`), or a share of all that the backbone has (`33%`, `0.33`)."""
+"""Budgets as texts: a count of visual tokens (`64`), or a share of all that the backbone has (`33%`,
+`0.33`)."""
 
 from __future__ import annotations
 

@@ -118,8 +118,8 @@ def expand(
 ) -> list[Line]:
     """Every pruner at every budget, each once.
 
-    `none` runs once, at all tokens. A pruner that draws runs with `seeds` seeds from `seed` on, or with the one
-    that the user wrote: `random(seed=7)`.
+    `none` runs once, at all tokens. A pruner that draws runs with `seeds` seeds from `seed` on, or with the
+    one that the user wrote: `random(seed=7)`.
 
     Args:
         budgets: counts, or texts: counts and shares.

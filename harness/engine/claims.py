@@ -44,9 +44,8 @@ class Claims:
             os.pwrite(self._file, PENDING * (parts - size), size)
             os.fsync(self._file)
         self._unlock(OPENING)
-        self._before = (
-            self._others()
-        )  # what these have finished is in the records for whoever reads them from now on
+        # what these have finished is in the records for whoever reads them from now on
+        self._before = self._others()
 
     def _lock(self, part: int, wait: bool = False) -> bool:
         try:
@@ -63,8 +62,8 @@ class Claims:
         os.fsync(self._file)
 
     def take(self, part: int) -> State | None:
-        """Claim a part: "fresh" if nobody has begun it since this object was made, None if it is taken or done,
-        else "abandoned".
+        """Claim a part: "fresh" if nobody has begun it since this object was made, None if it is taken or
+        done, else "abandoned".
 
         A byte that is no state, as a damaged file has, says nothing, so the part counts as begun; so does one
         that another sweep has begun meanwhile.

@@ -1,4 +1,5 @@
-"""One process's part in a run: it claims parts of the data, fills all cells of each, and closes what is complete."""
+"""One process's part in a run: it claims parts of the data, fills all cells of each, and closes what is
+complete."""
 
 from __future__ import annotations
 
@@ -142,7 +143,8 @@ class Crew:
     def _held(self) -> str:
         """The parts that other processes have claimed, in words."""
         held = [
-            f"images {IMAGES_AT_ONCE * part + 1} to {IMAGES_AT_ONCE * part + len(self.parts[number][part])} of "
+            f"images {IMAGES_AT_ONCE * part + 1} to "
+            f"{IMAGES_AT_ONCE * part + len(self.parts[number][part])} of "
             f"{':'.join(self.splits[number].name)}"
             + (f" (process {who})" if (who := claims.holder(part)) else "")
             for number, claims in enumerate(self.claims)
@@ -164,8 +166,8 @@ class Crew:
             )
 
     def _claim(self) -> Iterator[Key]:
-        """Parts that this process may work on, as its team's leader claims them when they are asked for; what is left of
-        each stands in `todo`, the same for the whole team."""
+        """Parts that this process may work on, as its team's leader claims them when they are asked for; what
+        is left of each stands in `todo`, the same for the whole team."""
         mine = self._claims() if self.way.place.leads else iter(())
         while (claimed := self.way.place.agree(next(mine, None))) is not None:
             key, self.todo[key] = claimed
@@ -266,9 +268,8 @@ class Crew:
         most = max(1, math.ceil(self.way.max_failures * self.total))
 
         def too_many(failed: int) -> bool:
-            return (
-                failed > most or failed == self.total > self.way.max_failures * self.total
-            )  # a run without answers is none
+            # a run without answers is none
+            return failed > most or failed == self.total > self.way.max_failures * self.total
 
         failed = sum(claims.failed for claims in self.claims)
         if too_many(failed):  # a claim is one byte that may be damaged; the records know
@@ -278,12 +279,13 @@ class Crew:
         if too_many(failed):
             raise UserError(
                 f"{failed} of {self.total} samples failed, more than --max-failures {self.way.max_failures:g}"
-                f"{f' ({latest})' if latest else ''}; mend the data, or go on with --out {self.folder} and a larger share."
+                f"{f' ({latest})' if latest else ''}; mend the data, or go on with --out {self.folder} and "
+                f"a larger share."
             )
 
     def _finish(self) -> bool:
-        """Close the run if all of it is there; False if a result of this process's cells is missing after all, whose part is
-        then open again.
+        """Close the run if all of it is there; False if a result of this process's cells is missing after
+        all, whose part is then open again.
 
         Raises:
             UserError: a part lacks records although this process has filled it.

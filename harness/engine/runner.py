@@ -29,19 +29,19 @@ def run(
 ) -> bool:
     """Fill all cells of a plan into `folder`, together with whoever else works on it.
 
-    What is there already stays and is not computed again: a run that was stopped goes on, and one that holds less (fewer
-    pruners, budgets, splits or images) grows.
+    What is there already stays and is not computed again: a run that was stopped goes on, and one that holds
+    less (fewer pruners, budgets, splits or images) grows.
 
     Args:
         splits: as `prepare` gives them.
 
     Returns:
-        Whether all that was asked for is there; a process that is not the launcher's first goes when nothing is left
-        to claim.
+        Whether all that was asked for is there; a process that is not the launcher's first goes when nothing
+        is left to claim.
 
     Raises:
-        UserError: the folder holds another run or cannot be written, the data changed, memory does not suffice,
-            or too many samples failed.
+        UserError: the folder holds another run or cannot be written, the data changed, memory does not
+            suffice, or too many samples failed.
     """
     way = way or Way()
     cut_off, (_, left_out) = _cut_off(plan, backbone, splits), served(plan.chosen(), backbone)

@@ -16,12 +16,8 @@ from harness.engine.served import served
 from pruners import checks
 from pruners.base import REFERENT, Pruner, UserError
 
-BUILT_IN = (
-    "val",
-    1,
-    "refshapesg",
-    0,
-)  # split, scene, family and expression of the scene that is shown without an image
+# split, scene, family and expression of the scene that is shown without an image
+BUILT_IN = ("val", 1, "refshapesg", 0)
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,8 @@ def subject(
     if expression is None:
         if Path(image).suffix or Path(image).exists():
             raise UserError(
-                f'What is to be found in {image!r}? Add an expression: try {image} "the red star left of the ring".'
+                f'What is to be found in {image!r}? Add an expression: try {image} "the red star left of '
+                f'the ring".'
             )
         return built_in(image)
     if not expression.strip():
@@ -113,7 +110,8 @@ def ask_pruners(
     blind = [pruner for pruner in able if truth is not None or REFERENT not in pruner.needs]
     if not blind:
         raise UserError(
-            f"{able[0].spec()} sees the truth, which nobody knows here; add another pruner, e.g. --pruners all."
+            f"{able[0].spec()} sees the truth, which nobody knows here; add another pruner, e.g. --pruners "
+            f"all."
         )
     encoding = backbone.encode([image])[0]
     found = []

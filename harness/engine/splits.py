@@ -45,8 +45,8 @@ class Split:
 
     @property
     def parts(self) -> list[list[data.Sample]]:
-        """What is encoded, grounded, claimed and written together; the same however many processes work, and however many
-        images more are asked for."""
+        """What is encoded, grounded, claimed and written together; the same however many processes work, and
+        however many images more are asked for."""
         return [
             self.samples[start : start + IMAGES_AT_ONCE]
             for start in range(0, len(self.samples), IMAGES_AT_ONCE)
@@ -93,6 +93,7 @@ def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
 
 
 def identity(splits: Sequence[Split]) -> str:
-    """Hash of what was asked and of its data, code left out: the same command finds the same run after an edit."""
+    """Hash of what was asked and of its data, code left out: the same command finds the same run after an
+    edit."""
     asked = [[split.pairs, [job.cell.asked for job in split.jobs]] for split in splits]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]

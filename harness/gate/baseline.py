@@ -103,7 +103,8 @@ def frame(content: dict[str, Any]) -> pd.DataFrame:
         cell = known.pop(name, None)
         if cell is None or cell["rows"] != len(part):
             raise Damaged(
-                f"{len(part)} rows of {name[0]} at {name[1]} tokens, where its cell has {cell and cell['rows']}"
+                f"{len(part)} rows of {name[0]} at {name[1]} tokens, where its cell has "
+                f"{cell and cell['rows']}"
             )
         kept = unpack(cell["kept"], len(part), content["patches"])
         parts.append(
@@ -190,12 +191,14 @@ def read_baseline(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(
-            f"There is no baseline {str(path)!r}; make one with `python -m harness gate --baseline {path} --accept REASON`."
+            f"There is no baseline {str(path)!r}; make one with `python -m harness gate --baseline {path} "
+            f"--accept REASON`."
         )
     content = _parsed(path)
     if content.get("format", FORMAT) != FORMAT:
         raise UserError(
-            f"The baseline {str(path)!r} has format {content['format']!r}, this version reads {FORMAT}; renew it with "
+            f"The baseline {str(path)!r} has format {content['format']!r}, this version reads {FORMAT}; "
+            f"renew it with "
             f"`python -m harness gate --baseline {path} --accept REASON`."
         )
     try:

@@ -93,7 +93,8 @@ def run_subset(plan: Plan, backbone: Backbone | None = None) -> GateRun:
         if failed := records.failures(folder):
             first, reason = next(iter(failed.items()))
             raise UserError(
-                f"{len(failed)} samples of the gate's subset failed, first {first} ({reason}); mend that first."
+                f"{len(failed)} samples of the gate's subset failed, first {first} ({reason}); mend that "
+                f"first."
             )
         if kinds.kind(None, backbone, 1) != "off":
             kinds.write_costs("projected", plan, splits, backbone, folder)
@@ -121,7 +122,8 @@ def check(path: Path, plugins: tuple[str, ...] = ()) -> Comparison:
     changed = [name for name, value in baseline["fingerprints"].items() if run.prints.get(name) != value]
     if changed:
         raise UserError(
-            f"The baseline {str(path)!r} was made with other {', '.join(changed)}; accept a new one with --accept REASON."
+            f"The baseline {str(path)!r} was made with other {', '.join(changed)}; accept a new one with "
+            f"--accept REASON."
         )
     return compare(files.frame(baseline), run.frame, baseline, run.costs)
 

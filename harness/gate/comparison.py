@@ -76,7 +76,8 @@ class Change:
 
     def __str__(self) -> str:
         return (
-            f"{self.pruner} at {self.budget} tokens (seed {self.seed}): cIoU {self.before:.2f} -> {self.after:.2f}, "
+            f"{self.pruner} at {self.budget} tokens (seed {self.seed}): cIoU {self.before:.2f} -> "
+            f"{self.after:.2f}, "
             f"mean IoU {self.mean_before:.2f} -> {self.mean_after:.2f}; "
             f"{self.fell} of {self.of} expressions fell, {self.rose} rose"
         )
@@ -126,7 +127,8 @@ def _paired(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
             first = odd.iloc[0]
             whole = _names(known, after) if side == "left_only" else ""
             raise UserError(
-                f"The {what} has {len(odd)} results that {where}, first {first['pruner']} on {first['sample']}{whole}; "
+                f"The {what} has {len(odd)} results that {where}, first {first['pruner']} on "
+                f"{first['sample']}{whole}; "
                 "data or pruners changed, so mend that or accept a new baseline with --accept REASON."
             )
     both = before[PAIR].merge(both, on=PAIR, how="left")
@@ -218,7 +220,10 @@ def _falls(part: pd.DataFrame, rounding: dict[str, Any], limits: dict[str, float
             yield f"{scope}: {what} {old:.2f} -> {new:.2f} over {count}, rounding explains {explained:.2f}"
     lost = int((part["change"] < -LOST).sum())
     if lost > MARGIN * rounding["lost"] + 1:
-        yield f"{lost} of {len(part)} expressions lost more than {LOST:g} points, by rounding at most {rounding['lost']:g} did"
+        yield (
+            f"{lost} of {len(part)} expressions lost more than {LOST:g} points, by rounding at most "
+            f"{rounding['lost']:g} did"
+        )
 
 
 def _exact(part: pd.DataFrame, rounding: dict[str, Any], patches: int) -> Iterator[str]:
@@ -239,7 +244,8 @@ def _exact(part: pd.DataFrame, rounding: dict[str, Any], patches: int) -> Iterat
             first = part[moved > 0].iloc[0]
             usual = f", by rounding {rounding['tokens']:g} move" if rounding["tokens"] else ""
             yield (
-                f"kept tokens changed for {(moved > 0).sum()} of {len(part)} expressions, {moved.sum()} in all{usual}; "
+                f"kept tokens changed for {(moved > 0).sum()} of {len(part)} expressions, {moved.sum()} in "
+                f"all{usual}; "
                 f"first on {first['sample']} expression {first['expression']}"
             )
 

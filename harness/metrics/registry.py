@@ -37,7 +37,8 @@ def _wrong(metric: Metric) -> str | None:
         common = sorted(set(columns) & set(other.columns))
         if common and other.name != metric.name and type(other).measure is not type(metric).measure:
             return (
-                f"fills the column {common[0]!r} as {other.name} at {source_of(type(other))} does, and measures it otherwise; "
+                f"fills the column {common[0]!r} as {other.name} at {source_of(type(other))} does, and "
+                f"measures it otherwise; "
                 "name its columns after the metric"
             )
     if not issubclass(type(metric), Overlap) and (taken := sorted(set(columns) & _fields())):
@@ -91,7 +92,8 @@ def measure(predictions: Masks, truths: Truths, medium: Medium = "image") -> lis
             rows = metric.measure(predictions, truths)
         except Exception as error:
             raise UserError(
-                f"The metric {metric.name!r} at {source_of(type(metric))} cannot measure an answer ({error!r}); mend it."
+                f"The metric {metric.name!r} at {source_of(type(metric))} cannot measure an answer "
+                f"({error!r}); mend it."
             ) from error
         if wrong := _wrong_measure(metric, rows, len(found)):
             raise UserError(f"The metric {metric.name!r} at {source_of(type(metric))} {wrong}; mend it.")

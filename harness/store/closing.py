@@ -1,7 +1,8 @@
-"""Closing a run: once all that its sweeps ask for is recorded, the rows become tables, and `done.json` says which.
+"""Closing a run: once all that its sweeps ask for is recorded, the rows become tables, and `done.json` says
+which.
 
-A run that grows is open again, and is closed anew: its tables are all made from the journals, and `done.json` is
-written behind the last of them, so that no reader meets old tables beside new ones.
+A run that grows is open again, and is closed anew: its tables are all made from the journals, and `done.json`
+is written behind the last of them, so that no reader meets old tables beside new ones.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def _rows(folder: Path, info: Mapping[str, Any], pair: Column) -> Iterator[dict[
 
 
 def close_run(folder: Path, sure: Mapping[str, int]) -> None:
-    """Close a run if everything is there that any of its sweeps asks for; the caller holds the run's file lock.
+    """Close a run if everything is there that any of its sweeps asks for; the caller holds the run's file
+    lock.
 
     Args:
         sure: cells that are known to be complete on so many samples.

@@ -47,8 +47,8 @@ EVALUATES = (
     "pruners/lending.py",
     "pruners/views.py",
 )
-# names and settings, versions, costs, diagnosis, doctor, shapes without weights; budgets as texts, whose count is
-# part of the cell
+# names and settings, versions, costs, diagnosis, doctor, shapes without weights; budgets as texts, whose
+# count is part of the cell
 HARMLESS = (
     "harness/engine/budgets.py",
     "backbones/costs.py",
@@ -71,6 +71,7 @@ COSTS = (
     "backbones/*/stages.py",
     "harness/cost/*.py",
 )
+# in EVALUATES, or deciding nothing
 NEUTRAL = (
     "pruners",
     "pruners.base",
@@ -82,7 +83,7 @@ NEUTRAL = (
     "pruners.registry",
     "pruners.views",
     "pruners.written",
-)  # in EVALUATES, or deciding nothing
+)
 DIGITS = 16
 IMPORTERS = ("import_module", "__import__")
 PROCESS = secrets.token_hex(8)
@@ -209,9 +210,8 @@ def _collect(name: str, cls: type | None, found: dict[str, str], known: ModuleTy
         return
     module = sys.modules.get(name) or known
     source = plugin_source(name) or _read(module)
-    if (
-        source is None
-    ):  # a notebook, an interactive session: what it rests on cannot be known, so it is never the same again
+    # a notebook, an interactive session: what it rests on cannot be known, so it is never the same again
+    if source is None:
         if cls is not None:
             found[name] = of_all([PROCESS, str(id(cls))])
         return

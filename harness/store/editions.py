@@ -1,9 +1,10 @@
 """`run.json`: what was asked, which cells that means, and by which code they are computed.
 
-A folder holds one run: one backbone in one setting. A command that asks for more makes the run grow: its cells are
-new, or wanted on more samples, and a *sweep* says so. The same command after an edit of a pruner, or of the code
-that evaluates, asks for the same and has other cells: another *edition* of the run. Its cells are computed beside
-the old ones, and tables show, of all that was ever asked, the cells of the code that it was asked of last.
+A folder holds one run: one backbone in one setting. A command that asks for more makes the run grow: its
+cells are new, or wanted on more samples, and a *sweep* says so. The same command after an edit of a pruner,
+or of the code that evaluates, asks for the same and has other cells: another *edition* of the run. Its cells
+are computed beside the old ones, and tables show, of all that was ever asked, the cells of the code that it
+was asked of last.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from pruners.base import UserError
 
 LOCK = "run.lock"
 NAMED = 3  # changed files that a sentence names
+# of a setting, where they are not its names
 WORDS = {
     "fingerprint": "weights",
     "draws": "seed",
     "attn": "attention",
-}  # of a setting, where they are not its names
+}
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ def open_run(folder: Path, asked: Asked, backbone: Backbone, keep_code: bool = F
         old = run_info(folder) or _new(folder, asked, facts)
         if old.get("schema") != SCHEMA:
             raise UserError(
-                f"{str(folder)!r} was made by an earlier version, which a report still reads; give a new --out folder to go on."
+                f"{str(folder)!r} was made by an earlier version, which a report still reads; give a new "
+                f"--out folder to go on."
             )
         jobs = [list(part) for part in asked.jobs]
         if before := _current(old):
@@ -121,9 +124,8 @@ def open_run(folder: Path, asked: Asked, backbone: Backbone, keep_code: bool = F
         if before and info["edition"] == old["edition"] and (info != old or not (folder / DONE).exists()):
             info = _continued(info, facts)
         if _held(info) != _held(old):
-            (folder / DONE).unlink(
-                missing_ok=True
-            )  # first, so that it never speaks of more than its tables hold
+            # first, so that it never speaks of more than its tables hold
+            (folder / DONE).unlink(missing_ok=True)
         if info != old:
             write_atomically(folder / RUN, info, LOOSE)
         opened = Opened(info, jobs, sweeps.claims_name(info, _sweep(jobs, asked)), said)
@@ -161,14 +163,15 @@ def _check_setting(folder: Path, known: Mapping[str, Any], job: Job) -> None:
         was = known["setting"].get(name)
         if name != "code" and was != now:
             raise UserError(
-                f"{str(folder)!r} holds another run: its {WORDS.get(name, name)} is {was!r} and this one's {now!r}; "
+                f"{str(folder)!r} holds another run: its {WORDS.get(name, name)} is {was!r} and this one's "
+                f"{now!r}; "
                 "give a new --out folder."
             )
 
 
 def _kept(job: Job, known: Mapping[str, Any], current: Sequence[str]) -> Job:
-    """The job under the cell of the current edition that was asked for in the same words; one that nobody asked for yet
-    under the code of that edition, so that its rows stand in one table with the others."""
+    """The job under the cell of the current edition that was asked for in the same words; one that nobody
+    asked for yet under the code of that edition, so that its rows stand in one table with the others."""
     same = next((known[cell] for cell in current if known[cell]["asked"] == job.cell.asked), None)
     old = same or known[current[-1]]
     setting = replace(job.cell.setting, code=old["setting"]["code"])
@@ -188,8 +191,8 @@ def _with_samples(folder: Path, info: dict[str, Any], asked: Asked) -> dict[str,
 def _with_edition(info: dict[str, Any], entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """With these cells among the current ones, in the place of those that were asked for in the same words.
 
-    The edition is the same one if nothing gave way and the code that evaluates is none that is new; an edition that was
-    there before becomes current again.
+    The edition is the same one if nothing gave way and the code that evaluates is none that is new; an
+    edition that was there before becomes current again.
     """
     before, known = _current(info), dict(entries) | info["cells"]
     left = {entry["asked"]: cell for cell, entry in entries.items()}
@@ -261,7 +264,10 @@ def _edited(old: Mapping[str, Any], info: Mapping[str, Any]) -> Iterator[str]:
             if now["files"].get(name) != before["files"].get(name)
         )
         named = ", ".join(files[:NAMED]) + (f" and {len(files) - NAMED} more" if len(files) > NAMED else "")
-        yield f"{named or 'the backbone'} changed since {since}, {len(pairs)} cells run again beside the old ones"
+        yield (
+            f"{named or 'the backbone'} changed since {since}, {len(pairs)} cells run again beside the "
+            f"old ones"
+        )
         return
     for name, count in Counter(cell["pruner"] for _, cell in pairs.values()).items():
         yield f"{name}: source changed since {since}, {count} cells run again beside the old ones"

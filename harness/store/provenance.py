@@ -24,14 +24,8 @@ PACKAGES = (
 
 
 HOME = Path(__file__).resolve().parents[2]
-DECISIVE = (
-    "commit",
-    "diff",
-    "packages",
-    "python",
-    "threads",
-    "device_name",
-)  # may move a number in its last bits or more
+# may move a number in its last bits or more
+DECISIVE = ("commit", "diff", "packages", "python", "threads", "device_name")
 
 
 def _git(*words: str) -> str | None:

@@ -23,7 +23,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from harness.store.journal import Journal, Reader, read_whole, write_atomically
+from harness.store.journal import Journal, Reader, digest, read_whole, write_atomically
 from harness.store.rows import (
     ASKED,
     COUNTED,
@@ -70,7 +70,10 @@ FROM_RUN = (
     *("positions", "answers", "budget_asked"),
 )
 ORDER = ["dataset", "split", "pruner", "budget", "seed", "sample", "expression"]
-CUT_OFF = "questions are longer than the text tower takes; pruners that read text see their beginning, as officially"
+CUT_OFF = (
+    "questions are longer than the text tower takes; pruners that read text see their beginning, as "
+    "officially"
+)
 JOURNAL = "delete that line, and the same command does its sample again"
 
 
@@ -151,9 +154,8 @@ class Journals:
             reader = self._readers.setdefault(path, Reader(path, SCHEMAS, JOURNAL))
             for number, row in reader:
                 where = f"{path}:{number}"
-                if (
-                    row.get("status") != "sample" and str(row.get("cell")) not in self.cells
-                ):  # another process may have begun another edition
+                # another process may have begun another edition
+                if row.get("status") != "sample" and str(row.get("cell")) not in self.cells:
                     self.cells = run_info(self.place.parent.parent).get("cells", {})
                 try:
                     row = validate(row, self.cells)
@@ -188,7 +190,8 @@ def _agree(one: tuple[str, dict[str, Any]], other: tuple[str, dict[str, Any]]) -
     differing = [name for name in one[1] if one[1][name] != other[1].get(name)]
     if differing:
         raise UserError(
-            f"{one[0]} and {other[0]} are the same result ({one[1]['sample']} of cell {one[1]['cell'] or 'none'}) with "
+            f"{one[0]} and {other[0]} are the same result ({one[1]['sample']} of cell "
+            f"{one[1]['cell'] or 'none'}) with "
             f"different {', '.join(differing)}; delete the line that you do not trust."
         )
 
@@ -243,8 +246,10 @@ def _frame(folder: Path, status: str) -> pd.DataFrame:
         ]
         if facts is not None and len(rows) != facts["rows"]:
             raise UserError(
-                f"The records of {dataset}:{split} in {str(folder)!r} are not all there ({len(rows)} of {facts['rows']} rows of "
-                f"status {status}); `python -m harness rebuild {folder}` opens it again, and its command does what is missing."
+                f"The records of {dataset}:{split} in {str(folder)!r} are not all there ({len(rows)} of "
+                f"{facts['rows']} rows of "
+                f"status {status}); `python -m harness rebuild {folder}` opens it again, and its command "
+                f"does what is missing."
             )
         frames.append(pd.DataFrame(rows))
     frames = [frame for frame in frames if len(frame)]
@@ -333,9 +338,9 @@ def images(samples: pd.Series[str]) -> pd.Series[str]:
 
 
 def media(frame: pd.DataFrame) -> pd.Series[str]:
-    """The medium of each record, to draw again in a bootstrap: its cluster, under a name that sorts by the number
-    of its image. The order decides which draw an image gets, and is that of records that have the number
-    alone."""
+    """The medium of each record, to draw again in a bootstrap: its cluster, under a name that sorts by the
+    number of its image. The order decides which draw an image gets, and is that of records that have the
+    number alone."""
     first = frame.groupby("cluster")["sample"].transform("min")
     return images(first) + " " + frame["cluster"]
 

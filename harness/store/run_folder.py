@@ -13,7 +13,8 @@ from harness.store.journal import digest, read_whole
 from pruners.base import UserError
 
 SCHEMA = 4
-# 2: journals without checksums, cells without the digests of their code; 3: rows without their medium, one sweep
+# 2: journals without checksums, cells without the digests of their code; 3: rows without their medium, one
+# sweep
 SCHEMAS = (2, 3, 4)
 FOLDER, RUN, DONE = "records", "run.json", "done.json"
 LOOSE = ("provenance", "continued")  # of run.json: told, but no number hangs on it
@@ -135,7 +136,8 @@ def done_info(path: str | Path) -> dict[str, Any]:
     schema = content.get("schema", 2)
     if content and schema not in SCHEMAS:
         raise UserError(
-            f"{str(Path(path) / DONE)!r} has schema {schema!r}, this version reads {', '.join(map(str, SCHEMAS))}; use that version."
+            f"{str(Path(path) / DONE)!r} has schema {schema!r}, this version reads "
+            f"{', '.join(map(str, SCHEMAS))}; use that version."
         )
     if schema < 3:  # whose tables had no digests
         return {}
@@ -146,7 +148,8 @@ def done_info(path: str | Path) -> dict[str, Any]:
         or not all(map(_is_tables, tables.values()))
     ):
         raise UserError(
-            f"{str(Path(path) / DONE)!r} is damaged (it names no tables); delete it, and the same command closes the run again."
+            f"{str(Path(path) / DONE)!r} is damaged (it names no tables); delete it, and the same command "
+            f"closes the run again."
         )
     return content if content.get("cells") == held_digest(run_info(path)) else {}
 

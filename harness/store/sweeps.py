@@ -1,8 +1,10 @@
-"""What a run folder is to hold: its sweeps, each the cells of one command on the first samples of every split.
+"""What a run folder is to hold: its sweeps, each the cells of one command on the first samples of every
+split.
 
-A run grows by sweeps: a command that asks for more (pruners, budgets, splits, images) adds one, and a cell is wanted on
-the most samples that any sweep asks. `run.json` keeps the samples of every split in order, each with the digest of its
-content, so that a sample which changed is seen, and a report knows what the numbers rest on.
+A run grows by sweeps: a command that asks for more (pruners, budgets, splits, images) adds one, and a cell is
+wanted on the most samples that any sweep asks. `run.json` keeps the samples of every split in order, each
+with the digest of its content, so that a sample which changed is seen, and a report knows what the numbers
+rest on.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ def split_key(cell: Mapping[str, Any]) -> str:
 
 
 def images_wanted(info: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """On how many samples of its split, from the first on, each of these cells is wanted; empty for a run of before
-    schema 4."""
+    """On how many samples of its split, from the first on, each of these cells is wanted; empty for a run of
+    before schema 4."""
     found: dict[str, int] = {}
     for sweep in info.get("sweeps", []):
         for cell in sweep["cells"]:
@@ -40,7 +42,8 @@ def samples_of(info: Mapping[str, Any], split: str) -> Known:
 
 
 def joined(folder: str, split: str, known: Known, asked: Sequence[tuple[str, str]]) -> Known:
-    """A split's samples when a command asks for these: the longer of both lists, of which the other is the beginning.
+    """A split's samples when a command asks for these: the longer of both lists, of which the other is the
+    beginning.
 
     Raises:
         UserError: a sample's content changed, or the samples are others or in another order.
@@ -48,11 +51,13 @@ def joined(folder: str, split: str, known: Known, asked: Sequence[tuple[str, str
     for (old, content), (new, now) in zip(known, asked, strict=False):
         if old != new:
             raise UserError(
-                f"{folder!r} holds other images of {split} ({old} where this command has {new}); give a new --out folder."
+                f"{folder!r} holds other images of {split} ({old} where this command has {new}); give a "
+                f"new --out folder."
             )
         if content != now:
             raise UserError(
-                f"{old} changed since {folder!r} recorded it (its image, an expression or a mask); put the data back as they "
+                f"{old} changed since {folder!r} recorded it (its image, an expression or a mask); put the "
+                f"data back as they "
                 "were, or give a new --out folder."
             )
     return known if len(known) >= len(asked) else [list(pair) for pair in asked]
@@ -69,8 +74,8 @@ def _mark(sweep: Mapping[str, Any]) -> str:
 
 
 def plans_of(info: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The plans that together ask for all that a run holds, in the order in which they were given; one of which a later one
-    asks for everything is left out."""
+    """The plans that together ask for all that a run holds, in the order in which they were given; one of
+    which a later one asks for everything is left out."""
     asked = []
     for sweep in info["sweeps"]:
         cells = [info["cells"][cell] for cell in sweep["cells"]]

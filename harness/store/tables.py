@@ -107,7 +107,8 @@ def _table(folder: Path, file: Path, facts: Mapping[str, Any]) -> None:
         raise UserError(f"{str(file)!r} is missing; {CLOSED.format(folder=folder)}.")
     if _sha256(file) != facts["sha256"]:
         raise UserError(
-            f"{str(file)!r} is damaged (it is not the file that the run wrote); {CLOSED.format(folder=folder)}."
+            f"{str(file)!r} is damaged (it is not the file that the run wrote); "
+            f"{CLOSED.format(folder=folder)}."
         )
 
 

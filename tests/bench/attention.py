@@ -202,7 +202,8 @@ def main() -> int:
     print(frame.to_markdown(index=False, floatfmt=".2f"))
     missed = frame[(frame["ratio"] < frame["target"]) | ~frame["same_in_float64"]]
     print(
-        f"{len(frame) - len(missed)} of {len(frame)} rows reach their target with the same selection in float64"
+        f"{len(frame) - len(missed)} of {len(frame)} rows reach their target with the same selection in "
+        f"float64"
     )
     return 1 if len(missed) else 0
 

@@ -27,7 +27,8 @@ def speed() -> None:
         if row:
             estimate([part], [weight - np.eye(ROWS)[0]])
     print(
-        f"{IMAGES} images x {ROWS} rows, {DRAWS} draws, intervals and differences: {time.perf_counter() - start:.1f} s"
+        f"{IMAGES} images x {ROWS} rows, {DRAWS} draws, intervals and differences: "
+        f"{time.perf_counter() - start:.1f} s"
     )
 
 
@@ -35,7 +36,8 @@ def cover(repetitions: int) -> None:
     """Coverage at several sizes."""
     error = 100 * np.sqrt(0.95 * 0.05 / repetitions)
     print(
-        f"share of 95 % intervals that hold the truth, {repetitions} simulations, Monte-Carlo error {error:.2f} points"
+        f"share of 95 % intervals that hold the truth, {repetitions} simulations, Monte-Carlo error "
+        f"{error:.2f} points"
     )
     print("images x splits: score, difference; share of equal pruners called different (5 % asked)")
     independent = [

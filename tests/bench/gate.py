@@ -73,7 +73,8 @@ def alarms(content: dict[str, Any], rows: pd.DataFrame, runs: int) -> None:
         mixed += len(gate.compare(rows, every[every["run"] == images.map(chosen)], content).worse)
     cells = len(rows[files.KEY].drop_duplicates())
     print(
-        f"false alarms of {', '.join(unsteady)} ({cells} cells): {alone} in {runs} runs, {mixed} in {MIXES} mixed ones"
+        f"false alarms of {', '.join(unsteady)} ({cells} cells): {alone} in {runs} runs, {mixed} in "
+        f"{MIXES} mixed ones"
     )
 
 

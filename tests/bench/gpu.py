@@ -195,7 +195,8 @@ def main(words: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(words)
     if not torch.cuda.is_available():
         print(
-            "This bench needs a CUDA GPU with 24 GB or more and a CUDA build of torch; without one: python -m harness cost."
+            "This bench needs a CUDA GPU with 24 GB or more and a CUDA build of torch; without one: python "
+            "-m harness cost."
         )
         return 2
     name = torch.cuda.get_device_name()

@@ -165,16 +165,20 @@ def main() -> None:
     seen = measure(given.images)
     rows = cells * expressions
     print(
-        f"{images} images, {expressions} expressions, {cells} cells, {rows} rows of {seen.bytes_row:.0f} bytes"
+        f"{images} images, {expressions} expressions, {cells} cells, {rows} rows of {seen.bytes_row:.0f} "
+        f"bytes"
     )
     print(
-        f"every process, before it begins: {1e3 * seen.before_image:.2f} ms per image, {images * seen.before_image:.0f} s in all"
+        f"every process, before it begins: {1e3 * seen.before_image:.2f} ms per image, "
+        f"{images * seen.before_image:.0f} s in all"
     )
     print(
-        f"read ahead: {1e3 * seen.ahead_image:.1f} ms per image; recorded: {1e3 * seen.row:.2f} ms per row; one core each"
+        f"read ahead: {1e3 * seen.ahead_image:.1f} ms per image; recorded: {1e3 * seen.row:.2f} ms per "
+        f"row; one core each"
     )
     print(
-        f"{on.name}: {account.naive / 1e12:.1f} TMAC per image cell by cell, {account.shared / 1e12:.1f} shared\n"
+        f"{on.name}: {account.naive / 1e12:.1f} TMAC per image cell by cell, {account.shared / 1e12:.1f} "
+        f"shared\n"
     )
     table = []
     for count in GPUS:

@@ -20,7 +20,8 @@ def main() -> None:
             subprocess.run([sys.executable, "-m", "harness", *words], check=True, stdout=subprocess.DEVNULL)
             taken.append(time.perf_counter() - start)
         print(
-            f"python -m harness {' '.join(words):8} median {statistics.median(taken):.2f} s, worst {max(taken):.2f} s of {TIMES}"
+            f"python -m harness {' '.join(words):8} median {statistics.median(taken):.2f} s, worst "
+            f"{max(taken):.2f} s of {TIMES}"
         )
 
 

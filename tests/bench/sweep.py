@@ -82,10 +82,12 @@ def main() -> None:
     # round differently
     apart = (shared[PIXELS] - naive[PIXELS]).abs().max(axis=1)
     print(
-        f"{len(shared)} rows of {sum(len(split.jobs) for split in splits)} cells, {torch.get_num_threads()} threads"
+        f"{len(shared)} rows of {sum(len(split.jobs) for split in splits)} cells, "
+        f"{torch.get_num_threads()} threads"
     )
     print(
-        f"kept tokens of both ways are equal; pixel counts differ in {(apart > 0).sum()} rows, by {apart.max()} pixels at most"
+        f"kept tokens of both ways are equal; pixel counts differ in {(apart > 0).sum()} rows, by "
+        f"{apart.max()} pixels at most"
     )
     for k, name in enumerate(("wall", "processor")):
         once_for_all, cell_by_cell = (
@@ -96,7 +98,10 @@ def main() -> None:
             f"{name} time: cell by cell {cell_by_cell:.1f} s, shared {once_for_all:.1f} s, ratio {ratio:.2f}"
         )
     full = multiply_adds()
-    words = f"cell by cell {full.naive / 1e12:.2f} TMAC per image, shared {full.shared / 1e12:.2f}, ratio {full.ratio:.2f}"
+    words = (
+        f"cell by cell {full.naive / 1e12:.2f} TMAC per image, shared {full.shared / 1e12:.2f}, ratio "
+        f"{full.ratio:.2f}"
+    )
     print(f"glamm-7b, {full.cells} cells, projected: {words}")
 
 

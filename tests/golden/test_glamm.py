@@ -30,10 +30,8 @@ from pruners.base import Pruner, Selection, top
 from pruners.litelvlm import LiteLVLM
 from pruners.none import NoPruning
 
-CLOSE, LOOSE = (
-    1e-4,
-    1e-3,
-)  # the set's tolerances: features and projector, then everything behind the language model
+# the set's tolerances: features and projector, then everything behind the language model
+CLOSE, LOOSE = (1e-4, 1e-3)
 
 
 class Arrays:
@@ -290,9 +288,8 @@ def test_tree(golden_glamm_dir: Path, arrays: Arrays) -> None:
         masks = list(zip((expression.text for expression in sample.expressions), sample.masks(), strict=True))
         found = []
         for sentence, truth in zip(given["sentences"], given["gt_masks"], strict=True):
-            meant = [
-                mask for text, mask in masks if text == sentence
-            ]  # one sentence may stand for two objects
+            # one sentence may stand for two objects
+            meant = [mask for text, mask in masks if text == sentence]
             assert meant, sentence
             found.append(next((mask for mask in meant if (mask == truth).all()), meant[0]))
         arrays.equal(np.stack(found), given["gt_masks"], "truth")

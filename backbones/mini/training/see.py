@@ -26,10 +26,8 @@ from backbones.parts import clip as clips
 
 GRID = IMAGE // CLIP_PATCH
 OFFSET_UNIT = 32.0  # pixels
-CELLS, CELL = (
-    12,
-    5,
-)  # the silhouette helper draws the patch's object in 12 x 12 cells of 5 px around its centre
+# the silhouette helper draws the patch's object in 12 x 12 cells of 5 px around its centre
+CELLS, CELL = (12, 5)
 
 
 def normalised_clip(images: np.ndarray, device: torch.device) -> Tensor:
@@ -40,12 +38,8 @@ def normalised_clip(images: np.ndarray, device: torch.device) -> Tensor:
 
 
 NEIGHBOURS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))  # (rows, columns)
-LOOK_AT = (
-    0,
-    2,
-    5,
-    9,
-)  # frequencies that place a neighbour: near ones tell it apart, far ones rule out aliases
+# frequencies that place a neighbour: near ones tell it apart, far ones rule out aliases
+LOOK_AT = (0, 2, 5, 9)
 
 
 def init_clip(clip: CLIPModel) -> None:

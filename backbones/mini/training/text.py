@@ -28,7 +28,9 @@ def corpus(scenes: int = 400) -> Iterator[str]:
             for _, text in pairs:
                 question = QUESTION_TEMPLATES[int(rng.integers(len(QUESTION_TEMPLATES)))].format(text)
                 answer = ANSWER_TEMPLATES[int(rng.integers(len(ANSWER_TEMPLATES)))].replace("[SEG]", "")
-                yield f"{SYSTEM} USER: The provides an overview of the picture.\n{question} ASSISTANT: {answer}"
+                yield (
+                    f"{SYSTEM} USER: The provides an overview of the picture.\n{question} ASSISTANT: {answer}"
+                )
                 yield text
     yield from (
         "the man in the red shirt",

@@ -35,13 +35,14 @@ SPLITS: dict[str, tuple[str, ...]] = {
 }
 CROWD = {"val": "normal", "testA": "few", "testB": "crowded", "test": "normal"}
 IMAGES_PER_SPLIT = 200
+# leading digit of the image ids of a split
 NUMBER = {
     "val": 1,
     "testA": 2,
     "testB": 3,
     "test": 4,
     "train": 5,
-}  # leading digit of the image ids of a split
+}
 MANIFEST = "refshapes.json"
 CACHE_VARIABLE = "GROUNDPRUNE_CACHE"
 
@@ -111,7 +112,8 @@ def prepare_refshapes(
                 raise
     except OSError as error:
         raise DataError(
-            f"RefShapes cannot be written to '{cache}' ({error.strerror or error}); set {CACHE_VARIABLE} to a writable folder."
+            f"RefShapes cannot be written to '{cache}' ({error.strerror or error}); set {CACHE_VARIABLE} "
+            f"to a writable folder."
         ) from None
     finally:
         if aside is not None and aside.exists():
