@@ -156,7 +156,8 @@ def broken(change: str, root: Path) -> None:
     [
         (
             "no refs",
-            r"refs\(unc\)\.p' is missing; expected .*Refer_Segm/\{refcoco/\{refs\(unc\)\.p, instances\.json\}",
+            r"refs\(unc\)\.p' is missing; "
+            r"expected .*Refer_Segm/\{refcoco/\{refs\(unc\)\.p, instances\.json\}",
         ),
         ("no instances", r"instances\.json' is missing; expected .*coco_2014/train2014/<images>\}"),
         ("no image", r"1 of 1 images of refcoco:val are missing, the first is '.*1\.png'; expected "),

@@ -30,6 +30,8 @@ from tests.fake_backbone import write_data
 
 HERE = Path(__file__).parent
 SAMPLE = HERE / "sample_plugin" / "sample_backbone.py"
+PICTURE = HERE / "golden/glamm/refer/Refer_Segm/coco_2014/train2014/img_11.png"
+PYTEST = ("-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider")
 LACKING = {"fastv", "litelvlm", "prumerge", "visionzip", "vispruner"}
 
 
@@ -162,7 +164,7 @@ def test_a_plugin_file_may_register_both_kinds(tmp_path: Path) -> None:
         "backbone": ["sample"],
     }
     assert pruners.load_plugin(tmp_path / "both.py") == ["brightest"]
-    assert backbones.load("sample(sharpness=9.0)").ground(HERE / "golden/glamm/refer/Refer_Segm/coco_2014/train2014/img_11.png", "red", "brightest", 8).tokens_final == 8  # fmt: skip
+    assert backbones.load("sample(sharpness=9.0)").ground(PICTURE, "red", "brightest", 8).tokens_final == 8
 
 
 def test_a_plugin_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -249,7 +251,7 @@ def test_what_a_backbone_lacks_is_a_sentence(sample: str) -> None:
     assert "no layers to cut between" in reasons["fastv"]
     assert not any(backbones.one("glamm-mini").lacks(one) for one in pruners.parse("all"))
     with pytest.raises(UserError, match="vispruner reads"):
-        backbone.ground(HERE / "golden/glamm/refer/Refer_Segm/coco_2014/train2014/img_11.png", "it", "vispruner", 4)  # fmt: skip
+        backbone.ground(PICTURE, "it", "vispruner", 4)
 
 
 def test_a_choice_of_a_class_token_that_is_not_there_is_refused(sample: str) -> None:
@@ -392,11 +394,11 @@ def test_conformance_finds_what_a_careless_backbone_does(tmp_path: Path) -> None
         path.write_text(source.replace(old, new))
         words += ["--plugin", path]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider", HERE / "test_backbone_conformance.py", *words],
+        [sys.executable, *PYTEST, HERE / "test_backbone_conformance.py", *words],
         cwd=HERE.parent,
         capture_output=True,
         text=True,
-    )  # fmt: skip
+    )
     failed = [line for line in done.stdout.splitlines() if "FAILED" in line]
     for fault, (_, _, test) in FAULTS.items():
         assert any(test in line and f"[{fault}]" in line for line in failed), (fault, done.stdout)

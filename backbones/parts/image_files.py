@@ -17,7 +17,8 @@ from PIL import Image
 from pruners.base import UserError
 
 MOST_PIXELS = 2**26  # 64 Mpx, about 0.5 GB while it is decoded
-MOST_RATIO = 100  # of the sides: both vision towers scale by one side, and the other one's memory follows from the ratio
+# of the sides: both vision towers scale by one side, and the other one's memory follows from the ratio
+MOST_RATIO = 100
 # what OpenCV reads, and GIF; Pillow's other readers run Ghostscript or are hardly ever exercised
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF")
 ORIENTATION = 0x0112

@@ -18,7 +18,7 @@ Budgets = Annotated[
     typer.Option(
         "--budgets",
         "--budget",
-        help="visual tokens that the language model gets: counts and shares, 64 or 33% or 0.33, comma separated",
+        help="visual tokens that the language model gets: counts and shares, 64,33%,0.33",
     ),
 ]
 Backbones = Annotated[
@@ -51,7 +51,7 @@ Costs = Annotated[
     str | None,
     typer.Option(
         "--costs",
-        help="off, projected (from shapes) or measured; by default measured on glamm-mini, projected on glamm",
+        help="off, projected (from shapes) or measured; by default what suits the backbone",
     ),
 ]
 Data = Annotated[Path | None, typer.Option("--data", help="folder that holds Refer_Segm/, or own data")]
@@ -122,7 +122,7 @@ Out = Annotated[
     Path | None,
     typer.Option(
         "--out",
-        help="folder of a run, which goes on or grows if it is there (by default results/runs/<identity of the run>); "
+        help="folder of a run, which goes on or grows if it is there (by default results/runs/<identity>); "
         "of a diagnosis (by default the run's); of `try` a PNG, SVG or PDF file",
     ),
 ]

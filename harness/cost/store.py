@@ -25,7 +25,8 @@ COSTS, LOCK, SCHEMA = "costs.jsonl", "costs.lock", 2
 SETTING = ("fingerprint", "dtype", "attn", "device", "evaluation")  # of a header, and of a run's records
 SCHEMAS = (1, 2)  # 1: without checksums and without the digests of code
 NO_GAIN = "no speed-up"
-CHANCE = 0.05  # a row is called faster if its passes would look so much faster than those of `none` less often by chance
+# a row is called faster if its passes would look so much faster than those of `none` less often by chance
+CHANCE = 0.05
 BASELINE = "none"
 MODULES = {
     "vision": "vision_tower",

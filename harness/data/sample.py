@@ -19,7 +19,8 @@ from backbones.parts.image_files import UnreadableImage, WrongSize, read_image
 from harness.store import code
 from pruners.base import UserError
 
-FARTHEST = 100_000  # pixels; a polygon corner beyond it is a broken file, and would make the rasteriser allocate wildly
+# pixels; a polygon corner beyond it is a broken file, and would make the rasteriser allocate wildly
+FARTHEST = 100_000
 LONGEST_OUTLINE = 10_000_000  # pixels; the rasteriser holds five points of each
 MOST_MASK_BYTES = 2**31
 

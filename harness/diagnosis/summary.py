@@ -14,7 +14,8 @@ from scipy.stats import rankdata
 from harness.metrics.bootstrap import Estimate, correlation, mean
 from harness.store import records
 
-INSIDE = 0.5  # a patch is the referent's if the truth covers at least this share of it, and no border if it covers none
+# a patch is the referent's if the truth covers at least this share of it, and no border if it covers none
+INSIDE = 0.5
 BINS = 10
 MAIN = "[EOS] of the question"
 SIMILARITIES = {

@@ -32,7 +32,8 @@ RELATIVE = 1e-7
 # independent noise has to be about four times as large to exchange as many tokens. In half precision the
 # states are 0.8 eps away from those in float32.
 PLACES, HALF_PLACES = 8, 1
-SAME = 64  # features this many times farther apart than the noise are other features: a merge that went otherwise
+# features this many times farther apart than the noise are other features: a merge that went otherwise
+SAME = 64
 
 
 def perturbed(encoding: Encoding, seed: int, sample: str, relative: float = RELATIVE) -> Encoding:

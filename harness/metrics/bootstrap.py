@@ -31,7 +31,9 @@ from harness.metrics.masks import SUM_EPSILON
 
 DRAWS = 4000
 LEVEL = 0.95
-FEWEST = 5  # images below which an interval would hold the truth in less than nine of ten cases, of two images in half of them
+# images below which an interval would hold the truth in less than nine of ten cases, of two images in half of
+# them
+FEWEST = 5
 ROUNDING = 1e-24  # a variance below it is that of equal numbers
 NUMBERS_AT_ONCE = 2**22  # draw counts held in memory, 32 MiB
 
