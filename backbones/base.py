@@ -367,11 +367,8 @@ def answer(
     turns = (backbone.turn(expression),)
     fresh = dataclasses.replace(encoding, signals={})  # no pruner gains from what another one had computed
     start = _now(backbone.device)
-    selections: tuple[Selection, ...] = ()
-    if pruner.stage != "layer":
-        masks = truth[None] if truth is not None else None
-        views = backbone.views(fresh, turns, expression, masks)
-        selections = tuple(checks.select(pruner, view, budget) for view in views)
+    views = backbone.views(fresh, turns, expression, truth[None] if truth is not None else None)
+    selections = checks.select_views(pruner, views, budget, backbone.num_layers)
     row = Row(fresh, turns, pruner, budget, selections, expression)
     # whole, so that no earlier answer shortens this one's time
     (result,) = backbone.ground_rows([row], share=False)

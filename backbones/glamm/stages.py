@@ -25,6 +25,7 @@ from backbones.glamm.conversation import build_prompt
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels
 from backbones.glamm.shapes import GlammShapes, without_weights
+from backbones.glamm.signals import question_ids
 from backbones.parts import clip, sam
 from backbones.parts.contexts import context_of
 from backbones.parts.cuts import Choose, cutting
@@ -33,7 +34,7 @@ from backbones.parts.staged import prefill
 from backbones.parts.tokenizer import IMAGE_TOKEN
 from pruners import checks
 from pruners.base import REFERENT, TEXT_EMBEDS, Need, Pruner, View
-from pruners.views import LLM_PATCHES
+from pruners.views import LLM_PATCHES, LLM_TEXT_EMBEDS
 
 if TYPE_CHECKING:
     from backbones.glamm.seeing import GlammSeeing
@@ -52,6 +53,7 @@ class GlammInputs:
         grid: rows and columns of visual tokens.
         referent: (N,) share of each patch inside the truth, for controls that may see it.
         sample: seed of random draws.
+        asked: (W,) token ids of the questions in the language model's vocabulary.
     """
 
     small: Tensor
@@ -65,6 +67,7 @@ class GlammInputs:
     grid: tuple[int, int]
     referent: Tensor | None = None
     sample: str = ""
+    asked: Tensor | None = None
 
     @property
     def text(self) -> int:
@@ -98,6 +101,7 @@ def prepare_inputs(
 ) -> GlammInputs:
     """Pixels and tokens of one image and one conversation; `masks` (M, H, W) is the truth."""
     device, kind = backbone.device, next(backbone.model.parameters()).dtype
+    questions = tuple(turn.question for turn in turns)
     large, resized = sam_pixels(image, backbone.sam_size)
     before, after, seg = split_ids(backbone.tokenizer.encode(build_prompt(turns)), backbone.tokenizer.seg_id)
     referent = (
@@ -111,10 +115,11 @@ def prepare_inputs(
         before.to(device),
         after.to(device),
         seg,
-        backbone.clip_words(tuple(turn.question for turn in turns)),
+        backbone.clip_words(questions),
         backbone.grid,
         referent,
         sample,
+        torch.tensor(question_ids(backbone.tokenizer, questions), device=device),
     )
 
 
@@ -137,6 +142,8 @@ def visual_tokens(
             return found
         if need == LLM_PATCHES:
             return model.projector(states[-1][None, 1:])[0]
+        if need == LLM_TEXT_EMBEDS and inputs.asked is not None:
+            return llama.embed_ids(model.language_model, inputs.asked)
         return clip.clip_signal(model.clip, states, need)
 
     heads = model.clip.config.vision_config.num_attention_heads

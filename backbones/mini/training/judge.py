@@ -32,8 +32,10 @@ def _pruned(text: str, budget: int) -> Chooser:
     def choose(
         backbone: GlammBackbone, own: Encoding, other: Encoding, turns: Any, sample: str, truth: Any
     ) -> Row:
-        (view,) = backbone.views(own, turns, sample, truth)
-        return Row(own, turns, pruner, budget, (checks.select(pruner, view, budget),))
+        views = backbone.views(own, turns, sample, truth)
+        return Row(
+            own, turns, pruner, budget, checks.select_views(pruner, views, budget, backbone.num_layers)
+        )
 
     return choose
 
