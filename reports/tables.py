@@ -338,9 +338,8 @@ def _hanging(rows: pd.DataFrame) -> tuple[float, float] | None:
     probed = rows[rows["rounding_iou"].notna()]
     if probed.empty:
         return None
-    return float((probed["rounding_tokens"] / probed["tokens_final"]).mean()), float(
-        probed["rounding_iou"].abs().mean()
-    )
+    moved = probed["rounding_tokens"] / probed["tokens_final"].clip(lower=1)  # a method may end at none
+    return float(moved.mean()), float(probed["rounding_iou"].abs().mean())
 
 
 def _compared(lines: Sequence[TableRow], drawn: _Drawn, baseline: str | None) -> list[TableRow]:

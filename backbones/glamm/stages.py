@@ -26,7 +26,7 @@ from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels
 from backbones.glamm.shapes import GlammShapes, without_weights
 from backbones.glamm.signals import question_ids
-from backbones.parts import clip, sam
+from backbones.parts import clip, llama, sam
 from backbones.parts.contexts import context_of
 from backbones.parts.cuts import Choose, cutting
 from backbones.parts.faithful import Stage

@@ -33,9 +33,8 @@ def _pruned(text: str, budget: int) -> Chooser:
         backbone: GlammBackbone, own: Encoding, other: Encoding, turns: Any, sample: str, truth: Any
     ) -> Row:
         views = backbone.views(own, turns, sample, truth)
-        return Row(
-            own, turns, pruner, budget, checks.select_views(pruner, views, budget, backbone.num_layers)
-        )
+        chosen = checks.select_views(pruner, views, budget, backbone.num_layers)
+        return Row(own, turns, pruner, budget, chosen)
 
     return choose
 
