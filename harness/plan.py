@@ -93,17 +93,6 @@ class Plan:
                 raise _wrong(f"A plan has no {name!r}; it has {', '.join(names)}.{nearest(name, names)}", "")
         return cls(**content)
 
-    def load_plugins(self) -> None:
-        """Import the plan's plugin files.
-
-        Raises:
-            UserError: one is not here, or cannot be imported.
-        """
-        from pruners import load_plugin
-
-        for path in self.plugins:
-            load_plugin(path)
-
     def chosen(self) -> tuple[Pruner, ...]:
         """The pruners that the plan's texts name.
 
@@ -169,6 +158,18 @@ class Plan:
             image_backend=self.image_backend,
             tensor_parallel=tensor_parallel,
         )
+
+
+def load_plugins(plans: Iterable[Plan]) -> None:
+    """Import the plans' plugin files, each once.
+
+    Raises:
+        UserError: one is not here, or cannot be imported.
+    """
+    from pruners import load_plugin
+
+    for path in dict.fromkeys(path for plan in plans for path in plan.plugins):
+        load_plugin(path)
 
 
 def _wrong(sentence: str, end: str = ".") -> Exception:

@@ -89,7 +89,7 @@ def sweep(
     """Run a sweep and print its leaderboard."""
     if context.invoked_subcommand is not None:
         return
-    from harness.plan import read_plans, with_settings
+    from harness.plan import load_plugins, read_plans, with_settings
 
     given = {name: value for name, value in context.params.items() if _given(context, name)}
     fields: dict[str, Any] = {
@@ -98,8 +98,7 @@ def sweep(
         if ASKED.get(name, name) in Plan.__dataclass_fields__
     }
     plans = [replace(plan, **fields) for plan in (read_plans(again) if again is not None else [Plan()])]
-    for plan in plans:
-        plan.load_plugins()
+    load_plugins(plans)
     own = {"checkpoint": checkpoint, "clip": clip, "sam_dims": sam_dims}
     plans = [replace(plan, backbones=with_settings(plan.backbones, **own)) for plan in plans]
     how = {"share": share, "max_failures": max_failures, "keep_code": keep_code}
@@ -141,7 +140,15 @@ class Result:
 
 
 def evaluate(
-    plan: Plan | Sequence[Plan], out: str | Path | None = None, *, force: bool = False, **how: Any
+    plan: Plan | Sequence[Plan],
+    out: str | Path | None = None,
+    *,
+    force: bool = False,
+    workers: int | None = None,
+    share: bool = True,
+    max_failures: float = 0.01,
+    keep_code: bool = False,
+    tensor_parallel: int = 1,
 ) -> Result:
     """Run a plan, as the command line does: what is there already is not computed again.
 
@@ -150,16 +157,21 @@ def evaluate(
         out: run folder, with a folder in it for each of several backbones; by default below results/runs,
             named after what was asked.
         force: start anew beside a run that is there.
-        how: `workers`, `share`, `max_failures`, `keep_code`, `tensor_parallel`, as the options.
+        workers: processes that read images ahead; None for 2 with a GPU, else 0.
+        share: compute once what cells have in common.
+        max_failures: share of the samples that may fail before the run stops.
+        keep_code: go on with cells that other code began.
+        tensor_parallel: processes that share one language model, under a launcher.
 
     Raises:
         UserError: something of the plan is not here, cannot be, or does not fit the folder.
     """
+    from harness.plan import load_plugins
+
     plans = [plan] if isinstance(plan, Plan) else list(plan)
-    for one in plans:
-        one.load_plugins()
-    workers, team = how.pop("workers", None), how.pop("tensor_parallel", 1)
-    done = list(_runs(plans, Path(out) if out is not None else None, force, workers, team, how))
+    load_plugins(plans)
+    how = {"share": share, "max_failures": max_failures, "keep_code": keep_code}
+    done = list(_runs(plans, Path(out) if out is not None else None, force, workers, tensor_parallel, how))
     texts = [one.written[0].read_text(encoding="utf-8") for one in done if one.written]
     return Result(tuple(one.folder for one in done), "\n".join(texts))
 

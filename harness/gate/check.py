@@ -17,7 +17,7 @@ from harness.gate import baseline as files
 from harness.gate.baseline import PAIR, PIXELS
 from harness.gate.baseline import read_baseline as read_baseline
 from harness.gate.comparison import TOLERANCES, Comparison, compare, rounding
-from harness.plan import Plan
+from harness.plan import Plan, load_plugins
 from harness.store import records
 from pruners.base import UserError
 
@@ -82,7 +82,7 @@ def run_subset(plan: Plan, backbone: Backbone | None = None) -> GateRun:
     from harness.cost import kinds
     from harness.engine import runner
 
-    plan.load_plugins()
+    load_plugins([plan])
     backbone = backbone or plan.load(Place())
     splits = runner.prepare(plan, backbone)
     prints = {":".join(split.name): data.fingerprint(split.samples) for split in splits}
