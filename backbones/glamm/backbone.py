@@ -204,7 +204,7 @@ class GlammBackbone(GlammSeeing):
         if not row.selections:
             return features[1:]
         stub = View(features[1:], features[0], self.grid, self.num_heads, partial(_nothing))
-        return row.selection.gather(stub)
+        return row.selection.gather(stub)  # type: ignore[union-attr]
 
     def embed(self, rows: Sequence[Row], ids: Sequence[list[int]]) -> Tensor:
         """(B, L, width) input embeddings with the visual tokens in the image's place."""
@@ -251,7 +251,7 @@ class GlammBackbone(GlammSeeing):
             visual_count=count,
             cuttings=[cut for row in rows if (cut := self._cutting(row)) is not None],
             patches=torch.stack([context.patches.to(self.device) for context in contexts]),
-            positions=whole_positions(contexts, image, text - image, self.device),
+            positions=whole_positions(contexts, image, text - image, self.device),  # type: ignore[arg-type]
             last=torch.tensor([self._last(row) + count - 1 for row in ids], device=self.device),
         )
         model.lm_head(run.hidden)

@@ -245,7 +245,7 @@ def save_checkpoint(
     state = {
         to_official(k): v.to(dtype).contiguous() for k, v in model.state_dict().items() if to_official(k)
     }
-    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    save_file(state, folder / "model.safetensors", {"format": "pt"})  # type: ignore[arg-type]
     llm, vision = model.language_model.config, model.clip.config.vision_config
     settings = {
         "architectures": ["GLaMMForCausalLM"],

@@ -111,8 +111,8 @@ def _check_plain(path: Path) -> None:
 
 def _check_pickle(file: IO[bytes]) -> None:
     for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name == "GLOBAL" and not PLAIN.fullmatch(argument):
-            raise ValueError(f"it asks for {argument.replace(' ', '.')}")
+        if opcode.name == "GLOBAL" and not PLAIN.fullmatch(argument):  # type: ignore[arg-type]
+            raise ValueError(f"it asks for {argument.replace(' ', '.')}")  # type: ignore[union-attr]
         if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
             raise ValueError("it was not written by torch.save")
 

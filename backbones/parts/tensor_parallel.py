@@ -42,7 +42,7 @@ def split_layers(llm: LlamaModel, team: DeviceMesh) -> None:
         UserError: the attention heads do not divide evenly.
     """
     config, size = llm.config, team.size()
-    if config.num_attention_heads % size or config.num_key_value_heads % size:
+    if config.num_attention_heads % size or config.num_key_value_heads % size:  # type: ignore[operator]
         raise UserError(
             f"--tensor-parallel {size} does not divide {config.num_attention_heads} attention heads "
             f"({config.num_key_value_heads} of keys); give a number that does."
@@ -52,7 +52,7 @@ def split_layers(llm: LlamaModel, team: DeviceMesh) -> None:
     plan = {name: ColwiseParallel() for name in llama.BY_OUTPUT} | {
         name: RowwiseParallel() for name in llama.BY_INPUT
     }
-    llama.share(llm, lambda layer: parallelize_module(layer, team, plan), partial(_gather, team=team))
+    llama.share(llm, lambda layer: parallelize_module(layer, team, plan), partial(_gather, team=team))  # type: ignore[arg-type]
 
 
 def _gather(scores: Tensor, team: DeviceMesh) -> Tensor:

@@ -173,7 +173,7 @@ def clip_tokenizer(folder: Path, rows: int) -> CLIPTokenizer:
             f"vocab.json and merges.txt in {str(folder)!r} do not fit together or to {rows} embedding rows "
             f"({sample(problems, 3)}); copy them from {CLIP_HUB}."
         )
-    return CLIPTokenizer(vocab=words, merges=merges)
+    return CLIPTokenizer(vocab=words, merges=merges)  # type: ignore[arg-type]
 
 
 def _merges(path: Path) -> list[tuple[str, str]]:
