@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backbones import versions
-from backbones.glamm import settings as glamm
+from backbones.glamm.settings import Glamm, Glamm7B
 from backbones.mini import MINI, GlammMini
 from backbones.registry import (
     Family,
@@ -40,7 +40,7 @@ __all__ = [
     "register",
     "with_files",
 ]
-_BUILT_IN = (glamm.Glamm, glamm.Glamm7B, GlammMini)
+_BUILT_IN = (Glamm, Glamm7B, GlammMini)
 
 
 def one(text: str) -> Settings:
