@@ -83,7 +83,10 @@ def test_refshapes_train_is_what_the_model_trains_on(refshapes: Path) -> None:
 
 
 def test_refshapes_is_the_same_byte_for_byte_and_processes_may_race(refshapes: Path, tmp_path: Path) -> None:
-    code = "import sys; from harness.data import prepare; print(prepare(sys.argv[1], images=4, train=3))"
+    code = (
+        "import sys; from harness.data import prepare_refshapes; "
+        "print(prepare_refshapes(sys.argv[1], images=4, train=3))"
+    )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     racers = [
         subprocess.Popen(
