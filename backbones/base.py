@@ -23,6 +23,7 @@ from backbones.registry import Family
 from pruners import checks
 from pruners.base import Pruner, Selection, View
 from pruners.errors import UserError
+from pruners.plugins import source_of
 from pruners.registry import parse
 
 if TYPE_CHECKING:
@@ -272,10 +273,17 @@ class Backbone(Family, ABC):
         return 0
 
     def regions(self, height: int, width: int) -> tuple[Region, ...]:
-        """The region of a raw medium that each view covers."""
+        """The region of a raw medium that each view covers.
+
+        Raises:
+            UserError: the geometry is 'regions', and the class does not define this.
+        """
         found = geometry.regions(self.geometry, height, width)
         if not found:
-            raise NotImplementedError(f"{type(self).__name__} has the geometry 'regions' and tells none")
+            raise UserError(
+                f"The backbone {self.name} ({source_of(type(self))}) has the geometry 'regions' and names "
+                f"none; define regions(height, width)."
+            )
         return found
 
     def patch_shares(

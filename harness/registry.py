@@ -1,41 +1,32 @@
-"""Names to things that others may add: the built-in ones, those of installed packages, and those of plugin
-files.
+"""Names to things that others may add and that have no parameters: metrics and data sets.
 
-Metrics and data sets are such things. They become known by a decorator, as pruners do.
+They become known by a decorator, as pruners do, and one of each is made at once.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
-from pruners.errors import UserError, nearest
-from pruners.registration import installed, join, source_of
+from pruners.errors import UserError
+from pruners.plugins import Names, source_of
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
 
 
-class InstanceRegistry(Generic[T]):
+class InstanceRegistry(Names[T]):
     """One kind of things by their names, in the order in which they became known.
 
     Attributes:
-        what: the kind in a user's words, e.g. "metric".
-        base: the class that all of them derive from.
-        home: the module whose `register` is the decorator, e.g. "harness.metrics".
-        group: of the entry points.
         wrong: what is wrong with one, as the end of a sentence; None if nothing is.
-        known: name to thing.
     """
 
     def __init__(
         self, what: str, base: type, home: str, group: str, wrong: Callable[[T], str | None]
     ) -> None:
         self.what, self.base, self.home, self.group, self.wrong = what, base, home, group, wrong
-        self.known: dict[str, T] = {}
-        join(self)
-        self._entry_points_loaded = False
+        super().__init__()
 
     def register(self, cls: C) -> C:
         """Class decorator: make one of a class without arguments, and know it under its `name`.
@@ -44,8 +35,7 @@ class InstanceRegistry(Generic[T]):
             UserError: the class is not of this kind, cannot be made, says something that makes no sense, or
                 the name is taken by another class; both places are shown.
         """
-        if not (inspect.isclass(cls) and issubclass(cls, self.base)):
-            raise UserError(f"@register takes a subclass of {self.home}.{self.base.__name__}, not {cls!r}.")
+        self._check_kind(cls)
         try:
             made: Any = cls()
         except Exception as error:
@@ -62,58 +52,18 @@ class InstanceRegistry(Generic[T]):
         Raises:
             UserError: as `register`.
         """
-        cls: type[Any] = type(made)
-        for fact in ("name", "reference"):
-            value = getattr(made, fact, None)
-            if not isinstance(value, str) or not value.strip() or not value.isprintable():
-                raise UserError(
-                    f"The {self.what} {cls.__qualname__} at {source_of(cls)} has no {fact}; add {fact} = "
-                    f"'...' to its class."
-                )
+        cls = type(made)
+        self._check_texts(made, cls)
         name: str = made.name  # type: ignore[attr-defined]
+        if not name.isprintable():
+            raise UserError(
+                f"The {self.what} {name!r} at {source_of(cls)} has a name that cannot be printed."
+            )
         if wrong := self.wrong(made):
             raise UserError(f"The {self.what} {name!r} at {source_of(cls)} {wrong}.")
-        known = self.known.get(name)
-        if known is not None and not _same(type(known), cls):
-            raise UserError(
-                f"Two {self.what}s are named {name!r}: {source_of(type(known))} and {source_of(cls)}; "
-                f"rename one of them."
-            )
-        self.known[name] = made
+        self._enter(name, cls, made)
         return made
-
-    def _load_entry_points(self) -> None:
-        if self._entry_points_loaded:
-            return
-        for cls in installed(self.group, self.base):
-            self.register(cls)
-        self._entry_points_loaded = True
-
-    def names(self) -> list[str]:
-        """All known names, the built-in ones first."""
-        self._load_entry_points()
-        return list(self.known)
-
-    def get(self, name: str) -> T:
-        """The one of that name.
-
-        Raises:
-            UserError: there is none.
-        """
-        self._load_entry_points()
-        if name not in self.known:
-            raise UserError(
-                f"There is no {self.what} {name!r}; there are "
-                f"{', '.join(self.known)}.{nearest(name, list(self.known))}"
-            )
-        return self.known[name]
 
     def all(self) -> list[T]:
         """All of them, in the order of `names`."""
-        self._load_entry_points()
-        return list(self.known.values())
-
-
-def _same(one: type, other: type) -> bool:
-    """Whether two classes are one, perhaps imported twice."""
-    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
+        return [self.known[name] for name in self.names()]

@@ -18,7 +18,7 @@ from torch import Tensor
 from pruners.base import CLS, POOLED, Cut, Pruner, Selection
 from pruners.errors import Fault, UserError
 from pruners.lending import Copy, Lent, LentLayer, finite, unwritten
-from pruners.registration import source_of
+from pruners.plugins import source_of
 from pruners.views import LayerView, View
 
 Known = tuple[type[Pruner], str, str]  # class, text and function of a pruner whose choice is watched

@@ -9,63 +9,19 @@ from __future__ import annotations
 import ast
 import dataclasses
 import fnmatch
-import hashlib
-import importlib.util
 import inspect
-import linecache
-import sys
-import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
-from contextlib import suppress
-from importlib.metadata import entry_points
-from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
+from collections.abc import Collection
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from pruners.errors import UserError, nearest
+from pruners.plugins import Names, short, source_of
 
 LONGEST = 1000  # letters of a text: far more than any needs, and less than what Python's parser dies of
 SYNTAX = ",()[]*?@"  # separate things, hold parameters, make patterns, name costs: no part of a name
-STARTED = time.time()  # before anything is registered
-_sources: dict[str, str] = {}  # of modules that registered something
-_registries: list[Any] = []
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
-
-
-# -- where a class comes from
-
-
-def source_of(cls: type) -> str:
-    """File and line where a class stands; its module, where there is no file."""
-    try:
-        file = inspect.getsourcefile(cls) or cls.__module__
-    except TypeError:
-        return cls.__module__
-    try:
-        return f"{file}:{inspect.getsourcelines(cls)[1]}"
-    except OSError:
-        return file
-
-
-def plugin_source(module_name: str) -> str | None:
-    """The text of a module that registered something, as it was when it did; None for other modules."""
-    return _sources.get(module_name)
-
-
-def _remember(module_name: str) -> None:
-    """Keep the source of a module as it is imported: the file may be another one by the time somebody
-    asks."""
-    file = getattr(sys.modules.get(module_name), "__file__", None)
-    if module_name not in _sources and file is not None and file.endswith(".py"):
-        with suppress(OSError, UnicodeDecodeError, SyntaxError):
-            _sources[module_name] = importlib.util.decode_source(Path(file).read_bytes())
-
-
-def short(text: str) -> str:
-    """A user's text in quotes, cut where it is long."""
-    return repr(text if len(text) <= 100 else f"{text[:100]}...")
 
 
 def split_list(text: str, what: str, example: str = "'name(parameter=value),name'") -> list[str]:
@@ -97,66 +53,21 @@ def split_list(text: str, what: str, example: str = "'name(parameter=value),name
     return parts
 
 
-def installed(group: str, base: type) -> Iterator[type]:
-    """Classes that installed packages bring under a group of entry points; importing one may register more.
-
-    Raises:
-        UserError: one cannot be imported.
-    """
-    for point in entry_points(group=group):
-        try:
-            found = point.load()
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
-                f"The installed plugin {point.name!r} ({point.value}) cannot be imported: {error!r}; mend "
-                f"or uninstall it."
-            ) from error
-        if inspect.isclass(found) and issubclass(found, base):
-            yield found
-
-
-def join(registry: Any) -> None:
-    """Let plugin files register here as well.
-
-    Args:
-        registry: has `what` and `home` as `Registry` has them, and `known`, names to classes or things of
-            them.
-    """
-    _registries.append(registry)
-
-
 # -- names to classes
 
 
-class Registry(ABC, Generic[T]):
-    """Names to the classes of one kind: the built-in ones, entry points of installed packages, and plugin
-    files.
+class Registry(Names[type[T]], ABC):
+    """Names to the frozen dataclasses of one kind.
 
     Attributes:
-        what: the kind in a user's words, e.g. "pruner".
-        base: what every class of it derives from.
-        home: where `base` and the decorator `register` are imported from, e.g. "pruners".
-        group: of the entry points.
         facts: class attributes with a meaning; no field may have the name of one.
         example: a list as one writes it.
         empty: what to say of a list that names nothing.
-        known: name to class.
     """
 
-    what: ClassVar[str]
-    base: ClassVar[type]
-    home: ClassVar[str]
-    group: ClassVar[str]
     facts: ClassVar[tuple[str, ...]]
     example: ClassVar[str]
     empty: ClassVar[str]
-
-    def __init__(self) -> None:
-        self.known: dict[str, type[T]] = {}
-        self._entry_points_loaded = False
-        join(self)
 
     @abstractmethod
     def wrong(self, cls: type[T]) -> str | None:
@@ -176,27 +87,14 @@ class Registry(ABC, Generic[T]):
             UserError: it is not of this kind, no frozen dataclass, has no name, a fact or a field that makes
                 no sense, or the name is taken by another class; both places are shown.
         """
-        if not (inspect.isclass(cls) and issubclass(cls, self.base)):
-            raise UserError(f"@register takes a subclass of {self.home}.{self.base.__name__}, not {cls!r}.")
-        for fact in ("name", "reference"):
-            if not isinstance(getattr(cls, fact, None), str):
-                raise UserError(
-                    f"The {self.what} {cls.__qualname__} at {source_of(cls)} has no {fact}; add {fact} = "
-                    f"'...' to its class."
-                )
+        self._check_kind(cls)
+        self._check_texts(cls, cls)
         kind: type[T] = cls  # type: ignore[assignment]
         name: str = cls.name  # type: ignore[attr-defined]
         for wrong in (_wrong_name(name), self.wrong(kind), self._wrong_fields(kind)):
             if wrong:
                 raise UserError(f"The {self.what} {short(name)} at {source_of(cls)} {wrong}.")
-        known = self.known.get(name)
-        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise UserError(
-                f"Two {self.what}s are named {name!r}: {source_of(known)} and {source_of(cls)}; rename one "
-                f"of them."
-            )
-        self.known[name] = kind
-        _remember(cls.__module__)
+        self._enter(name, cls, kind)
         return cls
 
     def _wrong_fields(self, cls: type[T]) -> str | None:
@@ -231,32 +129,9 @@ class Registry(ABC, Generic[T]):
         """What else is wrong with its parameters, given the type of each; None if nothing is."""
         return None
 
-    def _load_entry_points(self) -> None:
-        if self._entry_points_loaded:
-            return
-        for cls in installed(self.group, self.base):
-            self.register(cls)
-        self._entry_points_loaded = True
-
     def names(self) -> list[str]:
         """All known names, sorted."""
-        self._load_entry_points()
-        return sorted(self.known, key=self.order)
-
-    def get(self, name: str) -> type[T]:
-        """The class of that name.
-
-        Raises:
-            UserError: there is none.
-        """
-        self._load_entry_points()
-        if name not in self.known:
-            raise UserError(
-                f"There is no {self.what} {short(name)}; there are "
-                f"{', '.join(self.names())}.{nearest(name, self.names())} "
-                "See `python -m harness list`."
-            )
-        return self.known[name]
+        return sorted(super().names(), key=self.order)
 
     def parse(self, text: str) -> list[T]:
         """Read a list such as `litelvlm,fastv(layer=3),vis*` or `all`; everything once, in the order given.
@@ -349,62 +224,3 @@ def _wrong_name(name: str) -> str | None:
     return (
         f"has a name of {len(name)} letters; {LONGEST // 2} is the most" if len(name) > LONGEST // 2 else None
     )
-
-
-# -- plugin files
-
-
-def import_plugin(path: str | Path) -> dict[str, list[str]]:
-    """Import a Python file that registers something; returns the names that it added, by kind.
-
-    Raises:
-        UserError: no such file, it cannot be imported, or it registers nothing.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"There is no plugin file {str(path)!r}; give --plugin the path of a Python file.")
-    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()  # two files of one name are two plugins
-    module_name = f"groundprune_plugin_{path.stem}_{place[:8]}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None:
-        raise UserError(
-            f"The plugin {str(path)!r} is not a Python file; give --plugin a file that ends in .py."
-        )
-    before = [(registry, dict(registry.known)) for registry in _registries]
-    try:
-        # once, so that what runs, what is shown and what makes its identity is one text
-        source = path.read_bytes()
-        text = importlib.util.decode_source(source)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
-        linecache.cache[str(path)] = (len(text), None, text.splitlines(keepends=True), str(path))
-        exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
-    except (Exception, SystemExit) as error:
-        sys.modules.pop(module_name, None)
-        _forget(module_name)
-        for registry, known in before:
-            registry.known.clear()
-            registry.known.update(known)
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"The plugin {str(path)!r} cannot be imported: {error!r}.") from error
-    _sources[module_name] = text
-    of_kind = {
-        registry.what: sorted(name for name, cls in registry.known.items() if cls.__module__ == module_name)
-        for registry in _registries
-    }
-    added = {what: names for what, names in of_kind.items() if names}
-    if not added:
-        raise UserError(
-            f"The plugin {str(path)!r} registers no {' and no '.join(of_kind)}; decorate its class with "
-            f"{' or '.join(f'@{registry.home}.register' for registry in _registries)}."
-        )
-    return added
-
-
-def _forget(module_name: str) -> None:
-    """Take out what a module registered where nothing was known before: it may have been the first to import
-    a registry."""
-    for registry in _registries:
-        for name in [name for name, cls in registry.known.items() if cls.__module__ == module_name]:
-            del registry.known[name]

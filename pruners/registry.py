@@ -6,10 +6,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from pruners import registration
+from pruners import plugins
 from pruners.base import LayerPruner, Pruner, stage_of
 from pruners.errors import nearest
-from pruners.registration import Registry, plugin_source, source_of
+from pruners.plugins import plugin_source, source_of
+from pruners.registration import Registry
 from pruners.views import CUT_KINDS, LAYER_KINDS, PLAIN_KINDS, Need
 
 __all__ = ["PRUNERS", "get", "load_plugin", "names", "parse", "plugin_source", "register", "source_of"]
@@ -114,4 +115,4 @@ def load_plugin(path: str | Path) -> list[str]:
     Raises:
         UserError: no such file, it cannot be imported, or it registers nothing at all.
     """
-    return registration.import_plugin(path).get(PRUNERS.what, [])
+    return plugins.import_plugin(path).get(PRUNERS.what, [])

@@ -11,13 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from backbones.base import Encoding, Grounded, Row, answer
+from backbones.base import Backbone, Encoding, Grounded, Row, answer
 from backbones.parts.geometry import Region, centre_crop, seen
 from harness import cli
 from harness.engine import single_image as attempt
+from harness.engine.runner import Plan, prepare, run
+from harness.store.records import load_records
 from pruners import Selection, UserError, View, parse
+from reports import render
 from reports.overlay import draw_overlay
-from tests.fake_backbone import SIDE, FakeBackbone, known
+from tests.fake_backbone import SIDE, FakeBackbone, known, write_data
 
 TEXT = "the red star"
 
@@ -155,6 +158,28 @@ def test_every_view_has_its_choice_its_patches_and_its_place(tmp_path: Path) -> 
     chosen = (Selection(torch.arange(2)), Selection(torch.arange(2)))
     with pytest.raises(ValueError, match="2 views"):
         _ = Row(model.encode([picture()])[0], (), parse("uniform")[0], 2, chosen).selection
+
+
+def test_rows_of_two_views_are_recorded_as_such(tmp_path: Path) -> None:
+    plan = Plan("none,uniform", (16,), "refcoco:val", data=str(write_data(tmp_path / "data")))
+    model = TwoHalves()
+    assert run(plan, model, prepare(plan, model), tmp_path / "run")
+    frame = load_records(tmp_path / "run")
+    assert set(frame["views"]) == {2} and not frame["coverage"].isna().any()
+    assert set(frame["tokens_final"]) == {2 * 16, 2 * SIDE * SIDE}
+    assert (frame.loc[frame["pruner"] == "none", "coverage"] == 1).all()
+    assert "uniform" in render(tmp_path / "run")[0].read_text()
+
+
+class Nowhere(TwoHalves):
+    """Has views, and does not say where."""
+
+    regions = Backbone.regions
+
+
+def test_a_backbone_that_names_no_regions_is_told_so() -> None:
+    with pytest.raises(UserError, match=r"backbone fake \(.*test_attempt.py.* define regions"):
+        Nowhere().regions(40, 64)
 
 
 # -- drawn

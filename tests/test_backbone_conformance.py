@@ -21,7 +21,7 @@ import pruners
 from backbones.base import Backbone, Encoding, Grounded, Row, Turn
 from backbones.parts.geometry import patch_of, seen
 from backbones.registry import UnknownProtocol
-from pruners import Need, Pruner, UserError, checks, registration
+from pruners import Need, Pruner, UserError, checks, plugins
 from pruners.base import LAYER_KINDS
 from tests.tiny_glamm import picture
 
@@ -40,7 +40,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every backbone, or those alone that --plugin brings or --backbones names."""
     if "text" in metafunc.fixturenames:
         given = metafunc.config.getoption("--plugin")
-        added = [name for path in given or [SAMPLE] for name in registration.import_plugin(path)["backbone"]]
+        added = [name for path in given or [SAMPLE] for name in plugins.import_plugin(path)["backbone"]]
         everything = (*backbones.names(), TINY)
         asked = metafunc.config.getoption("--backbones") or ",".join((given and added) or everything)
         found = [settings.spec() for settings in backbones.parse(asked)]

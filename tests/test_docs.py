@@ -15,7 +15,7 @@ from pycocotools import mask as coco
 
 from backbones.registry import BACKBONES, FACTS
 from harness import cli
-from pruners import load_plugin, registration, registry
+from pruners import load_plugin, plugins, registry
 from tests.fake_backbone import FakeBackbone
 
 ROOT = Path(__file__).parent.parent
@@ -96,7 +96,7 @@ def test_the_backbone_of_the_guide_registers(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(BACKBONES, "known", dict(BACKBONES.known))
     (block,) = blocks(ROOT / "docs" / "adding-a-backbone.md", "python")
     (tmp_path / "mine.py").write_text(block)
-    assert registration.import_plugin(tmp_path / "mine.py")["backbone"] == ["mine"]
+    assert plugins.import_plugin(tmp_path / "mine.py")["backbone"] == ["mine"]
     table = (ROOT / "docs" / "adding-a-backbone.md").read_text()
     assert all(f"| `{fact}` |" in table for fact in FACTS if fact not in ("name", "reference"))
 

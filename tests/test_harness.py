@@ -13,9 +13,10 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from harness.engine.cells import SEEDS, Cell, Setting, expand
-from harness.engine.runner import IMAGES_AT_ONCE, Plan, identity, prepare, run
+from harness.engine.runner import IMAGES_AT_ONCE, Plan, Way, identity, prepare, run
 from harness.store import editions, journal, records
 from harness.store.provenance import collect
 from harness.store.run_folder import SCHEMA
@@ -455,3 +456,16 @@ def test_going_on_with_other_code_is_written_down(
     (part,) = records.run_info(tmp_path)["continued"]
     assert part["changed"] == ["commit"]
     assert "went on after a change of commit" in render(tmp_path)[0].read_text()
+
+
+def test_an_image_that_is_swapped_while_a_run_goes_on_becomes_no_number(tmp_path: Path) -> None:
+    own = write_data(tmp_path / "data")
+    plan = plan_of(own, "none")
+    backbone = FakeBackbone()
+    splits = prepare(plan, backbone)
+    victim = splits[0].samples[0]
+    Image.new("RGB", (victim.width, victim.height), "red").save(victim.frames[0])
+    assert run(plan, backbone, splits, tmp_path / "run", Way(max_failures=1.0))
+    told = {sample: why for sample, why in records.failures(tmp_path / "run").items()}
+    assert victim.id in told and "was changed while the run went on" in told[victim.id]
+    assert set(records.load_records(tmp_path / "run")["sample"]).isdisjoint(told)

@@ -164,13 +164,13 @@ def test_an_installed_package_is_found_by_its_entry_point(
     point = importlib.metadata.EntryPoint("x", f"{made.__module__}:{made.__qualname__}", kind.group)
     asked = []
     monkeypatch.setattr(kind, "_entry_points_loaded", False)
-    monkeypatch.setattr("pruners.registration.entry_points", lambda group: asked.append(group) or [point])
+    monkeypatch.setattr("pruners.plugins.entry_points", lambda group: asked.append(group) or [point])
     kind.known.pop(made.name, None)
     assert made.name in kind.names() and type(kind.get(made.name)) is made
     assert asked == [{"data set": "groundprune.datasets", "metric": "groundprune.metrics"}[kind.what]]
     broken = importlib.metadata.EntryPoint("broken", "no.such:Thing", kind.group)
     monkeypatch.setattr(kind, "_entry_points_loaded", False)
-    monkeypatch.setattr("pruners.registration.entry_points", lambda group: [broken])
+    monkeypatch.setattr("pruners.plugins.entry_points", lambda group: [broken])
     with pytest.raises(UserError, match=r"installed plugin 'broken' \(no\.such:Thing\) cannot be imported"):
         kind.names()
     monkeypatch.setattr(kind, "_entry_points_loaded", True)

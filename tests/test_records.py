@@ -144,6 +144,9 @@ def resummed(row: dict[str, Any]) -> bytes:
         {"tokens_mean": 10**400},
         {"rounding_tokens": 1e9},
         {"place": 7},
+        {"views": 0},
+        {"views": 2},  # a budget is one of each view
+        {"frames": 0},
         {"coverage": 2.0},
         {"pruner": "other"},
         {"seed": 5},

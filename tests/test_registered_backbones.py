@@ -23,7 +23,7 @@ from harness.gate import baseline, check
 from harness.plan import Plan
 from harness.store import records, run_folder
 from harness.store.journal import write_atomically
-from pruners import UserError, registration
+from pruners import UserError, plugins
 from pruners.registry import PRUNERS
 from reports import render
 from tests.fake_backbone import write_data
@@ -46,7 +46,7 @@ def _forget_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def sample() -> str:
     """The sample plugin, loaded as --plugin does; its backbone's name."""
-    (name,) = registration.import_plugin(SAMPLE)["backbone"]
+    (name,) = plugins.import_plugin(SAMPLE)["backbone"]
     return name
 
 
@@ -159,7 +159,7 @@ def test_a_runtime_checks_itself(settings: dict[str, Any], says: str) -> None:
 def test_a_plugin_file_may_register_both_kinds(tmp_path: Path) -> None:
     both = SAMPLE.read_text() + (HERE / "sample_plugin" / "sample_pruner.py").read_text()
     (tmp_path / "both.py").write_text(both)
-    assert registration.import_plugin(tmp_path / "both.py") == {
+    assert plugins.import_plugin(tmp_path / "both.py") == {
         "pruner": ["brightest"],
         "backbone": ["sample"],
     }
@@ -170,11 +170,11 @@ def test_a_plugin_file_may_register_both_kinds(tmp_path: Path) -> None:
 def test_a_plugin_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "half.py").write_text(SAMPLE.read_text() + "\nraise RuntimeError('half-way')\n")
     with pytest.raises(UserError, match="half-way"):
-        registration.import_plugin(tmp_path / "half.py")
+        plugins.import_plugin(tmp_path / "half.py")
     assert "sample" not in backbones.names()
     (tmp_path / "nothing.py").write_text("x = 1\n")
     with pytest.raises(UserError, match=r"registers no pruner and no backbone.*@backbones.register"):
-        registration.import_plugin(tmp_path / "nothing.py")
+        plugins.import_plugin(tmp_path / "nothing.py")
 
 
 def test_an_installed_package_is_found_by_its_entry_point(tmp_path: Path) -> None:

@@ -228,12 +228,15 @@ class Crew:
         """What is asked of some samples of a part, and their results under some cells."""
         split = self.splits[number]
         jobs = [job for job in split.jobs if job.cell.id in cells]
-        chosen = [(k, one) for k, one in enumerate(loaded) if one.sample.id in names]
+        chosen = [
+            (k, one.held_to(split.content[one.sample.id]))
+            for k, one in enumerate(loaded)
+            if one.sample.id in names
+        ]
         for k, one in chosen:
             image = self._picture(part * IMAGES_AT_ONCE + k, one)
             for code in dict.fromkeys(job.cell.setting.code for job in jobs):
-                for row in description_rows(one, image, code):
-                    yield row | {"content": split.content[one.sample.id]}
+                yield from description_rows(one, image, code)
         setting = jobs[0].cell.setting
         yield from fill(
             [one for _, one in chosen],

@@ -45,12 +45,17 @@ class _Asked:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """An image with its truth; `shares` (E, N) is the part of every patch that an expression's referent
-    covers."""
+    """An image with its truth.
+
+    Attributes:
+        shares: (E, V * N) part of every patch that an expression's referent covers, view after view.
+        views: V.
+    """
 
     sample: data.Sample
     truth: NDArray[np.uint8]
     shares: NDArray[np.float64]
+    views: int
 
 
 def fill(
@@ -102,7 +107,8 @@ def _fill(
         texts = [expression.text for expression in sample.expressions]
         talks = backbone.conversations(sample.id, texts, protocol, seed)
         of = sum(len(talk.expressions) for talk in talks)
-        seen = _Seen(sample, truth, _shares(backbone, encoding, talks, truth))
+        views = len(backbone.regions(*encoding.original))
+        seen = _Seen(sample, truth, _shares(backbone, encoding, talks, truth, views), views)
         other = perturbed(encoding, seed, sample.id, rounding_of(encoding)) if sample.id in probed else None
         for job in jobs:
             asked += _asked(backbone, seen, encoding, other, talks, job, of)
@@ -226,10 +232,13 @@ def _encode(backbone: Backbone, pixels: list[Pixels]) -> list[Encoding | Excepti
 
 
 def _shares(
-    backbone: Backbone, encoding: Encoding, talks: Sequence[Conversation], truth: NDArray[np.uint8]
+    backbone: Backbone,
+    encoding: Encoding,
+    talks: Sequence[Conversation],
+    truth: NDArray[np.uint8],
+    views: int,
 ) -> NDArray[np.float64]:
     """(E, V * N) part of every patch that the referent of an expression covers, view after view."""
-    views = len(backbone.regions(*encoding.original))
     shares = np.zeros((len(truth), views * backbone.grid[0] * backbone.grid[1]))
     for talk in talks:
         for position in talk.expressions:
@@ -306,7 +315,7 @@ def description_rows(one: Loaded, image: str, code: str) -> Iterator[dict[str, A
             "width": one.sample.width,
             "truth": _run_lengths(truth == metrics.FOREGROUND),
             "image": image,
-            "content": one.content or None,
+            "content": one.content,
         }
 
 
@@ -331,7 +340,7 @@ def _score(one: _Asked, result: Grounded, measured: dict[int, dict[str, Any]]) -
                 "of": one.of,
                 "cluster": sample.cluster,
                 "frames": len(sample.frames),
-                "views": 1,  # the vision tower makes one grid of an image
+                "views": one.seen.views,
                 "tokens_llm": result.tokens_llm,
                 "tokens_final": result.tokens_final,
                 "tokens_mean": result.tokens_mean,

@@ -39,6 +39,13 @@ class Loaded(NamedTuple):
     error: str = ""
     content: str = ""
 
+    def held_to(self, content: str) -> Loaded:
+        """The same, if it is what the run began with; otherwise why there is nothing."""
+        if self.error or self.content == content:
+            return self
+        why = f"{self.sample.id} was changed while the run went on; put its image back, or begin a new run."
+        return Loaded(self.sample, None, None, None, why)
+
 
 class Parts(Dataset[tuple[Key, list[Loaded]]]):
     """Parts of all splits; `parts[split][number]` are the samples of one."""

@@ -25,7 +25,7 @@ def counts(prediction: NDArray[np.bool_], truth: NDArray[np.uint8]) -> tuple[int
         prediction: (H, W) bool.
         truth: (H, W) uint8. 1 is the target, 0 is not. Any other value is no class (2: parts of the object
             overlap): predicted there counts as false, not predicted there costs nothing. 255 is ignored
-                whatever is predicted.
+            whatever is predicted.
 
     Raises:
         ValueError: shapes differ, or the prediction is not boolean.

@@ -22,7 +22,7 @@ from typing import Any
 
 from pruners.base import Pruner
 from pruners.errors import UserError
-from pruners.registration import STARTED, plugin_source
+from pruners.plugins import STARTED, plugin_source
 
 HOME = Path(__file__).resolve().parents[2]
 # files that can change a count or a choice of tokens, and those among them that cannot
@@ -79,6 +79,7 @@ NEUTRAL = (
     "pruners.errors",
     "pruners.fields",
     "pruners.lending",
+    "pruners.plugins",
     "pruners.registration",
     "pruners.registry",
     "pruners.views",

@@ -196,7 +196,10 @@ def _counts(row: dict[str, Any], cell: Mapping[str, Any]) -> None:
         raise ValueError(f"it is number {row['place']} of {row['of']}")
     if not 0 <= (row["rounding_tokens"] or 0) <= row["tokens_final"] or abs(row["rounding_iou"] or 0) > 1:
         raise ValueError(f"its rounding is {row['rounding_tokens']} tokens and {row['rounding_iou']} of IoU")
-    final, mean, budget = row["tokens_final"], row["tokens_mean"], row["budget"]
+    if min(row["views"], row["frames"]) < 1:
+        raise ValueError(f"it is of {row['views']} views in {row['frames']} frames")
+    final, mean, views = row["tokens_final"], row["tokens_mean"], row["views"]
+    budget = row["budget"] * views  # a budget is one of each view
     try:
         kept = int.from_bytes(base64.b64decode(row["kept"], validate=True), "big").bit_count()
     except binascii.Error as error:
@@ -208,9 +211,9 @@ def _counts(row: dict[str, Any], cell: Mapping[str, Any]) -> None:
     if cell.get("budget_kind") == "final" and final != budget:
         raise ValueError(f"it ended at {final} tokens where the budget is {budget}")
     # a mean over L layers is met to half a token of the layers behind the cut
-    if cell.get("budget_kind") == "mean" and abs(mean - budget) > 0.5:
+    if cell.get("budget_kind") == "mean" and abs(mean - budget) > 0.5 * views:
         raise ValueError(f"it saw {mean} tokens on average where the budget is {budget}")
     if grid := cell.get("grid"):
-        patches = math.prod(grid)
+        patches = math.prod(grid) * views
         if len(row["kept"]) != 4 * math.ceil(math.ceil(patches / 8) / 3) or final > patches or mean > patches:
             raise ValueError(f"its tokens do not fit a grid of {patches} patches")
