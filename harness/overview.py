@@ -1,4 +1,4 @@
-"""What `python -m harness list` prints: pruners, backbones, which runs on which, data sets."""
+"""What `python -m harness list` prints: pruners, backbones, which runs on which, data sets, metrics."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import backbones
 import pruners
 from backbones.registry import signal
+from harness import metrics
+from harness.data import datasets
 from pruners.base import LLM_PATCHES, LLM_TEXT_EMBEDS, Pruner
 
 # what is at hand where a model's vision tower cannot be looked into, e.g. behind an inference server
@@ -32,8 +34,11 @@ def lines() -> Iterator[str]:
         yield f"    protocols: {'; '.join(f'{word}: {what}' for word, what in family.protocols.items())}"
     yield from _matrix()
     yield "data sets"
-    yield "  refshapes, refshapes+ (val, testA, testB), refshapesg (val, test)  generated on first use"
-    yield "  refcoco, refcoco+ (val, testA, testB), refcocog (val, test), grefcoco  read from --data DIR"
+    for one in datasets():
+        yield f"  {', '.join(one.names(None)) or one.name}  {one.told or one.reference}"
+    yield "metrics"
+    for metric in map(metrics.get, metrics.names()):
+        yield f"  {metric.name}  {metric.title}: {metric.meaning}; {metric.reference}"
 
 
 def deployable(pruner: Pruner) -> bool:

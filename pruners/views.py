@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
-
-from torch import Tensor
-from torch import dtype as DType
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pruners.errors import Fault, UndeclaredNeed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch import dtype as DType
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ class View:
 VisualTokens = View  # its name before an image could have several
 
 Side = Literal["visual", "text"]
-Rows = Literal["last", "text"] | Tensor
+Rows: TypeAlias = "Literal['last', 'text'] | Tensor"
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import pruners
-from harness import cli
+from harness import cli, data, metrics
 from harness.store import folders, records
 from tests.fake_backbone import FakeBackbone, known, write_data
 
@@ -296,3 +296,33 @@ def test_help_needs_no_heavy_import() -> None:
         "diagnose",
     ):
         assert option in done.stdout
+
+
+def test_the_list_names_what_a_plugin_registers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "more.py").write_text(
+        "from harness import data, metrics\n"
+        "from harness.metrics.overlap import CumulativeIoU\n"
+        "@data.register\nclass Zoo(data.DataSet):\n    name, reference = 'zoo', 'my zoo'\n"
+        "    def splits(self, dataset, root): ...\n    def load(self, dataset, split, root): ...\n"
+        "@metrics.register\nclass Mine(CumulativeIoU):\n    name, title = 'mine', 'my own'\n"
+    )
+    for kind in (data.registry.sets, metrics.registry.metrics):
+        monkeypatch.setattr(kind, "known", dict(kind.known))
+    assert command(monkeypatch, "list", "--plugin", tmp_path / "more.py") == 0
+    told = capsys.readouterr().out
+    assert "  zoo  my zoo" in told and "  mine  my own: the sum of intersections" in told
+    for name in ("refshapesg", "grefcoco", "docs/own-data.md", "ciou", "p@0.9"):
+        assert name in told
+
+
+def test_the_list_does_not_wait_for_torch() -> None:
+    script = (
+        "import sys\nfrom harness.commands.list_ import show\nshow()\n"
+        "raise SystemExit(0 if type(sys.modules['torch']).__name__ == '_Later' else 'it was imported')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parent.parent
+    )
+    assert done.returncode == 0, done.stderr

@@ -10,6 +10,7 @@ from harness.data.refshapes.writer import prepare_refshapes
 from harness.data.registry import (
     COLUMNS,
     REFSHAPES_COLUMNS,
+    datasets,
     get,
     load_samples,
     names,
@@ -29,6 +30,7 @@ __all__ = [
     "Splits",
     "Track",
     "content",
+    "datasets",
     "fingerprint",
     "get",
     "load_refer",

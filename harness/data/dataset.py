@@ -32,11 +32,13 @@ class DataSet(ABC):
         name: of the data set, or of the layout.
         reference: where it comes from.
         medium: what its samples are.
+        told: how to get at it, for `python -m harness list`; without, the reference is shown.
     """
 
     name: ClassVar[str]
     reference: ClassVar[str]
     medium: ClassVar[Medium] = "image"
+    told: ClassVar[str] = ""
 
     def names(self, root: Path | None) -> list[str]:
         """The data sets that can be loaded from a data folder, sorted; its own name alone by default.

@@ -40,7 +40,8 @@ class OwnData(DataSet):
     """The data sets of a data folder that are laid out as own data."""
 
     name = "own"
-    reference = "a folder of yours, docs/own-data.md"
+    reference = "docs/own-data.md"
+    told = "a folder of yours of any name below --data DIR, see docs/own-data.md"
 
     def names(self, root: Path | None) -> list[str]:
         return [] if root is None else own_names(root)

@@ -34,6 +34,7 @@ class Refer(DataSet):
 
     name = "refer"
     reference = "https://github.com/lichengunc/refer"
+    told = "refcoco, refcoco+ (val, testA, testB), refcocog (val, test), grefcoco; read from --data DIR"
 
     def names(self, root: Path | None) -> list[str]:
         return [] if root is None or not _is_layout(root) else refer_names(root)

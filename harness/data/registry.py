@@ -35,7 +35,7 @@ def _wrong(one: DataSet) -> str | None:
 
 
 sets: InstanceRegistry[DataSet] = InstanceRegistry("data set", DataSet, "harness.data", ENTRY_POINTS, _wrong)
-register, get, names = sets.register, sets.get, sets.names
+register, get, names, datasets = sets.register, sets.get, sets.names, sets.all
 for _built_in in (RefShapes, Refer, OwnData):
     register(_built_in)
 

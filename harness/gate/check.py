@@ -14,8 +14,7 @@ import pandas as pd
 from harness.engine.ranks import Place
 from harness.engine.rounding import shaken
 from harness.gate import baseline as files
-from harness.gate.baseline import PAIR, PIXELS
-from harness.gate.baseline import read_baseline as read_baseline
+from harness.gate.baseline import PAIR, PIXELS, read_baseline
 from harness.gate.comparison import TOLERANCES, Comparison, compare, rounding
 from harness.plan import Plan, load_plugins
 from harness.store import records
@@ -136,13 +135,10 @@ def accept(path: Path, reason: str, plugins: tuple[str, ...] = (), subset: Plan 
     """
     if not reason.strip():
         raise UserError("A new baseline needs a reason; write --accept 'why the numbers may change'.")
-    from pruners import load_plugin
-
-    for plugin in plugins:
-        load_plugin(plugin)
     before, history = files.accepted(path)
     chosen = subset or (plan_of(before) if before else SUBSET)
     plan = replace(chosen, plugins=plugins)
+    load_plugins([plan])
     backbone = plan.load(Place())
     run = run_subset(plan, backbone)
     noisy = [run_subset(plan, shaken(backbone, draw, RELATIVE)).frame for draw in range(DRAWS)]
