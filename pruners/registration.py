@@ -34,9 +34,11 @@ def split_list(text: str, what: str, example: str = "'name(parameter=value),name
         UserError: a bracket or a quote is open, or a part is too long.
     """
     parts, depth, quote, start = [], 0, "", 0
+    escaped = False  # by a backslash before it, as in the text of any string that holds both kinds of quotes
     for place, letter in enumerate(text):
         if quote:
-            quote = "" if letter == quote else quote
+            quote = "" if letter == quote and not escaped else quote
+            escaped = letter == "\\" and not escaped
         elif depth and letter in "'\"":
             quote = letter
         elif letter == "," and depth == 0:

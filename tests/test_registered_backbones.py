@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import backbones
 import pruners
 from backbones import Family, Runtime, Settings
+from backbones.glamm.settings import Glamm
 from backbones.registry import BACKBONES
 from harness import cli, doctor
 from harness.gate import baseline, check
@@ -151,6 +154,13 @@ def test_a_runtime_checks_itself(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         Runtime(**settings)
     assert Runtime(device="cpu:0").device == "cpu"
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+@example('it\'s \\\\ "C:\\\\"', ",),(")
+def test_what_a_text_says_is_what_was_written(checkpoint: str, clip: str) -> None:
+    asked = Glamm(checkpoint=checkpoint, clip=clip)
+    assert backbones.parse(f"{asked.spec()},glamm-mini") == [asked, *backbones.parse("glamm-mini")]
 
 
 # -- plugins
