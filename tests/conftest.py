@@ -18,6 +18,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Golden sets can be swapped for others in the same layout."""
     parser.addoption("--golden-pruners", type=Path, default=HERE / "golden" / "pruners", help="pruner arrays")
     parser.addoption(
+        "--golden-pruners2", type=Path, default=HERE / "golden" / "pruners2", help="arrays of further pruners"
+    )
+    parser.addoption(
         "--golden-glamm", type=Path, default=HERE / "golden" / "glamm", help="GLaMM checkpoint and arrays"
     )
     parser.addoption(
@@ -59,6 +62,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def golden_pruners_dir(request: pytest.FixtureRequest) -> Path:
     """Folder with the official pruners' inputs and outputs."""
     return request.config.getoption("--golden-pruners")
+
+
+@pytest.fixture(scope="session")
+def golden_pruners2_dir(request: pytest.FixtureRequest) -> Path:
+    """Folder with further official pruners' inputs and outputs; their towers are in `golden_pruners_dir`."""
+    return request.config.getoption("--golden-pruners2")
 
 
 @pytest.fixture(scope="session")
