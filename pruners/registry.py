@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,9 @@ def _wrong_need(need: Need, stage: str) -> str | None:
     kinds = LAYER_KINDS + PLAIN_KINDS + CUT_KINDS
     if need.kind not in kinds:
         return f"needs {need.kind!r}; there are {', '.join(kinds)}.{nearest(need.kind, kinds)}"
-    if type(need.layer) is not (int if need.kind in LAYER_KINDS else type(None)):
-        rule = "a layer: -1 is the last" if need.kind in LAYER_KINDS else "no layer"
+    of_layer = type(need.layer) is int or (isinstance(need.layer, Fraction) and 0 < need.layer <= 1)
+    if of_layer if need.kind not in LAYER_KINDS else not of_layer:
+        rule = "a layer: -1 is the last, Fraction(1, 2) half of all" if need.kind in LAYER_KINDS else "no layer"
         return f"needs {need.kind!r} of layer {need.layer!r}; that kind takes {rule}"
     if need.kind in CUT_KINDS and stage == "tower":
         return f"needs {need.kind!r}, which is there at a cut alone, and makes none; define cuts and cut"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pruners.errors import Fault, UndeclaredNeed
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 class Need:
     """One signal of the backbone.
 
-    Of a vision tower's layer (-1 the last, -2 the one whose output the projector gets; H heads, C channels, N
-    patches, and the class token first, where the tower has one: N+1 below):
+    Of a vision tower's layer (-1 the last, -2 the one whose output the projector gets; or a Fraction, that
+    share of the depth: Fraction(9, 24) is the ninth of 24 layers and the second of five; H heads, C channels,
+    N patches, and the class token first, where the tower has one: N+1 below):
         cls_attention: (H, N+1) softmax of the class token's row over all tokens.
         cls_query: (C,) query projection of the class token, with bias, unscaled, heads concatenated.
         keys, values: (N+1, C) key and value projections of all tokens.
@@ -46,7 +48,20 @@ class Need:
     """
 
     kind: str
-    layer: int | None = None
+    layer: int | Fraction | None = None
+
+    def index(self, depth: int) -> int:
+        """The layer's index, from 0 on, in a tower of so many layers.
+
+        Example:
+            >>> Need("received_attention", Fraction(9, 24)).index(24), Need("keys", -2).index(24)
+            (8, 22)
+        """
+        if isinstance(self.layer, Fraction):
+            return max(1, round(self.layer * depth)) - 1
+        if self.layer is None:
+            raise ValueError(f"{self} is of no layer")
+        return self.layer % depth
 
 
 PROJECTED_PATCHES, TEXT_EMBEDS, REFERENT = Need("projected_patches"), Need("text_embeds"), Need("referent")
@@ -146,31 +161,31 @@ class View:
         _declared(need, self._declared)
         return self._answer(need)
 
-    def cls_attention(self, layer: int) -> Tensor:
+    def cls_attention(self, layer: int | Fraction) -> Tensor:
         """(H, N+1) attention row of the class token."""
         return self.signal(Need("cls_attention", layer))
 
-    def cls_query(self, layer: int) -> Tensor:
+    def cls_query(self, layer: int | Fraction) -> Tensor:
         """(C,) query of the class token."""
         return self.signal(Need("cls_query", layer))
 
-    def keys(self, layer: int) -> Tensor:
+    def keys(self, layer: int | Fraction) -> Tensor:
         """(N+1, C) keys."""
         return self.signal(Need("keys", layer))
 
-    def values(self, layer: int) -> Tensor:
+    def values(self, layer: int | Fraction) -> Tensor:
         """(N+1, C) values."""
         return self.signal(Need("values", layer))
 
-    def attention(self, layer: int) -> Tensor:
+    def attention(self, layer: int | Fraction) -> Tensor:
         """(H, N+1, N+1) attention map."""
         return self.signal(Need("attention", layer))
 
-    def received_attention(self, layer: int) -> Tensor:
+    def received_attention(self, layer: int | Fraction) -> Tensor:
         """(H, N+1) mean of the map's rows."""
         return self.signal(Need("received_attention", layer))
 
-    def hidden(self, layer: int) -> Tensor:
+    def hidden(self, layer: int | Fraction) -> Tensor:
         """(N+1, C) output of a layer."""
         return self.signal(Need("hidden", layer))
 

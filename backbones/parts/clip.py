@@ -129,11 +129,12 @@ def clip_signal(clip: CLIPModel, states: tuple[Tensor, ...], need: Need) -> Tens
         return project_patches(clip, states[-1][1:])
     if need.layer is None:
         raise ValueError(f"there is no signal {need}")
+    index = need.index(len(clip.vision_model.encoder.layers))
     if need.kind == "hidden":
-        return _output(clip, states, need.layer)
-    weights = clip.vision_model.encoder.layers[need.layer]
+        return states[index + 1] if index + 1 < len(states) else layer(clip, -1, states[-1][None])[0]
+    weights = clip.vision_model.encoder.layers[index]
     attention = weights.self_attn
-    normed = weights.layer_norm1(states[need.layer])  # the last layer reads the last stored state
+    normed = weights.layer_norm1(states[index])  # what enters the layer
     match need.kind:
         case "cls_query":
             return attention.q_proj(normed[0])
@@ -148,13 +149,6 @@ def clip_signal(clip: CLIPModel, states: tuple[Tensor, ...], need: Need) -> Tens
         case "received_attention":
             return whole_map(attention.q_proj(normed), attention.k_proj(normed), attention.num_heads).mean(1)
     raise ValueError(f"there is no signal {need}")
-
-
-def _output(clip: CLIPModel, states: tuple[Tensor, ...], index: int) -> Tensor:
-    """(N+1, C) output of a layer; the last one's is computed, since nothing else reads it."""
-    depth = len(clip.vision_model.encoder.layers)
-    behind = depth - (index if index >= 0 else index + depth)  # layers from this one on
-    return states[1 - behind] if behind > 1 else layer(clip, -1, states[-1][None])[0]
 
 
 def whole_map(query: Tensor, keys: Tensor, heads: int) -> Tensor:
