@@ -96,7 +96,9 @@ def _wrong_need(need: Need, stage: str) -> str | None:
         return f"needs {need.kind!r}; there are {', '.join(kinds)}.{nearest(need.kind, kinds)}"
     of_layer = type(need.layer) is int or (isinstance(need.layer, Fraction) and 0 < need.layer <= 1)
     if of_layer if need.kind not in LAYER_KINDS else not of_layer:
-        rule = "a layer: -1 is the last, Fraction(1, 2) half of all" if need.kind in LAYER_KINDS else "no layer"
+        rule = (
+            "a layer: -1 is the last, Fraction(1, 2) half of all" if need.kind in LAYER_KINDS else "no layer"
+        )
         return f"needs {need.kind!r} of layer {need.layer!r}; that kind takes {rule}"
     if need.kind in CUT_KINDS and stage == "tower":
         return f"needs {need.kind!r}, which is there at a cut alone, and makes none; define cuts and cut"
