@@ -137,11 +137,11 @@ class GlammBackbone(GlammSeeing):
         context = self._context(row)
         merged = row.selections[0] if row.selections and row.selections[0].features is not None else None
         what = id(merged) if merged is not None else context.patches.cpu().numpy().tobytes()
-        return what, context.places is not None
+        return what, None if context.places is None else context.places.cpu().numpy().tobytes()
 
     def _context(self, row: Row) -> Context:
         """The visual tokens that a row sends, and where they stand."""
-        return context_of(row.pruner, row.selections, self._patches(row))
+        return context_of(row.pruner, row.selections, self._patches(row), row.positions)
 
     def _cutting(self, row: Row) -> Cutting | None:
         """What leaves a row while the language model runs."""
