@@ -48,9 +48,9 @@ def meanings(metric: Metric, beside: Sequence[Metric]) -> dict[str, str]:
         },
         SAID: "percent of the expressions whose answer, written by the model, holds a [SEG]; the mask of the "
         "others is empty and counted. In runs with generated answers alone.",
-        LOGPROB: "natural logarithm of the probability that the model gives [SEG] at its place, behind all that "
-        "stands before it in the answer, forced or its own; mean over the expressions that have one. It tells "
-        "of forced answers what pruning does to a model that need not say [SEG].",
+        LOGPROB: "natural logarithm of the probability that the model gives [SEG] at its place, behind all "
+        "that stands before it in the answer, forced or its own; mean over the expressions that have one. It "
+        "tells of forced answers what pruning does to a model that need not say [SEG].",
         "tokens": "visual tokens in the last layer of the language model, measured.",
         "mean over layers": "visual tokens that the layers of the language model process on average, "
         "measured; it exceeds tokens for "
