@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -124,7 +124,7 @@ def study(folders: Sequence[str | Path], axis: str) -> Study:
     drawn = Drawn(frame, columns, metric)
     found: list[tuple[Paired, list[Weights]]] = []
     for key, rows in frame.groupby(["method", "budget"], sort=False):
-        method, budget = str(key[0]), int(key[1])  # type: ignore[index]
+        method, budget = cast("tuple[str, int]", key)
         one, two = (drawn.weights(f"{method}\n{value}", budget, columns) for value in values)
         if one is None or two is None:
             continue
