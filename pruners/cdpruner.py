@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from pruners.base import LLM_PATCHES, PROJECTED_PATCHES, TEXT_EMBEDS, Pruner, Selection, View, precise, top
+from pruners.base import (
+    LLM_PATCHES,
+    PROJECTED_PATCHES,
+    TEXT_EMBEDS,
+    Pruner,
+    Selection,
+    View,
+    cosines,
+    precise,
+    top,
+)
 from pruners.registry import register
 
 if TYPE_CHECKING:
@@ -50,8 +60,7 @@ class CDPruner(Pruner):
     def picked(self, view: View, budget: int) -> Tensor:
         """(budget,) patches in the order of choice: the largest r^2 d, where d is what is left of a token of
         length 1 beside those that were chosen (S = L L^T, one row of L^T per choice)."""
-        unit = torch.nn.functional.normalize(precise(view.llm_patches), dim=1)
-        similarity, weights = unit @ unit.T, self.weights(view)
+        similarity, weights = cosines(view.llm_patches), self.weights(view)
         square = weights.square().to(similarity.dtype)
         left, rows = similarity.diagonal().clone(), torch.empty_like(similarity[:budget])
         nothing = max(1e-9, 10 * torch.finfo(left.dtype).eps)  # left by rounding: the rank is used up
@@ -64,7 +73,7 @@ class CDPruner(Pruner):
             left -= rows[k].square()
             left[pick] = -torch.inf
             picks.append(pick)
-        chosen = torch.tensor(picks, dtype=torch.long, device=unit.device)
+        chosen = torch.tensor(picks, dtype=torch.long, device=left.device)
         fill = top(weights.index_fill(0, chosen, -torch.inf), budget - len(picks))
         return torch.cat([chosen, fill])
 

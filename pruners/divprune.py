@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from pruners.base import LLM_PATCHES, Pruner, Selection, View, precise
+from pruners.base import LLM_PATCHES, Pruner, Selection, View, cosines
 from pruners.registry import register
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ class DivPrune(Pruner):
 
     def picked(self, view: View, budget: int) -> Tensor:
         """(budget,) patches in the order of choice, the first one where several are equally far."""
-        unit = torch.nn.functional.normalize(precise(view.llm_patches), dim=1)
-        distance = 1 - unit @ unit.T
+        distance = 1 - cosines(view.llm_patches)
         distance.masked_fill_(distance < SAME, 0).fill_diagonal_(torch.inf)
         pick = distance.amin(0).argmax(0, keepdim=True)
         picks, nearest = [pick], torch.full_like(distance[0], torch.inf)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from pruners.base import Need, Pruner, Selection, UserError, View, precise
+from pruners.base import Need, Pruner, Selection, UserError, View, cosines, precise
 from pruners.registry import register
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Scope(Pruner):
     the released code's numbers NaN, covers nothing and cannot be covered.
 
     Args:
-        alpha: exponent of the saliency, 0 or more; 0 looks at coverage alone.
+        alpha: exponent of the saliency, 0 to 100; 0 looks at coverage alone.
         combine: "multi" multiplies gain and saliency; "add" adds them, saliency summed over heads.
     """
 
@@ -36,15 +36,14 @@ class Scope(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.alpha < 0:
-            raise UserError(f"scope: alpha is 0 or more, not {self.alpha!r}.")
+        if not 0 <= self.alpha <= 100:
+            raise UserError(f"scope: alpha lies between 0 and 100, not {self.alpha!r}.")
 
     def picked(self, view: View, budget: int) -> Tensor:
         """(budget,) patches in the order of choice, the lowest index first among equals."""
         saliency = precise(view.cls_attention(-2)).sum(0)[1:].double() ** self.alpha
-        unit = torch.nn.functional.normalize(precise(view.patches), dim=1)
         # what j could still add to the coverage of i: max(0, cos_ij - cover_i), all of it at first
-        missing = (unit @ unit.T).double().clamp_(min=0)
+        missing = cosines(view.patches).double().clamp_(min=0)
         gain, out, picks = missing.sum(0), torch.zeros_like(saliency), []
         for _ in range(budget):
             score = gain * saliency if self.combine == "multi" else gain + saliency
