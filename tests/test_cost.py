@@ -280,7 +280,8 @@ def test_cost_projection_is_what_a_run_measures(glamm_folder: Path, attn: str) -
     """On a model that is here both can be had: same lengths, multiply-adds by module, and bytes alive."""
     backbone = tiny_glamm.load(glamm_folder, attn=attn)
     inputs = inputs_of(backbone)
-    lines = rows("none,fastv,litelvlm,prumerge,visionzip,vispruner", (64,), layers=3)
+    methods = "none,fastv,litelvlm,prumerge,visionzip,vispruner,divprune,cdpruner,hiprune,holov,scope"
+    lines = rows(methods, (64,), layers=3)
     projected = projection.project(
         backbone.staged.shapes(), lines, inputs.prompt, attn=attn, dtype=torch.float32
     )
