@@ -84,6 +84,7 @@ class LentLayer(LayerView):
             tokens.signal,
             tokens.sample,
             needs,
+            tokens.asked,
         )
 
     def signal(self, query: Query) -> Tensor:

@@ -217,8 +217,8 @@ class View:
 
 VisualTokens = View  # its name before an image could have several
 
-Side = Literal["visual", "text"]
-Rows: TypeAlias = "Literal['last', 'text'] | Tensor"
+Side = Literal["visual", "text", "question"]
+Rows: TypeAlias = "Literal['last', 'prompt', 'text', 'question'] | Tensor"
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,8 +248,9 @@ class LayerView:
     """One row's sequence at a cut inside the language model: s tokens before the image, the n visual tokens
     that are there, and the T text tokens behind them; K = s + n + T.
 
-    Text is the whole conversation behind the image, forced answers included; fill is never seen. H query
-    heads and H' key heads of width d.
+    Text is the whole conversation behind the image, forced answers included; the question, of Q tokens, is
+    what of it stands before the last answer, so that it ends with the last prompt token. Fill is never seen.
+    H query heads and H' key heads of width d.
 
     Args:
         layer: index of the layer that has not run: the first one that sees fewer visual tokens.
@@ -261,6 +262,7 @@ class LayerView:
         answer: computes the answer to a query.
         sample: stable id of the image, the seed of random draws.
         declared: the signals that may be read; None allows all.
+        asked: tokens of the sequence up to the end of the question; by default all K.
     """
 
     def __init__(
@@ -275,8 +277,10 @@ class LayerView:
         answer: Callable[[Query], Tensor],
         sample: str = "",
         declared: frozenset[Need] | None = None,
+        asked: int | None = None,
     ) -> None:
         self.layer, self.number, self.sample = layer, number, sample
+        self.asked = len(positions) if asked is None else asked
         self.indices, self.positions, self.start = indices, positions, start
         self.width, self.dtype = width, dtype
         self._answer, self._declared = answer, declared
@@ -293,6 +297,11 @@ class LayerView:
     def text(self) -> slice:
         """Where the text behind them stands."""
         return slice(self.start + len(self), len(self.positions))
+
+    @property
+    def question(self) -> slice:
+        """Where the question stands."""
+        return slice(self.start + len(self), self.asked)
 
     def only(self, needs: frozenset[Need]) -> LayerView:
         """The same sequence, answering nothing but `needs`."""
@@ -317,6 +326,7 @@ class LayerView:
             answer,
             self.sample,
             declared,
+            self.asked,
         )
 
     def signal(self, query: Query) -> Tensor:
@@ -328,46 +338,59 @@ class LayerView:
         """(H, R, K) attention rows: softmax over all keys up to the row's own token, 0 behind it.
 
         Args:
-            of: "last" for the sequence's last token (R = 1), "text" for all T behind the image, or (R,) int64
-                places of tokens in the sequence, from the image on.
+            of: "last" for the sequence's last token (R = 1), which belongs to a forced answer; "prompt" for
+                the last one before the last answer (R = 1); "text" for all T behind the image, "question" for
+                Q; or (R,) int64 places of tokens in the sequence, from the image on.
             ahead: with the weights of the layer that has not run yet, on what enters it
                 (`LLM_ATTENTION_AHEAD`); otherwise of the layer that has just run (`LLM_ATTENTION`).
             rotary: False compares queries and keys that are not turned to their positions.
         """
-        return self.signal(self._rows(of, ahead, rotary, softmax=True))
+        return self._attended(of, ahead, rotary, softmax=True)
 
     def logits(self, of: Rows = "last", *, ahead: bool = False, rotary: bool = True) -> Tensor:
         """(H, R, K) what `attention` is the softmax of, q k / sqrt(d); -inf behind the row's own token."""
-        return self.signal(self._rows(of, ahead, rotary, softmax=False))
+        return self._attended(of, ahead, rotary, softmax=False)
 
-    def _rows(self, of: Rows, ahead: bool, rotary: bool, softmax: bool) -> Query:
-        """The query for attention rows, or Fault if a row's token is not among those that are known."""
-        if not isinstance(of, str):
+    def _attended(self, of: Rows, ahead: bool, rotary: bool, softmax: bool) -> Tensor:
+        """Attention rows, or Fault if a row's token is not among those that are known."""
+        need = LLM_ATTENTION_AHEAD if ahead else LLM_ATTENTION
+        if of == "question":
+            rows = self.signal(Query(need, "text", rotary, softmax))
+            return rows[:, : self.asked - self.text.start]
+        if of == "prompt":
+            of = self.indices.new_tensor([self.asked - 1])
+        elif not isinstance(of, str):
             for place in of.tolist():
                 if not self.start <= place < len(self.positions):
                     raise Fault(
                         f"asks for the attention row of token {place} where {self.start} to "
                         f"{len(self.positions) - 1} are the image's and those behind it"
                     )
-        return Query(LLM_ATTENTION_AHEAD if ahead else LLM_ATTENTION, of, rotary, softmax)
+        return self.signal(Query(need, of, rotary, softmax))
+
+    def _side(self, need: Need, of: Side, rotary: bool = True) -> Tensor:
+        """What the tokens of one side have; tokens are the last dimension but one."""
+        if of != "question":
+            return self.signal(Query(need, of, rotary))
+        return self.signal(Query(need, "text", rotary))[..., : self.asked - self.text.start, :]
 
     def keys(self, of: Side = "visual", *, rotary: bool = True) -> Tensor:
-        """(H', n or T, d) keys of the layer that has just run."""
-        return self.signal(Query(LLM_KEYS, of, rotary))
+        """(H', n, T or Q, d) keys of the layer that has just run."""
+        return self._side(LLM_KEYS, of, rotary)
 
     def values(self, of: Side = "visual") -> Tensor:
-        """(H', n or T, d) values of the layer that has just run."""
-        return self.signal(Query(LLM_VALUES, of))
+        """(H', n, T or Q, d) values of the layer that has just run."""
+        return self._side(LLM_VALUES, of)
 
     def hidden(self, of: Side = "visual") -> Tensor:
-        """(n or T, width) what enters the layer that has not run yet."""
-        return self.signal(Query(LLM_HIDDEN, of))
+        """(n, T or Q, width) what enters the layer that has not run yet."""
+        return self._side(LLM_HIDDEN, of)
 
     def normed(self, of: Side = "visual") -> Tensor:
-        """(n or T, width) `hidden` through the norm behind the last layer."""
-        return self.signal(Query(LLM_NORMED, of))
+        """(n, T or Q, width) `hidden` through the norm behind the last layer."""
+        return self._side(LLM_NORMED, of)
 
     def inputs(self, of: Side = "visual") -> Tensor:
-        """(E or T, width) what entered the first layer: all E visual tokens, whatever was cut since, or the
+        """(E, T or Q, width) what entered the first layer: all E visual tokens, whatever was cut since, or
         text."""
-        return self.signal(Query(LLM_INPUTS, of))
+        return self._side(LLM_INPUTS, of)

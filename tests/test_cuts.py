@@ -166,8 +166,8 @@ def test_what_is_retained_are_patches_through_all_stages(
         followed[tokens.number] = torch.tensor(left, dtype=torch.long)
         return chosen
 
-    def followed_cutting(*given: Any) -> Any:
-        return cutting(*given, choose=follow)
+    def followed_cutting(*given: Any, **named: Any) -> Any:
+        return cutting(*given, **named, choose=follow)
 
     monkeypatch.setattr(sys.modules[GlammBackbone.__module__], "cutting", followed_cutting)
     for share in (True, False):

@@ -13,7 +13,7 @@ import torch
 import backbones
 from backbones.base import Encoding, Row, Turn
 from backbones.glamm.backbone import FULL_ROWS, GlammBackbone
-from backbones.glamm.conversation import build_prompt
+from backbones.glamm.conversation import ANSWER_TEMPLATES, build_prompt
 from backbones.parts.cuts import Cutting, cutting
 from backbones.parts.faithful import run_layers
 from pruners import Cut, LayerView, Pruner, Selection, UserError, checks, parse
@@ -303,6 +303,18 @@ def test_a_conversation_beyond_the_positions_is_refused_alone(glamm: GlammBackbo
     )
     with pytest.raises(UserError, match=f"has {most} positions"):
         glamm.ground(picture(60, 60), "dog left of the " * most, "trim")
+
+
+def test_the_prompt_ends_before_the_last_answer(glamm: GlammBackbone) -> None:
+    """A pruner inside the language model is told so, in whatever words the answer is."""
+    (encoding,) = glamm.encode([picture(64, 48)])
+    for answer in ANSWER_TEMPLATES:
+        turns = (TURN, Turn("Please segment the cup in this image.", answer))
+        ids, count = glamm.ids(turns), glamm.answer_length(turns)
+        assert glamm.tokenizer.encode(build_prompt(turns, answered=False)) == ids[:-count]
+        assert glamm.tokenizer.seg_id in ids[-count:]
+        cut = glamm._cutting(row_of(glamm, encoding, parse("fastv")[0], 9, turns))
+        assert cut is not None and cut.answer == count
 
 
 def test_questions_that_clip_cuts_are_counted(glamm: GlammBackbone) -> None:

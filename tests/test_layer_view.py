@@ -33,6 +33,7 @@ from tests.test_llama import model
 
 BEFORE, PATCHES, BEHIND, FILL = 5, 12, 7, 3  # tokens of the sequence, fill besides
 SENTENCE = 2  # of those behind the image, how many other rows have too
+ANSWER = 2  # of those behind the image, how many are the forced answer's
 CUTS = (Cut(2, 6), Cut(3, 3))
 ORDERS = ([7, 2, 9, 0, 5, 11], [3, 0, 5])  # what stays at each, in no order
 CLOSE = 1e-5  # norms are float32 in any precision
@@ -199,10 +200,16 @@ def watching(pruner: Reader, told: list[dict[Any, Tensor]]) -> Cutting:
     def choose(by: Any, tokens: LayerView, count: int) -> Selection:
         seen = {query.key: tokens.signal(query).clone() for query in questions()}
         told.append(seen | {"indices": tokens.indices, "positions": tokens.positions})
+        for of, first in (("prompt", -1), ("question", 0)):
+            rows, text = (tokens.attention(which, rotary=False) for which in (of, "text"))  # type: ignore[arg-type]
+            torch.testing.assert_close(rows, text[:, :-ANSWER][:, first:], rtol=CLOSE, atol=CLOSE)
+        assert tokens.question == slice(tokens.text.start, tokens.text.stop - ANSWER)
+        assert tokens.hidden("question").equal(tokens.hidden("text")[:-ANSWER])
+        assert tokens.keys("question").equal(tokens.keys("text")[:, :-ANSWER])
         chosen: Selection = by.cut(tokens, count)
         return chosen
 
-    return Cutting(pruner, CUTS, choose=choose)
+    return Cutting(pruner, CUTS, choose=choose, answer=ANSWER)
 
 
 def selections() -> dict[str, Context]:

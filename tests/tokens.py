@@ -22,6 +22,7 @@ from pruners.views import (
 
 HEADS, KEY_HEADS, WIDTH, SHARED, DEPTH = 4, 2, 32, 12, 24
 BEFORE, BEHIND = 5, 35  # text tokens on both sides of the image
+ANSWER = 6  # of those behind it, the forced answer's
 
 
 def smooth(rows: int, columns: int, channels: int, generator: torch.Generator) -> Tensor:
@@ -122,4 +123,5 @@ def make_layer_view(
             shape = (KEY_HEADS, tokens, WIDTH // HEADS)
         return noise(f"{name} {query.of}", *shape).to(dtype)
 
-    return LayerView(layer, number, patches, torch.arange(length), BEFORE, WIDTH, dtype, answer, sample)
+    places, asked = torch.arange(length), length - ANSWER
+    return LayerView(layer, number, patches, places, BEFORE, WIDTH, dtype, answer, sample, asked=asked)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones.base import Encoding, Grounded, Row, Turn
-from backbones.glamm.conversation import IMAGE_SENTENCE, build_prompt
+from backbones.base import Encoding, Grounded, Row
+from backbones.glamm.conversation import IMAGE_SENTENCE
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import masks_to_image
 from backbones.glamm.seeing import FULL_ROWS, GlammSeeing
@@ -56,7 +56,6 @@ class GlammBackbone(GlammSeeing):
     def __init__(self, model: GlammModel, tokenizer: LlamaTokenizer, clip_folder: Path, **how: Any) -> None:
         super().__init__(model, tokenizer, clip_folder, **how)
         self._sentence = behind_image(tokenizer.encode(IMAGE_SENTENCE))
-        self._known_ids: dict[tuple[Turn, ...], list[int]] = {}
         self._beginnings: dict[tuple[int, ...], llama.Past] = {}
 
     # -- from tokens to masks
@@ -65,7 +64,7 @@ class GlammBackbone(GlammSeeing):
         """Segment every row, masks batch by batch as they are asked for; when memory does not suffice, in
         smaller batches."""
         most = self.model.language_model.config.max_position_embeddings
-        errors = [too_long(len(self._ids(row.turns)) - 1, self._context(row).span, most) for row in rows]
+        errors = [too_long(len(self.ids(row.turns)) - 1, self._context(row).span, most) for row in rows]
         short = [row for row, error in zip(rows, errors, strict=True) if not error]
         said = (
             self._within_memory(lambda: self._shared(short) if share else self._apart(short)) if short else []
@@ -86,17 +85,8 @@ class GlammBackbone(GlammSeeing):
                 one.lengths,
                 one.retained,
                 "" if together.isfinite().all() else not_finite(self.dtype),
-                tokens_llm=len(self._ids(row.turns)) - 1 + one.lengths[0],  # less the image's placeholder
+                tokens_llm=len(self.ids(row.turns)) - 1 + one.lengths[0],  # less the image's placeholder
             )
-
-    def _ids(self, turns: tuple[Turn, ...]) -> list[int]:
-        """The conversation's ids, image included; rows of one conversation under many pruners ask for them
-        again."""
-        if turns not in self._known_ids:
-            if len(self._known_ids) > 4096:
-                self._known_ids.clear()
-            self._known_ids[turns] = self.tokenizer.encode(build_prompt(turns))
-        return self._known_ids[turns]
 
     def _words(self, row: Row, whole: bool = True) -> tuple[list[int], list[int], list[int]]:
         """Ids before the image, ids behind it (filled up), and for every [SEG] the place before it, from
@@ -105,7 +95,7 @@ class GlammBackbone(GlammSeeing):
         Args:
             whole: False leaves out what stands behind the last state that is read.
         """
-        ids = self._ids(row.turns)
+        ids = self.ids(row.turns)
         image = ids.index(IMAGE_TOKEN)
         behind = ids[image + 1 :]
         marks = [k - 1 for k, token in enumerate(behind) if token == self.tokenizer.seg_id]
@@ -147,15 +137,16 @@ class GlammBackbone(GlammSeeing):
         context = self._context(row)
         merged = row.selections[0] if row.selections and row.selections[0].features is not None else None
         what = id(merged) if merged is not None else context.patches.cpu().numpy().tobytes()
-        return what, context.places is not None
+        return what, None if context.places is None else context.places.cpu().numpy().tobytes()
 
     def _context(self, row: Row) -> Context:
         """The visual tokens that a row sends, and where they stand."""
-        return context_of(row.pruner, row.selections, self._patches(row))
+        return context_of(row.pruner, row.selections, self._patches(row), row.positions)
 
     def _cutting(self, row: Row) -> Cutting | None:
         """What leaves a row while the language model runs."""
-        return cutting(row.pruner, row.budget, self._patches(row), self.num_layers, row.sample)
+        answer = self.answer_length(row.turns)
+        return cutting(row.pruner, row.budget, self._patches(row), self.num_layers, row.sample, answer=answer)
 
     def _patches(self, row: Row) -> int:
         return len(row.encoding.hidden_states[-1]) - 1

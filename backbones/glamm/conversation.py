@@ -54,14 +54,17 @@ def said(expression: str) -> str:
     return expression.lower().replace("<image>", " ").strip()
 
 
-def build_prompt(turns: Sequence[Turn]) -> str:
-    """The teacher-forced conversation of all turns, answers included; the image stands before the first
-    question."""
+def build_prompt(turns: Sequence[Turn], answered: bool = True) -> str:
+    """The teacher-forced conversation of all turns; the image stands before the first question.
+
+    Args:
+        answered: False leaves the last answer to the model.
+    """
     text = SYSTEM + " "
     for number, turn in enumerate(turns):
         question = IMAGE_SENTENCE + turn.question if number == 0 else turn.question
         text += f"USER: {question} ASSISTANT: {turn.answer}</s>"
-    return text
+    return text if answered else text.removesuffix(f" {turns[-1].answer}</s>")
 
 
 def drawn_conversations(sample: str, expressions: Sequence[str], seed: int) -> list[Conversation]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from backbones.base import Backbone, Conversation, Encoding, Pixels, Turn
 from backbones.costs import Staged
 from backbones.glamm import signals
-from backbones.glamm.conversation import drawn_conversations, plain_turn
+from backbones.glamm.conversation import build_prompt, drawn_conversations, plain_turn
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, patch_shares, sam_pixels, sam_pixels_mmcv
 from backbones.glamm.settings import GlammFamily
@@ -72,6 +73,7 @@ class GlammSeeing(GlammFamily, Backbone):
         self.num_layers = model.language_model.config.num_hidden_layers
         self._kind = next(model.parameters()).dtype
         self._text_embeds: dict[tuple[str, ...], Tensor] = {}
+        self._known_ids: dict[tuple[tuple[Turn, ...], bool], list[int]] = {}
 
     @property
     def probes(self) -> Probes:
@@ -142,6 +144,25 @@ class GlammSeeing(GlammFamily, Backbone):
         if self.check_protocol(protocol) == "glamm":
             return drawn_conversations(sample_id, expressions, seed)
         return super().conversations(sample_id, expressions, protocol, seed)
+
+    def ids(self, turns: Sequence[Turn], answered: bool = True) -> list[int]:
+        """The conversation's ids, the image's placeholder included; arguments are those of `build_prompt`.
+
+        Rows of one conversation under many pruners ask for them again.
+        """
+        key = tuple(turns), answered
+        if key not in self._known_ids:
+            if len(self._known_ids) > 4096:
+                self._known_ids.clear()
+            self._known_ids[key] = self.tokenizer.encode(build_prompt(turns, answered))
+        return self._known_ids[key]
+
+    def answer_length(self, turns: Sequence[Turn]) -> int:
+        """Tokens of the last turn's forced answer, its end token included: those behind the last prompt
+        token."""
+        whole, asked = self.ids(turns), self.ids(turns, answered=False)
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(whole, asked, strict=False))
+        return len(whole) - sum(1 for _ in same)
 
     # -- what pruners read
 

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from backbones.base import Turn
 from backbones.costs import Passed, Prompt, Shape, Staged, Traced
-from backbones.glamm.conversation import build_prompt
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, masks_to_image, patch_shares, sam_pixels
 from backbones.glamm.shapes import GlammShapes, without_weights
@@ -54,6 +53,7 @@ class GlammInputs:
         referent: (N,) share of each patch inside the truth, for controls that may see it.
         sample: seed of random draws.
         asked: (W,) token ids of the questions in the language model's vocabulary.
+        answer: tokens of the last answer, with which `after` ends.
     """
 
     small: Tensor
@@ -68,6 +68,7 @@ class GlammInputs:
     referent: Tensor | None = None
     sample: str = ""
     asked: Tensor | None = None
+    answer: int = 0
 
     @property
     def text(self) -> int:
@@ -103,7 +104,7 @@ def prepare_inputs(
     device, kind = backbone.device, next(backbone.model.parameters()).dtype
     questions = tuple(turn.question for turn in turns)
     large, resized = sam_pixels(image, backbone.sam_size)
-    before, after, seg = split_ids(backbone.tokenizer.encode(build_prompt(turns)), backbone.tokenizer.seg_id)
+    before, after, seg = split_ids(backbone.ids(turns), backbone.tokenizer.seg_id)
     referent = (
         patch_shares(masks, backbone.image_size, backbone.grid).to(device) if masks is not None else None
     )
@@ -120,6 +121,7 @@ def prepare_inputs(
         referent,
         sample,
         torch.tensor(question_ids(backbone.tokenizer, questions), device=device),
+        backbone.answer_length(turns),
     )
 
 
@@ -182,7 +184,8 @@ def forward(
     del batch, states, view
     with stage("projector"):
         visual = model.projector(features[None].to(inputs.small.dtype))
-    cut = cutting(pruner, budget, patches, layers, inputs.sample, partial(checks.cut, checked=checked))
+    choose = partial(checks.cut, checked=checked)
+    cut = cutting(pruner, budget, patches, layers, inputs.sample, choose, inputs.answer)
     with stage("prefill"):
         run = prefill(model.language_model, inputs.before, visual, inputs.after, cut, context, stage)
     with stage("lm_head"):
@@ -221,7 +224,7 @@ class GlammStaged(Staged):
 
     def length(self, turns: Sequence[Turn]) -> int:
         """Ids of the conversation but the image's placeholder."""
-        return len(self._backbone.tokenizer.encode(build_prompt(turns))) - 1
+        return len(self._backbone.ids(turns)) - 1
 
     def prepare(
         self,
@@ -249,7 +252,7 @@ class GlammStaged(Staged):
     ) -> Traced:
         """Llama's layers over zeros in place of the visual tokens."""
         llm = self._model.language_model
-        cut = cutting(pruner, budget, self.patches, self.shape.layers, inputs.sample, choose)
+        cut = cutting(pruner, budget, self.patches, self.shape.layers, inputs.sample, choose, inputs.answer)
         visual = torch.zeros(1, entering, self.shape.width, device=self.device, dtype=self.dtype)
         return Traced(llm, lambda given: prefill(llm, inputs.before, given, inputs.after, cut).hidden, visual)
 

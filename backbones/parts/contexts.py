@@ -40,14 +40,20 @@ class Context:
         return len(self) if self.end is None else self.end
 
 
-def context_of(pruner: Pruner, selections: Sequence[Selection], patches: int) -> Context:
+def context_of(
+    pruner: Pruner, selections: Sequence[Selection], patches: int, positions: str = "compact"
+) -> Context:
     """What a pruner sends into the language model of a view of so many patches; all of it without a
-    selection."""
+    selection.
+
+    Args:
+        positions: those that the run asks for.
+    """
     if not selections:
         return Context(torch.arange(patches))
     (chosen,) = selections
-    if pruner.positions == "kept":
-        return Context(chosen.indices, chosen.indices, patches)
+    if pruner.positions_for(positions) == "kept":
+        return Context(chosen.indices, chosen.standing(patches), patches)
     return Context(chosen.indices)
 
 

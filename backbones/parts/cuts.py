@@ -40,20 +40,28 @@ class Cutting:
         pruner, cuts: who chooses, and where.
         sample: stable id of the image, for pruners that draw.
         choose: asks the pruner.
+        answer: tokens of the last, forced answer, with which the row ends: behind the question.
     """
 
     pruner: Pruner
     cuts: tuple[Cut, ...]
     sample: str = ""
     choose: Choose = checks.cut
+    answer: int = 0
 
 
 def cutting(
-    pruner: Pruner, budget: int, patches: int, num_layers: int, sample: str = "", choose: Choose = checks.cut
+    pruner: Pruner,
+    budget: int,
+    patches: int,
+    num_layers: int,
+    sample: str = "",
+    choose: Choose = checks.cut,
+    answer: int = 0,
 ) -> Cutting | None:
     """What a pruner takes out of a row; None if it takes out nothing."""
     cuts = pruner.cuts(budget, patches, num_layers)
-    return Cutting(pruner, cuts, sample, choose) if cuts else None
+    return Cutting(pruner, cuts, sample, choose, answer) if cuts else None
 
 
 @dataclass(frozen=True)
@@ -172,6 +180,7 @@ class AtCut:
             self._tail.dtype,
             partial(self._answer, row, unsound),
             by.sample,
+            asked=self._end(row) - by.answer,
         )
         selection = by.choose(by.pruner, view, by.cuts[self.number].keep)
         kept = selection.indices

@@ -142,7 +142,10 @@ def _asked(
             again = list(_select(backbone, seen, other, talks, job))
 
     def row(of: Encoding, talk: Conversation, selections: tuple[Selection, ...]) -> Row:
-        return Row(of, talk.turns, job.pruner, job.cell.budget, selections, seen.sample.id)
+        cell = job.cell
+        answers = cell.setting.answers
+        where = seen.sample.id
+        return Row(of, talk.turns, job.pruner, cell.budget, selections, where, cell.positions, answers)
 
     for k, (talk, selections) in enumerate(chosen):
         if other is None or not again:

@@ -43,7 +43,7 @@ def run(
         UserError: the folder holds another run or cannot be written, the data changed, memory does not
             suffice, or too many samples failed.
     """
-    way = way or Way()
+    way, plan = way or Way(), plan.on(backbone)
     cut_off, (_, left_out) = _cut_off(plan, backbone, splits), served(plan.chosen(), backbone)
     for sentence in left_out.values() if way.place.rank == 0 else ():
         print(f"left out: {sentence}", file=sys.stderr)
@@ -51,7 +51,7 @@ def run(
         print(f"{count} {CUT_OFF}", file=sys.stderr)
     asked = Asked(
         run=identity(splits),
-        plan=plan.on(backbone).resolved().to_json(),
+        plan=plan.resolved().to_json(),
         jobs=[split.jobs for split in splits],
         samples={":".join(split.name): split.pairs for split in splits},
         cut_off=dict(cut_off),
@@ -100,6 +100,8 @@ def _cut_off(plan: Plan, backbone: Backbone, splits: Sequence[Split]) -> Counter
             continue
         for sample in split.samples:
             texts = [one.text for one in sample.expressions]
-            for talk in backbone.conversations(sample.id, texts, plan.protocol, plan.seed):
+            for talk in backbone.conversations(
+                sample.id, texts, plan.protocol or backbone.protocol, plan.seed
+            ):
                 found[":".join(split.name)] += backbone.cut_off([turn.question for turn in talk.turns])
     return found
