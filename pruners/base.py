@@ -142,10 +142,8 @@ def precise(x: Tensor) -> Tensor:
 
 
 def cosines(x: Tensor) -> Tensor:
-    """(n, n) cosines between the rows of (n, width), in float32 at least; 0 where a row is zeros.
-
-    One triangle alone is computed, in blocks of rows, and mirrored, which takes about half the time.
-    """
+    """(n, n) cosines between the rows of (n, width), in float32 at least; 0 where a row is zeros. One
+    triangle is computed, in blocks of rows, and mirrored: about half the work."""
     unit = torch.nn.functional.normalize(precise(x), dim=1)
     found = unit.new_empty(len(unit), len(unit))
     for start in range(0, len(unit), BLOCK):

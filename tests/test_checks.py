@@ -345,7 +345,10 @@ def test_where_tokens_stand_that_keep_their_places() -> None:
     chosen = Selection(torch.tensor([CLS, 0, 5, 2, POOLED, POOLED]))
     assert chosen.standing(8).tolist() == [1, 0, 5, 2, 6, 7]
     assert Selection(torch.tensor([3, 1])).standing(8).tolist() == [3, 1]
-    assert Selection(torch.tensor([POOLED, POOLED]), None, torch.tensor([4, 2])).standing(8).tolist() == [4, 2]
+    assert Selection(torch.tensor([POOLED, POOLED]), None, torch.tensor([4, 2])).standing(8).tolist() == [
+        4,
+        2,
+    ]
     pooled = pruners.parse("downsample")[0].select(make_tokens((8, 8)), 4)
     assert pooled.standing(64).tolist() == [9, 13, 41, 45]
 
