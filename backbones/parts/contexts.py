@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from backbones.parts.cuts import Cutting
+from backbones.parts.generation import Written
 from backbones.parts.llama import Past
 from pruners.base import Pruner, Selection
 
@@ -117,11 +118,13 @@ class ContextAnswer:
             by.
         lengths: visual tokens that ran in every layer.
         patches: (m,) the patch of every visual token in the last layer, or CLS or POOLED.
+        written: what the model went on with behind the words, where it was asked to.
     """
 
     hidden: Tensor
     lengths: tuple[int, ...]
     patches: Tensor
+    written: Written | None = None
 
 
 def context_positions(

@@ -25,6 +25,7 @@ import pandas as pd
 
 from harness.store.journal import Journal, Reader, digest, read_whole, write_atomically
 from harness.store.rows import (
+    ANSWERED,
     ASKED,
     COUNTED,
     KEYS,
@@ -62,7 +63,7 @@ from pruners.base import UserError
 
 __all__ = ["NO_CELL", "NO_EXPRESSION", "kept_tokens", "pack_tokens", "row_key"]
 
-COLUMNS = (*ASKED, *OF_CELL, *COUNTED, *ROUNDED, *SHOWN, *SEEN, "sample", "cell", "text", "group")
+COLUMNS = (*ASKED, *OF_CELL, *COUNTED, *ROUNDED, *SHOWN, *SEEN, *ANSWERED, "sample", "cell", "text", "group")
 # looked up by the row's cell
 FROM_RUN = (
     *("fingerprint", "dtype", "attn", "device", "data", "source", "evaluation", "parameters"),
