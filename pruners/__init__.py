@@ -1,13 +1,19 @@
 """Training-free visual-token pruners: one file per method, a base, a registry."""
 
 from pruners import (
+    cdpruner,
+    divprune,
     downsample,
+    fastervlm,
     fastv,
+    hiprune,
+    holov,
     litelvlm,
     none,
     oracle,
     prumerge,
     random,
+    scope,
     trim,
     uniform,
     visionzip,
@@ -54,4 +60,22 @@ __all__ = [
     "parse",
     "register",
 ]
-_BUILT_IN = (downsample, fastv, litelvlm, none, oracle, prumerge, random, trim, uniform, vispruner, visionzip)
+_BUILT_IN = (
+    cdpruner,
+    divprune,
+    downsample,
+    fastervlm,
+    fastv,
+    hiprune,
+    holov,
+    litelvlm,
+    none,
+    oracle,
+    prumerge,
+    random,
+    scope,
+    trim,
+    uniform,
+    vispruner,
+    visionzip,
+)

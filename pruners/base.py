@@ -57,6 +57,7 @@ __all__ = [
     "UserError",
     "View",
     "VisualTokens",
+    "cosines",
     "nearest",
     "others",
     "outliers",
@@ -66,6 +67,7 @@ __all__ = [
 
 CLS, POOLED = -1, -2  # marks in Selection.indices of tokens that are no single patch
 MAX_SEED = 2**32 - 1
+BLOCK = 96  # rows of a matrix product that is computed in parts
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,18 @@ def precise(x: Tensor) -> Tensor:
     """At least float32, so that a half-precision backbone does not decide ties by rounding in the method
     itself."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def cosines(x: Tensor) -> Tensor:
+    """(n, n) cosines between the rows of (n, width), in float32 at least; 0 where a row is zeros. One
+    triangle is computed, in blocks of rows, and mirrored: about half the work."""
+    unit = torch.nn.functional.normalize(precise(x), dim=1)
+    found = unit.new_empty(len(unit), len(unit))
+    for start in range(0, len(unit), BLOCK):
+        block = slice(start, start + BLOCK)
+        part = unit[block] @ unit[start:].T
+        found[block, start:], found[start:, block] = part, part.T
+    return found
 
 
 def top(score: Tensor, count: int) -> Tensor:

@@ -20,7 +20,7 @@ from pruners.views import (
     Query,
 )
 
-HEADS, KEY_HEADS, WIDTH, SHARED = 4, 2, 32, 12
+HEADS, KEY_HEADS, WIDTH, SHARED, DEPTH = 4, 2, 32, 12, 24
 BEFORE, BEHIND = 5, 35  # text tokens on both sides of the image
 ANSWER = 6  # of those behind it, the forced answer's
 
@@ -69,10 +69,14 @@ def make_tokens(
     signals[LLM_PATCHES], signals[LLM_TEXT_EMBEDS] = noise(patches, 2 * WIDTH), noise(7 * texts, 2 * WIDTH)
 
     def answer(need: Need) -> Tensor:
-        if need.kind == "attention":  # large, and read by few
-            draw = torch.Generator().manual_seed(seed - (need.layer or 0))
-            rows = torch.randn(HEADS, patches + 1, patches + 1, generator=draw, dtype=torch.float64)
-            signals.setdefault(need, rows.softmax(-1))
+        if need not in signals:  # maps, which are large and read by few; layers by their share of the depth
+            shape = {
+                "attention": (HEADS, patches + 1, patches + 1),
+                "received_attention": (HEADS, patches + 1),
+                "cls_attention": (HEADS, patches + 1),
+            }[need.kind]
+            draw = torch.Generator().manual_seed(seed + 100 * need.index(DEPTH))
+            signals[need] = torch.randn(*shape, generator=draw, dtype=torch.float64).softmax(-1)
         return signals[need].to(dtype)
 
     features = features.to(dtype)
