@@ -121,6 +121,9 @@ class Selection:
         A patch stands at its own, and a token that is none where `places` says. Without that the class token,
         which a tower has in front, gets the first place that no kept patch has, and pooled tokens, which come
         last, the last ones.
+
+        >>> Selection(torch.tensor([CLS, 0, 5, 2, POOLED])).standing(8).tolist()
+        [1, 0, 5, 2, 7]
         """
         if self.places is not None:
             return self.places
@@ -155,12 +158,20 @@ def cosines(x: Tensor) -> Tensor:
 
 def top(score: Tensor, count: int) -> Tensor:
     """Indices of the `count` largest along the last dimension, descending; the lowest index first among
-    equals."""
+    equals.
+
+    >>> top(torch.tensor([0.2, 0.9, 0.9]), 2).tolist()
+    [1, 2]
+    """
     return score.argsort(dim=-1, descending=True, stable=True)[..., :count]
 
 
 def others(indices: Tensor, size: int) -> Tensor:
-    """Ascending indices below `size` that are not among `indices`."""
+    """Ascending indices below `size` that are not among `indices`.
+
+    >>> others(torch.tensor([3, 0]), 5).tolist()
+    [1, 2, 4]
+    """
     left = torch.ones(size, dtype=torch.bool, device=indices.device)
     return left.index_fill_(0, indices, False).nonzero()[:, 0]
 
@@ -250,7 +261,12 @@ class Pruner(ABC):
 
     @final
     def schedule(self, budget: int, patches: int, num_layers: int) -> tuple[int, ...]:
-        """Visual tokens of every layer of the language model, as `entering` and `cuts` say."""
+        """Visual tokens of every layer of the language model, as `entering` and `cuts` say.
+
+        >>> from pruners import parse
+        >>> parse("fastv")[0].schedule(64, patches=576, num_layers=5)
+        (576, 576, 64, 64, 64)
+        """
         counts = [self.entering(budget, patches, num_layers)] * num_layers
         for cut in self.cuts(budget, patches, num_layers):
             counts[cut.layer :] = [cut.keep] * (num_layers - cut.layer)
