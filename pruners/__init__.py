@@ -1,13 +1,18 @@
 """Training-free visual-token pruners: one file per method, a base, a registry."""
 
 from pruners import (
+    dart,
     downsample,
     fastv,
+    feather,
     litelvlm,
     none,
+    nuwa,
     oracle,
     prumerge,
+    pyramiddrop,
     random,
+    sparsevlm,
     trim,
     uniform,
     visionzip,
@@ -54,4 +59,21 @@ __all__ = [
     "parse",
     "register",
 ]
-_BUILT_IN = (downsample, fastv, litelvlm, none, oracle, prumerge, random, trim, uniform, vispruner, visionzip)
+_BUILT_IN = (
+    dart,
+    downsample,
+    fastv,
+    feather,
+    litelvlm,
+    none,
+    nuwa,
+    oracle,
+    prumerge,
+    pyramiddrop,
+    random,
+    sparsevlm,
+    trim,
+    uniform,
+    vispruner,
+    visionzip,
+)

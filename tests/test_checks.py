@@ -386,7 +386,7 @@ def test_choices_across_views() -> None:
         (lambda budget: (Cut(32, budget),), "final", "give 1 to 31"),
         (lambda budget: (Cut(9, 80), Cut(2, 64)), "final", "layer 2 behind a cut before layer 9"),
         (lambda budget: (Cut(2, 80), Cut(2, 64)), "final", "cuts ascend"),
-        (lambda budget: (Cut(2, budget),), "median", "budget_kind is 'final' or 'mean'"),
+        (lambda budget: (Cut(2, budget),), "median", "budget_kind is 'final', 'mean' or 'label'"),
     ],
 )
 def test_false_statements(cuts: Callable[[int], Any], kind: str, says: str) -> None:

@@ -12,15 +12,17 @@ from pruners.base import PROJECTED_PATCHES, REFERENT, TEXT_EMBEDS, Need, View
 from pruners.views import (
     LLM_ATTENTION,
     LLM_ATTENTION_AHEAD,
+    LLM_INPUTS,
     LLM_KEYS,
     LLM_PATCHES,
+    LLM_ROTARY,
     LLM_TEXT_EMBEDS,
     LLM_VALUES,
     LayerView,
     Query,
 )
 
-HEADS, KEY_HEADS, WIDTH, SHARED = 4, 2, 32, 12
+HEADS, KEY_HEADS, WIDTH, SHARED, DEPTH = 4, 2, 32, 12, 24
 BEFORE, BEHIND = 5, 35  # text tokens on both sides of the image
 ANSWER = 6  # of those behind it, the forced answer's
 
@@ -69,10 +71,16 @@ def make_tokens(
     signals[LLM_PATCHES], signals[LLM_TEXT_EMBEDS] = noise(patches, 2 * WIDTH), noise(7 * texts, 2 * WIDTH)
 
     def answer(need: Need) -> Tensor:
-        if need.kind == "attention":  # large, and read by few
-            draw = torch.Generator().manual_seed(seed - (need.layer or 0))
-            rows = torch.randn(HEADS, patches + 1, patches + 1, generator=draw, dtype=torch.float64)
-            signals.setdefault(need, rows.softmax(-1))
+        if need not in signals:  # maps, which are large and read by few; layers by their share of the depth
+            shape = {
+                "attention": (HEADS, patches + 1, patches + 1),
+                "received_attention": (HEADS, patches + 1),
+                "cls_attention": (HEADS, patches + 1),
+                "hidden": (patches + 1, WIDTH),
+            }[need.kind]
+            draw = torch.Generator().manual_seed(seed + 100 * need.index(DEPTH))
+            drawn = torch.randn(*shape, generator=draw, dtype=torch.float64)
+            signals[need] = drawn if need.kind == "hidden" else drawn.softmax(-1)
         return signals[need].to(dtype)
 
     features = features.to(dtype)
@@ -88,6 +96,7 @@ def make_layer_view(
     dtype: torch.dtype = torch.float64,
     sample: str = "",
     blank: bool = False,
+    grid: tuple[int, int] = (24, 24),
 ) -> LayerView:
     """A seeded sequence at a cut; `blank` makes every signal zeros, and attention even.
 
@@ -113,11 +122,19 @@ def make_layer_view(
             logits = queries[:, rows] @ keys.transpose(1, 2)
             logits = logits.masked_fill(torch.arange(length) > rows[:, None], -torch.inf)
             return (logits.softmax(-1) if query.softmax else logits).to(dtype)
+        if query.need == LLM_INPUTS and query.of == "visual":  # all that entered, whatever was cut since
+            return noise(name, grid[0] * grid[1], WIDTH).to(dtype)
         tokens = BEHIND if query.of == "text" else count
+        if query.need == LLM_ROTARY:
+            first = length - BEHIND if query.of == "text" else BEFORE
+            angles = torch.arange(first, first + tokens)[:, None] * 10000 ** (-torch.arange(4) / 4)
+            return torch.cat([angles.cos(), angles.sin()], dim=1).to(dtype)
         shape = (tokens, WIDTH)
         if query.need in (LLM_KEYS, LLM_VALUES):
             shape = (KEY_HEADS, tokens, WIDTH // HEADS)
         return noise(f"{name} {query.of}", *shape).to(dtype)
 
     places, asked = torch.arange(length), length - ANSWER
-    return LayerView(layer, number, patches, places, BEFORE, WIDTH, dtype, answer, sample, asked=asked)
+    return LayerView(
+        layer, number, patches, places, BEFORE, WIDTH, dtype, answer, sample, asked=asked, grid=grid
+    )

@@ -146,7 +146,15 @@ class GlammBackbone(GlammSeeing):
     def _cutting(self, row: Row) -> Cutting | None:
         """What leaves a row while the language model runs."""
         answer = self.answer_length(row.turns)
-        return cutting(row.pruner, row.budget, self._patches(row), self.num_layers, row.sample, answer=answer)
+        return cutting(
+            row.pruner,
+            row.budget,
+            self._patches(row),
+            self.num_layers,
+            row.sample,
+            answer=answer,
+            grid=self.grid,
+        )
 
     def _patches(self, row: Row) -> int:
         return len(row.encoding.hidden_states[-1]) - 1
