@@ -99,6 +99,9 @@ class Row:
         selections: what the pruner lets into the language model of every view; () of one that acts inside the
             language model alone, where everything enters.
         sample: stable id of the image, for pruners that draw while the model runs.
+        positions: position ids of what the pruner lets in: "compact" or "kept"; of a pruner with a rule of
+            its own, that one.
+        answers: "forced" if the turns' answers are given, "generated" if the model writes its own.
     """
 
     encoding: Encoding
@@ -107,6 +110,8 @@ class Row:
     budget: int
     selections: tuple[Selection, ...]
     sample: str = ""
+    positions: str = "compact"
+    answers: str = "forced"
 
     @property
     def selection(self) -> Selection | None:
@@ -129,6 +134,11 @@ class Grounded:
             anything.
         tokens_llm: all tokens that the first layer of the language model sees, text included and fill left
             out; None if the backbone does not say.
+        said: for every turn, whether the model wrote a [SEG] of its own; without one its mask is empty. None
+            where answers are forced.
+        seg_logprob: (M,) log-probability of every [SEG] at its place, given all that stands before it; NaN
+            where the model wrote none; None if the backbone does not say.
+        words: what the model wrote for every turn; None where answers are forced.
     """
 
     logits: Tensor
@@ -136,6 +146,9 @@ class Grounded:
     retained: Tensor
     error: str = ""
     tokens_llm: int | None = None
+    said: tuple[bool, ...] | None = None
+    seg_logprob: Tensor | None = None
+    words: tuple[str, ...] | None = None
 
     @property
     def tokens_final(self) -> int:

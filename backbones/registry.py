@@ -7,7 +7,7 @@ it is asked to. What holds for every model of a family is known before: see `Fam
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -28,6 +28,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 HALF = ("bfloat16", "float16")
 IMAGE_BACKENDS = ("pil", "mmcv")
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
+POSITIONS = ("compact", "kept")
 ANSWERS = ("forced", "generated")
 COSTS = ("off", "projected", "measured")
 FACTS = (
@@ -38,6 +39,7 @@ FACTS = (
     "geometry",
     "protocols",
     "drawn",
+    "positions",
     "answers",
     "costs_by_default",
     "images_by_default",
@@ -56,9 +58,12 @@ class Family:
         signals: kinds of `pruners.Need` that it answers.
         cuts_inside: whether visual tokens can be cut between the layers of its language model.
         geometry: what it sees of a medium, one of `backbones.parts.geometry.GEOMETRIES`.
-        protocols: how expressions become conversations: name to what it does.
+        protocols: how expressions become conversations: name to what it does, the official one first, which
+            is the default.
         drawn: the protocols whose conversations follow from a seed.
-        answers: "forced" if the answer with its [SEG] is given, "generated" if the model writes it.
+        positions: position ids that it can give what a pruner lets in, of POSITIONS, the default first.
+        answers: whether the answer with its [SEG] is "forced", which is given, or "generated" by the model:
+            what it can do, the default first.
         costs_by_default: which costs a run gets where none are asked for, one of COSTS.
         images_by_default: images per split of a run that asks for none; 0 for all.
     """
@@ -69,7 +74,8 @@ class Family:
     geometry: ClassVar[str] = "whole"
     protocols: ClassVar[Mapping[str, str]] = {"each": "every expression alone"}
     drawn: ClassVar[tuple[str, ...]] = ()
-    answers: ClassVar[str] = "forced"
+    positions: ClassVar[tuple[str, ...]] = ("compact",)
+    answers: ClassVar[tuple[str, ...]] = ("forced",)
     costs_by_default: str = "off"
     images_by_default: int = 0
 
@@ -97,6 +103,21 @@ class Family:
                 f"{nearest(name, self.protocols)}"
             )
         return name
+
+    def check_can(self, what: str, asked: Iterable[str]) -> None:
+        """Raise UserError unless it can do all that is asked of its `positions` or `answers`."""
+        able: tuple[str, ...] = getattr(self, what)
+        for one in asked:
+            if one not in able:
+                raise UserError(
+                    f"{self.name} cannot run with --{what} {one}; give {' or '.join(able)}."
+                    f"{nearest(one, able)}"
+                )
+
+    @property
+    def protocol(self) -> str:
+        """The official protocol."""
+        return next(iter(self.protocols))
 
 
 def signal(need: Need) -> str:
@@ -275,8 +296,10 @@ class Backbones(Registry[Settings]):
                 f"draws {', '.join(sorted(set(cls.drawn) - set(cls.protocols)))}, which is none of its "
                 f"protocols"
             )
-        if cls.answers not in ANSWERS:
-            return f"has answers that are {cls.answers!r}; they are {' or '.join(ANSWERS)}"
+        for fact, known in (("positions", POSITIONS), ("answers", ANSWERS)):
+            able = getattr(cls, fact)
+            if not (isinstance(able, tuple) and able and set(able) <= set(known)):
+                return f"has {fact} that are {able!r}; they are a tuple of {' or '.join(map(repr, known))}"
         if cls.costs_by_default not in COSTS:
             return f"has the costs {cls.costs_by_default!r} by default; there are {', '.join(COSTS)}"
         if type(cls.images_by_default) is not int or cls.images_by_default < 0:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from backbones.base import Backbone
+    from backbones.registry import Family
     from harness.engine.ranks import Place
     from pruners.base import Pruner
 
-LISTS = ("pruners", "budgets", "backbones", "plugins")
+LISTS = ("pruners", "budgets", "backbones", "plugins", "positions", "answers")
+WORDS = {"positions": ("compact", "kept"), "answers": ("forced", "generated")}  # of lists: what they may say
 NUMBERS = {"limit": 0, "seed": 0, "seeds": 1, "batch_size": 1}  # and the least that each may be
-NULLABLE = ("limit", "data", "costs")
+NULLABLE = ("limit", "data", "costs", "protocol")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Plan:
         pruners: names, globs, parameters, `all`: `litelvlm`, `fastv(layer=3)`, `vis*`.
         budgets: counts and shares of the visual tokens: `64`, `33%`, `0.33`.
         datasets: splits with commas between, or `all`.
-        protocol: which expressions form a conversation.
+        protocol: which expressions form a conversation, None for the backbone's official one.
         limit: images per split, 0 for all, None for the backbone's default.
         seed: source of all draws: of pruners that draw, and of the protocol.
         data: folder with the data, None for RefShapes alone.
@@ -37,6 +39,8 @@ class Plan:
         backbones: names with their settings: `glamm(checkpoint='DIR')`.
         costs: "off", "projected" or "measured", None for the backbone's default.
         plugins: Python files that register what is named above.
+        positions: position ids of what a pruner keeps: "compact" and "kept".
+        answers: whether answers are "forced" or "generated"; empty for the backbone's default.
 
     Raises:
         UserError: a field is of another type or out of range.
@@ -48,7 +52,7 @@ class Plan:
     pruners: tuple[str, ...] = ("all",)
     budgets: tuple[str, ...] = ("64", "128", "192")
     datasets: str = "all"
-    protocol: str = "each"
+    protocol: str | None = None
     limit: int | None = None
     seed: int = 0
     data: str | None = None
@@ -61,6 +65,8 @@ class Plan:
     batch_size: int = 16
     costs: str | None = None
     plugins: tuple[str, ...] = ()
+    positions: tuple[str, ...] = ("compact",)
+    answers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         from harness.cost import kinds
@@ -72,6 +78,8 @@ class Plan:
             raise _wrong(f"--budgets is empty; {EXAMPLES}")
         for text in self.budgets:
             check_budget(text)
+        if not self.positions:
+            raise _wrong("--positions is empty; give compact, kept or both")
         kinds.check_costs(self.costs, 1)
 
     def to_json(self) -> dict[str, Any]:
@@ -114,20 +122,24 @@ class Plan:
         return data.parse_datasets(self.datasets, self.data)
 
     def on(self, backbone: str | Backbone) -> Plan:
-        """The plan for one of its backbones, its own images per split filled in.
+        """The plan for one of its backbones, whose own defaults are filled in: images per split, protocol and
+        answers.
 
         Args:
             backbone: one of the plan's texts, or a loaded one.
         """
-        if isinstance(backbone, str):
-            import backbones
+        import backbones
 
-            name, images = backbone, backbones.one(backbone).images_by_default
-        else:
-            name, images = backbone.name, backbone.images_by_default
+        family: Family = backbones.one(backbone) if isinstance(backbone, str) else backbone
+        name = backbone if isinstance(backbone, str) else backbone.name
         texts = [text for text in self.backbones if name in (text, text.partition("(")[0].strip())]
-        limit = images if self.limit is None else self.limit
-        return replace(self, backbones=tuple(texts[:1]) or (name,), limit=limit)
+        return replace(
+            self,
+            backbones=tuple(texts[:1]) or (name,),
+            limit=family.images_by_default if self.limit is None else self.limit,
+            protocol=self.protocol or family.protocol,
+            answers=self.answers or family.answers[:1],
+        )
 
     def resolved(self) -> Plan:
         """The same for anyone, whatever folder he is in and whatever pruners and data sets come to be:
@@ -209,8 +221,17 @@ def _split(name: str, text: str) -> list[str]:
     """The parts of a text between its commas."""
     if name == "plugins":
         return [text]
-    if name == "budgets":
-        return [part.strip() for part in text.split(",") if part.strip()]
+    if name in ("budgets", *WORDS):
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        for part in parts:
+            if part not in WORDS.get(name, (part,)):
+                from pruners.errors import nearest
+
+                words = WORDS[name]
+                raise _wrong(
+                    f"{_option(name)} takes {' or '.join(words)}, not {part!r}", f".{nearest(part, words)}"
+                )
+        return parts
     from pruners.registration import split_list
 
     return split_list(text, name.removesuffix("s"))

@@ -90,10 +90,14 @@ class Selection:
             twice), or CLS (once at most) or POOLED for a token that is no patch. At a cut: a token's place
             among the visual tokens that are there, or POOLED.
         features: (T, C) in the tokens' dtype if the method merges; None to gather what the indices name.
+        places: (T,) int64, for tokens that keep their places in the sequence the patch at whose place each
+            stands; None for the patches that the indices name. Read where a token is no patch: see
+            `standing`.
     """
 
     indices: Tensor
     features: Tensor | None = None
+    places: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -108,6 +112,25 @@ class Selection:
         if view.cls is None:
             return picked
         return torch.where((self.indices == CLS)[:, None], view.cls, picked)
+
+    def standing(self, patches: int) -> Tensor:
+        """(T,) the place among `patches` at which every token stands if it keeps its place.
+
+        A patch stands at its own, and a token that is none where `places` says. Without that the class token,
+        which a tower has in front, gets the first place that no kept patch has, and pooled tokens, which come
+        last, the last ones.
+        """
+        if self.places is not None:
+            return self.places
+        marked = self.indices < 0
+        if not bool(marked.any()):
+            return self.indices
+        free = others(self.indices[~marked], patches)
+        found = self.indices.clone()
+        found[self.indices == CLS] = free[:1]
+        pooled = self.indices == POOLED
+        found[pooled] = free[len(free) - int(pooled.sum()) :]
+        return found
 
 
 def precise(x: Tensor) -> Tensor:
@@ -190,8 +213,19 @@ class Pruner(ABC):
     @property
     def positions(self) -> Literal["compact", "kept"]:
         """Position ids of what stays: "compact", numbered anew without gaps, or "kept", those that the
-        tokens have in the whole sequence."""
+        tokens have in the whole sequence. A method that defines it has a rule of its own; the others run
+        with either, as --positions says."""
         return "compact"
+
+    @property
+    def own_positions(self) -> bool:
+        """Whether it has a rule of its own for `positions`."""
+        return type(self).positions is not Pruner.positions
+
+    @final
+    def positions_for(self, asked: str) -> str:
+        """The positions that it runs with where the run asks for "compact" or "kept"."""
+        return self.positions if self.own_positions else asked
 
     def entering(self, budget: int, patches: int, num_layers: int) -> int:
         """Visual tokens that enter the language model: those that `select` returns."""

@@ -161,7 +161,7 @@ def select_views(
             if not isinstance(chosen, list | tuple) or len(chosen) != len(views):
                 raise Fault(f"returned {_named(chosen)} where a list of {len(views)} Selections is asked")
             for one, view in zip(chosen, lent, strict=True):
-                _check_selection(one, view, pruner.positions)
+                _check_selection(one, view)
             _count(sum(one.tokens for one in chosen), count * len(views))
             return tuple(chosen)
 
@@ -179,7 +179,7 @@ def select(pruner: Pruner, view: View, count: int) -> Selection:
         def choose() -> tuple[Selection, ...]:
             lent = Lent(view, pruner.needs, [])
             (chosen,) = unwritten(lambda: pruner.select_views([lent], count), lent.copies)
-            _check_selection(chosen, lent, pruner.positions, count)
+            _check_selection(chosen, lent, count)
             return (chosen,)
 
         return _repeatable(pruner, "select", choose)[0]
@@ -204,7 +204,7 @@ def cut(pruner: Pruner, tokens: LayerView, count: int, checked: bool = True) -> 
         return _repeatable(pruner, "cut", choose)[0]
 
 
-def _check_selection(chosen: Selection, view: Lent, positions: str, count: int | None = None) -> None:
+def _check_selection(chosen: Selection, view: Lent, count: int | None = None) -> None:
     """Raise Fault unless a choice names tokens of a view; `count` of them, if it is given."""
     indices = _indices(chosen, view.patches.device)
     if count is not None:
@@ -217,7 +217,10 @@ def _check_selection(chosen: Selection, view: Lent, positions: str, count: int |
         raise Fault(f"chose the class token {marks[CLS]} times")
     if marks[CLS] and view.cls is None:
         raise Fault("chose the class token of a vision tower that has none")
-    _check_marks(bool(marks), positions)
+    if chosen.places is not None:
+        places = _whole_numbers(chosen.places, "places", view.patches.device)
+        _count(len(places), len(indices))
+        _among(places, len(view), "place")
     _check_features(chosen, bool(marks[POOLED]), view.patches.shape[1], view.patches.dtype, view.copies)
 
 
@@ -226,7 +229,11 @@ def _check_cut(chosen: Selection, tokens: LentLayer, positions: str, count: int)
     indices = _indices(chosen, tokens.indices.device)
     _count(len(indices), count)
     _among([index for index in indices if index != POOLED], len(tokens), "visual token")
-    _check_marks(POOLED in indices, positions)
+    if POOLED in indices and positions == "kept":
+        raise Fault(
+            "keeps positions and marked a token as POOLED, which has none here; name the token at its "
+            "centre, or have positions 'compact'"
+        )
     _check_features(chosen, POOLED in indices, tokens.width, tokens.dtype, tokens.copies)
 
 
@@ -234,14 +241,6 @@ def _indices(chosen: object, device: torch.device) -> list[int]:
     if not isinstance(chosen, Selection):
         raise Fault(f"returned {_named(chosen)} where a Selection is asked")
     return _whole_numbers(chosen.indices, "indices", device)
-
-
-def _check_marks(marked: bool, positions: str) -> None:
-    if marked and positions == "kept":
-        raise Fault(
-            "keeps positions and marked a token as CLS or POOLED, which has none; "
-            "name the patch at its centre, or have positions 'compact'"
-        )
 
 
 def _check_features(
@@ -304,9 +303,11 @@ def _repeatable(
 
 def _equal(one: Selection, other: Selection) -> bool:
     """Whether two selections are the same to the bit."""
-    if one.features is None or other.features is None:
-        return one.indices.equal(other.indices) and one.features is other.features
-    return one.indices.equal(other.indices) and one.features.equal(other.features)
+
+    def same(first: Tensor | None, second: Tensor | None) -> bool:
+        return first is second if first is None or second is None else first.equal(second)
+
+    return all(same(getattr(one, name), getattr(other, name)) for name in ("indices", "features", "places"))
 
 
 def _global_draws() -> tuple[object, ...]:

@@ -9,13 +9,14 @@ import torch
 
 from pruners.base import POOLED, Pruner, Selection, VisualTokens
 from pruners.registry import register
-from pruners.uniform import grid_cells
+from pruners.uniform import grid_cells, middles
 
 
 @register
 @dataclass(frozen=True)
 class Downsample(Pruner):
-    """The mean of the patches in each of `budget` near-square cells, cells row by row."""
+    """The mean of the patches in each of `budget` near-square cells, cells row by row; each stands at its
+    cell's middle."""
 
     name: ClassVar[str] = "downsample"
     reference: ClassVar[str] = "average pooling"
@@ -25,4 +26,5 @@ class Downsample(Pruner):
         """One mean per cell."""
         plane = tokens.patches.unflatten(0, tokens.grid)
         pooled = [plane[cell].flatten(0, 1).mean(0) for cell in grid_cells(tokens.grid, budget)]
-        return Selection(torch.full((budget,), POOLED, device=plane.device), torch.stack(pooled))
+        marks = torch.full((budget,), POOLED, device=plane.device)
+        return Selection(marks, torch.stack(pooled), marks.new_tensor(middles(tokens.grid, budget)))

@@ -27,6 +27,14 @@ def grid_cells(grid: tuple[int, int], budget: int) -> list[tuple[slice, slice]]:
     return found
 
 
+def middles(grid: tuple[int, int], budget: int) -> list[int]:
+    """The middle patch of every cell, cell by cell."""
+    return [
+        (high.start + high.stop - 1) // 2 * grid[1] + (wide.start + wide.stop - 1) // 2
+        for high, wide in grid_cells(grid, budget)
+    ]
+
+
 @register
 @dataclass(frozen=True)
 class Uniform(Pruner):
@@ -38,8 +46,5 @@ class Uniform(Pruner):
 
     def select(self, tokens: VisualTokens, budget: int) -> Selection:
         """One patch per cell."""
-        middle = [
-            (high.start + high.stop - 1) // 2 * tokens.grid[1] + (wide.start + wide.stop - 1) // 2
-            for high, wide in grid_cells(tokens.grid, budget)
-        ]
+        middle = middles(tokens.grid, budget)
         return Selection(torch.tensor(sorted(middle), device=tokens.patches.device))

@@ -10,6 +10,7 @@ from harness.metrics import Metric
 
 # what a table of images ranks by and prints beside, where nothing else is asked for
 SCORE, BESIDE = ("ciou", ("giou",))
+SAID, LOGPROB = "[SEG] said %", "log p([SEG])"
 
 
 def meanings(metric: Metric, beside: Sequence[Metric]) -> dict[str, str]:
@@ -45,6 +46,11 @@ def meanings(metric: Metric, beside: Sequence[Metric]) -> dict[str, str]:
             one.title: f"{one.meaning} in {one.unit_word}, mean of the columns: {one.weighs}."
             for one in beside
         },
+        SAID: "percent of the expressions whose answer, written by the model, holds a [SEG]; the mask of the "
+        "others is empty and counted. In runs with generated answers alone.",
+        LOGPROB: "natural logarithm of the probability that the model gives [SEG] at its place, behind all "
+        "that stands before it in the answer, forced or its own; mean over the expressions that have one. It "
+        "tells of forced answers what pruning does to a model that need not say [SEG].",
         "tokens": "visual tokens in the last layer of the language model, measured.",
         "mean over layers": "visual tokens that the layers of the language model process on average, "
         "measured; it exceeds tokens for "

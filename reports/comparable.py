@@ -10,11 +10,13 @@ import pandas as pd
 
 COLUMN = ["dataset", "split"]
 LINE = ["pruner", "budget"]
-SETTING = ["backbone", "protocol", "device", "dtype", "attn", "fingerprint", "evaluation"]
+KEPT = ", positions kept"  # behind the name of a method whose tokens keep theirs because the run asks for it
+SETTING = ["backbone", "protocol", "answers", "device", "dtype", "attn", "fingerprint", "evaluation"]
 WORDS = {
     "device": ("device", "a processor rounds in its own way, and rounding can turn a choice of tokens"),
     "dtype": ("precision", "fewer digits move masks, whatever the pruner"),
     "attn": ("attention implementation", "it rounds differently and limits what a pruner can read"),
+    "answers": ("answers", "a model that writes its answer may forget the [SEG] that a forced one holds"),
     "protocol": ("protocol", "expressions asked alone are not those asked in one conversation"),
     "fingerprint": ("weights", "another checkpoint is another model"),
     "evaluation": ("code", "other code of backbone, data or metric may count otherwise"),

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from harness.cost import EXPLAIN
+from reports.comparable import KEPT
 from reports.tables import Table, TableRow
 
 GIGA, MIB = 1e9, 2**20
@@ -46,9 +47,9 @@ def costs_of(costs: pd.DataFrame, table: Table) -> dict[tuple[str, int], dict[st
         )
         found.setdefault((str(record["pruner"]), int(record["budget"])), facts)
     return {
-        (line.pruner, line.budget): found[key]
+        (line.pruner, line.budget): found[key]  # positions cost nothing
         for line in table.lines
-        if (key := (line.pruner, line.budget)) in found
+        if (key := (line.pruner.removesuffix(KEPT), line.budget)) in found
     }
 
 

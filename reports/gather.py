@@ -16,6 +16,7 @@ from harness.store.provenance import differences
 from harness.store.run_folder import finished, run_info
 from pruners.base import UserError
 from reports import diagnosis
+from reports.comparable import KEPT
 
 # runs on other images of a split stand in tables of their own
 RESULT = ["cell", "data", "sample", "expression"]
@@ -105,6 +106,8 @@ def gather(folders: Sequence[str | Path]) -> Runs:
         ]
         costs.append(prices.assign(run=number))
     frame = _one_cluster_per_medium(pd.concat(frames, ignore_index=True))
+    kept = (frame["positions"] == "kept") & ~frame["own_positions"].astype(bool)
+    frame["pruner"] = frame["pruner"].where(~kept, frame["pruner"] + KEPT)
     notes += _measured_in_part(frame)
     frame, marked = _by_source(frame)
     notes += marked

@@ -11,7 +11,7 @@ from harness.metrics import Metric, bootstrap
 from harness.metrics.bootstrap import Estimate
 from harness.store.records import CUT_OFF
 from reports import costs
-from reports.columns import explain, meanings
+from reports.columns import LOGPROB, SAID, explain, meanings
 from reports.comparable import COLUMN, SETTING
 from reports.gather import Run, Runs
 from reports.tables import Against, Table, TableRow, column_rank, measured
@@ -68,6 +68,10 @@ def leaderboard_row(line: TableRow, table: Table) -> dict[str, str]:
         cells[f"vs {baseline}"] = _difference(line.against.get("baseline"), score)
     for one in table.beside:
         cells[one.title] = shown(float(np.mean(list(line.others[one.name].values()))), one)
+    if any(other.said is not None for other in table.lines):
+        cells[SAID] = NONE if line.said is None else f"{100 * line.said:.1f}"
+    if any(other.seg_logprob is not None for other in table.lines):
+        cells[LOGPROB] = NONE if line.seg_logprob is None else f"{line.seg_logprob:.3g}"
     cells["tokens"] = f"{line.tokens_final:g}"
     cells["mean over layers"] = f"{line.tokens_mean:.4g}"
     cells["on rounding"] = (
@@ -242,6 +246,8 @@ def footer(runs: Runs, tables: list[Table]) -> list[str]:
         "95 %",
         "not apart from",
         *(one.title for one in beside),
+        *([SAID] if any(line.said is not None for table in tables for line in table.lines) else []),
+        *([LOGPROB] if any(line.seg_logprob is not None for table in tables for line in table.lines) else []),
         "tokens",
         "mean over layers",
         "on rounding",

@@ -63,6 +63,10 @@ class TableRow:
         rounding: share of the kept tokens that another kernel's rounding exchanges, and by how much IoU
             (0..1) moves then, mean over the expressions that were looked at; None if none were.
         against: 'random', 'best' and 'baseline', where there is such a row.
+        said: share of the expressions whose answer, written by the model, holds a [SEG]; None if answers are
+            forced.
+        seg_logprob: log-probability of [SEG] at its place, mean over the expressions that have one; None
+            where the backbone does not say.
     """
 
     pruner: str
@@ -79,6 +83,8 @@ class TableRow:
     sees_truth: bool = False
     rounding: tuple[float, float] | None = None
     against: dict[str, Against] = field(default_factory=dict)
+    said: float | None = None
+    seg_logprob: float | None = None
 
 
 @dataclass(frozen=True)
@@ -330,8 +336,15 @@ def _line(
         tokens_final=float(rows["tokens_final"].mean()),
         tokens_mean=float(rows["tokens_mean"].mean()),
         rounding=_hanging(rows),
+        said=_mean_of(rows["seg_said"]),
+        seg_logprob=_mean_of(rows["seg_logprob"]),
         sees_truth=REFERENT.kind in str(rows["needs"].iloc[0]).split(),
     )
+
+
+def _mean_of(values: pd.Series[float]) -> float | None:
+    """The mean of what there is; None if there is nothing."""
+    return None if values.isna().all() else float(values.mean())
 
 
 def _hanging(rows: pd.DataFrame) -> tuple[float, float] | None:

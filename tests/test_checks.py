@@ -320,15 +320,37 @@ def test_logits_are_no_numbers_behind_their_own_token_alone() -> None:
         checks.cut(layered(fail), make_layer_view(64), BUDGET)
 
 
-@pytest.mark.parametrize(("cls", "says"), [(True, "keeps positions and marked"), (False, "has none")])
-def test_class_tokens_that_have_no_place(cls: bool, says: str) -> None:
-    """Of a method that keeps positions, and of a tower without one."""
+def test_the_class_token_of_a_tower_without_one() -> None:
     given = make_tokens()
-    view = View(given.patches, given.cls if cls else None, given.grid, given.num_heads, given.signal)
-    positions = {"positions": property(lambda _: "kept")} if cls else {}
-    choosing = tower(lambda view, n: Selection(arange(n) - 1), **positions)
+    view = View(given.patches, None, given.grid, given.num_heads, given.signal)
+    with refused("has none"):
+        checks.select(tower(lambda view, n: Selection(arange(n) - 1)), view, BUDGET)
+
+
+@pytest.mark.parametrize(
+    ("places", "says"),
+    [
+        (arange(BUDGET) + 570, "place 576"),
+        (torch.zeros(BUDGET, dtype=torch.int64), "place 0 8 times"),
+        (arange(BUDGET - 1), f"{BUDGET - 1}"),
+    ],
+)
+def test_places_are_patches(places: Tensor, says: str) -> None:
     with refused(says):
-        checks.select(choosing, view, BUDGET)
+        checks.select(tower(lambda view, n: Selection(arange(n), None, places)), make_tokens(), BUDGET)
+
+
+def test_where_tokens_stand_that_keep_their_places() -> None:
+    """A patch at its own place; a class token at the first that is free, pooled tokens at the last."""
+    chosen = Selection(torch.tensor([CLS, 0, 5, 2, POOLED, POOLED]))
+    assert chosen.standing(8).tolist() == [1, 0, 5, 2, 6, 7]
+    assert Selection(torch.tensor([3, 1])).standing(8).tolist() == [3, 1]
+    assert Selection(torch.tensor([POOLED, POOLED]), None, torch.tensor([4, 2])).standing(8).tolist() == [
+        4,
+        2,
+    ]
+    pooled = pruners.parse("downsample")[0].select(make_tokens((8, 8)), 4)
+    assert pooled.standing(64).tolist() == [9, 13, 41, 45]
 
 
 def views(count: int) -> list[View]:

@@ -15,6 +15,7 @@ import torch
 from backbones.base import Grounded, Row, Turn
 from backbones.glamm import stages
 from backbones.glamm.backbone import GlammBackbone
+from backbones.glamm.language import GlammLanguage
 from backbones.parts.cuts import cutting
 from harness.cost import formulas, measure, projection
 from harness.cost.lines import lines_of
@@ -169,7 +170,7 @@ def test_what_is_retained_are_patches_through_all_stages(
     def followed_cutting(*given: Any, **named: Any) -> Any:
         return cutting(*given, **named, choose=follow)
 
-    monkeypatch.setattr(sys.modules[GlammBackbone.__module__], "cutting", followed_cutting)
+    monkeypatch.setattr(sys.modules[GlammLanguage.__module__], "cutting", followed_cutting)
     for share in (True, False):
         for text in METHODS[:-1]:
             followed.clear()

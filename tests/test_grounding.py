@@ -248,7 +248,7 @@ def test_lengths_are_read_from_what_ran(
     def fewer(pruner: Pruner, tokens: LayerView, count: int) -> Selection:
         return Selection(torch.arange(count - 5))
 
-    monkeypatch.setattr("backbones.glamm.backbone.cutting", partial(cutting, choose=fewer))
+    monkeypatch.setattr("backbones.glamm.language.cutting", partial(cutting, choose=fewer))
     with pytest.raises(UserError, match="ran with 59 visual tokens in layer 2 where it had stated 64"):
         list(glamm.ground_rows(rows_of(glamm, "fastv"), share))
 
@@ -313,7 +313,8 @@ def test_the_prompt_ends_before_the_last_answer(glamm: GlammBackbone) -> None:
         ids, count = glamm.ids(turns), glamm.answer_length(turns)
         assert glamm.tokenizer.encode(build_prompt(turns, answered=False)) == ids[:-count]
         assert glamm.tokenizer.seg_id in ids[-count:]
-        cut = glamm._cutting(row_of(glamm, encoding, parse("fastv")[0], 9, turns))
+        row = row_of(glamm, encoding, parse("fastv")[0], 9, turns)
+        cut = glamm._cutting(row, glamm._words(row).answer)
         assert cut is not None and cut.answer == count
 
 

@@ -369,6 +369,8 @@ def test_a_settings_file_holds_options_and_the_command_line_wins(
         seeds=1,
         backbones="fake",
         batch_size=5,
+        protocol="each",
+        answers="forced",
     )
     assert loaded[0].batch_size == 5
     assert loaded[0].encoded == [1] * 3  # every cell for itself

@@ -84,7 +84,7 @@ def settings_class(**facts: Any) -> type[Settings]:
         ({"geometry": "round"}, "geometry 'round'; there are centre-crop, whole, regions"),
         ({"protocols": {}}, "has no protocols"),
         ({"drawn": ("glamm",)}, "draws glamm, which is none of its protocols"),
-        ({"answers": "guessed"}, "answers that are 'guessed'; they are forced or generated"),
+        ({"answers": ("guessed",)}, "answers that are ('guessed',); they are a tuple of 'forced'"),
         ({"__annotations__": {"size": int}}, "gives size no default"),
         ({"__annotations__": {"signals": frozenset}, "signals": frozenset()}, "makes signals a parameter"),
         ({"load": Settings.load}, "cannot be made with its defaults"),

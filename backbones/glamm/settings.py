@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from backbones.registry import KINDS, Family, Finding, Runtime, Settings, register
+from backbones.registry import ANSWERS, KINDS, POSITIONS, Family, Finding, Runtime, Settings, register
 from pruners.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,10 +27,12 @@ class GlammFamily(Family):
     cuts_inside = True
     geometry = "centre-crop"
     protocols: ClassVar[Mapping[str, str]] = {
-        "each": "every expression alone",
         "glamm": "up to three in one conversation, expressions and wordings drawn, as officially",
+        "each": "every expression alone",
     }
     drawn = ("glamm",)
+    positions = POSITIONS
+    answers = ANSWERS
     costs_by_default = "projected"
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from backbones.parts.cuts import Cutting
+from backbones.parts.generation import Written
 from backbones.parts.llama import Past
 from pruners.base import Pruner, Selection
 
@@ -40,14 +41,20 @@ class Context:
         return len(self) if self.end is None else self.end
 
 
-def context_of(pruner: Pruner, selections: Sequence[Selection], patches: int) -> Context:
+def context_of(
+    pruner: Pruner, selections: Sequence[Selection], patches: int, positions: str = "compact"
+) -> Context:
     """What a pruner sends into the language model of a view of so many patches; all of it without a
-    selection."""
+    selection.
+
+    Args:
+        positions: those that the run asks for.
+    """
     if not selections:
         return Context(torch.arange(patches))
     (chosen,) = selections
-    if pruner.positions == "kept":
-        return Context(chosen.indices, chosen.indices, patches)
+    if pruner.positions_for(positions) == "kept":
+        return Context(chosen.indices, chosen.standing(patches), patches)
     return Context(chosen.indices)
 
 
@@ -111,11 +118,13 @@ class ContextAnswer:
             by.
         lengths: visual tokens that ran in every layer.
         patches: (m,) the patch of every visual token in the last layer, or CLS or POOLED.
+        written: what the model went on with behind the words, where it was asked to.
     """
 
     hidden: Tensor
     lengths: tuple[int, ...]
     patches: Tensor
+    written: Written | None = None
 
 
 def context_positions(

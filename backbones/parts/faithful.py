@@ -74,9 +74,9 @@ def run_layers(
     if patches is None:
         patches = torch.arange(visual_count, device=hidden.device).expand(batch, -1)
     first = first_position if first_position is not None else past.length() if past is not None else 0
+    each_layer = past is not None and past.before is not None and first_position is None and positions is None
     if positions is None:
         positions = _from(first, hidden)
-    each_layer = past is not None and past.before is not None and first_position is None
     rows = Sequences(
         visual_start, patches, positions, [1] * batch if last is None else (length - last).tolist()
     )

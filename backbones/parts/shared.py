@@ -21,6 +21,7 @@ from transformers import LlamaModel
 from backbones.parts import llama
 from backbones.parts.contexts import Ask, Context, ContextAnswer, Contexts, context_positions
 from backbones.parts.cuts import AtCut, Chosen, Cutting, Sequences
+from backbones.parts.generation import Writer, Written
 from backbones.parts.llama import Past
 
 Member = TypeVar("Member")
@@ -102,12 +103,20 @@ class Shared:
         batch_size: most rows in a forward pass.
         multiple: batches are filled up to a multiple of it.
         beginnings: what is known of constant beginnings; grows.
+        writer: goes on behind the words of every row, of which the last is read; none of them is fill or is
+            cut.
     """
 
     def __init__(
-        self, llm: LlamaModel, batch_size: int, multiple: int, beginnings: dict[tuple[int, ...], Past]
+        self,
+        llm: LlamaModel,
+        batch_size: int,
+        multiple: int,
+        beginnings: dict[tuple[int, ...], Past],
+        writer: Writer | None = None,
     ) -> None:
         self.llm, self.batch_size, self.multiple, self._beginnings = llm, batch_size, multiple, beginnings
+        self._writer = writer
         self.depth = llm.config.num_hidden_layers
         self.device = llm.device
 
@@ -230,15 +239,19 @@ class Shared:
         cuts, deep = self._depth(asks[k] for k in numbers)
         own = llama.embed_ids(llm, words)
         wanted = dict.fromkeys(cuts | {cut - 1 for cut in cuts}, own)
-        here = Past(contexts.past, owner, keep={cut - 1 for cut in cuts})
+        kept = None if self._writer else {cut - 1 for cut in cuts}
+        here = Past(contexts.past, owner, kept)
         places = contexts.next[owner, None] + torch.arange(words.shape[1], device=self.device)
         hidden, _ = through(llm, own, places, here, range(deep), wanted, read if deep == self.depth else None)
         answers: dict[int, ContextAnswer] = {}
         if deep == self.depth:
             final, patches = llama.norm(llm, hidden), contexts.patches[owner]
+            written: Sequence[Written | None] = [None] * len(branches)
+            if self._writer is not None:
+                written = self._writer(final[:, -1], here, places[:, -1] + 1, len(branches))
             for row, branch in enumerate(branches):
                 answers |= {
-                    number: ContextAnswer(final[row], contexts.lengths, patches[row])
+                    number: ContextAnswer(final[row], contexts.lengths, patches[row], written[row])
                     for number in branch
                     if asks[number].cutting is None
                 }

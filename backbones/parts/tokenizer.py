@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 import reprlib
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,6 +99,11 @@ class LlamaTokenizer:
         return self._pieces.unk_id()
 
     @property
+    def end_id(self) -> int:
+        """Id of the token that ends an answer."""
+        return self._pieces.eos_id()
+
+    @property
     def largest_id(self) -> int:
         """The largest id that a text can get; the embedding has to have a row for it."""
         return max(self._pieces.get_piece_size() - 1, *self._added.values())
@@ -128,6 +135,15 @@ class LlamaTokenizer:
             if part:
                 ids += self._pieces.encode(part)
         return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, added and special tokens by their names."""
+        names = {number: token for token, number in {**self._added, **self._special}.items()}
+        parts = []
+        for name, group in groupby(ids, key=names.get):
+            found = list(group)
+            parts += [self._pieces.decode(found)] if name is None else [name] * len(found)
+        return " ".join(part for part in parts if part)
 
     def encode(self, text: str) -> list[int]:
         """Ids with the start token in front and IMAGE_TOKEN in the place of `<image>`."""

@@ -34,8 +34,28 @@ Datasets = Annotated[
     typer.Option("--datasets", help="'all' (the table's eight columns) or e.g. refshapes:val,refcoco:testA"),
 ]
 Protocol = Annotated[
+    str | None,
+    typer.Option(
+        "--protocol",
+        help="which expressions form a conversation: glamm: up to three; each: every one alone; by default "
+        "the backbone's official one",
+    ),
+]
+Positions = Annotated[
     str,
-    typer.Option("--protocol", help="each: every expression alone; glamm: up to three in one conversation"),
+    typer.Option(
+        "--positions",
+        help="position ids of kept tokens: compact, numbered anew as most official codes do; kept, those of "
+        "the whole sequence; or both: compact,kept",
+    ),
+]
+Answers = Annotated[
+    str,
+    typer.Option(
+        "--answers",
+        help="forced: the answer with its [SEG] is given; generated: the model writes it, and may forget "
+        "[SEG]; or both; by default the backbone's",
+    ),
 ]
 Limit = Annotated[
     int | None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from harness.commands.options import (
+    Answers,
     Attn,
     Backbones,
     BatchSize,
@@ -32,6 +33,7 @@ from harness.commands.options import (
     MaxFailures,
     Out,
     Plugins,
+    Positions,
     Protocol,
     Pruners,
     SamDims,
@@ -50,7 +52,9 @@ if TYPE_CHECKING:
     from harness.engine.runner import Way
 
 ASKED = {"plugin": "plugins"}  # options that have another name in a plan
-PRUNERS, BUDGETS, BACKBONES = map(",".join, (Plan.pruners, Plan.budgets, Plan.backbones))
+PRUNERS, BUDGETS, BACKBONES, POSITIONS = map(
+    ",".join, (Plan.pruners, Plan.budgets, Plan.backbones, Plan.positions)
+)
 
 
 def sweep(
@@ -60,6 +64,8 @@ def sweep(
     backbones: Backbones = BACKBONES,
     datasets: Datasets = Plan.datasets,
     protocol: Protocol = Plan.protocol,
+    positions: Positions = POSITIONS,
+    answers: Answers = "",
     limit: Limit = Plan.limit,
     seed: Seed = Plan.seed,
     seeds: Seeds = Plan.seeds,
@@ -117,7 +123,7 @@ class Result:
     """What a plan gave.
 
     Attributes:
-        folders: run folders, one per backbone.
+        folders: run folders, one per backbone and kind of answers.
         leaderboard: their tables with all that a reader needs to trust them, as markdown.
     """
 
@@ -154,8 +160,8 @@ def evaluate(
 
     Args:
         plan: what to run; several are run into one folder, which holds all that they ask for.
-        out: run folder, with a folder in it for each of several backbones; by default below results/runs,
-            named after what was asked.
+        out: run folder, with a folder in it for each of several backbones or kinds of answers; by default
+            below results/runs, named after what was asked.
         force: start anew beside a run that is there.
         workers: processes that read images ahead; None for 2 with a GPU, else 0.
         share: compute once what cells have in common.
@@ -192,7 +198,7 @@ def _runs(
     tensor_parallel: int,
     how: dict[str, Any],
 ) -> Iterator[_Done]:
-    """Run the plans on every backbone that they name, one backbone after the other."""
+    """Run the plans on every backbone that they name and with all answers, one folder after the other."""
     import backbones
     from harness.cost import kinds
     from harness.engine.ranks import here
@@ -209,7 +215,9 @@ def _runs(
     settings = [backbones.one(text) for text in texts]
     for one in settings:
         for plan in plans:
-            one.check_protocol(plan.protocol)
+            one.check_protocol(plan.protocol or one.protocol)
+            one.check_can("positions", plan.positions)
+            one.check_can("answers", plan.answers)
     names = [one.name for one in settings]
     if len(set(names)) < len(names) and out is not None:
         raise UserError(
@@ -219,10 +227,18 @@ def _runs(
     if workers is None:
         workers = 2 if plans[0].device.startswith("cuda") else 0
     way = Way(place=place, workers=workers, **how)
-    for text, name in zip(texts, names, strict=True):
-        base = out / name if out is not None and len(texts) > 1 else out
-        own = [plan.on(text) for plan in plans if text in plan.backbones]
-        yield _run(own, base, force, way, tensor_parallel)
+    for text, one in zip(texts, settings, strict=True):
+        own = [plan for plan in plans if text in plan.backbones]
+        asked = list(dict.fromkeys(answers for plan in own for answers in plan.answers or one.answers[:1]))
+        for answers in asked:
+            parts = [*([one.name] if len(texts) > 1 else []), *([answers] if len(asked) > 1 else [])]
+            base = out / "-".join(parts) if out is not None and parts else out
+            these = [
+                replace(plan, answers=(answers,)).on(text)
+                for plan in own
+                if answers in (plan.answers or asked)
+            ]
+            yield _run(these, base, force, way, tensor_parallel)
 
 
 def _run(plans: Sequence[Plan], out: Path | None, force: bool, way: Way, tensor_parallel: int) -> _Done:

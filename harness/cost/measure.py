@@ -67,7 +67,10 @@ def typical(plan: Plan, splits: Sequence[Split], backbone: Backbone, staged: Sta
             (sample, talk)
             for sample in split.samples[:share]
             for talk in backbone.conversations(
-                sample.id, [one.text for one in sample.expressions], plan.protocol, plan.seed
+                sample.id,
+                [one.text for one in sample.expressions],
+                plan.protocol or backbone.protocol,
+                plan.seed,
             )
         ]
         talks += found[:share]

@@ -50,6 +50,8 @@ class Cell:
         seed: of the pruner's draws; 0 of one that does not draw.
         source: digest of the pruner's own source.
         positions: whether kept tokens are numbered anew ("compact") or as in the whole sequence ("kept").
+        own_positions: whether that is the method's own rule, which the run cannot change; it changes no
+            answer.
     """
 
     setting: Setting
@@ -61,11 +63,13 @@ class Cell:
     seed: int
     source: str = ""
     positions: str = "compact"
+    own_positions: bool = False
 
     @cached_property
     def id(self) -> str:
         """16 hex digits; equal if and only if everything that changes the answer is equal, code included."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), default=str)
+        facts = {name: value for name, value in asdict(self).items() if name != "own_positions"}
+        text = json.dumps(facts, sort_keys=True, separators=(",", ":"), default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
@@ -73,7 +77,8 @@ class Cell:
         """The same without the code, and without the defaults that it gives: what the user asked for, in his
         words."""
         setting = replace(self.setting, code="")
-        return replace(self, parameters=(), source="", positions="", setting=setting).id
+        positions = "kept" if self.positions == "kept" and not self.own_positions else ""
+        return replace(self, parameters=(), source="", positions=positions, setting=setting).id
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ class Line:
         name: the pruner as given, seed left out.
         budget: visual tokens.
         asked: the budget as it was written, `33%`; empty where nobody wrote it.
+        positions: as in `Cell`.
     """
 
     pruner: Pruner
@@ -91,6 +97,7 @@ class Line:
     budget: int
     seed: int
     asked: str = ""
+    positions: str = "compact"
 
 
 @dataclass(frozen=True)
@@ -115,31 +122,40 @@ def expand(
     grid: tuple[int, int],
     num_layers: int,
     seeds: int = SEEDS,
+    positions: Sequence[str] = ("compact",),
 ) -> list[Line]:
-    """Every pruner at every budget, each once.
+    """Every pruner at every budget with all positions, each once.
 
-    `none` runs once, at all tokens. A pruner that draws runs with `seeds` seeds from `seed` on, or with the
-    one that the user wrote: `random(seed=7)`.
+    `none` runs once, at all tokens; a method that has a rule of its own for positions, with that alone. A
+    pruner that draws runs with `seeds` seeds from `seed` on, or with the one that the user wrote:
+    `random(seed=7)`.
 
     Args:
         budgets: counts, or texts: counts and shares.
         grid: rows and columns of the backbone's visual tokens.
         num_layers: layers of the backbone's language model.
+        positions: of POSITIONS, for methods that run with either.
 
     Raises:
-        UserError: a pruner cannot end at a budget, or states that it will not.
+        UserError: a budget is none, pruners can end at no budget, or one states what it will not do.
     """
     patches = grid[0] * grid[1]
-    found: dict[tuple[str, int, int], Line] = {}
+    refused = impossible(pruners, budgets, grid, num_layers)
+    found: dict[tuple[str, int, int, str], Line] = {}
     for pruner in pruners:
         name = pruner.unseeded().spec()
         for asked in [patches] if pruner.name == "none" else budgets:
             budget = tokens_of(asked, patches)
+            if (name, budget) in refused:
+                continue
             checks.stated(pruner, budget, patches, num_layers)
             for number in _seeds(pruner, seed, seeds):
                 one = pruner.with_seed(number) if pruner.stochastic else pruner
                 written = asked if isinstance(asked, str) else ""
-                found.setdefault((name, budget, number), Line(one, name, budget, number, written))
+                # with all tokens both are the same
+                for place in ("compact",) if pruner.name == "none" else positions:
+                    line = Line(one, name, budget, number, written, one.positions_for(place))
+                    found.setdefault((name, budget, number, line.positions), line)
     return list(found.values())
 
 
@@ -165,7 +181,8 @@ def jobs(setting: Setting, dataset: str, split: str, lines: Sequence[Line]) -> l
             budget=line.budget,
             seed=line.seed,
             source=code.of_pruner(type(line.pruner)),
-            positions=getattr(line.pruner, "positions", "compact"),
+            positions=line.positions,
+            own_positions=line.pruner.own_positions,
         )
         found.append(Job(cell, line.pruner, budget_asked=line.asked))
     return found

@@ -142,7 +142,10 @@ def _asked(
             again = list(_select(backbone, seen, other, talks, job))
 
     def row(of: Encoding, talk: Conversation, selections: tuple[Selection, ...]) -> Row:
-        return Row(of, talk.turns, job.pruner, job.cell.budget, selections, seen.sample.id)
+        cell = job.cell
+        answers = cell.setting.answers
+        where = seen.sample.id
+        return Row(of, talk.turns, job.pruner, cell.budget, selections, where, cell.positions, answers)
 
     for k, (talk, selections) in enumerate(chosen):
         if other is None or not again:
@@ -329,7 +332,7 @@ def _score(one: _Asked, result: Grounded, measured: dict[int, dict[str, Any]]) -
     kept = pack_tokens(retained, one.seen.shares.shape[1])
     patches = np.unique(retained[retained >= 0])
     sample = one.seen.sample
-    for position in one.talk.expressions:
+    for turn, position in enumerate(one.talk.expressions):
         share = one.seen.shares[position]
         yield (
             _common(one.job, sample)
@@ -348,6 +351,17 @@ def _score(one: _Asked, result: Grounded, measured: dict[int, dict[str, Any]]) -
                 if share.any() and len(patches)
                 else None,
                 "kept": kept,
+                **_answered(result, turn),
             }
             | measured[position]
         )
+
+
+def _answered(result: Grounded, turn: int) -> dict[str, Any]:
+    """What a row says of one turn's answer."""
+    logprob = float("nan") if result.seg_logprob is None else float(result.seg_logprob[turn])
+    return {
+        "seg_said": None if result.said is None else int(result.said[turn]),
+        "seg_logprob": None if np.isnan(logprob) else logprob,
+        "wrote": "" if result.words is None else result.words[turn],
+    }

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from backbones.base import Backbone
+from harness.engine.cells import impossible
 from harness.engine.crew import Crew, Way
 from harness.engine.served import served
 from harness.engine.splits import IMAGES_AT_ONCE, Split, identity, prepare
@@ -43,15 +44,17 @@ def run(
         UserError: the folder holds another run or cannot be written, the data changed, memory does not
             suffice, or too many samples failed.
     """
-    way = way or Way()
-    cut_off, (_, left_out) = _cut_off(plan, backbone, splits), served(plan.chosen(), backbone)
+    way, plan = way or Way(), plan.on(backbone)
+    cut_off, (able, left_out) = _cut_off(plan, backbone, splits), served(plan.chosen(), backbone)
+    refused = impossible(able, plan.budgets, backbone.grid, backbone.num_layers)
+    left_out |= {f"{name} at {budget}": str(why) for (name, budget), why in refused.items()}
     for sentence in left_out.values() if way.place.rank == 0 else ():
         print(f"left out: {sentence}", file=sys.stderr)
     if (count := cut_off.total()) and way.place.rank == 0:
         print(f"{count} {CUT_OFF}", file=sys.stderr)
     asked = Asked(
         run=identity(splits),
-        plan=plan.on(backbone).resolved().to_json(),
+        plan=plan.resolved().to_json(),
         jobs=[split.jobs for split in splits],
         samples={":".join(split.name): split.pairs for split in splits},
         cut_off=dict(cut_off),
@@ -100,6 +103,8 @@ def _cut_off(plan: Plan, backbone: Backbone, splits: Sequence[Split]) -> Counter
             continue
         for sample in split.samples:
             texts = [one.text for one in sample.expressions]
-            for talk in backbone.conversations(sample.id, texts, plan.protocol, plan.seed):
+            for talk in backbone.conversations(
+                sample.id, texts, plan.protocol or backbone.protocol, plan.seed
+            ):
                 found[":".join(split.name)] += backbone.cut_off([turn.question for turn in talk.turns])
     return found

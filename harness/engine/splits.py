@@ -69,21 +69,26 @@ def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
     Raises:
         UserError: a pruner, budget, data set or split is not there, or cannot be.
     """
-    backbone.check_protocol(plan.protocol)
+    plan = plan.on(backbone)
+    protocol, (answers,) = backbone.check_protocol(plan.protocol or backbone.protocol), plan.answers
+    backbone.check_can("positions", plan.positions)
+    backbone.check_can("answers", plan.answers)
     pruners, _ = served(plan.chosen(), backbone)
-    lines = expand(pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers, plan.seeds)
+    lines = expand(
+        pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers, plan.seeds, plan.positions
+    )
     setting = Setting(
         backbone=backbone.name,
         fingerprint=backbone.fingerprint,
-        protocol=plan.protocol,
+        protocol=protocol,
         dtype=backbone.dtype,
         attn=backbone.attn,
         device=backbone.device.split(":")[0],
         code=code.of_backbone(type(backbone)),
-        draws=plan.seed if plan.protocol in backbone.drawn else 0,
-        answers=backbone.answers,
+        draws=plan.seed if protocol in backbone.drawn else 0,
+        answers=answers,
     )
-    limit = plan.on(backbone).limit or None
+    limit = plan.limit or None
     splits = []
     for dataset, split in plan.pairs():
         samples = data.load_samples(dataset, split, plan.data)[:limit]

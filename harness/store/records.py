@@ -25,6 +25,7 @@ import pandas as pd
 
 from harness.store.journal import Journal, Reader, digest, read_whole, write_atomically
 from harness.store.rows import (
+    ANSWERED,
     ASKED,
     COUNTED,
     KEYS,
@@ -62,13 +63,14 @@ from pruners.base import UserError
 
 __all__ = ["NO_CELL", "NO_EXPRESSION", "kept_tokens", "pack_tokens", "row_key"]
 
-COLUMNS = (*ASKED, *OF_CELL, *COUNTED, *ROUNDED, *SHOWN, *SEEN, "sample", "cell", "text", "group")
+COLUMNS = (*ASKED, *OF_CELL, *COUNTED, *ROUNDED, *SHOWN, *SEEN, *ANSWERED, "sample", "cell", "text", "group")
 # looked up by the row's cell
 FROM_RUN = (
     *("fingerprint", "dtype", "attn", "device", "data", "source", "evaluation", "parameters"),
     *("stage", "budget_kind", "kind", "needs", "stochastic", "grid", "geometry"),
-    *("positions", "answers", "budget_asked"),
+    *("positions", "own_positions", "answers", "budget_asked"),
 )
+BEFORE = {"positions": "compact", "own_positions": False, "answers": "forced"}  # where nothing is said
 ORDER = ["dataset", "split", "pruner", "budget", "seed", "sample", "expression"]
 CUT_OFF = (
     "questions are longer than the text tower takes; pruners that read text see their beginning, as "
@@ -310,7 +312,7 @@ def _fact(cell: Mapping[str, Any], name: str) -> Any:
         return " ".join(
             f"{field}={value!r}" for field, value in cell.get("parameters", []) if field != "seed"
         )
-    value = cell.get(name, cell["setting"].get(name))
+    value = cell.get(name, cell["setting"].get(name, BEFORE.get(name)))
     if isinstance(value, list):
         return ("x" if name == "grid" else " ").join(map(str, value))
     return value

@@ -47,6 +47,9 @@ COUNTED = {
 # the medium, as `harness.data.Sample.cluster`; its frames, the views that the vision tower made of it, and
 # all tokens that the language model's first layer sees, None where the backbone does not say
 SEEN = {"cluster": "string", "frames": "int64", "views": "int64", "tokens_llm": "int64"}
+# of generated answers whether the model wrote [SEG] (1) or not (0), and all that it wrote, None and "" of
+# forced ones; log-probability of [SEG] at its place, None where none was written or the backbone does not say
+ANSWERED = {"seg_said": "int64", "seg_logprob": "float64", "wrote": "string"}
 # what metrics of others count, by column
 MEASURED = {"measures": "measures"}
 SHOWN = {"coverage": "float64", "kept": "string", "mask": "string"}
@@ -55,16 +58,18 @@ ROUNDED = {"rounding_tokens": "float64", "rounding_iou": "float64"}
 STATUS = {
     "failed": ASKED | OF_CELL | {"reason": "string"},
     "sample": OF_SAMPLE,
-    "ok": ASKED | OF_CELL | COUNTED | ROUNDED | SHOWN | SEEN | MEASURED,
+    "ok": ASKED | OF_CELL | COUNTED | ROUNDED | SHOWN | SEEN | ANSWERED | MEASURED,
 }
-# absent in journals of schema 2, or of schema 3; `cluster` is then the image that the sample's id names
+# absent in journals of schema 2, of schema 3 or of schema 4; `cluster` is then the image that the sample's id
+# names
 OF_SCHEMA_3 = {"cluster": "", "frames": 1, "views": 1, "tokens_llm": None, "measures": {}}
+OF_SCHEMA_4 = {"seg_said": None, "seg_logprob": None, "wrote": ""}
 OPTIONAL: dict[str, dict[str, Any]] = {
-    "ok": {"code": "", "rounding_tokens": None, "rounding_iou": None} | OF_SCHEMA_3,
+    "ok": {"code": "", "rounding_tokens": None, "rounding_iou": None} | OF_SCHEMA_3 | OF_SCHEMA_4,
     "failed": {"code": ""},
     "sample": {"group": "", "content": None},
 }
-NUMBERS_OR_NONE = ("coverage", *ROUNDED, "tokens_llm")
+NUMBERS_OR_NONE = ("coverage", *ROUNDED, "tokens_llm", "seg_said", "seg_logprob")
 NULLABLE = (*NUMBERS_OR_NONE, "content")
 LARGEST = 2**63
 RUN_LENGTHS = re.compile(r"[0-o]*")  # the letters of COCO's compressed run lengths
@@ -176,6 +181,17 @@ def _of_cell(row: dict[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> Non
             raise ValueError(f"its {name} is {row[name]!r} and its cell's {said[name]!r}")
 
 
+def _answer(row: dict[str, Any], cell: Mapping[str, Any]) -> None:
+    said, logprob = row["seg_said"], row["seg_logprob"]
+    answers = cell.get("setting", {}).get("answers", "forced")
+    if said not in ((None,) if answers == "forced" else (0, 1)):
+        raise ValueError(f"its answer is {answers} and its [SEG] said {said!r} times")
+    if said == 0 and (row["intersection"] or logprob is not None):
+        raise ValueError("it has a mask, and the model said no [SEG]")
+    if logprob is not None and logprob > 1e-3:  # rounded
+        raise ValueError(f"its [SEG] has a log-probability of {logprob}")
+
+
 def _counts(row: dict[str, Any], cell: Mapping[str, Any]) -> None:
     inner, outer = row["intersection"], row["union"]
     if not 0 <= inner <= outer:
@@ -188,6 +204,7 @@ def _counts(row: dict[str, Any], cell: Mapping[str, Any]) -> None:
         raise ValueError(f"its coverage is {row['coverage']}")
     if not RUN_LENGTHS.fullmatch(row["mask"]):
         raise ValueError("its mask is no run-length code")
+    _answer(row, cell)
     if not row["cluster"] or min(row["frames"], row["views"]) < 1:
         raise ValueError(
             f"its medium is {row['cluster']!r} of {row['frames']} frames and {row['views']} views"

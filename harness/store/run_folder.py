@@ -12,10 +12,10 @@ from harness.store import sweeps
 from harness.store.journal import digest, read_whole
 from pruners.base import UserError
 
-SCHEMA = 4
+SCHEMA = 5
 # 2: journals without checksums, cells without the digests of their code; 3: rows without their medium, one
-# sweep
-SCHEMAS = (2, 3, 4)
+# sweep; 4: rows without [SEG]
+SCHEMAS = (2, 3, 4, 5)
 FOLDER, RUN, DONE = "records", "run.json", "done.json"
 LOOSE = ("provenance", "continued")  # of run.json: told, but no number hangs on it
 
