@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from torch.nn import functional as F
 
 from pruners.base import LayerPruner, LayerView, Selection, UserError, others, precise, top
 from pruners.registry import register
@@ -82,7 +81,9 @@ class Dart(LayerPruner):
         """Visual pivots, and for every pivot the free tokens with the lowest cosine similarity to it."""
         visual, text = self.pivots(tokens, count)
         order = self.visited(tokens, visual, text)
-        states = F.normalize(precise(torch.cat([tokens.normed(), tokens.normed("question")])), dim=1)
+        states = torch.nn.functional.normalize(
+            precise(torch.cat([tokens.normed(), tokens.normed("question")])), dim=1
+        )
         like = states[: len(tokens)] @ states[torch.tensor(order, device=states.device) - tokens.start].T
         free, kept = others(visual, len(tokens)), [visual]
         each, more = divmod(count - len(visual), len(order))

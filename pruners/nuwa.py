@@ -9,7 +9,6 @@ from math import ceil
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from torch.nn import functional as F
 
 from pruners.base import (
     Cut,
@@ -109,7 +108,9 @@ class Nuwa(Pruner):
         if not self.cells:
             return attention
         rows, columns = grid
-        inside = F.pad(attention.view(rows, columns), (0, columns % 2, 0, rows % 2), value=-torch.inf)
+        inside = torch.nn.functional.pad(
+            attention.view(rows, columns), (0, columns % 2, 0, rows % 2), value=-torch.inf
+        )
         cells = inside.unflatten(0, (-1, 2)).unflatten(2, (-1, 2)).transpose(1, 2)  # (R, C, 2, 2)
         ranks = cells.flatten(2).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1).view_as(cells)
         each = next(n for n in range(1, 5) if int(((ranks < n) & cells.isfinite()).sum()) >= count)
@@ -125,7 +126,7 @@ class Nuwa(Pruner):
     def gathered(self, view: View, kept: Tensor, own: Tensor) -> Tensor:
         """(S, C) features: some tokens' own, the others' with a weighted mean of what is like them around."""
         near, every = kept[~own], torch.arange(len(view), device=kept.device)
-        states = F.normalize(self._states(view), dim=1)
+        states = torch.nn.functional.normalize(self._states(view), dim=1)
         places = torch.stack([every // view.grid[1], every % view.grid[1]], dim=1).to(states.dtype)
         far = torch.cdist(places[near], places, compute_mode="donot_use_mm_for_euclid_dist")
         weight = (states[near] @ states.T).relu() * (1 - far / self.reach(view.grid) ** 0.5).relu()
