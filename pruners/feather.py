@@ -34,7 +34,8 @@ class Feather(LayerPruner):
         layers: the first layers that see fewer tokens; rows come from the layers before. By default 8 and 16
             of 32 layers, or 2 and 16 for budgets below 1.2 times what the layers before the first cut cost.
         stride: of the grid in patches; 0 for no grid. By default the least from 3 on with which the grid is
-            half of what the first cut keeps, or less.
+            half of what the first cut keeps, or less,
+            and no grid where one point is more.
         rope: whether queries and keys are turned to their positions, as FastV's.
         protect: whether the grid also survives the second cut.
         counts: tokens behind both cuts; about (216, 19) of 576 in the release. They allow one budget, the
@@ -67,34 +68,35 @@ class Feather(LayerPruner):
         """Counts make the mean that they make."""
         return "mean" if self.counts is None else "label"
 
+    def steps(self, grid: tuple[int, int]) -> tuple[int, ...]:
+        """Strides that are tried."""
+        return (*range(FINEST, max(grid) + 1), 0) if self.stride is None else (self.stride,)
+
     def step(self, count: int, grid: tuple[int, int]) -> int:
         """The stride where the first cut keeps `count` tokens."""
-        if self.stride is not None:
-            return self.stride
-        return next(
-            step for step in range(FINEST, 2 + max(FINEST, *grid)) if 2 * _points(grid, step) <= count
-        )
+        steps = self.steps(grid)
+        return next((step for step in steps if 2 * _points(grid, step) <= count), steps[-1])
 
     def cuts(self, budget: int, patches: int, num_layers: int) -> tuple[Cut, ...]:
         """One before each of the layers."""
         layers = self.layers or scaled(LATE, num_layers)
         if self.counts is None and not self.layers and 10 * budget * num_layers < 12 * layers[0] * patches:
             layers = scaled(EARLY, num_layers)
-        runs = spans(layers, num_layers)
+        runs, counts = spans(layers, num_layers), list(self.counts or (patches, patches))
         if self.counts is not None:
-            found = tuple(Cut(k, min(patches, count)) for k, count in zip(layers, self.counts, strict=True))
+            found = tuple(Cut(k, min(patches, count)) for k, count in zip(layers, counts, strict=True))
             mean = total([cut.keep for cut in found], runs, patches) / num_layers
             return named(self, found, mean, budget, num_layers)
-        counts, side = [patches, patches], ceil(sqrt(patches))
-        for step in range(FINEST, side + 2) if self.stride is None else (self.stride,):
-            points = min(patches, _points((side, side), step))
+        square = (ceil(sqrt(patches)),) * 2  # near enough to say how many points a grid has
+        for step in self.steps(square):
+            points = min(patches, _points(square, step))
 
-            def kept(k: float, points: int = points) -> list[float]:
-                first = k * patches + points * (1 - k)
-                return [first, k**2 * first]
+            def left(k: float, points: int = points) -> tuple[float, float]:
+                first = k * patches + points * (1 - k)  # the best k, and of the others those on the grid
+                return first, k**2 * first
 
-            share = bracket(lambda k: total(kept(k), runs, patches), budget * num_layers)[1]
-            first = round(kept(share)[0])
+            share = bracket(lambda k: total(left(k), runs, patches), budget * num_layers)[1]
+            first = round(left(share)[0])
             counts = [first, max(1, round(share**2 * first))]
             if 2 * points <= first:
                 break
