@@ -96,7 +96,7 @@ class Feather(LayerPruner):
                 return first, k**2 * first
 
             share = bracket(lambda k: total(left(k), runs, patches), budget * num_layers)[1]
-            first = round(left(share)[0])
+            first = max(1, round(left(share)[0]))
             counts = [first, max(1, round(share**2 * first))]
             if 2 * points <= first:
                 break

@@ -75,9 +75,12 @@ class Nuwa(Pruner):
         return "mean"
 
     def entering(self, budget: int, patches: int, num_layers: int) -> int:
-        """S of K S + (L - K) S / 7 = L budget."""
-        before = self.cut_layer or num_layers // 2
-        return min(patches, round(budget * num_layers / (before + (num_layers - before) / DROP)))
+        """S of K S + (L - K) S / 7 = L budget; less where one token has to be left behind the cut."""
+        before, total = self.cut_layer or num_layers // 2, budget * num_layers
+        entering = min(patches, round(total / (before + (num_layers - before) / DROP)))
+        if round((total - before * entering) / (num_layers - before)) >= 1:
+            return entering
+        return max(1, round((total - (num_layers - before)) / before))
 
     def cuts(self, budget: int, patches: int, num_layers: int) -> tuple[Cut, ...]:
         """One, to what makes the mean the budget."""
