@@ -80,7 +80,7 @@ class Nuwa(Pruner):
         entering = min(patches, round(total / (before + (num_layers - before) / DROP)))
         if round((total - before * entering) / (num_layers - before)) >= 1:
             return entering
-        return max(1, round((total - (num_layers - before)) / before))
+        return (total - (num_layers - before)) // before
 
     def cuts(self, budget: int, patches: int, num_layers: int) -> tuple[Cut, ...]:
         """One, to what makes the mean the budget."""

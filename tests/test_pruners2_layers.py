@@ -22,6 +22,7 @@ from pruners.pyramiddrop import PyramidDrop
 from pruners.sparsevlm import SparseVLM, clusters, pool_size
 from pruners.stages import scaled
 from pruners.views import LLM_ATTENTION, LLM_ATTENTION_AHEAD, LLM_INPUTS, LLM_KEYS, LLM_NORMED, Query
+from tests.bench import literal_layers
 from tests.test_cuts import ground, row_of
 from tests.tiny_glamm import picture
 from tests.tokens import ANSWER, BEFORE, BEHIND, make_layer_view, make_tokens
@@ -51,6 +52,13 @@ def kept(pruner: Any, tokens: LayerView, count: int) -> list[int]:
 
 
 # -- all of them
+
+
+@torch.no_grad()
+def test_the_bench_compares_equal_choices() -> None:
+    """Literal loops after the releases choose the same, of small layers."""
+    found = literal_layers.rows(1, (192, 64), width=128, heads=4, inner=172, channels=64)
+    assert len(found) == 12 and all(row["same_in_float64"] for row in found)
 
 
 @pytest.mark.parametrize("text", METHODS)
