@@ -13,6 +13,7 @@ from harness.commands.doctor import doctor
 from harness.commands.gate import gate
 from harness.commands.list_ import show
 from harness.commands.rebuild import rebuild
+from harness.commands.study import study
 from harness.commands.sweep import sweep
 from harness.commands.try_ import try_image
 from harness.engine.interrupts import Terminated, terminate
@@ -33,6 +34,7 @@ app.command()(cost)
 app.command()(diagnose)
 app.command()(doctor)
 app.command()(rebuild)
+app.command()(study)
 
 
 def main() -> int:

@@ -1,10 +1,15 @@
 """Training-free visual-token pruners: one file per method, a base, a registry."""
 
 from pruners import (
+    cdpruner,
     dart,
+    divprune,
     downsample,
+    fastervlm,
     fastv,
     feather,
+    hiprune,
+    holov,
     litelvlm,
     none,
     nuwa,
@@ -12,6 +17,7 @@ from pruners import (
     prumerge,
     pyramiddrop,
     random,
+    scope,
     sparsevlm,
     trim,
     uniform,
@@ -60,10 +66,15 @@ __all__ = [
     "register",
 ]
 _BUILT_IN = (
+    cdpruner,
     dart,
+    divprune,
     downsample,
+    fastervlm,
     fastv,
     feather,
+    hiprune,
+    holov,
     litelvlm,
     none,
     nuwa,
@@ -71,9 +82,10 @@ _BUILT_IN = (
     prumerge,
     pyramiddrop,
     random,
+    scope,
     sparsevlm,
     trim,
     uniform,
-    vispruner,
     visionzip,
+    vispruner,
 )

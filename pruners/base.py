@@ -57,6 +57,7 @@ __all__ = [
     "UserError",
     "View",
     "VisualTokens",
+    "cosines",
     "nearest",
     "others",
     "outliers",
@@ -66,6 +67,7 @@ __all__ = [
 
 CLS, POOLED = -1, -2  # marks in Selection.indices of tokens that are no single patch
 MAX_SEED = 2**32 - 1
+BLOCK = 96  # rows of a matrix product that is computed in parts
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,9 @@ class Selection:
         A patch stands at its own, and a token that is none where `places` says. Without that the class token,
         which a tower has in front, gets the first place that no kept patch has, and pooled tokens, which come
         last, the last ones.
+
+        >>> Selection(torch.tensor([CLS, 0, 5, 2, POOLED])).standing(8).tolist()
+        [1, 0, 5, 2, 7]
         """
         if self.places is not None:
             return self.places
@@ -139,14 +144,34 @@ def precise(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def cosines(x: Tensor) -> Tensor:
+    """(n, n) cosines between the rows of (n, width), in float32 at least; 0 where a row is zeros. One
+    triangle is computed, in blocks of rows, and mirrored: about half the work."""
+    unit = torch.nn.functional.normalize(precise(x), dim=1)
+    found = unit.new_empty(len(unit), len(unit))
+    for start in range(0, len(unit), BLOCK):
+        block = slice(start, start + BLOCK)
+        part = unit[block] @ unit[start:].T
+        found[block, start:], found[start:, block] = part, part.T
+    return found
+
+
 def top(score: Tensor, count: int) -> Tensor:
     """Indices of the `count` largest along the last dimension, descending; the lowest index first among
-    equals."""
+    equals.
+
+    >>> top(torch.tensor([0.2, 0.9, 0.9]), 2).tolist()
+    [1, 2]
+    """
     return score.argsort(dim=-1, descending=True, stable=True)[..., :count]
 
 
 def others(indices: Tensor, size: int) -> Tensor:
-    """Ascending indices below `size` that are not among `indices`."""
+    """Ascending indices below `size` that are not among `indices`.
+
+    >>> others(torch.tensor([3, 0]), 5).tolist()
+    [1, 2, 4]
+    """
     left = torch.ones(size, dtype=torch.bool, device=indices.device)
     return left.index_fill_(0, indices, False).nonzero()[:, 0]
 
@@ -237,7 +262,12 @@ class Pruner(ABC):
 
     @final
     def schedule(self, budget: int, patches: int, num_layers: int) -> tuple[int, ...]:
-        """Visual tokens of every layer of the language model, as `entering` and `cuts` say."""
+        """Visual tokens of every layer of the language model, as `entering` and `cuts` say.
+
+        >>> from pruners import parse
+        >>> parse("fastv")[0].schedule(64, patches=576, num_layers=5)
+        (576, 576, 64, 64, 64)
+        """
         counts = [self.entering(budget, patches, num_layers)] * num_layers
         for cut in self.cuts(budget, patches, num_layers):
             counts[cut.layer :] = [cut.keep] * (num_layers - cut.layer)

@@ -138,6 +138,10 @@ class Registry(Names[type[T]], ABC):
     def parse(self, text: str) -> list[T]:
         """Read a list such as `litelvlm,fastv(layer=3),vis*` or `all`; everything once, in the order given.
 
+        >>> from pruners import parse
+        >>> [pruner.spec() for pruner in parse("vis*,fastv(layer=2)")]
+        ['visionzip', 'vispruner', 'fastv']
+
         Raises:
             UserError: unknown name or parameter, bad value, or a pattern that matches nothing.
         """

@@ -42,6 +42,7 @@ class Published:
         plan: computes them here.
         shapes: the backbone whose numbers alone project its costs; empty where there is none.
         pending: what is not there yet, so that nothing stands beside it; empty of a table that is in use.
+        answers: "forced" or "generated", as they were when its numbers were made.
     """
 
     file: str
@@ -51,6 +52,7 @@ class Published:
     plan: Plan
     shapes: str = ""
     pending: str = ""
+    answers: str = "forced"
 
     def column(self, metric: str, split: Column) -> str:
         """The CSV's column of a split's numbers."""
@@ -110,10 +112,12 @@ def read_published(name: str) -> pd.DataFrame:
 
 
 def beside(table: Table) -> list[Beside]:
-    """The rows that have a published twin: same backbone, pruner with its default parameters, budget and
-    split."""
-    metric, found = table.metric.name, []
-    for published in published_of(table.group.facts["backbone"], metric):
+    """The rows that have a published twin: same backbone, protocol, answers, pruner with its default
+    parameters, budget and split."""
+    metric, found, facts = table.metric.name, [], table.group.facts
+    for published in published_of(facts["backbone"], metric):
+        if (facts["protocol"], facts["answers"]) != (published.protocol, published.answers):
+            continue
         rows = {
             (row["pruner"], row["budget"]): row for row in read_published(published.file).to_dict("records")
         }
@@ -134,7 +138,7 @@ def published_markdown(table: Table, runs: Runs) -> list[str]:
     twin."""
     twins = beside(table)
     if not twins:
-        return []
+        return [f"{sentence}\n" for sentence in asked_otherwise(table)]
     rows = []
     for twin in twins:
         row = {"method": twin.line.pruner, "budget": str(twin.line.budget), "published as": twin.method}
@@ -153,6 +157,22 @@ def published_markdown(table: Table, runs: Runs) -> list[str]:
     ]
 
 
+def asked_otherwise(table: Table) -> list[str]:
+    """Why none of the numbers that are published of a backbone stands beside a table that asked it in another
+    way."""
+    facts = table.group.facts
+    others = [
+        f"protocol {one.protocol} and {one.answers} answers"
+        for one in published_of(facts["backbone"], table.metric.name)
+        if (one.protocol, one.answers) != (facts["protocol"], facts["answers"])
+    ]
+    return [
+        f"Published numbers of {facts['backbone']} were made with {how}, and stand beside no row of this "
+        f"table (protocol {facts['protocol']}, {facts['answers']} answers): they do not compare."
+        for how in dict.fromkeys(others)
+    ]
+
+
 def published_notes(table: Table, runs: Runs) -> list[str]:
     """What to know before reading a difference."""
     twins = beside(table)
@@ -162,11 +182,6 @@ def published_notes(table: Table, runs: Runs) -> list[str]:
         "printed number."
     ]
     found += [f"Printed in: {source}." for source in dict.fromkeys(twin.source for twin in twins)]
-    asked = table.group.facts["protocol"]
-    for protocol in sorted({twin.published.protocol for twin in twins} - {asked}):
-        found.append(
-            f"This run asked with the protocol {asked}, the publication with the protocol {protocol}."
-        )
     limits = {
         run.info.get("plan", {}).get("limit")
         for place, run in enumerate(runs.runs)

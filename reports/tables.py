@@ -187,7 +187,7 @@ def measured(frame: pd.DataFrame) -> list[Metric]:
 def _table(group: Group, heading: str, baseline: str | None, score: Metric) -> Table:
     frame = group.frame
     columns = tuple(sorted(dict.fromkeys(frame[COLUMN].itertuples(index=False, name=None)), key=column_rank))
-    drawn = _Drawn(frame, columns, score)
+    drawn = Drawn(frame, columns, score)
     known = measured(frame)
     beside = tuple(one for one in known if one.shown and one.name != score.name)
     lines = [_line(key, rows, drawn, known, beside) for key, rows in frame.groupby(LINE, sort=False)]  # type: ignore[arg-type]
@@ -212,7 +212,7 @@ def _mean(line: TableRow) -> float:
     )
 
 
-class _Drawn:
+class Drawn:
     """Every (column, pruner, budget, seed) of a table, drawn again: together with all that rest on the same
     images."""
 
@@ -307,7 +307,7 @@ def _counts(rows: pd.DataFrame, known: Sequence[Metric]) -> dict[str, Any]:
 def _line(
     key: tuple[str, int],
     rows: pd.DataFrame,
-    drawn: _Drawn,
+    drawn: Drawn,
     known: Sequence[Metric],
     beside: Sequence[Metric],
 ) -> TableRow:
@@ -355,7 +355,7 @@ def _hanging(rows: pd.DataFrame) -> tuple[float, float] | None:
     return float(moved.mean()), float(probed["rounding_iou"].abs().mean())
 
 
-def _compared(lines: Sequence[TableRow], drawn: _Drawn, baseline: str | None) -> list[TableRow]:
+def _compared(lines: Sequence[TableRow], drawn: Drawn, baseline: str | None) -> list[TableRow]:
     """Every row against the rows of its budget that matter, and what is left of it over the whole table."""
     best: dict[int, str] = {}
     for line in sorted(lines, key=lambda line: drawn.metric.rank(_mean(line))):
@@ -378,7 +378,7 @@ def _compared(lines: Sequence[TableRow], drawn: _Drawn, baseline: str | None) ->
     return found
 
 
-def _against(line: TableRow, other: str, drawn: _Drawn) -> Against | None:
+def _against(line: TableRow, other: str, drawn: Drawn) -> Against | None:
     """None for the other row itself, the upper bound, and rows that do not share all columns."""
     if line.pruner in (other, BOUND) or line.average is None:
         return None

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, fields
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -39,6 +40,13 @@ VARIANTS = (
     "prumerge(plus=True)",
     "vispruner(ratio=0.25)",
     "trim(keep='highest', similarity='cosine')",
+    "cdpruner(relevance='positive')",
+    "hiprune(alpha=1.0, object_layer=6)",
+    "hiprune(score='cls', wrap=False)",
+    "holov(crops='rule')",
+    "holov(crops=1)",
+    "scope(alpha=2.0)",
+    "scope(combine='add')",
     "sparsevlm(version='plus')",
     "sparsevlm(budget='mean')",
     "sparsevlm(budget='mean', recycle=False)",
@@ -308,6 +316,7 @@ ORDERS = {
     "visionzip": "class, raster, targets",
     "trim": "raster, mean last",
     "downsample": "cells",
+    "holov": "crops, then what fills up",
     "sparsevlm": "raster, merged last",
 }
 
@@ -334,6 +343,12 @@ def test_order(pruner: Pruner) -> None:
         assert (POOLED in chosen) == pruner.merges  # type: ignore[attr-defined]
     elif order == "cells":
         assert set(chosen) == {POOLED}
+    elif order == "crops, then what fills up":
+        tokens = make_tokens(texts=1)
+        kept, counts = pruner.shared(tokens, 64)  # type: ignore[attr-defined]
+        assert chosen[: len(kept)] == kept.tolist() and int(counts.sum()) == len(kept)
+        crops = [set(part.tolist()) for part in kept.split(counts.tolist()) if len(part)]
+        assert all(max(one) < min(other) for one, other in pairwise(crops))
     elif pruner.spec() == "litelvlm":
         assert chosen == sorted(chosen)
         three = choose(pruner, make_tokens(texts=3), 64).indices

@@ -28,7 +28,8 @@ from harness.cost.lines import lines_of
 from harness.cost.store import COSTS, INSIDE, MODULES
 from harness.engine import runner
 from harness.store import journal
-from pruners import UserError, checks, parse
+from pruners import UserError, checks, names, parse
+from pruners.base import LLM_PATCHES, TEXT_EMBEDS
 from reports import efficiency
 from tests import tiny_glamm
 from tests.fake_backbone import write_data
@@ -98,14 +99,16 @@ def check_counts(backbone: GlammBackbone, lines: list[measure.Line]) -> None:
         assert macs["projector"] == (lengths[0] - inputs.text) * (width + llm.hidden_size) * llm.hidden_size
         assert macs["grounding_encoder"] > 0 and macs["mask_decoder"] > 0
         assert macs["vision"] == tower
-        assert ("text" in macs) == (line.name in ("litelvlm", "trim"))
+        if LLM_PATCHES in line.pruner.needs:  # the pruner's own: all patches through the projector
+            assert macs["pruner"] > patches * (width + llm.hidden_size) * llm.hidden_size
+        assert ("text" in macs) == (TEXT_EMBEDS in line.pruner.needs)
         assert lengths[-1] - inputs.text == line.budget
         assert lengths[0] - inputs.text == (576 if line.name in ("none", "fastv") else line.budget)
 
 
 def test_cost_of_every_cell_is_measured_as_closed_form_and_fvcore_say(tiny: GlammBackbone) -> None:
     lines = rows("all", layers=tiny.num_layers)
-    assert len(lines) == 1 + 10 * len(BUDGETS)
+    assert len(lines) == 1 + (len(names()) - 1) * len(BUDGETS)
     check_counts(tiny, lines)
 
 
@@ -277,7 +280,8 @@ def test_cost_projection_is_what_a_run_measures(glamm_folder: Path, attn: str) -
     """On a model that is here both can be had: same lengths, multiply-adds by module, and bytes alive."""
     backbone = tiny_glamm.load(glamm_folder, attn=attn)
     inputs = inputs_of(backbone)
-    lines = rows("none,fastv,litelvlm,prumerge,visionzip,vispruner", (64,), layers=3)
+    methods = "none,fastv,litelvlm,prumerge,visionzip,vispruner,divprune,cdpruner,hiprune,holov,scope"
+    lines = rows(methods, (64,), layers=3)
     projected = projection.project(
         backbone.staged.shapes(), lines, inputs.prompt, attn=attn, dtype=torch.float32
     )

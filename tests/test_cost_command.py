@@ -23,7 +23,7 @@ from tests.fake_backbone import known, write_data
 @pytest.mark.parametrize("texts", [1, 3])
 @torch.no_grad()
 def test_cost_bench_compares_equal_selections(texts: int) -> None:
-    given = attention.tower(torch.float64, texts, channels=64, shared=16, heads=4)
+    given = attention.tower(torch.float64, texts, channels=64, shared=16, heads=4, width=288)
     for name, official in literal.OFFICIAL.items():
         for budget in (192, 64):
             assert attention.same(attention.ours(parse(name)[0], given, budget), official(given, budget)), (

@@ -3,6 +3,8 @@ somewhere."""
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -117,3 +119,21 @@ def test_commands_have_the_options_that_they_are_given(command: str) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def with_examples() -> list[str]:
+    """Modules whose docstrings hold examples."""
+    files = [
+        file
+        for room in ("pruners", "backbones", "harness", "reports")
+        for file in (ROOT / room).rglob("*.py")
+    ]
+    return sorted(
+        ".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files if ">>> " in file.read_text()
+    )
+
+
+@pytest.mark.parametrize("name", with_examples())
+def test_examples_in_docstrings(name: str) -> None:
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted and not found.failed

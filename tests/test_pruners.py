@@ -32,7 +32,10 @@ from pruners.visionzip import VisionZip
 from tests.tokens import make_layer_view, make_tokens
 
 HERE = Path(__file__).parent
-METHODS = {"litelvlm", "fastv", "visionzip", "prumerge", "vispruner", "trim"}
+METHODS = {
+    *("litelvlm", "fastv", "visionzip", "prumerge", "vispruner", "trim"),
+    *("divprune", "cdpruner", "hiprune", "holov", "fastervlm", "scope"),
+}
 CONTROLS = {"none", "random", "uniform", "downsample", "oracle"}
 
 

@@ -35,7 +35,10 @@ HERE = Path(__file__).parent
 SAMPLE = HERE / "sample_plugin" / "sample_backbone.py"
 PICTURE = HERE / "golden/glamm/refer/Refer_Segm/coco_2014/train2014/img_11.png"
 PYTEST = ("-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider")
-LACKING = {"fastv", "litelvlm", "prumerge", "visionzip", "vispruner"}
+LACKING = {
+    *("cdpruner", "divprune", "fastervlm", "fastv", "hiprune", "holov", "litelvlm", "prumerge", "scope"),
+    *("visionzip", "vispruner"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -304,7 +307,7 @@ def test_list_shows_which_pruner_runs_where(
     assert {name for name, marks in rows.items() if marks and marks[column] == "-"} == LACKING | {"far"}
     assert rows["trim"] == ["yes"] * 4 and rows["far"][:3] == ["yes"] * 3
     assert "visionzip reads cls_attention[-2], keys[-2], which sample cannot answer." in told
-    assert "methods: far; controls: none, downsample, random, uniform" in told
+    assert "methods: divprune, far; controls: none, downsample, random, uniform" in told
     assert "sample(sharpness=50.0)  Masks by colour" in told and "protocols: each:" in told
 
 

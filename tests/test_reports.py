@@ -418,7 +418,7 @@ def test_latex_escapes_and_marks_the_best(rows: list[dict[str, Any]], tmp_path: 
 def test_published_numbers_stand_beside_the_same_backbone_and_splits_only(
     rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    ours = [row | {"backbone": "glamm"} for row in rows]
+    ours = [row | {"backbone": "glamm", "protocol": "glamm"} for row in rows]
     text = render(store(tmp_path / "glamm", ours, plan={"seed": 7, "limit": 2}))
     block = text[text.index("## Published numbers beside ours") :]
     header, _, *body = cells_of(block)
@@ -429,8 +429,10 @@ def test_published_numbers_stand_beside_the_same_backbone_and_splits_only(
     assert table[("litelvlm", "64")]["refcocog val"] == f"{lite:.1f} ({lite - 56.1:+.1f})"
     assert len(table) == 2  # a pruner with other parameters is another pruner
     assert "only the first 2 images of each split" in block
-    assert "protocol each, the publication with the protocol glamm" in block
     assert "2605.13178" in block
+    alone = render(store(tmp_path / "each", [row | {"protocol": "each"} for row in ours]))
+    assert "## Published numbers" not in alone
+    assert "were made with protocol glamm and forced answers, and stand beside no row of this table" in alone
     assert "Published" not in render(store(tmp_path / "mini", rows))
 
 
@@ -455,7 +457,8 @@ def test_published_tables_are_whole_and_add_up() -> None:
 def test_the_page_of_columns_says_what_the_footer_says(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     written = (Path(__file__).parent.parent / "docs" / "columns.md").read_text(encoding="utf-8")
     assert written == columns.page(), "run `python -m reports.columns > docs/columns.md`"
-    text = render(store(tmp_path, rows), baseline="litelvlm")
+    own = [row | {"seg_said": 1, "seg_logprob": -0.5, "wrote": "[SEG]"} for row in rows]
+    text = render(store(tmp_path, own, setting={"answers": "generated"}), baseline="litelvlm")
     for name, meaning in columns.COLUMNS.items():
         assert f"- {name}: {meaning}" in text
     shown = {name for line in cells_of(text)[:1] for name in line}

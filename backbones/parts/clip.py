@@ -147,7 +147,7 @@ def clip_signal(clip: CLIPModel, states: tuple[Tensor, ...], need: Need) -> Tens
         case "attention":
             return whole_map(attention.q_proj(normed), attention.k_proj(normed), attention.num_heads)
         case "received_attention":
-            return whole_map(attention.q_proj(normed), attention.k_proj(normed), attention.num_heads).mean(1)
+            return received(attention.q_proj(normed), attention.k_proj(normed), attention.num_heads)
     raise ValueError(f"there is no signal {need}")
 
 
@@ -156,6 +156,12 @@ def whole_map(query: Tensor, keys: Tensor, heads: int) -> Tensor:
     query, keys = (states.unflatten(-1, (heads, -1)).transpose(0, 1) for states in (query, keys))
     logits = query @ keys.transpose(1, 2) * query.shape[-1] ** -0.5
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
+
+
+def received(query: Tensor, keys: Tensor, heads: int) -> Tensor:
+    """(H, N+1) mean of the rows of `whole_map`, one head at a time: a map then stays in the cache."""
+    parts = (states.unflatten(-1, (heads, -1)).unbind(1) for states in (query, keys))
+    return torch.stack([whole_map(q, k, 1)[0].mean(0) for q, k in zip(*parts, strict=True)])
 
 
 def class_row(query: Tensor, keys: Tensor, heads: int) -> Tensor:

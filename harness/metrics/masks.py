@@ -42,7 +42,11 @@ def counts(prediction: NDArray[np.bool_], truth: NDArray[np.uint8]) -> tuple[int
 
 
 def iou(intersection: ArrayLike, union: ArrayLike) -> NDArray[np.float64]:
-    """Exact IoU of every mask, (n,) float64; 1 where the union is empty (no target, and none predicted)."""
+    """Exact IoU of every mask, (n,) float64; 1 where the union is empty (no target, and none predicted).
+
+    >>> iou([30, 0], [120, 0]).tolist()
+    [0.25, 1.0]
+    """
     inner, outer = pixel_counts(intersection, union)
     return np.where(outer == 0, 1.0, inner / np.maximum(outer, 1))
 

@@ -23,9 +23,9 @@ from transformers import LlamaConfig, LlamaModel
 
 from backbones.glamm.full_size import LLM
 from backbones.parts import llama
-from backbones.parts.clip import class_row
+from backbones.parts.clip import class_row, received
 from pruners import Need, Pruner, VisualTokens, parse
-from pruners.base import PROJECTED_PATCHES, TEXT_EMBEDS, top
+from pruners.base import LLM_PATCHES, PROJECTED_PATCHES, TEXT_EMBEDS, top
 from tests.bench import literal
 
 BUDGETS = (192, 128, 64)
@@ -38,10 +38,17 @@ TARGETS = {
     ("fastv", torch.float32): 10.0,
 }
 BEFORE, PATCHES, AFTER = 37, 576, 92
+DEPTH = 24  # layers of CLIP ViT-L/14
 
 
 def tower(
-    dtype: torch.dtype, texts: int, channels: int = 1024, shared: int = 768, heads: int = 16, side: int = 24
+    dtype: torch.dtype,
+    texts: int,
+    channels: int = 1024,
+    shared: int = 768,
+    heads: int = 16,
+    side: int = 24,
+    width: int = LLM["hidden_size"],
 ) -> literal.Tower:
     """A tower's signals with random values."""
     draw = torch.Generator().manual_seed(0)
@@ -50,7 +57,8 @@ def tower(
         return torch.randn(*shape, generator=draw, dtype=torch.float64).to(dtype)
 
     n = side * side + 1
-    queries, keys, values = ({layer: noise(n, channels) for layer in (-1, -2)} for _ in range(3))
+    layers = (-1, -2, literal.MIDDLE)
+    queries, keys, values = ({layer: noise(n, channels) for layer in layers} for _ in range(3))
     return literal.Tower(
         noise(n, channels),
         queries,
@@ -58,6 +66,7 @@ def tower(
         values,
         noise(side * side, shared),
         noise(texts, shared),
+        noise(side * side, width),
         heads,
         (side, side),
     )
@@ -71,16 +80,21 @@ def tokens(given: literal.Tower) -> VisualTokens:
             return given.projected
         if need == TEXT_EMBEDS:
             return given.text
-        assert need.layer is not None
-        query, keys = given.queries[need.layer][0], given.keys[need.layer]
+        if need == LLM_PATCHES:
+            return given.llm
+        index = need.index(DEPTH)
+        layer = index if index in given.keys else index - DEPTH
+        queries, keys = given.queries[layer], given.keys[layer]
         match need.kind:
             case "cls_query":
-                return query
+                return queries[0]
             case "keys":
                 return keys
             case "values":
-                return given.values[need.layer]
-        return class_row(query, keys, given.heads)
+                return given.values[layer]
+            case "received_attention":
+                return received(queries, keys, given.heads)
+        return class_row(queries[0], keys, given.heads)
 
     return VisualTokens(given.hidden[1:], given.hidden[0], given.grid, given.heads, answer)
 

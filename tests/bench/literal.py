@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from pruners.base import CLS, POOLED
 
 Chosen = tuple[Tensor, Tensor]
+MIDDLE = 8  # the ninth layer
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,11 @@ class Tower:
 
     Attributes:
         hidden: (N+1, C) penultimate layer's output, class token first.
-        queries, keys, values: (N+1, C) projections of the last layer (-1) and the one before (-2).
+        queries, keys, values: (N+1, C) projections of the last layer (-1), the one before (-2) and a middle
+            one (MIDDLE).
         projected: (N, P) patches in the space shared with text.
         text: (M, P) text embeddings.
+        llm: (N, D) patches behind the projector.
         heads: H.
     """
 
@@ -39,6 +42,7 @@ class Tower:
     values: dict[int, Tensor]
     projected: Tensor
     text: Tensor
+    llm: Tensor
     heads: int
     grid: tuple[int, int] = field(default=(24, 24))
 
@@ -160,9 +164,127 @@ def litelvlm(tower: Tower, budget: int) -> Chosen:
     return chosen, features[chosen]
 
 
+def divprune(tower: Tower, budget: int) -> Chosen:
+    """Farthest from all chosen ones; the rows of those are gathered and searched anew for every choice."""
+    unit = tower.llm / tower.llm.norm(dim=1, keepdim=True)
+    distance = 1.0 - unit @ unit.T
+    chosen = torch.empty(budget, dtype=torch.long)
+    for k in range(budget):
+        if k == 0:
+            near = torch.topk(distance, 2, dim=0, largest=False).values[1]
+        else:
+            near = distance.index_select(0, chosen[:k]).min(dim=0).values
+        chosen[k] = near.argmax()
+    kept = chosen.sort().values
+    return kept, tower.hidden[1:][kept]
+
+
+def cdpruner(tower: Tower, budget: int) -> Chosen:
+    """The whole kernel, then greedy search with one row of a factor per choice, in buffers as the released
+    code has them."""
+    features, n = tower.hidden[1:], len(tower.llm)
+    unit = tower.llm / tower.llm.norm(dim=-1, keepdim=True)
+    similarity = unit @ unit.T
+    patches = tower.projected / tower.projected.norm(dim=-1, keepdim=True)
+    text = tower.text / tower.text.norm(dim=-1, keepdim=True)
+    relevance = (-(patches @ text.T)).mean(dim=-1)
+    low, high = relevance.min(), relevance.max()
+    relevance = (relevance - low + 1e-6) / (high - low)
+    kernel = relevance[:, None] * similarity * relevance[None]
+    factor = torch.zeros(budget, n, dtype=kernel.dtype)
+    left = kernel.diagonal().clone()
+    chosen = torch.empty(budget, dtype=torch.long)
+    for k in range(budget):
+        one = left.argmax()
+        chosen[k] = one
+        row = kernel[one] - torch.einsum("t,tn->n", factor[:k, one], factor[:k])
+        factor[k] = row / left[one].sqrt()
+        left -= factor[k].square()
+        left[one] = -float("inf")
+    kept = chosen.sort().values
+    return kept, features[kept]
+
+
+def hiprune(tower: Tower, budget: int) -> Chosen:
+    """Two whole maps, their means over heads and over rows; neighbours in a list, then what is left."""
+    features, columns = tower.hidden[1:], tower.grid[1]
+    n = len(features)
+    middle, deep = (tower.map(layer).mean(0).mean(0)[1:] for layer in (MIDDLE, -2))
+    anchors = ranked(middle)[: round(budget * 0.1 / 5)]
+    around = torch.cat([anchors, anchors - 1, anchors + 1, anchors - columns, anchors + columns])
+    around = around.clamp(0, n - 1).unique()
+    deep = deep.clone()
+    deep[around] -= 1
+    mask = torch.zeros(n, dtype=torch.bool)
+    mask[around] = True
+    mask[ranked(deep)[: budget - len(around)]] = True
+    return mask.nonzero()[:, 0], features[mask]
+
+
+def holov(tower: Tower, budget: int) -> Chosen:
+    """Crop by crop, twice: once for the scores, once for the choice."""
+    features, crops = tower.hidden[1:], 16
+    attention = tower.map(-2).mean(0)[0, 1:]
+    base, longer = divmod(len(features), crops)
+    sizes = [base + (k < longer) for k in range(crops)]
+    places = torch.arange(len(features)).split(sizes)
+    scores = []
+    for place in places:
+        part, weight, size = tower.llm[place], attention[place], len(place)
+        unit = part / (part.norm(dim=1, keepdim=True) + 1e-6)
+        similarity = unit @ unit.T * (1 - torch.eye(size, dtype=unit.dtype))
+        mean = similarity.sum(1, keepdim=True) / (size - 1)
+        variance = (similarity - mean).pow(2).sum(1) / (size - 1)
+        scaled = 1000 * weight
+        ratio = scaled.abs().mean() / (variance.abs().mean() + 1e-6)
+        scores.append((scaled + 0.09 * variance * ratio).mean())
+    share = torch.stack(scores)
+    share = share / (share.sum() + 1e-6)
+    room = (share * budget).floor().long()
+    for crop in ranked(share)[: budget - int(room.sum())]:
+        room[crop] += 1
+    chosen = []
+    for place, count in zip(places, room.tolist(), strict=True):
+        chosen.append(place if count >= len(place) else place[ranked(attention[place])[:count]])
+    kept = torch.cat(chosen)
+    return kept, features[kept]
+
+
+def fastervlm(tower: Tower, budget: int) -> Chosen:
+    """The class token's row of a whole map, mean over heads."""
+    features = tower.hidden[1:]
+    mask = torch.zeros(len(features), dtype=torch.bool)
+    mask[ranked(tower.map(-2)[:, 0, 1:].mean(0))[:budget]] = True
+    return mask.nonzero()[:, 0], features[mask]
+
+
+def scope(tower: Tower, budget: int) -> Chosen:
+    """The gain of every patch over the whole matrix, anew for every choice."""
+    features = tower.hidden[1:]
+    saliency = tower.map(-2).sum(0)[0, 1:]
+    unit = features / features.norm(dim=1, keepdim=True)
+    cosine = unit @ unit.T
+    covered = torch.zeros(len(features), dtype=cosine.dtype)
+    mask = torch.zeros(len(features), dtype=torch.bool)
+    for _ in range(budget):
+        gain = (cosine - covered[:, None]).clamp(min=0).sum(0)
+        score = gain * saliency**1.0
+        score[mask] = -float("inf")
+        one = score.argmax()
+        mask[one] = True
+        covered = torch.maximum(covered, cosine[:, one])
+    return mask.nonzero()[:, 0], features[mask]
+
+
 OFFICIAL: dict[str, Callable[[Tower, int], Chosen]] = {
+    "cdpruner": cdpruner,
+    "divprune": divprune,
+    "fastervlm": fastervlm,
+    "hiprune": hiprune,
+    "holov": holov,
     "litelvlm": litelvlm,
     "prumerge": prumerge,
+    "scope": scope,
     "trim": trim,
     "visionzip": visionzip,
     "vispruner": vispruner,
