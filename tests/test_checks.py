@@ -439,6 +439,10 @@ def test_true_statements() -> None:
     nothing = layered(cuts=lambda budget: (Cut(2, 0),), kind="mean")
     assert checks.stated(nothing, 36, 576, 32) == (576,) * 2 + (0,) * 30, "tokens may all leave"
     assert checks.stated(pruners.get("trim")(), 64, 576, 3) == (64, 64, 64)
+    named = layered(cuts=lambda _: (Cut(2, 80),), kind="label")
+    assert checks.stated(named, 64, 576, 32)[-1] == 80, "a label is no count that is compared"
+    with refused("states 577 tokens in layer 2"):
+        checks.stated(layered(cuts=lambda _: (Cut(2, 577),), kind="label"), 64, 576, 32)
     with pytest.raises(ImpossibleBudget, match="least mean is 73"):
         checks.stated(FastV(layer=4, budget="mean"), 64, 576, 32)
 
