@@ -231,7 +231,8 @@ class Pruner(ABC):
 
     @property
     def budget_kind(self) -> str:
-        """What the budget counts: "final" tokens, or their "mean" over the language model's layers."""
+        """What the budget counts: "final" tokens, their "mean" over the language model's layers, or nothing
+        that is compared: a "label", by which a paper names a row."""
         return "final"
 
     @property
@@ -386,11 +387,14 @@ class LayerPruner(Pruner):
         return patches
 
     def cuts(self, budget: int, patches: int, num_layers: int) -> tuple[Cut, ...]:
-        """One before `layer`: to the budget, or to m of (K n + (L - K) m) / L = budget if that is a mean."""
-        if self.budget_kind == "final":
-            return (Cut(self.layer, budget),)
-        rest = num_layers - self.layer
-        return (Cut(self.layer, round((budget * num_layers - self.layer * patches) / rest)),)
+        """One before `layer`."""
+        return (Cut(self.layer, self.left(budget, patches, num_layers)),)
+
+    def left(self, budget: int, patches: int, num_layers: int) -> int:
+        """Tokens behind the one cut: the budget, or m of (K n + (L - K) m) / L = budget if that is a mean."""
+        if self.budget_kind != "mean":
+            return budget
+        return round((budget * num_layers - self.layer * patches) / (num_layers - self.layer))
 
     def check(self, budget: int, patches: int, num_layers: int) -> None:
         """Of one cut, also refuse a layer outside the language model, and a mean below what the layers
@@ -403,12 +407,9 @@ class LayerPruner(Pruner):
                 f"{self.spec()} cuts outside the language model, which has {num_layers} layers; give layer "
                 f"1 to {num_layers - 1}."
             )
-
-        def left(asked: int) -> int:
-            return self.cuts(asked, patches, num_layers)[0].keep
-
-        if left(budget) < 1:
-            least = next(mean for mean in range(budget, patches + 1) if left(mean) >= 1)
+        if self.left(budget, patches, num_layers) < 1:
+            means = range(budget, patches + 1)
+            least = next(mean for mean in means if self.left(mean, patches, num_layers) >= 1)
             raise ImpossibleBudget(
                 f"{self.spec()} cannot average {budget} tokens: {self.layer} of {num_layers} layers see "
                 f"all {patches}, "

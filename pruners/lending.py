@@ -85,6 +85,7 @@ class LentLayer(LayerView):
             tokens.sample,
             needs,
             tokens.asked,
+            tokens._grid,
         )
 
     def signal(self, query: Query) -> Tensor:

@@ -45,6 +45,7 @@ class Need:
         llm_hidden: what enters the layer that has not run yet.
         llm_normed: the same through the norm that stands behind the last layer.
         llm_inputs: what entered the first layer.
+        llm_rotary: the angles by which queries and keys are turned.
     """
 
     kind: str
@@ -68,7 +69,7 @@ PROJECTED_PATCHES, TEXT_EMBEDS, REFERENT = Need("projected_patches"), Need("text
 LLM_PATCHES, LLM_TEXT_EMBEDS = Need("llm_patches"), Need("llm_text_embeds")
 LLM_ATTENTION, LLM_ATTENTION_AHEAD = Need("llm_attention"), Need("llm_attention_ahead")
 LLM_KEYS, LLM_VALUES, LLM_HIDDEN = Need("llm_keys"), Need("llm_values"), Need("llm_hidden")
-LLM_NORMED, LLM_INPUTS = Need("llm_normed"), Need("llm_inputs")
+LLM_NORMED, LLM_INPUTS, LLM_ROTARY = Need("llm_normed"), Need("llm_inputs"), Need("llm_rotary")
 LAYER_KINDS = (
     "cls_attention",
     "cls_query",
@@ -91,6 +92,7 @@ CUT_KINDS = tuple(
         LLM_HIDDEN,
         LLM_NORMED,
         LLM_INPUTS,
+        LLM_ROTARY,
     )
 )
 # signals by which conversations about one image differ: a choice that reads none of them is made once for all
@@ -263,6 +265,7 @@ class LayerView:
         sample: stable id of the image, the seed of random draws.
         declared: the signals that may be read; None allows all.
         asked: tokens of the sequence up to the end of the question; by default all K.
+        grid: rows and columns of the patches of a view, if the backbone tells it.
     """
 
     def __init__(
@@ -278,15 +281,27 @@ class LayerView:
         sample: str = "",
         declared: frozenset[Need] | None = None,
         asked: int | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> None:
         self.layer, self.number, self.sample = layer, number, sample
         self.asked = len(positions) if asked is None else asked
         self.indices, self.positions, self.start = indices, positions, start
         self.width, self.dtype = width, dtype
-        self._answer, self._declared = answer, declared
+        self._answer, self._declared, self._grid = answer, declared, grid
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patches of a view; `indices` count on from view to view.
+
+        Raises:
+            Fault: the backbone does not say.
+        """
+        if self._grid is None:
+            raise Fault("asks for the grid of patches, which this backbone does not tell at a cut")
+        return self._grid
 
     @property
     def visual(self) -> slice:
@@ -327,6 +342,7 @@ class LayerView:
             self.sample,
             declared,
             self.asked,
+            self._grid,
         )
 
     def signal(self, query: Query) -> Tensor:
@@ -394,3 +410,8 @@ class LayerView:
         """(E, T or Q, width) what entered the first layer: all E visual tokens, whatever was cut since, or
         text."""
         return self._side(LLM_INPUTS, of)
+
+    def rotary(self, of: Side = "visual") -> Tensor:
+        """(n, T or Q, d) cosines, then sines, of the d / 2 angles by which a token's queries and keys are
+        turned to its position."""
+        return self._side(LLM_ROTARY, of)

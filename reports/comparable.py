@@ -23,7 +23,8 @@ WORDS = {
     "data": ("data", "the same split name stands for other images, expressions or masks"),
     "budget_kind": (
         "what a budget counts",
-        "tokens in the last layer and mean tokens over the layers are different prices",
+        "tokens in the last layer, mean tokens over the layers, and a paper's label of a row are different "
+        "prices",
     ),
 }
 

@@ -172,7 +172,9 @@ class FakeBackbone(Fake, Backbone):
             return states[None] if query.need in (LLM_KEYS, LLM_VALUES) else states
 
         places = torch.arange(len(kept) + 1)
-        return LayerView(layer, number, kept, places, 0, WIDTH, visual.dtype, answer, row.sample)
+        return LayerView(
+            layer, number, kept, places, 0, WIDTH, visual.dtype, answer, row.sample, grid=self.grid
+        )
 
 
 class SlowBackbone(FakeBackbone):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -21,7 +22,7 @@ import pruners
 from backbones.base import Backbone, Encoding, Grounded, Row, Turn
 from backbones.parts.geometry import patch_of, seen
 from backbones.registry import UnknownProtocol
-from pruners import Need, Pruner, UserError, checks, plugins
+from pruners import ImpossibleBudget, Need, Pruner, UserError, checks, plugins
 from pruners.base import LAYER_KINDS
 from tests.tiny_glamm import picture
 
@@ -72,12 +73,19 @@ def encodings(text: str) -> list[Encoding]:
 
 def served(backbone: Backbone) -> list[Pruner]:
     """All pruners that it can serve."""
-    return [one for one in pruners.parse("all") if not backbone.lacks(one)]
+    every = [one for one in pruners.parse("all") if not backbone.lacks(one)]
+    return [one for one in every if budget_of(one, backbone)]
 
 
 def budget_of(pruner: Pruner, backbone: Backbone) -> int:
+    """A quarter of the tokens or a little more, if that cannot be averaged; 0 where a language model of few
+    layers allows a pruner nothing."""
     patches = backbone.grid[0] * backbone.grid[1]
-    return patches if pruner.name == "none" else patches // 4
+    for budget in (patches,) if pruner.name == "none" else range(patches // 4, patches):
+        with suppress(ImpossibleBudget):
+            pruner.check(budget, patches, backbone.num_layers)
+            return budget
+    return 0
 
 
 def row_of(backbone: Backbone, encoding: Encoding, turns: tuple[Turn, ...], pruner: Pruner) -> Row:
@@ -88,7 +96,8 @@ def row_of(backbone: Backbone, encoding: Encoding, turns: tuple[Turn, ...], prun
     if pruner.stage == "layer":
         return Row(encoding, turns, pruner, budget, ())
     views = backbone.views(encoding, turns, "sample", truth)
-    return Row(encoding, turns, pruner, budget, tuple(checks.select(pruner, view, budget) for view in views))
+    selections = checks.select_views(pruner, views, budget, backbone.num_layers)
+    return Row(encoding, turns, pruner, budget, selections)
 
 
 @cache

@@ -408,7 +408,7 @@ def test_choices_across_views() -> None:
         (lambda budget: (Cut(32, budget),), "final", "give 1 to 31"),
         (lambda budget: (Cut(9, 80), Cut(2, 64)), "final", "layer 2 behind a cut before layer 9"),
         (lambda budget: (Cut(2, 80), Cut(2, 64)), "final", "cuts ascend"),
-        (lambda budget: (Cut(2, budget),), "median", "budget_kind is 'final' or 'mean'"),
+        (lambda budget: (Cut(2, budget),), "median", "budget_kind is 'final', 'mean' or 'label'"),
     ],
 )
 def test_false_statements(cuts: Callable[[int], Any], kind: str, says: str) -> None:
@@ -439,6 +439,10 @@ def test_true_statements() -> None:
     nothing = layered(cuts=lambda budget: (Cut(2, 0),), kind="mean")
     assert checks.stated(nothing, 36, 576, 32) == (576,) * 2 + (0,) * 30, "tokens may all leave"
     assert checks.stated(pruners.get("trim")(), 64, 576, 3) == (64, 64, 64)
+    named = layered(cuts=lambda _: (Cut(2, 80),), kind="label")
+    assert checks.stated(named, 64, 576, 32)[-1] == 80, "a label is no count that is compared"
+    with refused("states 577 tokens in layer 2"):
+        checks.stated(layered(cuts=lambda _: (Cut(2, 577),), kind="label"), 64, 576, 32)
     with pytest.raises(ImpossibleBudget, match="least mean is 73"):
         checks.stated(FastV(layer=4, budget="mean"), 64, 576, 32)
 

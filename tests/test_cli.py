@@ -55,7 +55,9 @@ def test_a_run_prints_its_leaderboard_and_names_its_folder(
     told = capsys.readouterr()
     assert "Retain 24 tokens" in told.out
     assert str(tmp_path / "run") in told.out
-    assert told.err == ""  # not a terminal: no bar
+    left_out = [line.split()[2] for line in told.err.splitlines()]  # not a terminal: no bar
+    assert left_out == ["feather", "pyramiddrop"], "four layers cannot average an eighth of the tokens"
+    assert "Left out: feather cannot average 8 tokens" in told.out
     assert loaded[0].batch_size == 5
     frame = records.load_records(tmp_path / "run")
     assert frame.groupby("split")["sample"].nunique().to_dict() == {"testA": 2, "val": 2}

@@ -174,6 +174,9 @@ class Plain:
         if query.need.kind == "llm_inputs":
             visual = slice(BEFORE, BEFORE + len(self.given) - BEFORE - BEHIND)
             return self.given[visual] if query.of == "visual" else self.given[-BEHIND:]
+        if query.need.kind == "llm_rotary":
+            angles = self.positions[span, None].float() * 10000 ** (-torch.arange(8).float() / 8)
+            return torch.cat([angles.cos(), angles.sin()], dim=1).double()
         states = self.hidden[span]
         return states if query.need.kind == "llm_hidden" else normed(self.llm, states, self.llm.norm.weight)
 
@@ -205,11 +208,12 @@ def watching(pruner: Reader, told: list[dict[Any, Tensor]]) -> Cutting:
             torch.testing.assert_close(rows, text[:, :-ANSWER][:, first:], rtol=CLOSE, atol=CLOSE)
         assert tokens.question == slice(tokens.text.start, tokens.text.stop - ANSWER)
         assert tokens.hidden("question").equal(tokens.hidden("text")[:-ANSWER])
+        assert tokens.rotary("question").equal(tokens.rotary("text")[:-ANSWER]) and tokens.grid == (3, 4)
         assert tokens.keys("question").equal(tokens.keys("text")[:, :-ANSWER])
         chosen: Selection = by.cut(tokens, count)
         return chosen
 
-    return Cutting(pruner, CUTS, choose=choose, answer=ANSWER)
+    return Cutting(pruner, CUTS, choose=choose, answer=ANSWER, grid=(3, 4))
 
 
 def selections() -> dict[str, Context]:

@@ -12,8 +12,10 @@ from pruners.base import PROJECTED_PATCHES, REFERENT, TEXT_EMBEDS, Need, View
 from pruners.views import (
     LLM_ATTENTION,
     LLM_ATTENTION_AHEAD,
+    LLM_INPUTS,
     LLM_KEYS,
     LLM_PATCHES,
+    LLM_ROTARY,
     LLM_TEXT_EMBEDS,
     LLM_VALUES,
     LayerView,
@@ -74,9 +76,11 @@ def make_tokens(
                 "attention": (HEADS, patches + 1, patches + 1),
                 "received_attention": (HEADS, patches + 1),
                 "cls_attention": (HEADS, patches + 1),
+                "hidden": (patches + 1, WIDTH),
             }[need.kind]
             draw = torch.Generator().manual_seed(seed + 100 * need.index(DEPTH))
-            signals[need] = torch.randn(*shape, generator=draw, dtype=torch.float64).softmax(-1)
+            drawn = torch.randn(*shape, generator=draw, dtype=torch.float64)
+            signals[need] = drawn if need.kind == "hidden" else drawn.softmax(-1)
         return signals[need].to(dtype)
 
     features = features.to(dtype)
@@ -92,6 +96,7 @@ def make_layer_view(
     dtype: torch.dtype = torch.float64,
     sample: str = "",
     blank: bool = False,
+    grid: tuple[int, int] = (24, 24),
 ) -> LayerView:
     """A seeded sequence at a cut; `blank` makes every signal zeros, and attention even.
 
@@ -117,11 +122,19 @@ def make_layer_view(
             logits = queries[:, rows] @ keys.transpose(1, 2)
             logits = logits.masked_fill(torch.arange(length) > rows[:, None], -torch.inf)
             return (logits.softmax(-1) if query.softmax else logits).to(dtype)
+        if query.need == LLM_INPUTS and query.of == "visual":  # all that entered, whatever was cut since
+            return noise(name, grid[0] * grid[1], WIDTH).to(dtype)
         tokens = BEHIND if query.of == "text" else count
+        if query.need == LLM_ROTARY:
+            first = length - BEHIND if query.of == "text" else BEFORE
+            angles = torch.arange(first, first + tokens)[:, None] * 10000 ** (-torch.arange(4) / 4)
+            return torch.cat([angles.cos(), angles.sin()], dim=1).to(dtype)
         shape = (tokens, WIDTH)
         if query.need in (LLM_KEYS, LLM_VALUES):
             shape = (KEY_HEADS, tokens, WIDTH // HEADS)
         return noise(f"{name} {query.of}", *shape).to(dtype)
 
     places, asked = torch.arange(length), length - ANSWER
-    return LayerView(layer, number, patches, places, BEFORE, WIDTH, dtype, answer, sample, asked=asked)
+    return LayerView(
+        layer, number, patches, places, BEFORE, WIDTH, dtype, answer, sample, asked=asked, grid=grid
+    )

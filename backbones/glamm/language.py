@@ -149,7 +149,8 @@ class GlammLanguage(GlammSeeing):
 
     def _cutting(self, row: Row, answer: int) -> Cutting | None:
         """What leaves a row while the language model runs; `answer` as in `Words`."""
-        return cutting(row.pruner, row.budget, self._patches(row), self.num_layers, row.sample, answer=answer)
+        patches, layers = self._patches(row), self.num_layers
+        return cutting(row.pruner, row.budget, patches, layers, row.sample, answer=answer, grid=self.grid)
 
     def embed(self, rows: Sequence[Row], ids: Sequence[list[int]]) -> Tensor:
         """(B, L, width) input embeddings with the visual tokens in the image's place."""

@@ -185,7 +185,7 @@ def forward(
     with stage("projector"):
         visual = model.projector(features[None].to(inputs.small.dtype))
     choose = partial(checks.cut, checked=checked)
-    cut = cutting(pruner, budget, patches, layers, inputs.sample, choose, inputs.answer)
+    cut = cutting(pruner, budget, patches, layers, inputs.sample, choose, inputs.answer, inputs.grid)
     with stage("prefill"):
         run = prefill(model.language_model, inputs.before, visual, inputs.after, cut, context, stage)
     with stage("lm_head"):
@@ -252,7 +252,8 @@ class GlammStaged(Staged):
     ) -> Traced:
         """Llama's layers over zeros in place of the visual tokens."""
         llm = self._model.language_model
-        cut = cutting(pruner, budget, self.patches, self.shape.layers, inputs.sample, choose, inputs.answer)
+        layers, answer = self.shape.layers, inputs.answer
+        cut = cutting(pruner, budget, self.patches, layers, inputs.sample, choose, answer, inputs.grid)
         visual = torch.zeros(1, entering, self.shape.width, device=self.device, dtype=self.dtype)
         return Traced(llm, lambda given: prefill(llm, inputs.before, given, inputs.after, cut).hidden, visual)
 

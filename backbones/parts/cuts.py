@@ -24,6 +24,7 @@ from pruners.views import (
     LLM_HIDDEN,
     LLM_INPUTS,
     LLM_NORMED,
+    LLM_ROTARY,
     LayerView,
     Need,
     Query,
@@ -41,6 +42,7 @@ class Cutting:
         sample: stable id of the image, for pruners that draw.
         choose: asks the pruner.
         answer: tokens of the last, forced answer, with which the row ends: behind the question.
+        grid: rows and columns of a view's patches.
     """
 
     pruner: Pruner
@@ -48,6 +50,7 @@ class Cutting:
     sample: str = ""
     choose: Choose = checks.cut
     answer: int = 0
+    grid: tuple[int, int] | None = None
 
 
 def cutting(
@@ -58,10 +61,11 @@ def cutting(
     sample: str = "",
     choose: Choose = checks.cut,
     answer: int = 0,
+    grid: tuple[int, int] | None = None,
 ) -> Cutting | None:
     """What a pruner takes out of a row; None if it takes out nothing."""
     cuts = pruner.cuts(budget, patches, num_layers)
-    return Cutting(pruner, cuts, sample, choose, answer) if cuts else None
+    return Cutting(pruner, cuts, sample, choose, answer, grid) if cuts else None
 
 
 @dataclass(frozen=True)
@@ -181,6 +185,7 @@ class AtCut:
             partial(self._answer, row, unsound),
             by.sample,
             asked=self._end(row) - by.answer,
+            grid=by.grid,
         )
         selection = by.choose(by.pruner, view, by.cuts[self.number].keep)
         kept = selection.indices
@@ -212,7 +217,7 @@ class AtCut:
             answer = answer[..., : self._end(row)]
         if query.of != "text":
             return answer
-        by_heads = query.need not in (LLM_HIDDEN, LLM_NORMED, LLM_INPUTS)
+        by_heads = query.need not in (LLM_HIDDEN, LLM_NORMED, LLM_INPUTS, LLM_ROTARY)
         return answer[:, :text] if by_heads else answer[:text]
 
     def _checked(self, query: Query, row: int | None) -> tuple[Tensor, list[bool]]:
@@ -251,6 +256,9 @@ class AtCut:
             case Need("llm_inputs"):
                 which = 0 if query.of == "visual" else 1
                 return torch.stack([self._inputs(k)[which] for k in range(len(self._patches))[rows]])
+            case Need("llm_rotary"):
+                half = slice(ran.head // 2)
+                return torch.cat([turn[..., half] for turn in self._by(rows, span)], dim=-1)
         raise ValueError(f"there is no signal {query.need} at a cut")
 
     def _logits(self, query: Query, rows: slice, layer: Layer, states: Tensor, keys: Tensor) -> Tensor:

@@ -162,8 +162,8 @@ class Layer:
         config = llm.config
         self.index, self._weights, self._eps = index, llm.layers[index], config.rms_norm_eps
         self._kind = implementation(config)
-        self._head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._scale = self._head**-0.5
+        self.head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._scale = self.head**-0.5
         self._gather = getattr(llm, "gather_heads", None)
 
     def __call__(self, hidden: Tensor, by: Rotary, past: Past | None = None) -> Tensor:
@@ -254,7 +254,7 @@ class Layer:
 
     def _heads(self, projected: Tensor) -> Tensor:
         """(B, L, H * d) -> (B, H, L, d)."""
-        return projected.unflatten(-1, (-1, self._head)).transpose(1, 2)
+        return projected.unflatten(-1, (-1, self.head)).transpose(1, 2)
 
 
 def layers(llm: LlamaModel) -> list[Layer]:

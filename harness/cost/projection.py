@@ -93,7 +93,11 @@ class _Layers:
         asked, again = Blind(self.fake, counting, True), Blind(self.fake, None, False)
 
         def cut(choose: Blind) -> Cutting | None:
-            return Cutting(pruner, cuts, choose=choose) if pruner is not None and cuts else None
+            return (
+                Cutting(pruner, cuts, choose=choose, grid=self.model.grid)
+                if pruner is not None and cuts
+                else None
+            )
 
         with self.fake, torch.no_grad():
             llm = self.model.layers(layers, self.attn, self.dtype)

@@ -12,7 +12,7 @@ from typing import Any
 from harness.engine.budgets import tokens_of
 from harness.store import code
 from pruners import checks
-from pruners.base import Pruner
+from pruners.base import ImpossibleBudget, Pruner
 
 SEEDS = 3  # of a pruner that draws
 
@@ -128,7 +128,8 @@ def expand(
 
     `none` runs once, at all tokens; a method that has a rule of its own for positions, with that alone. A
     pruner that draws runs with `seeds` seeds from `seed` on, or with the one that the user wrote:
-    `random(seed=7)`.
+    `random(seed=7)`. A budget that the patches allow and a pruner cannot end at is left out, and `impossible`
+    says why, unless nothing but `none` is left.
 
     Args:
         budgets: counts, or texts: counts and shares.
@@ -137,14 +138,17 @@ def expand(
         positions: of POSITIONS, for methods that run with either.
 
     Raises:
-        UserError: a pruner cannot end at a budget, or states that it will not.
+        UserError: a budget is none, pruners can end at no budget, or one states what it will not do.
     """
     patches = grid[0] * grid[1]
+    refused = impossible(pruners, budgets, grid, num_layers)
     found: dict[tuple[str, int, int, str], Line] = {}
     for pruner in pruners:
         name = pruner.unseeded().spec()
         for asked in [patches] if pruner.name == "none" else budgets:
             budget = tokens_of(asked, patches)
+            if (name, budget) in refused:
+                continue
             checks.stated(pruner, budget, patches, num_layers)
             for number in _seeds(pruner, seed, seeds):
                 one = pruner.with_seed(number) if pruner.stochastic else pruner
@@ -153,7 +157,26 @@ def expand(
                 for place in ("compact",) if pruner.name == "none" else positions:
                     line = Line(one, name, budget, number, written, one.positions_for(place))
                     found.setdefault((name, budget, number, line.positions), line)
+    if refused and all(name == "none" for name, *_ in found):
+        raise next(iter(refused.values()))
     return list(found.values())
+
+
+def impossible(
+    pruners: Sequence[Pruner], budgets: Sequence[int | str], grid: tuple[int, int], num_layers: int
+) -> dict[tuple[str, int], ImpossibleBudget]:
+    """Pruners, and budgets within the patches that they cannot end at, and why; arguments are those of
+    `expand`."""
+    patches, found = grid[0] * grid[1], {}
+    for pruner in pruners:
+        for budget in (tokens_of(asked, patches) for asked in budgets):
+            if pruner.name == "none" or not 1 <= budget <= patches:
+                continue
+            try:
+                checks.stated(pruner, budget, patches, num_layers)
+            except ImpossibleBudget as error:
+                found[pruner.unseeded().spec(), budget] = error
+    return found
 
 
 def _seeds(pruner: Pruner, seed: int, seeds: int) -> Sequence[int]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from backbones.base import Backbone
+from harness.engine.cells import impossible
 from harness.engine.crew import Crew, Way
 from harness.engine.served import served
 from harness.engine.splits import IMAGES_AT_ONCE, Split, identity, prepare
@@ -44,7 +45,9 @@ def run(
             suffice, or too many samples failed.
     """
     way, plan = way or Way(), plan.on(backbone)
-    cut_off, (_, left_out) = _cut_off(plan, backbone, splits), served(plan.chosen(), backbone)
+    cut_off, (able, left_out) = _cut_off(plan, backbone, splits), served(plan.chosen(), backbone)
+    refused = impossible(able, plan.budgets, backbone.grid, backbone.num_layers)
+    left_out |= {f"{name} at {budget}": str(why) for (name, budget), why in refused.items()}
     for sentence in left_out.values() if way.place.rank == 0 else ():
         print(f"left out: {sentence}", file=sys.stderr)
     if (count := cut_off.total()) and way.place.rank == 0:

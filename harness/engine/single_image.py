@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from backbones.base import Answer, Backbone, answer, as_pixels
 from backbones.parts.geometry import Region
 from harness import metrics
+from harness.engine.cells import impossible
 from harness.engine.served import served
 from pruners import checks
 from pruners.base import REFERENT, Pruner, UserError
@@ -107,6 +108,11 @@ def ask_pruners(
         UserError: a pruner cannot end at the budget, or none of them can be asked here.
     """
     able, lacking = served(pruners, backbone)
+    refused = impossible(able, [budget], backbone.grid, backbone.num_layers)
+    able = [pruner for pruner in able if (pruner.unseeded().spec(), budget) not in refused]
+    if not able:
+        raise next(iter(refused.values()))
+    lacking |= {name: str(why) for (name, _), why in refused.items()}
     blind = [pruner for pruner in able if truth is not None or REFERENT not in pruner.needs]
     if not blind:
         raise UserError(
