@@ -260,11 +260,11 @@ def test_other_images_under_the_same_name_are_refused(small: Plan, tmp_path: Pat
         ("dtype", "bfloat16", "its dtype is 'float32' and this one's 'bfloat16'"),
         ("attn", "eager", "its attention is"),
         ("name", "other", "its backbone is 'fake' and this one's 'other'"),
-        ("answers", "generated", "its answers is"),
+        ("answers", ("generated",), "its answers is"),
     ],
 )
 def test_another_setting_is_another_run(
-    small: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+    small: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: Any, said: str
 ) -> None:
     go(small, tmp_path)
     monkeypatch.setattr(FakeBackbone, name, value, raising=False)

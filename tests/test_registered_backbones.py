@@ -36,8 +36,8 @@ SAMPLE = HERE / "sample_plugin" / "sample_backbone.py"
 PICTURE = HERE / "golden/glamm/refer/Refer_Segm/coco_2014/train2014/img_11.png"
 PYTEST = ("-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider")
 LACKING = {
-    *("cdpruner", "divprune", "fastervlm", "fastv", "hiprune", "holov", "litelvlm", "prumerge", "scope"),
-    *("visionzip", "vispruner"),
+    *("cdpruner", "dart", "divprune", "fastervlm", "fastv", "feather", "hiprune", "holov", "litelvlm"),
+    *("nuwa", "prumerge", "pyramiddrop", "scope", "sparsevlm", "visionzip", "vispruner"),
 }
 
 
@@ -87,7 +87,7 @@ def settings_class(**facts: Any) -> type[Settings]:
         ({"geometry": "round"}, "geometry 'round'; there are centre-crop, whole, regions"),
         ({"protocols": {}}, "has no protocols"),
         ({"drawn": ("glamm",)}, "draws glamm, which is none of its protocols"),
-        ({"answers": ("guessed",)}, "answers that are ('guessed',); they are a tuple of 'forced'"),
+        ({"answers": ("guessed",)}, "answers that are \\('guessed',\\); they are a tuple of 'forced' or"),
         ({"__annotations__": {"size": int}}, "gives size no default"),
         ({"__annotations__": {"signals": frozenset}, "signals": frozenset()}, "makes signals a parameter"),
         ({"load": Settings.load}, "cannot be made with its defaults"),
