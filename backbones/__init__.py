@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from backbones import versions
 from backbones.glamm.settings import Glamm, Glamm7B
+from backbones.lisa.settings import Lisa, Lisa7B, Lisa13B
 from backbones.mini import MINI, GlammMini
 from backbones.registry import (
     Family,
@@ -40,7 +41,7 @@ __all__ = [
     "register",
     "with_files",
 ]
-_BUILT_IN = (Glamm, Glamm7B, GlammMini)
+_BUILT_IN = (Glamm, Glamm7B, GlammMini, Lisa, Lisa7B, Lisa13B)
 
 
 def one(text: str) -> Settings:
@@ -88,7 +89,7 @@ def load(
 
     Args:
         name: as on the command line, "glamm-mini" or "glamm(checkpoint='DIR')", or what `parse` made of it.
-        checkpoint, clip, sam_dims: `glamm`'s parameters, for texts without them.
+        checkpoint, clip, sam_dims: parameters of `glamm` and `lisa`, for texts without them.
         device, dtype, attn, batch_size, image_backend, tensor_parallel: as in `Runtime`.
 
     Raises:

@@ -24,6 +24,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--golden-glamm", type=Path, default=HERE / "golden" / "glamm", help="GLaMM checkpoint and arrays"
     )
     parser.addoption(
+        "--golden-lisa", type=Path, default=HERE / "golden" / "lisa", help="LISA checkpoint and arrays"
+    )
+    parser.addoption(
         "--plugin",
         action="append",
         default=[],
@@ -74,6 +77,12 @@ def golden_pruners2_dir(request: pytest.FixtureRequest) -> Path:
 def golden_glamm_dir(request: pytest.FixtureRequest) -> Path:
     """Folder with the official tiny GLaMM."""
     return request.config.getoption("--golden-glamm")
+
+
+@pytest.fixture(scope="session")
+def golden_lisa_dir(request: pytest.FixtureRequest) -> Path:
+    """Folder with the official tiny LISA."""
+    return request.config.getoption("--golden-lisa")
 
 
 @pytest.fixture(scope="session")

@@ -27,12 +27,19 @@ from pruners.base import LAYER_KINDS
 from tests.tiny_glamm import picture
 
 HERE = Path(__file__).parent
-GOLDEN = HERE / "golden" / "glamm"
 SAMPLE = HERE / "sample_plugin" / "sample_backbone.py"
-TINY = (
-    f"glamm(checkpoint={str(GOLDEN / 'checkpoint')!r}, clip={str(GOLDEN / 'clip')!r}, "
-    f"sam_dims={str(GOLDEN / 'sam_dims.json')!r})"
-)
+
+
+def tiny(name: str) -> str:
+    """The official model at tiny size, as one writes it."""
+    golden = HERE / "golden" / name
+    return (
+        f"{name}(checkpoint={str(golden / 'checkpoint')!r}, clip={str(golden / 'clip')!r}, "
+        f"sam_dims={str(golden / 'sam_dims.json')!r})"
+    )
+
+
+TINY = {tiny(name): f"{name}-tiny" for name in ("glamm", "lisa")}
 SIZES = ((60, 90), (48, 48))
 TEXTS = ("the red star", "Small blue ring on the left", "it")
 
@@ -42,10 +49,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "text" in metafunc.fixturenames:
         given = metafunc.config.getoption("--plugin")
         added = [name for path in given or [SAMPLE] for name in plugins.import_plugin(path)["backbone"]]
-        everything = (*backbones.names(), TINY)
+        everything = (*backbones.names(), *TINY)
         asked = metafunc.config.getoption("--backbones") or ",".join((given and added) or everything)
         found = [settings.spec() for settings in backbones.parse(asked)]
-        names = ["glamm-tiny" if text == TINY else text for text in found]
+        names = [TINY.get(text, text) for text in found]
         metafunc.parametrize("text", found, ids=names)
 
 

@@ -20,6 +20,7 @@ from backbones.glamm import checkpoint as files
 from backbones.glamm.backbone import GlammBackbone
 from backbones.glamm.keys import to_official, to_ours
 from backbones.glamm.preprocess import masks_to_image, patch_shares, sam_pixels, sam_pixels_mmcv
+from backbones.glamm.release import GLAMM
 from pruners import UserError, parse
 from tests.tiny_glamm import TURN, load, picture
 
@@ -46,11 +47,11 @@ def rewrite(folder: Path, change: dict[str, torch.Tensor | None]) -> None:
 
 def test_names_map_both_ways(glamm: GlammBackbone) -> None:
     for name in glamm.model.state_dict():
-        official = to_official(name)
+        official = to_official(name, GLAMM)
         if official is not None:
-            assert to_ours(official) == name
+            assert to_ours(official, GLAMM) == name
     with pytest.raises(KeyError):
-        to_ours("model.something.else")
+        to_ours("model.something.else", GLAMM)
 
 
 def test_every_misfit_is_named_at_once(broken: Path) -> None:

@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 
 import backbones
-from backbones.glamm import reading
+from backbones.glamm.release import GLAMM
 from backbones.glamm.sizes import llm_config, sam_config, sam_numbers
+from backbones.parts import reading
 from backbones.parts.cuts import Cutting
 from backbones.parts.faithful import run_layers
 from backbones.parts.llama import Past
@@ -376,7 +377,7 @@ def test_clip_from_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     def snapshot(name: str, **how: Any) -> str:
         asked.append(how | {"name": name})
-        if name != reading.CLIP_HUB:
+        if name != GLAMM.clip:
             raise FileNotFoundError(name)
         return str(folder / "clip")
 
@@ -387,7 +388,7 @@ def test_clip_from_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
     found = backbones.load("glamm", checkpoint=folder / "checkpoint")
     assert found.grid == load(folder).grid
-    assert [call["revision"] for call in asked] == [reading.CLIP_REVISION] and asked[0]["local_files_only"]
+    assert [call["revision"] for call in asked] == [GLAMM.revision] and asked[0]["local_files_only"]
     with pytest.raises(UserError, match=r"neither a directory nor reachable.*give --clip DIR"):
         backbones.load("glamm", checkpoint=folder / "checkpoint", clip="someone/clip")
     assert len(asked) == 2
@@ -395,8 +396,9 @@ def test_clip_from_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_settings_that_may_be_given(folder: Path) -> None:
     settings = json.loads((folder / "checkpoint" / "config.json").read_text())
-    assert llm_config(settings).rope_parameters["rope_theta"] == 10000
-    assert llm_config(settings | {"rope_theta": 5e5, "hidden_act": None}).rope_parameters["rope_theta"] == 5e5
+    assert llm_config(settings, GLAMM).rope_parameters["rope_theta"] == 10000
+    other = settings | {"rope_theta": 5e5, "hidden_act": None}
+    assert llm_config(other, GLAMM).rope_parameters["rope_theta"] == 5e5
     with pytest.raises(UserError, match="img_size is missing"):
         sam_config({})
 

@@ -27,7 +27,7 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def test_no_family_is_imported_by_the_harness_or_the_reports() -> None:
-    assert families() >= {"glamm", "mini"}
+    assert families() >= {"glamm", "lisa", "mini"}
     found = set()
     for path in (path for room in ("harness", "reports") for path in sorted((ROOT / room).rglob("*.py"))):
         for name in imported(path):
@@ -35,6 +35,12 @@ def test_no_family_is_imported_by_the_harness_or_the_reports() -> None:
             if parts[0] == "backbones" and len(parts) > 1 and parts[1] in families():
                 found.add(path.relative_to(ROOT).as_posix())
     assert not found
+
+
+def test_what_families_share_imports_none_of_them() -> None:
+    for path in sorted((ROOT / "backbones" / "parts").glob("*.py")):
+        of = {name.split(".")[1] for name in imported(path) if name.startswith("backbones.")}
+        assert not of & families(), path
 
 
 def test_backbones_do_not_import_what_uses_them() -> None:

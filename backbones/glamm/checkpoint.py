@@ -1,4 +1,4 @@
-"""Reading and writing checkpoints in the layout of the official GLaMM-RefSeg release."""
+"""Reading checkpoints in the layout of the official releases, and writing GLaMM-RefSeg's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPConfig
 
-from backbones.glamm.keys import TIED, UNMERGED, sample, to_official, to_ours
+from backbones.glamm.keys import TIED, UNMERGED, to_official, to_ours
 from backbones.glamm.model import GlammModel
-from backbones.glamm.reading import clip_folder, tensors
+from backbones.glamm.release import GLAMM
 from backbones.glamm.sizes import (
     SAM_VIT_H,
     check_resolution,
@@ -29,7 +30,10 @@ from backbones.glamm.sizes import (
 from backbones.parts import clip as clips
 from backbones.parts import llama
 from backbones.parts import sam as sams
+from backbones.parts.errors import sample
 from backbones.parts.json_files import read_json
+from backbones.parts.reading import clip_folder, tensors
+from backbones.parts.release import Release
 from pruners.base import UserError
 
 TOKENIZER_FILES = ("tokenizer.model", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
@@ -151,10 +155,11 @@ def clip_part(module: nn.Module, folder: Path) -> Part:
     return Part(module, folder, lambda name: None if name.endswith("position_ids") else name, str, ("",))
 
 
-def glamm_part(module: nn.Module, folder: Path) -> Part:
-    """GLaMM and its official folder, which holds no CLIP."""
+def main_part(module: nn.Module, folder: Path, release: Release) -> Part:
+    """The model and its official folder, which holds no CLIP."""
     ours = ("language_model.", "projector.", "text_hidden_fcs.", "lm_head.", "grounding_encoder.")
-    return Part(module, folder, to_ours, to_official, ours)
+    names = partial(to_ours, release=release), partial(to_official, release=release)
+    return Part(module, folder, *names, ours)
 
 
 def materialise(model: GlammModel, device: str) -> None:
@@ -168,7 +173,11 @@ def materialise(model: GlammModel, device: str) -> None:
 
 
 def build_meta(
-    settings: dict[str, Any], clip: CLIPConfig, sam: dict[str, Any] | None = None, attn: str = "sdpa"
+    settings: dict[str, Any],
+    clip: CLIPConfig,
+    sam: dict[str, Any] | None = None,
+    attn: str = "sdpa",
+    release: Release = GLAMM,
 ) -> GlammModel:
     """The model on the meta device: shapes without weights, at any size on any machine.
 
@@ -181,7 +190,8 @@ def build_meta(
     """
     try:
         with torch.device("meta"):
-            return GlammModel(clip, llm_config(settings), sam_config(SAM_VIT_H if sam is None else sam), attn)
+            numbers = llm_config(settings, release), sam_config(SAM_VIT_H if sam is None else sam)
+            return GlammModel(clip, *numbers, attn, release.projector)
     except UserError:
         raise
     except Exception as error:  # what transformers' configurations refuse has no common type
@@ -193,14 +203,15 @@ def build_meta(
 
 def load_checkpoint(
     folder: Path,
-    clip: str,
+    clip: str | None,
     *,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     attn: str = "sdpa",
     sam: dict[str, Any] | None = None,
+    release: Release = GLAMM,
 ) -> GlammModel:
-    """Load GLaMM from an official checkpoint folder and a CLIP folder or hub name.
+    """Load a model from an official checkpoint folder and a CLIP folder or hub name.
 
     Args:
         sam: numbers of the grounding encoder; by default `sam_dims.json` beside config.json, else ViT-H.
@@ -213,13 +224,13 @@ def load_checkpoint(
         raise UserError(
             f"There is no checkpoint folder {str(folder)!r}; give --checkpoint the folder with config.json."
         )
-    settings = read_json(folder / "config.json", "--checkpoint needs the files of a GLaMM-RefSeg release")
-    tower = clip_folder(clip)
-    towers = clip_config(tower)
+    settings = read_json(folder / "config.json", release.files)
+    tower = clip_folder(clip, release)
+    towers = clip_config(tower, release)
     check_resolution(settings, towers, tower)
-    model = build_meta(settings, towers, sam_numbers(folder) if sam is None else sam, attn)
+    model = build_meta(settings, towers, sam_numbers(folder) if sam is None else sam, attn, release)
     clip_part(model.clip, tower).fill(dtype, device)
-    glamm_part(model, folder).fill(dtype, device)
+    main_part(model, folder, release).fill(dtype, device)
     materialise(model, device)
     return model.eval().requires_grad_(False)
 
@@ -243,7 +254,9 @@ def save_checkpoint(
         for name in files:
             shutil.copyfile(source / name, target / name)
     state = {
-        to_official(k): v.to(dtype).contiguous() for k, v in model.state_dict().items() if to_official(k)
+        name: v.to(dtype).contiguous()
+        for k, v in model.state_dict().items()
+        if (name := to_official(k, GLAMM))
     }
     save_file(state, folder / "model.safetensors", {"format": "pt"})  # type: ignore[arg-type]
     llm, vision = model.language_model.config, model.clip.config.vision_config

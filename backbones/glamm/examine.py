@@ -1,4 +1,4 @@
-"""What the doctor says of GLaMM's files: configs, tokenizers, key lists and shapes; values are not read,
+"""What the doctor says of a model's files: configs, tokenizers, key lists and shapes; values are not read,
 except for the fingerprint, and nothing is fetched."""
 
 from __future__ import annotations
@@ -11,53 +11,55 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from backbones.glamm import checkpoint as checkpoints
-from backbones.glamm import reading
 from backbones.glamm.sizes import check_resolution, clip_config, sam_numbers
-from backbones.parts import hub
+from backbones.parts import hub, reading
 from backbones.parts.json_files import read_json
+from backbones.parts.release import Release
 from backbones.parts.tokenizer import LlamaTokenizer, clip_tokenizer
 from backbones.registry import Finding
 from pruners.errors import UserError
 
 
-def examine_files(checkpoint: str | None, clip: str | None, sam_dims: str | None) -> Iterator[Finding]:
+def examine_files(
+    checkpoint: str | None, clip: str | None, sam_dims: str | None, release: Release
+) -> Iterator[Finding]:
     """Findings about a checkpoint and its CLIP; arguments are those of `settings.Glamm`. Without a
     checkpoint, of CLIP alone."""
     if checkpoint is None:
         if clip is not None:
-            yield from _clip(_local(clip))
+            yield from _clip(_local(clip, release), release)
         return
-    tower = _local(clip or reading.CLIP_HUB)
+    tower = _local(clip or release.clip, release)
     if clip is None and not tower.is_dir():
         yield Finding("note", "CLIP is not on this machine: the first run fetches 1.7 GB, or give --clip DIR")
-        yield from _checkpoint(_local(checkpoint), None, sam_dims)
+        yield from _checkpoint(_local(checkpoint, release), None, sam_dims, release)
         return
-    yield from _clip(tower)
-    yield from _checkpoint(_local(checkpoint), tower, sam_dims)
+    yield from _clip(tower, release)
+    yield from _checkpoint(_local(checkpoint, release), tower, sam_dims, release)
 
 
-def _local(text: str) -> Path:
+def _local(text: str, release: Release) -> Path:
     """The folder itself, or the hub cache's folder of a name, without asking the network."""
     from huggingface_hub import snapshot_download
 
     if Path(text).is_dir() or not hub.is_name(text):
         return Path(text)
     repository, revision = hub.split_revision(text)
-    revision = reading.CLIP_REVISION if text == reading.CLIP_HUB else revision
+    revision = release.revision if text == release.clip else revision
     try:
         return Path(snapshot_download(repository, revision=revision, local_files_only=True))
     except (OSError, ValueError):
         return Path(text)
 
 
-def _clip(folder: Path) -> Iterator[Finding]:
+def _clip(folder: Path, release: Release) -> Iterator[Finding]:
     """Key list and shapes of a CLIP folder."""
     try:
         if not folder.is_dir():
             raise UserError(
-                f"There is no CLIP folder {str(folder)!r}; give --clip the files of {reading.CLIP_HUB}."
+                f"There is no CLIP folder {str(folder)!r}; give --clip the files of {release.clip}."
             )
-        config = clip_config(reading.clip_folder(str(folder)))
+        config = clip_config(reading.clip_folder(str(folder), release), release)
         with torch.device("meta"):
             count = checkpoints.clip_part(CLIPModel(config), folder).check()
         vision: Any = config.vision_config
@@ -69,25 +71,25 @@ def _clip(folder: Path) -> Iterator[Finding]:
         yield Finding("wrong", str(error))
 
 
-def _checkpoint(folder: Path, clip: Path | None, sam_dims: str | None) -> Iterator[Finding]:
-    """Config, tokenizer, key list and shapes of a GLaMM folder."""
+def _checkpoint(folder: Path, clip: Path | None, sam_dims: str | None, release: Release) -> Iterator[Finding]:
+    """Config, tokenizer, key list and shapes of a checkpoint folder."""
     try:
         if not folder.is_dir():
             raise UserError(
                 f"There is no checkpoint folder {str(folder)!r}; give --checkpoint the folder with "
                 f"config.json."
             )
-        settings = read_json(folder / "config.json", "--checkpoint needs the files of a GLaMM-RefSeg release")
+        settings = read_json(folder / "config.json", release.files)
         sam = sam_numbers(folder, Path(sam_dims) if sam_dims is not None else None)
         stub = CLIPConfig(
             vision_config={"hidden_size": settings.get("mm_hidden_size", 1024), "num_attention_heads": 1}
         )
         known = clip is not None and (clip / "config.json").is_file()
-        tower = clip_config(clip) if clip is not None and known else stub
+        tower = clip_config(clip, release) if clip is not None and known else stub
         if clip is not None and known:
             check_resolution(settings, tower, clip)
-        model = checkpoints.build_meta(settings, tower, sam)
-        count = checkpoints.glamm_part(model, folder).check()
+        model = checkpoints.build_meta(settings, tower, sam, release=release)
+        count = checkpoints.main_part(model, folder, release).check()
         words, rows = LlamaTokenizer(folder), model.language_model.config.vocab_size
         words.check(rows)
         mark = reading.weights_fingerprint(folder, clip if clip is not None and clip.is_dir() else None, sam)

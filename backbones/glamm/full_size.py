@@ -9,10 +9,12 @@ from transformers import CLIPConfig
 
 from backbones.glamm.checkpoint import build_meta
 from backbones.glamm.model import GlammModel
-from backbones.glamm.reading import CLIP_HUB, checkpoint_folder, clip_folder
+from backbones.glamm.release import GLAMM
 from backbones.glamm.sizes import clip_config, sam_numbers
 from backbones.mini import MINI
 from backbones.parts.json_files import read_json
+from backbones.parts.reading import checkpoint_folder, clip_folder
+from backbones.parts.release import Release
 from pruners.errors import UserError, nearest
 
 LLM = {
@@ -61,14 +63,16 @@ def on_meta(name: str, attn: str = "sdpa") -> GlammModel:
     )
 
 
-def of_folder(checkpoint: str, clip: str | None, sam_dims: str | None, attn: str = "sdpa") -> GlammModel:
+def of_folder(
+    checkpoint: str, clip: str | None, sam_dims: str | None, attn: str = "sdpa", release: Release = GLAMM
+) -> GlammModel:
     """A checkpoint's model on the meta device; arguments are those of `settings.Glamm`, weights are not read.
 
     Raises:
         UserError: a configuration is missing or unfit.
     """
     folder = checkpoint_folder(checkpoint, weights=False)
-    settings = read_json(folder / "config.json", "--checkpoint needs the files of a GLaMM-RefSeg release")
+    settings = read_json(folder / "config.json", release.files)
     sam = sam_numbers(folder, Path(sam_dims) if sam_dims is not None else None)
-    tower = clip_config(clip_folder(clip or CLIP_HUB, weights=False))
-    return build_meta(settings, tower, sam, attn).eval().requires_grad_(False)
+    tower = clip_config(clip_folder(clip, release, weights=False), release)
+    return build_meta(settings, tower, sam, attn, release).eval().requires_grad_(False)

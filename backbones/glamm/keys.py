@@ -1,9 +1,10 @@
-"""Official GLaMM checkpoint names to this project's and back."""
+"""Names of tensors in official checkpoints to this project's and back."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+
+from backbones.parts.release import Release
 
 _PAIRS: tuple[tuple[str, str], ...] = (
     ("model.embed_tokens.", "language_model.embed_tokens."),
@@ -13,7 +14,7 @@ _PAIRS: tuple[tuple[str, str], ...] = (
     ("model.text_hidden_fcs.0.", "text_hidden_fcs."),
     ("lm_head.", "lm_head."),
 )
-_GROUNDING = ("model.grounding_encoder.", "grounding_encoder.")
+_GROUNDING = "grounding_encoder."
 _GROUNDING_PARTS: tuple[tuple[str, str], ...] = (
     ("image_encoder.pos_embed", "vision_encoder.pos_embed"),
     ("image_encoder.patch_embed.proj.", "vision_encoder.patch_embed.projection."),
@@ -40,28 +41,28 @@ _GROUNDING_PARTS: tuple[tuple[str, str], ...] = (
 # transformers keeps a second copy of the point code, tied to the first
 TIED = "grounding_encoder.prompt_encoder.shared_embedding.positional_embedding"
 SHARED = "grounding_encoder.shared_image_embedding.positional_embedding"
-# in official checkpoints, but not needed for referring segmentation
+# in all families' checkpoints, but not needed for referring segmentation
 UNNEEDED = re.compile(
-    r"^model\.region_encoder\.|\.rotary_emb\.inv_freq$|^model\.vision_tower\.|^model\.(image_newline|mm_vision_resampler)"
+    r"\.rotary_emb\.inv_freq$|^model\.vision_tower\.|^model\.(image_newline|mm_vision_resampler)"
 )
 # what peft leaves beside or in front of the base model's names until an adapter is merged
 UNMERGED = re.compile(r"lora_|^base_model\.|\.modules_to_save\.|\.base_layer\.")
 _HEADS = r"(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head)\.)"
 
 
-def to_ours(key: str) -> str | None:
-    """Our name of an official key; None for keys that are known and not needed.
+def to_ours(key: str, release: Release) -> str | None:
+    """Our name of a release's key; None for keys that are known and not needed.
 
     Raises:
         KeyError: the key is unknown.
     """
-    if UNNEEDED.search(key):
+    if UNNEEDED.search(key) or key.startswith(release.unneeded):
         return None
     for theirs, ours in _PAIRS:
         if key.startswith(theirs):
             return ours + key[len(theirs) :]
-    if key.startswith(_GROUNDING[0]):
-        rest = key[len(_GROUNDING[0]) :]
+    if key.startswith(release.grounding):
+        rest = key[len(release.grounding) :]
         for theirs, ours in _GROUNDING_PARTS:
             if rest.startswith(theirs):
                 rest = ours + rest[len(theirs) :]
@@ -74,18 +75,18 @@ def to_ours(key: str) -> str | None:
         if found := re.match(_HEADS + r"layers\.(\d)\.(.*)", rest):
             part = {"0": "proj_in", "1": "layers.0", "2": "proj_out"}[found[2]]
             rest = f"{found[1]}{part}.{found[3]}"
-        return _GROUNDING[1] + rest
+        return _GROUNDING + rest
     raise KeyError(key)
 
 
-def to_official(key: str) -> str | None:
-    """Official name of our key; None for CLIP's and the tied copy, which official checkpoints do not hold."""
+def to_official(key: str, release: Release) -> str | None:
+    """A release's name of our key; None for CLIP's and the tied copy, which its checkpoints do not hold."""
     if key.startswith("clip.") or key == TIED:
         return None
     for theirs, ours in _PAIRS:
         if key.startswith(ours):
             return theirs + key[len(ours) :]
-    rest = key.removeprefix(_GROUNDING[1])
+    rest = key.removeprefix(_GROUNDING)
     if found := re.match(_HEADS + r"(proj_in|layers\.0|proj_out)\.(.*)", rest):
         part = {"proj_in": "0", "layers.0": "1", "proj_out": "2"}[found[2]]
         rest = f"{found[1]}layers.{part}.{found[3]}"
@@ -98,10 +99,4 @@ def to_official(key: str) -> str | None:
         if rest.startswith(ours):
             rest = theirs + rest[len(ours) :]
             break
-    return _GROUNDING[0] + rest
-
-
-def sample(keys: Iterable[str], most: int = 6) -> str:
-    """A few names for a message, and how many more there are."""
-    names = sorted(keys)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return release.grounding + rest

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from backbones.base import Row
-from backbones.glamm.conversation import IMAGE_SENTENCE
 from backbones.glamm.model import GlammModel
 from backbones.glamm.seeing import GlammSeeing
 from backbones.parts import llama
@@ -97,13 +96,15 @@ class GlammLanguage(GlammSeeing):
 
     Attributes:
         most_new: tokens of a generated answer that comes to no end.
+        whole_answers: whether a generated answer goes on behind its first [SEG], of which its mask is.
     """
 
     most_new = MOST_NEW
+    whole_answers = False
 
     def __init__(self, model: GlammModel, tokenizer: LlamaTokenizer, clip_folder: Path, **how: Any) -> None:
         super().__init__(model, tokenizer, clip_folder, **how)
-        self._sentence = behind_image(tokenizer.encode(IMAGE_SENTENCE))
+        self._sentence = behind_image(tokenizer.encode(self.image_sentence))
         self._beginnings: dict[tuple[int, ...], Past] = {}
 
     def said(self, rows: Sequence[Row], share: bool) -> list[Said]:
@@ -224,6 +225,7 @@ class GlammLanguage(GlammSeeing):
             self.tokenizer.seg_id,
             self.tokenizer.end_id,
             self.most_new,
+            self.whole_answers,
         )
         talks = [_Talk(row) for row in rows]
         for turn in range(max(len(row.turns) for row in rows)):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -18,12 +18,14 @@ from torch import Tensor
 from backbones.base import Backbone, Conversation, Encoding, Pixels, Turn
 from backbones.costs import Staged
 from backbones.glamm import signals
-from backbones.glamm.conversation import build_prompt, drawn_conversations, plain_turn
+from backbones.glamm.conversation import IMAGE_SENTENCE, build_prompt, drawn_conversations, plain_turn
 from backbones.glamm.model import GlammModel
 from backbones.glamm.preprocess import clip_pixels, patch_shares, sam_pixels, sam_pixels_mmcv
+from backbones.glamm.release import GLAMM
 from backbones.glamm.settings import GlammFamily
 from backbones.parts import clip, llama, sam
 from backbones.parts.errors import not_finite
+from backbones.parts.release import Release
 from backbones.parts.tokenizer import LlamaTokenizer, clip_tokenizer
 from backbones.probes import Probes
 from pruners.base import Need, UserError, View
@@ -40,7 +42,14 @@ class GlammSeeing(GlammFamily, Backbone):
 
     Args:
         batch_size: most rows that share a forward pass; on CPU rounded up to a multiple of FULL_ROWS.
+
+    Attributes:
+        release: whose files it reads.
+        image_sentence: what stands before the first question, with the image's place.
     """
+
+    release: ClassVar[Release] = GLAMM
+    image_sentence: ClassVar[str] = IMAGE_SENTENCE
 
     def __init__(
         self,
@@ -145,8 +154,16 @@ class GlammSeeing(GlammFamily, Backbone):
             return drawn_conversations(sample_id, expressions, seed)
         return super().conversations(sample_id, expressions, protocol, seed)
 
+    def prompt(self, turns: Sequence[Turn], answered: bool = True) -> str:
+        """The teacher-forced conversation of all turns; the image stands before the first question.
+
+        Args:
+            answered: False leaves the last answer to the model.
+        """
+        return build_prompt(turns, answered)
+
     def ids(self, turns: Sequence[Turn], answered: bool = True) -> list[int]:
-        """The conversation's ids, the image's placeholder included; arguments are those of `build_prompt`.
+        """The conversation's ids, the image's placeholder included; arguments are those of `prompt`.
 
         Rows of one conversation under many pruners ask for them again.
         """
@@ -154,7 +171,7 @@ class GlammSeeing(GlammFamily, Backbone):
         if key not in self._known_ids:
             if len(self._known_ids) > 4096:
                 self._known_ids.clear()
-            self._known_ids[key] = self.tokenizer.encode(build_prompt(turns, answered))
+            self._known_ids[key] = self.tokenizer.encode(self.prompt(turns, answered))
         return self._known_ids[key]
 
     def answer_length(self, turns: Sequence[Turn]) -> int:

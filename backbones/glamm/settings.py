@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from backbones.registry import ANSWERS, KINDS, POSITIONS, Family, Finding, Runtime, Settings, register
 from pruners.errors import UserError
@@ -13,6 +13,7 @@ from pruners.errors import UserError
 if TYPE_CHECKING:
     from backbones.base import Backbone
     from backbones.costs import Shapes
+    from backbones.glamm.backbone import GlammBackbone
 
 NO_WEIGHTS = (
     "The backbone glamm needs weights: give --checkpoint DIR or 'owner/name@revision', or use "
@@ -58,13 +59,16 @@ class Glamm(GlammFamily, Settings):
         """The checkpoint with its CLIP."""
         if self.checkpoint is None:
             raise UserError(NO_WEIGHTS)
-        return read_model(self, self.checkpoint, self.clip, self.sam_dims, how)
+        from backbones.glamm.backbone import GlammBackbone
+
+        return read_model(GlammBackbone, self, self.checkpoint, self.clip, self.sam_dims, how)
 
     def examine(self) -> Iterator[Finding]:
         """Key lists, shapes, configs and tokenizers; nothing is fetched."""
         from backbones.glamm.examine import examine_files
+        from backbones.glamm.release import GLAMM
 
-        return examine_files(self.checkpoint, self.clip, self.sam_dims)
+        return examine_files(self.checkpoint, self.clip, self.sam_dims, GLAMM)
 
     def shapes(self, attn: str = "sdpa") -> Shapes:
         """The checkpoint's model on the meta device; of its files only configurations are read."""
@@ -100,36 +104,49 @@ class Glamm7B(GlammFamily, Settings):
 
 
 def read_model(
-    settings: Settings, checkpoint: str, clip: str | None, sam_dims: str | None, how: Runtime
+    kind: type[GlammBackbone],
+    settings: Settings,
+    checkpoint: str,
+    clip: str | None,
+    sam_dims: str | None,
+    how: Runtime,
+    **own: Any,
 ) -> Backbone:
     """Load a checkpoint.
 
     Args:
+        kind: of a family's loaded models; its release says what the files are.
         settings: what the loaded backbone is called, and what it does by default.
         checkpoint, clip, sam_dims: as in `Glamm`.
+        own: what this kind is made with, beside what all are.
 
     Raises:
         UserError: files are missing or unfit, or the model does not fit into the device.
     """
     import torch
 
-    from backbones.glamm import reading
-    from backbones.glamm.backbone import GlammBackbone
     from backbones.glamm.checkpoint import load_checkpoint
     from backbones.glamm.sizes import sam_numbers
+    from backbones.parts import reading
     from backbones.parts.tensor_parallel import mesh, split_layers
     from backbones.parts.tokenizer import LlamaTokenizer
 
     folder = reading.checkpoint_folder(checkpoint)
     sam = sam_numbers(folder, Path(sam_dims) if sam_dims is not None else None)
     tokenizer = LlamaTokenizer(folder)
-    tower = reading.clip_folder(clip or reading.CLIP_HUB)
+    tower = reading.clip_folder(clip, kind.release)
     team = mesh(how.tensor_parallel, how.device) if how.tensor_parallel > 1 else None
     try:
         # a model that is shared is read into main memory, and each device gets its part
         first = "cpu" if team is not None else how.device
         model = load_checkpoint(
-            folder, str(tower), dtype=getattr(torch, how.dtype), device=first, attn=how.attn, sam=sam
+            folder,
+            str(tower),
+            dtype=getattr(torch, how.dtype),
+            device=first,
+            attn=how.attn,
+            sam=sam,
+            release=kind.release,
         )
         if team is not None:
             split_layers(model.language_model, team)
@@ -140,7 +157,7 @@ def read_model(
             f"--device."
         ) from error
     tokenizer.check(model.language_model.config.vocab_size)
-    return GlammBackbone(
+    return kind(
         model,
         tokenizer,
         tower,
@@ -153,4 +170,5 @@ def read_model(
         image_backend=how.image_backend,
         costs_by_default=settings.costs_by_default,
         images_by_default=settings.images_by_default,
+        **own,
     )

@@ -32,8 +32,9 @@ def without_weights(model: GlammModel) -> GlammModel:
     parts = (model.clip, model.language_model, model.grounding_encoder)
     # building a model writes its attention into its configuration
     configs = [deepcopy(part.config) for part in parts]
+    projector = "linear" if isinstance(model.projector, nn.Linear) else "mlp"
     with torch.device("meta"):
-        twin = GlammModel(*configs)
+        twin = GlammModel(*configs, projector=projector)
     return twin.eval().requires_grad_(False)
 
 
@@ -55,7 +56,12 @@ class GlammShapes(Shapes):
     Args:
         model: on the meta device.
         checkpoint: folder whose tokenizer counts conversations; None takes the usual length.
+
+    Attributes:
+        usual: lengths of a conversation where no tokenizer counts one.
     """
+
+    usual = USUAL
 
     def __init__(self, model: GlammModel, checkpoint: Path | None = None) -> None:
         self.model, self._checkpoint = model, checkpoint
@@ -65,11 +71,15 @@ class GlammShapes(Shapes):
         self.grid = (side, side)
 
     def prompt(self, text: int | None = None, checkpoint: str | Path | None = None) -> Prompt:
-        """A conversation of three expressions."""
+        """A conversation as this model usually has it."""
         folder = checkpoint or self._checkpoint
         if text is not None:
-            return replace(USUAL, text=text)
-        return USUAL if folder is None else counted_prompt(LlamaTokenizer(Path(folder)))
+            return replace(self.usual, text=text)
+        return self.usual if folder is None else self.counted(LlamaTokenizer(Path(folder)))
+
+    def counted(self, tokenizer: LlamaTokenizer) -> Prompt:
+        """That conversation, as long as this tokenizer makes it."""
+        return counted_prompt(tokenizer)
 
     def parts(self, prompt: Prompt) -> tuple[CostPart, ...]:
         """Whole towers, projector and both heads, one mask per turn."""

@@ -1,4 +1,4 @@
-"""The numbers of GLaMM's parts, from its own files to transformers' configurations."""
+"""The numbers of a model's parts, from its own files to transformers' configurations."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import CLIPConfig, LlamaConfig, SamConfig
 
-from backbones.glamm.reading import CLIP_HUB
 from backbones.parts.json_files import read_json
+from backbones.parts.release import Release
 from pruners.base import UserError
 
 # what the official builder hard-codes: SAM ViT-H
@@ -72,7 +72,7 @@ PREPROCESSING: dict[str, Any] = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
-# settings that change the answer, and the only value of each that GLaMM-RefSeg was released with
+# settings that change the answer, and the only value of each that GLaMM-RefSeg and LISA were released with
 ONLY: dict[str, Any] = {
     "mm_vision_select_layer": -2,
     "mm_vision_select_feature": "patch",
@@ -151,7 +151,7 @@ def sam_config(dims: dict[str, Any]) -> SamConfig:
     )
 
 
-def llm_config(settings: dict[str, Any]) -> LlamaConfig:
+def llm_config(settings: dict[str, Any], release: Release) -> LlamaConfig:
     """transformers' configuration of the language model from the checkpoint's config.json.
 
     Raises:
@@ -168,13 +168,13 @@ def llm_config(settings: dict[str, Any]) -> LlamaConfig:
     for name, only in ONLY.items():
         if settings.get(name, only) != only:
             problems.append(f"{name} is {settings[name]!r} where this backbone does {only!r} alone")
-    _refuse("The checkpoint's config.json", problems, "copy it from the GLaMM-RefSeg release")
+    _refuse("The checkpoint's config.json", problems, f"copy it from the {release.title} release")
     heads = settings["num_attention_heads"]
     if settings.get("head_dim", settings["hidden_size"] // heads) != settings["hidden_size"] // heads:
         problems = [
             f"head_dim is {settings['head_dim']!r} where hidden_size / num_attention_heads is expected"
         ]
-        _refuse("The checkpoint's config.json", problems, "copy it from the GLaMM-RefSeg release")
+        _refuse("The checkpoint's config.json", problems, f"copy it from the {release.title} release")
     return LlamaConfig(
         vocab_size=settings["vocab_size"],
         hidden_size=settings["hidden_size"],
@@ -192,18 +192,18 @@ def llm_config(settings: dict[str, Any]) -> LlamaConfig:
     )
 
 
-def clip_config(folder: Path) -> CLIPConfig:
+def clip_config(folder: Path, release: Release) -> CLIPConfig:
     """CLIP's configuration from its folder.
 
     Raises:
         UserError: config.json is missing or describes no CLIP model with both towers.
     """
-    settings = read_json(folder / "config.json", f"--clip needs the files of {CLIP_HUB}")
+    settings = read_json(folder / "config.json", f"--clip needs the files of {release.clip}")
     absent = [name for name in ("vision_config", "text_config") if not isinstance(settings.get(name), dict)]
     if absent:
         raise UserError(
             f"config.json in {str(folder)!r} has no {' and '.join(absent)}; --clip needs the files of "
-            f"{CLIP_HUB}."
+            f"{release.clip}."
         )
     problems = []
     numbers: dict[str, dict[str, Any]] = {}
@@ -215,25 +215,25 @@ def clip_config(folder: Path) -> CLIPConfig:
             problems += _problem(f"{name}'s {key}", held[key], most[key])
     width = settings.get("projection_dim", 512)
     problems += _problem("projection_dim", width, MOST_VISION["projection_dim"])
-    _refuse(f"config.json in {str(folder)!r}", sorted(problems), f"--clip needs the files of {CLIP_HUB}")
+    _refuse(f"config.json in {str(folder)!r}", sorted(problems), f"--clip needs the files of {release.clip}")
     try:
         found = CLIPConfig(**numbers, projection_dim=width)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"config.json in {str(folder)!r} describes no CLIP ({reason}); --clip needs the files of "
-            f"{CLIP_HUB}."
+            f"{release.clip}."
         ) from error
-    _check_preprocessing(folder, found.vision_config.image_size)
+    _check_preprocessing(folder, found.vision_config.image_size, release)
     return found
 
 
-def _check_preprocessing(folder: Path, size: int) -> None:
+def _check_preprocessing(folder: Path, size: int, release: Release) -> None:
     """A folder that was put together from two CLIPs shows in its preprocessor_config.json, if it has one."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return
-    held = read_json(path, f"copy it from {CLIP_HUB}")
+    held = read_json(path, f"copy it from {release.clip}")
     problems = []
     for name in ("size", "crop_size"):
         value = held.get(name, size)
@@ -243,7 +243,7 @@ def _check_preprocessing(folder: Path, size: int) -> None:
     for name, only in PREPROCESSING.items():
         if held.get(name, only) != only:
             problems.append(f"{name} is {reprlib.repr(held[name])} where this backbone does {only!r} alone")
-    _refuse(str(path), problems, f"copy all of {CLIP_HUB}")
+    _refuse(str(path), problems, f"copy all of {release.clip}")
 
 
 def check_resolution(settings: dict[str, Any], clip: CLIPConfig, folder: Path) -> None:

@@ -29,7 +29,9 @@ class GlammMini(GlammFamily, Settings):
 
     def load(self, how: Runtime) -> Backbone:
         """The shipped weights."""
-        return read_model(self, str(MINI / "checkpoint"), str(MINI / "clip"), None, how)
+        from backbones.glamm.backbone import GlammBackbone
+
+        return read_model(GlammBackbone, self, str(MINI / "checkpoint"), str(MINI / "clip"), None, how)
 
     def examine(self) -> Iterator[Finding]:
         """The shipped files, as those of a release."""

@@ -1,6 +1,14 @@
-"""Why a row or an image has no answer, in one sentence each."""
+"""Why a row or an image has no answer, in one sentence each, and names in a sentence."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def sample(keys: Iterable[str], most: int = 6) -> str:
+    """A few names for a message, and how many more there are."""
+    names = sorted(keys)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def not_finite(dtype: str) -> str:

@@ -3,7 +3,7 @@ once, and behind a cut every layer has its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -22,7 +22,7 @@ class Written:
 
     Attributes:
         ids: the model's own tokens, the one that ends it included.
-        state: (width,) final state that the [SEG] was written from; None if there is none.
+        state: (width,) final state that the first [SEG] was written from; None if there is none.
         logprob: log-probability of that [SEG]; NaN without one.
     """
 
@@ -33,12 +33,13 @@ class Written:
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes answers up to their first [SEG].
+    """Writes answers up to their first [SEG], or to their end.
 
     Attributes:
         head: (B, width) final states -> (B, vocabulary) logits.
-        seg, end: ids that end an answer.
+        seg, end: ids of [SEG], and of what ends an answer.
         most: tokens of an answer that is not ended.
+        whole: go on behind [SEG] to the end.
     """
 
     llm: LlamaModel
@@ -46,6 +47,7 @@ class Writer:
     seg: int
     end: int
     most: int = MOST_NEW
+    whole: bool = False
 
     def __call__(self, states: Tensor, past: Past, first: Tensor | None, rows: int) -> list[Written]:
         """Answers of the first `rows` of a batch; what follows is fill.
@@ -58,6 +60,7 @@ class Writer:
         """
         ids: list[list[int]] = [[] for _ in range(rows)]
         found: dict[int, tuple[Tensor, float]] = {}
+        over: set[int] = set()
         for step in range(self.most):
             logits = self.head(states)
             # a state of no numbers ends its answer, and no mask comes of it
@@ -65,23 +68,23 @@ class Writer:
             chosen = logits.argmax(-1).masked_fill(sick, self.seg)
             said = log_probability(logits, self.seg)
             for row in range(rows):
-                if self._over(ids[row]):
+                if row in over:
                     continue
-                ids[row].append(int(chosen[row]))
-                if ids[row][-1] == self.seg:
-                    found[row] = states[row], float(said[row])
-            if all(map(self._over, ids)):
+                token = int(chosen[row])
+                ids[row].append(token)
+                if token == self.seg:
+                    found.setdefault(row, (states[row], float(said[row])))
+                if token == self.end or bool(sick[row]) or (token == self.seg and not self.whole):
+                    over.add(row)
+            if len(over) == rows:
                 break
             past = Past(past)
             places = None if first is None else (first + step)[:, None]
-            token = llama.embed_ids(self.llm, chosen[:, None])
-            states = run_layers(self.llm, token, past=past, positions=places).hidden[:, -1]
+            entering = llama.embed_ids(self.llm, chosen[:, None])
+            states = run_layers(self.llm, entering, past=past, positions=places).hidden[:, -1]
         return [
             Written(tuple(row), *found.get(number, (None, float("nan")))) for number, row in enumerate(ids)
         ]
-
-    def _over(self, ids: Sequence[int]) -> bool:
-        return bool(ids) and ids[-1] in (self.seg, self.end)
 
 
 def log_probability(logits: Tensor, token: int) -> Tensor:

@@ -1,8 +1,9 @@
 """The old slow Llama tokenizer's splitting around added tokens, on top of sentencepiece.
 
-GLaMM was trained with transformers 4.28/4.31, whose slow tokenizer strips blanks on both sides of tokens that
-were added later and encodes every piece between them with a dummy prefix of its own. Today's tokenizers put
-other ids at exactly the positions that the masks are read from, so the rule is written out here.
+GLaMM and LISA were trained with transformers 4.28/4.31, whose slow tokenizer strips blanks on both sides of
+tokens that were added later and encodes every piece between them with a dummy prefix of its own. Today's
+tokenizers put other ids at exactly the positions that the masks are read from, so the rule is written out
+here.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from typing import TYPE_CHECKING
 
 import sentencepiece
 
-from backbones.glamm.keys import sample
-from backbones.glamm.reading import CLIP_HUB
+from backbones.parts.errors import sample
 from backbones.parts.json_files import MOST_BYTES, read_json
 from pruners.base import UserError
 
@@ -48,7 +48,7 @@ class LlamaTokenizer:
         folder: holds `tokenizer.model` and `added_tokens.json`.
 
     Raises:
-        UserError: a file is missing or damaged, or the tokens that GLaMM adds are not in it.
+        UserError: a file is missing or damaged, or the tokens that these models add are not in it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +56,7 @@ class LlamaTokenizer:
         model = folder / "tokenizer.model"
         if not model.is_file():
             raise UserError(
-                f"There is no tokenizer.model in {str(folder)!r}; copy it from the GLaMM-RefSeg release."
+                f"There is no tokenizer.model in {str(folder)!r}; copy it from where the weights came."
             )
         try:
             if model.stat().st_size > MOST_BYTES:
@@ -72,17 +72,15 @@ class LlamaTokenizer:
                 f"{str(model)!r} is no sentencepiece model with <unk>, <s> and </s>; copy it again."
             ) from error
         added = folder / "added_tokens.json"
-        self._added: dict[str, int] = read_json(
-            added, "it gives the ids of the tokens that GLaMM adds, as [SEG]"
-        )
+        self._added: dict[str, int] = read_json(added, "it gives the ids of added tokens, as [SEG]")
         absent = [token for token in NEEDED if type(self._added.get(token)) is not int]
         if absent:
             raise UserError(
-                f"{str(added)!r} gives no id for {', '.join(absent)}; copy it from the GLaMM-RefSeg release."
+                f"{str(added)!r} gives no id for {', '.join(absent)}; copy it from where the weights came."
             )
         if problems := _odd_tokens(self._added, vocabulary):
             raise UserError(
-                f"{str(added)!r} cannot be used ({sample(problems)}); copy it from the GLaMM-RefSeg release."
+                f"{str(added)!r} cannot be used ({sample(problems)}); copy it from where the weights came."
             )
         self._special = {piece: vocabulary[piece] for piece in special}
         known = sorted((*self._added, *self._special), key=len, reverse=True)
@@ -171,7 +169,7 @@ def clip_tokenizer(folder: Path, rows: int) -> CLIPTokenizer:
     """
     from transformers import CLIPTokenizer
 
-    words = read_json(folder / "vocab.json", f"copy it from {CLIP_HUB}")
+    words = read_json(folder / "vocab.json", "copy it from where CLIP's weights came")
     merges = _merges(folder / "merges.txt")
     problems = [f"{token} is missing" for token in ("<|startoftext|>", "<|endoftext|>") if token not in words]
     problems += [
@@ -187,7 +185,7 @@ def clip_tokenizer(folder: Path, rows: int) -> CLIPTokenizer:
     if problems:
         raise UserError(
             f"vocab.json and merges.txt in {str(folder)!r} do not fit together or to {rows} embedding rows "
-            f"({sample(problems, 3)}); copy them from {CLIP_HUB}."
+            f"({sample(problems, 3)}); copy them from where CLIP's weights came."
         )
     return CLIPTokenizer(vocab=words, merges=merges)  # type: ignore[arg-type]
 
@@ -199,11 +197,13 @@ def _merges(path: Path) -> list[tuple[str, str]]:
             raise ValueError(f"it has {path.stat().st_size >> 20} MiB")
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise UserError(f"{str(path)!r} cannot be read ({error}); copy it from {CLIP_HUB}.") from error
+        raise UserError(
+            f"{str(path)!r} cannot be read ({error}); copy it from where CLIP's weights came."
+        ) from error
     pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     if odd := [pair for pair in pairs if len(pair) != 2]:
         raise UserError(
             f"{str(path)!r} has a line that is no pair of pieces ({reprlib.repr(' '.join(odd[0]))}); copy "
-            f"it from {CLIP_HUB}."
+            f"it from where CLIP's weights came."
         )
     return pairs  # type: ignore[return-value]

@@ -30,6 +30,7 @@ EVALUATES = (
     "backbones/*.py",
     "backbones/parts/*.py",
     "backbones/glamm/*.py",
+    "backbones/lisa/*.py",
     "harness/data/*.py",
     "harness/engine/cells.py",
     "harness/engine/evaluate.py",
@@ -60,6 +61,7 @@ HARMLESS = (
     "backbones/glamm/full_size.py",
     "backbones/glamm/shapes.py",
     "backbones/glamm/stages.py",
+    "backbones/lisa/full_size.py",
     "backbones/parts/staged.py",
     "backbones/mini/__init__.py",  # where the weights lie, which have a fingerprint
 )
@@ -67,6 +69,7 @@ HARMLESS = (
 COSTS = (
     "backbones/costs.py",
     "backbones/parts/staged.py",
+    "backbones/*/full_size.py",
     "backbones/*/shapes.py",
     "backbones/*/stages.py",
     "harness/cost/*.py",

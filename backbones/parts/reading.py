@@ -16,9 +16,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from backbones.glamm.keys import sample
 from backbones.parts import hub
+from backbones.parts.errors import sample
 from backbones.parts.json_files import read_json
+from backbones.parts.release import Release
 from pruners.errors import UserError
 
 LLAMA_WORDS = ("tokenizer.model", "added_tokens.json")
@@ -28,8 +29,6 @@ PLAIN = re.compile(
     r"collections OrderedDict|torch \w+|torch\.storage \w+|torch\._utils _rebuild_(tensor_v2|parameter)"
 )
 LEGACY_PICKLES = 5  # a magic number, the protocol, the writer's machine, the content, the storages' keys
-CLIP_HUB = "openai/clip-vit-large-patch14-336"
-CLIP_REVISION = "ce19dc912ca5cd21c8a653c79e251e808ccabcd1"
 # an index names the files of a sharded checkpoint; without one, all that match the pattern belong to it
 FORMATS = (
     ("model.safetensors.index.json", "*.safetensors"),
@@ -156,25 +155,28 @@ def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             ) from error
 
 
-def clip_folder(clip: str, weights: bool = True) -> Path:
-    """A directory, or a hub name's files, GLaMM's own CLIP at the pinned revision: from the local cache, else
-    fetched.
+def clip_folder(clip: str | None, release: Release, weights: bool = True) -> Path:
+    """A directory, or a hub name's files, the release's own CLIP at the pinned revision: from the local
+    cache, else fetched.
 
     Args:
+        clip: None for the release's own.
         weights: False where its numbers suffice; then of a hub name no weights are fetched.
 
     Raises:
         UserError: it is neither, the hub cannot be reached, or the tokenizer's files are not in it.
     """
+    clip = clip or release.clip
     folder = Path(clip)
     if not folder.is_dir():
-        name = f"{CLIP_HUB}@{CLIP_REVISION}" if clip == CLIP_HUB else clip
-        mend = f"copy {CLIP_HUB} (revision {CLIP_REVISION[:8]}) to this machine and give --clip DIR"
+        name = f"{clip}@{release.revision}" if clip == release.clip else clip
+        mend = f"copy {release.clip} (revision {release.revision[:8]}) to this machine and give --clip DIR"
         folder = _fetched("CLIP", name, mend, weights)
     absent = [name for name in CLIP_WORDS if not (folder / name).is_file()]
     if absent:
         raise UserError(
-            f"{str(folder)!r} lacks {' and '.join(absent)} of CLIP's tokenizer; copy them from {CLIP_HUB}."
+            f"{str(folder)!r} lacks {' and '.join(absent)} of CLIP's tokenizer; copy them from "
+            f"{release.clip}."
         )
     return folder
 

@@ -1,0 +1,1 @@
+"""LISA, GLaMM's ancestor: what it has of its own."""
