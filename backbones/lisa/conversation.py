@@ -1,7 +1,7 @@
 """LISA's conversation: its fixed question and answer, and both of its templates.
 
-Its evaluation asks for every expression in a conversation of its own; nothing is drawn. Which template a
-model is evaluated with is an option of the official scripts, `llava_v1` by default, for the Llama-2 models too.
+Its evaluation asks for every expression in a conversation of its own; nothing is drawn. The template is an
+option of the official scripts, `llava_v1` by default, for the Llama-2 models too.
 """
 
 from __future__ import annotations

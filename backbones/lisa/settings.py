@@ -67,8 +67,8 @@ class Lisa(LisaFamily, Settings):
     def shapes(self, attn: str = "sdpa") -> Shapes:
         """The checkpoint's model on the meta device; of its files only configurations are read."""
         from backbones.glamm.full_size import of_folder
-        from backbones.lisa.full_size import LisaShapes
         from backbones.lisa.release import LISA
+        from backbones.lisa.shapes import LisaShapes
 
         if self.checkpoint is None:
             raise UserError(NO_WEIGHTS)
@@ -89,7 +89,8 @@ class _Numbers(LisaFamily, Settings):
 
     def shapes(self, attn: str = "sdpa") -> Shapes:
         """CLIP ViT-L/14 at 224 pixels, Llama and SAM ViT-H on the meta device."""
-        from backbones.lisa.full_size import LisaShapes, on_meta
+        from backbones.lisa.full_size import on_meta
+        from backbones.lisa.shapes import LisaShapes
 
         return LisaShapes(on_meta(self.name, attn))
 
