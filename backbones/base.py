@@ -254,12 +254,22 @@ class Backbone(Family, ABC):
         """Encode raw (H, W, 3) images."""
         return self.encode_pixels([self.preprocess(image) for image in images])
 
-    def turn(self, expression: str) -> Turn:
-        """One expression in this model's words; by default the bare expression."""
+    def turn(self, expression: str, form: str = "") -> Turn:
+        """One expression in this model's words; by default the bare expression.
+
+        Args:
+            form: where a data set tells them apart, "phrase" for the name of a thing and "sentence" for a
+                question or a wish that stands by itself.
+        """
         return Turn(expression.strip(), "[SEG]")
 
     def conversations(
-        self, sample_id: str, expressions: Sequence[str], protocol: str, seed: int
+        self,
+        sample_id: str,
+        expressions: Sequence[str],
+        protocol: str,
+        seed: int,
+        forms: Sequence[str] = (),
     ) -> list[Conversation]:
         """Conversations of one image.
 
@@ -268,6 +278,7 @@ class Backbone(Family, ABC):
             expressions: all of the image, as the data set has them.
             protocol: one of `protocols`.
             seed: source of the draws of protocols that are `drawn`.
+            forms: of the expressions, as in `turn`; () where a data set does not tell them apart.
 
         Returns:
             `each`: one conversation of one turn per expression, in order.
@@ -277,7 +288,7 @@ class Backbone(Family, ABC):
         """
         self.check_protocol(protocol)
         return [
-            Conversation((self.turn(expression),), (position,))
+            Conversation((self.turn(expression, *forms[position : position + 1]),), (position,))
             for position, expression in enumerate(expressions)
         ]
 

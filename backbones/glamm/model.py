@@ -49,3 +49,11 @@ class GlammModel(nn.Module):
             nn.Linear(width, width), nn.ReLU(), nn.Linear(width, prompt_width)
         )
         self.lm_head = nn.Linear(width, llm.vocab_size, bias=False)
+
+    def learned(self) -> dict[str, nn.Module]:
+        """The parts without which a model of sound towers segments nothing, as messages name them."""
+        return {
+            "the projector": self.projector,
+            "the [SEG] head (text_hidden_fcs)": self.text_hidden_fcs,
+            "the mask decoder": self.grounding_encoder.mask_decoder,
+        }

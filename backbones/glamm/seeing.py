@@ -141,18 +141,23 @@ class GlammSeeing(GlammFamily, Backbone):
 
     # -- how it is asked
 
-    def turn(self, expression: str) -> Turn:
-        """The expression in the first wording of question and answer."""
+    def turn(self, expression: str, form: str = "") -> Turn:
+        """The expression in the first wording of question and answer, whatever its form."""
         return plain_turn(expression)
 
     def conversations(
-        self, sample_id: str, expressions: Sequence[str], protocol: str, seed: int
+        self,
+        sample_id: str,
+        expressions: Sequence[str],
+        protocol: str,
+        seed: int,
+        forms: Sequence[str] = (),
     ) -> list[Conversation]:
         """Conversations of one image: `each`, or the drawn ones of `glamm`; see
         `conversation.drawn_conversations`."""
         if self.check_protocol(protocol) == "glamm":
             return drawn_conversations(sample_id, expressions, seed)
-        return super().conversations(sample_id, expressions, protocol, seed)
+        return super().conversations(sample_id, expressions, protocol, seed, forms)
 
     def prompt(self, turns: Sequence[Turn], answered: bool = True) -> str:
         """The teacher-forced conversation of all turns; the image stands before the first question.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,7 @@ def read_model(
     from backbones.parts import reading
     from backbones.parts.tensor_parallel import mesh, split_layers
     from backbones.parts.tokenizer import LlamaTokenizer
+    from backbones.parts.trained import untrained
 
     folder = reading.checkpoint_folder(checkpoint)
     sam = sam_numbers(folder, Path(sam_dims) if sam_dims is not None else None)
@@ -157,6 +159,12 @@ def read_model(
             f"--device."
         ) from error
     tokenizer.check(model.language_model.config.vocab_size)
+    for part in untrained(model.learned()):
+        print(
+            f"{part} of {checkpoint!r} looks as it was made, not trained, and its masks are noise then; take "
+            f"the {kind.release.title} release, or merge and save it again with all its parts",
+            file=sys.stderr,
+        )
     return kind(
         model,
         tokenizer,

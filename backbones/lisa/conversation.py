@@ -15,6 +15,7 @@ from pruners.errors import UserError, nearest
 # the blank is the official reader's; beside <im_end> the tokenizer strips it, as the newline
 IMAGE_SENTENCE = "<im_start><image><im_end>\n "
 QUESTION = "What is {} in this image? Please output segmentation mask."
+SENTENCE = "{} Please output segmentation mask."
 ANSWER = "[SEG]."
 SYSTEM_LLAMA_2 = (
     "You are a helpful language and vision assistant. "
@@ -24,9 +25,15 @@ SYSTEM_LLAMA_2 = (
 TEMPLATES = ("llava_v1", "llava_llama_2")
 
 
-def turn(expression: str) -> Turn:
-    """The expression in the one wording of question and answer, stripped and lower-cased as officially."""
-    return Turn(QUESTION.format(said(expression)), ANSWER)
+def turn(expression: str, form: str = "") -> Turn:
+    """The expression in its wording, stripped as officially; a referring one is lower-cased, too.
+
+    Args:
+        form: "phrase" or "sentence" of a reasoning data set, else "".
+    """
+    # an image's placeholder inside an expression would be taken for a second image
+    words = expression.replace("<image>", " ").strip() if form else said(expression)
+    return Turn((SENTENCE if form == "sentence" else QUESTION).format(words), ANSWER)
 
 
 def build_prompt(turns: Sequence[Turn], template: str, answered: bool = True) -> str:

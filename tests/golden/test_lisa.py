@@ -108,7 +108,7 @@ def test_tokenizer(golden_lisa_dir: Path, arrays: Arrays) -> None:
 
 
 def test_its_own_words(golden_lisa_dir: Path, backbone: LisaBackbone) -> None:
-    """The conversations of a referring image come out of its expressions, all of them, one by one."""
+    """The conversations of an image come out of its expressions, all of them, one by one."""
     for name, given, _ in cases(golden_lisa_dir):
         if name.startswith("img"):
             asked = [str(sentence) for sentence in given["sentences"]]
@@ -116,6 +116,10 @@ def test_its_own_words(golden_lisa_dir: Path, backbone: LisaBackbone) -> None:
             assert [talk.turns for talk in talks] == [(turn,) for turn in turns_of(given)]
             assert [talk.expressions for talk in talks] == [(k,) for k in range(len(asked))]
             assert talks == backbone.conversations(name, asked, "each", seed=1)
+        else:
+            asked, form = [str(given["texts"][0])], "sentence" if given["is_sentence"] else "phrase"
+            (talk,) = backbone.conversations(name, asked, backbone.protocol, seed=0, forms=[form])
+            assert talk.turns == tuple(turns_of(given))
     assert backbone.turn(" The DOG ") == Turn(QUESTION.format("the dog"), ANSWER)
 
 
