@@ -107,7 +107,9 @@ BatchSize = Annotated[
 ]
 Checkpoint = Annotated[
     Path | None,
-    typer.Option("--checkpoint", help="official GLaMM checkpoint folder: glamm(checkpoint='DIR')"),
+    typer.Option(
+        "--checkpoint", help="official checkpoint folder, of GLaMM: glamm(checkpoint='DIR'), or LISA"
+    ),
 ]
 Clip = Annotated[str | None, typer.Option("--clip", help="CLIP folder or hub name: glamm(clip='DIR')")]
 SamDims = Annotated[
