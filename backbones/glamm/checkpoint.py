@@ -254,9 +254,9 @@ def save_checkpoint(
         for name in files:
             shutil.copyfile(source / name, target / name)
     state = {
-        name: v.to(dtype).contiguous()
+        official: v.to(dtype).contiguous()
         for k, v in model.state_dict().items()
-        if (name := to_official(k, GLAMM))
+        if (official := to_official(k, GLAMM))
     }
     save_file(state, folder / "model.safetensors", {"format": "pt"})  # type: ignore[arg-type]
     llm, vision = model.language_model.config, model.clip.config.vision_config

@@ -32,7 +32,7 @@ class GlammFamily(Family):
         "glamm": "up to three in one conversation, expressions and wordings drawn, as officially",
         "each": "every expression alone",
     }
-    drawn = ("glamm",)
+    drawn: ClassVar[tuple[str, ...]] = ("glamm",)
     positions = POSITIONS
     answers = ANSWERS
     costs_by_default = "projected"

@@ -31,10 +31,10 @@ def without_weights(model: GlammModel) -> GlammModel:
     """The same model on the meta device."""
     parts = (model.clip, model.language_model, model.grounding_encoder)
     # building a model writes its attention into its configuration
-    configs = [deepcopy(part.config) for part in parts]
+    clip_config, llm_config, sam_config = (deepcopy(part.config) for part in parts)
     projector = "linear" if isinstance(model.projector, nn.Linear) else "mlp"
     with torch.device("meta"):
-        twin = GlammModel(*configs, projector=projector)
+        twin = GlammModel(clip_config, llm_config, sam_config, projector=projector)
     return twin.eval().requires_grad_(False)
 
 
