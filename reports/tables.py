@@ -17,13 +17,13 @@ from harness.metrics.bootstrap import Estimate, Resampled, adjusted, estimate, r
 from harness.store import records
 from pruners.base import REFERENT, UserError, nearest
 from reports.columns import SCORE
-from reports.comparable import COLUMN, LINE, Group, groups, title
+from reports.comparable import BOUND, COLUMN, LABEL, LINE, Group, groups, title
 from reports.gather import Runs
 
 Column = tuple[str, str]
 Weights = NDArray[np.float64]
 ALPHA = 0.05
-RANDOM, BOUND = "random", "none"
+RANDOM = "random"
 SPLITS = ("val", "testA", "testB", "test")
 
 
@@ -119,11 +119,12 @@ class Table:
     def blocks(self) -> list[tuple[str, list[TableRow]]]:
         """Rows below their headings: the upper bound, then one block per budget."""
         found: dict[str, list[TableRow]] = {}
+        retain = "Label {}" if self.group.facts["budget_kind"] == LABEL else "Retain {} tokens"
         for line in self.lines:
             heading = (
                 f"Upper bound, all {line.budget} tokens"
                 if line.pruner == BOUND
-                else f"Retain {self.size(line.budget)} tokens"
+                else retain.format(self.size(line.budget))
             )
             found.setdefault(heading, []).append(line)
         return list(found.items())

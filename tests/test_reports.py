@@ -279,6 +279,12 @@ def test_budgets_that_count_differently_are_parted(rows: list[dict[str, Any]], t
     assert "fastv(layer=3)" not in names
     # even tokens are of both kinds
     assert {"none", "fastv(budget='mean')", "litelvlm", "random (3 seeds)"} <= set(names)
+    text = render(plain, store(tmp_path / "c", mean, kind="label", run="e5f7"), out=tmp_path / "out")
+    other = text.split("# glamm-mini, protocol each, what a budget counts label")[1]
+    # and a label is nothing that anything else could be compared with
+    assert [line[0] for line in cells_of(other)][2:] == [
+        *("**Upper bound, all 576 tokens**", "none", "**Label 64**", "fastv(budget='mean')")
+    ]
 
 
 def test_a_row_without_all_columns_has_no_average(rows: list[dict[str, Any]], tmp_path: Path) -> None:
