@@ -65,6 +65,8 @@ class TableRow:
         against: 'random', 'best' and 'baseline', where there is such a row.
         said: share of the expressions whose answer, written by the model, holds a [SEG]; None if answers are
             forced.
+        schedule: visual tokens of every layer of the language model, `576 x 2, 64 x 30`; empty where nobody
+            wrote it down.
         seg_logprob: log-probability of [SEG] at its place, mean over the expressions that have one; None
             where the backbone does not say.
     """
@@ -85,6 +87,7 @@ class TableRow:
     against: dict[str, Against] = field(default_factory=dict)
     said: float | None = None
     seg_logprob: float | None = None
+    schedule: str = ""
 
 
 @dataclass(frozen=True)
@@ -339,6 +342,7 @@ def _line(
         rounding=_hanging(rows),
         said=_mean_of(rows["seg_said"]),
         seg_logprob=_mean_of(rows["seg_logprob"]),
+        schedule=str(rows["schedule"].iloc[0] or ""),
         sees_truth=REFERENT.kind in str(rows["needs"].iloc[0]).split(),
     )
 

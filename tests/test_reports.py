@@ -464,7 +464,9 @@ def test_the_page_of_columns_says_what_the_footer_says(rows: list[dict[str, Any]
     written = (Path(__file__).parent.parent / "docs" / "columns.md").read_text(encoding="utf-8")
     assert written == columns.page(), "run `python -m reports.columns > docs/columns.md`"
     own = [row | {"seg_said": 1, "seg_logprob": -0.5, "wrote": "[SEG]"} for row in rows]
-    text = render(store(tmp_path, own, setting={"answers": "generated"}), baseline="litelvlm")
+    folder = store(tmp_path, own, setting={"answers": "generated"}, schedule="576 x 2, 64 x 30")
+    text = render(folder, baseline="litelvlm")
+    assert "| 576 x 2, 64 x 30 |" in text
     for name, meaning in columns.COLUMNS.items():
         assert f"- {name}: {meaning}" in text
     shown = {name for line in cells_of(text)[:1] for name in line}
