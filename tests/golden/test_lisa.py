@@ -27,12 +27,13 @@ from backbones.lisa.backbone import LisaBackbone
 from backbones.lisa.conversation import ANSWER, QUESTION, TEMPLATES
 from backbones.lisa.full_size import on_meta
 from backbones.lisa.release import LISA
+from backbones.lisa.settings import Lisa
 from backbones.parts import sam
 from backbones.parts.faithful import run_layers
 from backbones.parts.generation import Writer
 from backbones.parts.llama import Past
 from backbones.parts.tokenizer import IMAGE_TOKEN, LlamaTokenizer
-from harness import metrics
+from harness import Plan, evaluate, metrics
 from harness.data.refer import load_refer
 from pruners import ImpossibleBudget, Pruner, checks
 from pruners.none import NoPruning
@@ -375,13 +376,19 @@ def test_metric(golden_lisa_dir: Path, arrays: Arrays) -> None:
     arrays.close(np.asarray(value("ciou", whole)), given["ciou"], 1e-6, "ciou")
 
 
-def test_tree(golden_lisa_dir: Path, arrays: Arrays, tmp_path: Path) -> None:
-    """Images, sentences and truth masks of the official reader come out of its own files, in order."""
-    tree, mine = golden_lisa_dir / "dataset" / "refer_seg", tmp_path / "Refer_Segm"
+@pytest.fixture
+def tree(golden_lisa_dir: Path, tmp_path: Path) -> Path:
+    """The set's RefCOCO as GLaMM lays it out."""
+    theirs, mine = golden_lisa_dir / "dataset" / "refer_seg", tmp_path / "Refer_Segm"
     (mine / "coco_2014").mkdir(parents=True)
-    (mine / "refcoco").symlink_to(tree / "refcoco")
-    (mine / "coco_2014" / "train2014").symlink_to(tree / "images" / "mscoco" / "images" / "train2014")
-    samples = load_refer(tmp_path, "refcoco", "val")
+    (mine / "refcoco").symlink_to(theirs / "refcoco")
+    (mine / "coco_2014" / "train2014").symlink_to(theirs / "images" / "mscoco" / "images" / "train2014")
+    return tmp_path
+
+
+def test_tree(golden_lisa_dir: Path, tree: Path, arrays: Arrays) -> None:
+    """Images, sentences and truth masks of the official reader come out of its own files, in order."""
+    samples = load_refer(tree, "refcoco", "val")
     assert samples
     for sample in samples:
         given = load(golden_lisa_dir / f"img{sample.image_id}_inputs.npz")
@@ -389,6 +396,23 @@ def test_tree(golden_lisa_dir: Path, arrays: Arrays, tmp_path: Path) -> None:
         arrays.equal([one.text for one in sample.expressions], given["sentences"], "sentences")
         arrays.equal([one.ref_id for one in sample.expressions], given["ref_ids"], "refs")
         arrays.equal(np.stack(list(sample.masks())), given["gt_masks"], "truths")
+
+
+def test_official_scores(golden_lisa_dir: Path, tree: Path, tmp_path: Path) -> None:
+    """A run of the main command's plan has the scores of the official evaluation."""
+    told = json.loads((golden_lisa_dir / "expected.json").read_text())["validate"]
+    official = {name.split("|")[2]: one for name, one in told.items() if name.startswith("refcoco|")}
+    files = {part: str(golden_lisa_dir / part) for part in ("checkpoint", "clip")}
+    text = Lisa(**files, sam_dims=str(golden_lisa_dir / "sam_dims.json")).spec()
+    names = ",".join(f"refcoco:{split}" for split in official)
+    plan = Plan(pruners="none", budgets="64", datasets=names, data=str(tree), backbones=text, costs="off")  # type: ignore[arg-type]
+    frame = evaluate(plan, out=tmp_path / "run").frame
+    for split, expected in official.items():
+        rows = frame[frame["split"] == split]
+        assert len(rows) == expected["masks"] and set(rows["protocol"]) == {"lisa"}
+        given = {name: rows[name].to_numpy() for name in ("intersection", "union")}
+        assert metrics.get("giou").value(given) == pytest.approx(expected["giou"], abs=1e-3)
+        assert metrics.get("ciou").value(given) == pytest.approx(expected["ciou"], abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["lisa-7b", "lisa-13b"])
