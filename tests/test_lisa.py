@@ -17,9 +17,13 @@ from torch import Tensor, nn
 
 import backbones
 from backbones.base import Turn
+from backbones.glamm.backbone import GlammBackbone
 from backbones.lisa.backbone import LisaBackbone
 from backbones.parts.trained import untrained
+from harness import Plan
 from harness.doctor import examine
+from harness.engine import runner
+from harness.engine.noise import IMAGES, NoiseWatch
 from pruners import UserError
 from tests.tiny_glamm import picture
 
@@ -251,3 +255,41 @@ def test_a_step_of_training_shows() -> None:
         head(torch.randn(8, 512)).square().sum().backward()
         step.step()
     assert untrained({"head": head}) == []
+
+
+# -- a run whose masks are noise
+
+
+def rows_of(images: range, iou: float, **more: object) -> list[dict[str, Any]]:
+    plain = {"status": "ok", "pruner": "none", "coverage": 0.5, "iou": iou}
+    return [plain | {"sample": f"refcoco:val:{k}"} | more for k in images for _ in range(2)]
+
+
+def test_noise_is_told_once_when_enough_images_are_there() -> None:
+    watch = NoiseWatch()
+    assert not watch.look(rows_of(range(IMAGES - 1), 0.07))
+    assert not watch.look(rows_of(range(IMAGES, 2 * IMAGES), 0.07, pruner="random"))
+    assert not watch.look(rows_of(range(IMAGES, 2 * IMAGES), 0.0, coverage=None))
+    assert not watch.look([{"status": "failed", "sample": "refcoco:val:99", "pruner": "none"}])
+    assert "first 20 images is 0.07" in watch.look(rows_of(range(IMAGES, IMAGES + 1), 0.07))
+    assert not watch.look(rows_of(range(40, 80), 0.0))
+
+
+def test_a_model_that_finds_something_is_no_noise() -> None:
+    watch = NoiseWatch()
+    assert not watch.look(rows_of(range(IMAGES), 0.3)) and not watch.look(rows_of(range(20, 80), 0.0))
+
+
+def test_a_run_says_that_its_masks_are_noise(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A head of random numbers on generated scenes; a trained one is said nothing of."""
+    for change, told in ((False, False), (True, True)):
+        mini = backbones.load("glamm-mini")
+        assert isinstance(mini, GlammBackbone)
+        if change:
+            torch.manual_seed(0)
+            for layer in mini.model.text_hidden_fcs:
+                if isinstance(layer, nn.Linear):
+                    layer.reset_parameters()
+        plan = Plan(pruners="none", budgets="64", datasets="refshapes:val", limit=IMAGES, costs="off")  # type: ignore[arg-type]
+        runner.run(plan, mini, runner.prepare(plan, mini), tmp_path / str(change))
+        assert ("as of masks at random" in capfd.readouterr().err) is told

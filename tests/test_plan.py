@@ -416,7 +416,7 @@ def test_options_of_glamm_fold_into_its_text() -> None:
     assert with_settings([own], checkpoint="B") == ("glamm(checkpoint='B', sam_dims='s.json')",)
     assert with_settings([own], checkpoint=None, clip=None) == (own,)
     with pytest.raises(
-        UserError, match="--sam-dims belongs to the backbone glamm, and --backbones names glamm-mini"
+        UserError, match="--sam-dims belongs to the backbone glamm or lisa, and --backbones names glamm-mini"
     ):
         with_settings(["glamm-mini"], sam_dims="s.json")
     with pytest.raises(UserError, match=r"There is no backbone 'glam'; .* Did you mean 'glamm'?"):

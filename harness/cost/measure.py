@@ -24,6 +24,7 @@ from harness.cost.formulas import language_model_macs
 from harness.cost.lines import lines_of_run
 from harness.cost.store import BASELINE, LOCK, SCHEMA, Ledgers, complete, cost_key, counted, timed
 from harness.engine.cells import Line
+from harness.engine.evaluate import conversations
 from harness.engine.runner import Plan, Split
 from harness.store import code
 from harness.store.journal import alone
@@ -66,12 +67,7 @@ def typical(plan: Plan, splits: Sequence[Split], backbone: Backbone, staged: Sta
         found = [
             (sample, talk)
             for sample in split.samples[:share]
-            for talk in backbone.conversations(
-                sample.id,
-                [one.text for one in sample.expressions],
-                plan.protocol or backbone.protocol,
-                plan.seed,
-            )
+            for talk in conversations(backbone, sample, plan.protocol or backbone.protocol, plan.seed)
         ]
         talks += found[:share]
     talks.sort(key=lambda pair: staged.length(pair[1].turns))

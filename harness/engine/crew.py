@@ -18,6 +18,7 @@ from backbones.base import Backbone
 from harness.engine.claims import Claims
 from harness.engine.evaluate import description_rows, fill
 from harness.engine.interrupts import Stops
+from harness.engine.noise import NoiseWatch
 from harness.engine.prefetch import Key, Loaded, Parts, read_ahead
 from harness.engine.ranks import Place
 from harness.engine.recorded import Recorded
@@ -96,6 +97,7 @@ class Crew:
         self.begun: set[Key] = set()  # parts of which something may be recorded already
         self.todo: dict[Key, Left] = {}  # of parts that are claimed
         self.filled: set[Key] = set()  # parts that this process has filled
+        self.noise = NoiseWatch()
         self.total = sum(len(split.samples) for split in splits)
         for number, recorded in enumerate(self.recorded):
             recorded.update()
@@ -211,6 +213,8 @@ class Crew:
         self.filled.add((number, part))
         if not self.way.place.leads:
             return
+        if (sentence := self.noise.look(rows)) and self.way.place.rank == 0:
+            print(sentence, file=sys.stderr)
         self._check_place()
         recorded = self.recorded[number]
         self.writers[number].append(

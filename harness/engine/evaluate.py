@@ -104,8 +104,7 @@ def _fill(
                 sample, jobs, str(encoding) if isinstance(encoding, UserError) else repr(encoding)
             )
             continue
-        texts = [expression.text for expression in sample.expressions]
-        talks = backbone.conversations(sample.id, texts, protocol, seed)
+        talks = conversations(backbone, sample, protocol, seed)
         of = sum(len(talk.expressions) for talk in talks)
         views = len(backbone.regions(*encoding.original))
         seen = _Seen(sample, truth, _shares(backbone, encoding, talks, truth, views), views)
@@ -115,6 +114,14 @@ def _fill(
     results = zip(asked, backbone.ground_rows([one.row for one in asked], share=share), strict=True)
     for (_, _), together in groupby(results, key=lambda pair: (pair[0].seen.sample.id, pair[0].job.cell.id)):
         yield from _scored(list(together))
+
+
+def conversations(backbone: Backbone, sample: data.Sample, protocol: str, seed: int) -> list[Conversation]:
+    """A backbone's conversations of all that is asked of a sample; see `Backbone.conversations`."""
+    texts = [one.text for one in sample.expressions]
+    # phrase or sentence, of data sets that tell them apart
+    forms = [getattr(one, "form", "") for one in sample.expressions]
+    return backbone.conversations(sample.id, texts, protocol, seed, *([forms] if any(forms) else []))
 
 
 def rounding_of(encoding: Encoding) -> float:

@@ -14,6 +14,7 @@ import torch
 from backbones.base import Backbone
 from harness.engine.cells import impossible
 from harness.engine.crew import Crew, Way
+from harness.engine.evaluate import conversations
 from harness.engine.served import served
 from harness.engine.splits import IMAGES_AT_ONCE, Split, identity, prepare
 from harness.plan import Plan
@@ -102,9 +103,6 @@ def _cut_off(plan: Plan, backbone: Backbone, splits: Sequence[Split]) -> Counter
         if not any(TEXT_EMBEDS in job.pruner.needs for job in split.jobs):
             continue
         for sample in split.samples:
-            texts = [one.text for one in sample.expressions]
-            for talk in backbone.conversations(
-                sample.id, texts, plan.protocol or backbone.protocol, plan.seed
-            ):
+            for talk in conversations(backbone, sample, plan.protocol or backbone.protocol, plan.seed):
                 found[":".join(split.name)] += backbone.cut_off([turn.question for turn in talk.turns])
     return found
