@@ -24,9 +24,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--golden-glamm", type=Path, default=HERE / "golden" / "glamm", help="GLaMM checkpoint and arrays"
     )
     parser.addoption(
-        "--golden-lisa", type=Path, default=HERE / "golden" / "lisa", help="LISA checkpoint and arrays"
-    )
-    parser.addoption(
         "--plugin",
         action="append",
         default=[],
@@ -62,6 +59,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
+def golden_lisa_dir(request: pytest.FixtureRequest) -> Path:
+    """Folder with the official tiny LISA."""
+    return request.config.getoption("--golden-lisa")
+
+
+@pytest.fixture(scope="session")
 def golden_pruners_dir(request: pytest.FixtureRequest) -> Path:
     """Folder with the official pruners' inputs and outputs."""
     return request.config.getoption("--golden-pruners")
@@ -77,12 +80,6 @@ def golden_pruners2_dir(request: pytest.FixtureRequest) -> Path:
 def golden_glamm_dir(request: pytest.FixtureRequest) -> Path:
     """Folder with the official tiny GLaMM."""
     return request.config.getoption("--golden-glamm")
-
-
-@pytest.fixture(scope="session")
-def golden_lisa_dir(request: pytest.FixtureRequest) -> Path:
-    """Folder with the official tiny LISA."""
-    return request.config.getoption("--golden-lisa")
 
 
 @pytest.fixture(scope="session")
