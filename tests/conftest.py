@@ -16,6 +16,9 @@ HERE = Path(__file__).parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Golden sets can be swapped for others in the same layout."""
+    parser.addoption(
+        "--golden-lisa", type=Path, default=HERE / "golden" / "lisa", help="LISA checkpoint and arrays"
+    )
     parser.addoption("--golden-pruners", type=Path, default=HERE / "golden" / "pruners", help="pruner arrays")
     parser.addoption(
         "--golden-pruners2", type=Path, default=HERE / "golden" / "pruners2", help="arrays of further pruners"
