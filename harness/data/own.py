@@ -19,6 +19,7 @@ from typing import Any
 from harness.data.coco import Picture, below, load_instances, picture, shallow, whole
 from harness.data.dataset import DataSet, Splits
 from harness.data.expressions import IMAGES, ExpressionLine, LineFault, read_expressions
+from harness.data.reasonseg import NAME as REASONSEG
 from harness.data.refer import PUBLISHED
 from harness.data.sample import DataError, Expression, Joined, Sample
 from pruners.base import nearest
@@ -165,7 +166,7 @@ def _sound(root: Path, dataset: str) -> _Files:
 
 def _read(root: Path, dataset: str) -> _Files:
     folder = root / dataset
-    if dataset in PUBLISHED:
+    if dataset in (*PUBLISHED, REASONSEG):
         raise DataError(
             f"'{folder}' has the name of a published data set, whose printed numbers are not of these "
             f"data; rename the folder."

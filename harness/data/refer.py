@@ -1,7 +1,10 @@
 """Reader of the official REFER layout, as GLaMM and as LISA lay it out.
 
-    DIR/Refer_Segm/refcoco/{refs(unc).p, instances.json}       DIR/refer_seg/refcoco/...
-    DIR/Refer_Segm/coco_2014/train2014/<images>                DIR/refer_seg/images/mscoco/images/train2014/<images>
+    DIR/Refer_Segm/refcoco/{refs(unc).p, instances.json}
+    DIR/Refer_Segm/coco_2014/train2014/<images>
+
+    DIR/refer_seg/refcoco/{refs(unc).p, instances.json}
+    DIR/refer_seg/images/mscoco/images/train2014/<images>
 
 The same for refcoco+, refcocog (`refs(umd).p`), grefcoco (`grefs(unc).json`) and RefShapes. Split rules are
 those of the REFER API (https://github.com/lichengunc/refer) as mbzuai-oryx/groundingLMM uses it.

@@ -1,4 +1,4 @@
-"""Reader of a refs file: JSON, or a pickle of which nothing runs, and that cannot cost more than its length."""
+"""Reader of a refs file: JSON, or a pickle of which nothing runs and that costs no more than its length."""
 
 from __future__ import annotations
 
