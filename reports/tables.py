@@ -179,9 +179,13 @@ def tables(runs: Runs, baseline: str | None = None, metric: str = SCORE) -> list
 
 
 def measured(frame: pd.DataFrame) -> list[Metric]:
-    """All metrics that are made of what every record holds."""
-    whole = frame.columns[frame.notna().all()]
-    return metrics.made_of(whole)
+    """All metrics that are made of what every record holds, of those data sets that they are measured on."""
+    found = []
+    for one in metrics.made_of(frame.columns):
+        values = frame[frame["dataset"].map(one.fits).astype(bool)][list(one.columns)]
+        if len(values) and values.notna().all(axis=None):
+            found.append(one)
+    return found
 
 
 def _table(group: Group, heading: str, baseline: str | None, score: Metric) -> Table:
@@ -289,6 +293,7 @@ def _sharing(frame: pd.DataFrame, columns: Sequence[Column]) -> list[list[Column
 
 def _counts(rows: pd.DataFrame, known: Sequence[Metric]) -> dict[str, Any]:
     """What the score of one row in one column rests on."""
+    known = [one for one in known if one.fits(str(rows["dataset"].iloc[0]))]
     seeds = [part for _, part in rows.groupby("seed")]
     facts: dict[str, Any] = {one.name: float(np.mean([one.value(part) for part in seeds])) for one in known}
     sums: dict[str, Any] = {
@@ -329,7 +334,10 @@ def _line(
         control=rows["kind"].iloc[0] == "control",
         stage=str(rows["stage"].iloc[0]),
         scores=scores,
-        others={one.name: {column: counts[column][one.name] for column in scores} for one in beside},
+        others={
+            one.name: {column: counts[column][one.name] for column in scores if one.fits(column[0])}
+            for one in beside
+        },
         counts={column: counts[column] for column in scores},
         average=None if whole is None else drawn.estimate(whole),
         seeds=tuple(seeds),
