@@ -252,16 +252,20 @@ def _read(path: Path) -> _File:
         raise ValueError(f"its 'is_sentence' is {reprlib.repr(sentence)}, neither true nor false")
     if not isinstance(shapes, list) or len(shapes) > MOST_SHAPES:
         raise ValueError(f"its 'shapes' are no list of at most {MOST_SHAPES}")
-    found = [_shape(shape) for shape in shapes]
-    return _File(texts[0], "sentence" if sentence else "phrase", [shape for shape in found if shape])
+    return _File(texts[0], "sentence" if sentence else "phrase", shapes_of(shapes))
+
+
+def shapes_of(shapes: list[Any]) -> list[Any]:
+    """The polygons of a file as `Shapes` has them, without those that mark no part of the image.
+
+    Raises:
+        KeyError, TypeError, ValueError: one is none.
+    """
+    return [shape for shape in map(_shape, shapes) if shape]
 
 
 def _shape(shape: Any) -> list[Any]:
-    """A polygon as `Shapes` has it; nothing for one that marks no part of the image.
-
-    Raises:
-        KeyError, TypeError, ValueError: it is none.
-    """
+    """A polygon; nothing for one that marks no part of the image."""
     label, points = shape["label"], shape["points"]
     if not isinstance(label, str) or not isinstance(points, list):
         raise ValueError(f"a shape has the label {reprlib.repr(label)} and {reprlib.repr(points)} as points")
