@@ -159,18 +159,23 @@ def tables(runs: Runs, baseline: str | None = None, metric: str = SCORE) -> list
         UserError: no row has the baseline's name, there is no such metric, or the runs did not measure it.
     """
     score = metrics.get(metric)
+    frame = runs.frame[runs.frame["dataset"].map(score.fits).astype(bool)]
+    if frame.empty:
+        raise UserError(
+            f"--metric {metric} is measured on {', '.join(score.datasets)} alone, which no run here has."
+        )
     if lost := [column for column in score.columns if column not in runs.frame]:
         raise UserError(
             f"--metric {metric} is made of {', '.join(lost)}, which no run here measured; run again where "
             f"the metric is "
             "installed or given with --plugin."
         )
-    if runs.frame[list(score.columns)].isna().any(axis=None):
+    if frame[list(score.columns)].isna().any(axis=None):
         raise UserError(
             f"--metric {metric} was not measured in all of these runs; report those alone that did."
         )
-    parted = groups(runs.frame)
-    known = sorted(set(runs.frame["pruner"]))
+    parted = groups(frame)
+    known = sorted(set(frame["pruner"]))
     if baseline is not None and baseline not in known:
         raise UserError(
             f"--baseline {baseline!r} has no row; there are {', '.join(known)}.{nearest(baseline, known)}"
