@@ -85,9 +85,10 @@ def test_splits_are_taken_literally(tmp_path: Path) -> None:
         parse_datasets("grefcoco:test", tmp_path)
 
 
-def test_a_pickle_comes_before_the_json(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["grefs(unc).p", "refs(unc).p"])
+def test_a_pickle_comes_before_the_json(tmp_path: Path, name: str) -> None:
     folder = release(tmp_path)
-    (folder / "grefs(unc).p").write_bytes(pickle.dumps([ref(1, 1, [11], "val", "pickled")], protocol=2))
+    (folder / name).write_bytes(pickle.dumps([ref(1, 1, [11], "val", "pickled")], protocol=2))
     assert load_refer(tmp_path, "grefcoco", "val")[0].expressions[0].text == "pickled"
 
 

@@ -310,14 +310,17 @@ def _tree(root: Path, dataset: str) -> _Tree:
 
 
 def _files(root: Path, dataset: str) -> tuple[Path, Path]:
-    """The data set's refs file and its instances.json. gRefCOCO's is released as JSON; its own code takes a
-    pickle first."""
+    """The data set's refs file and its instances.json.
+
+    gRefCOCO's is released as `grefs(unc).json`, and its own code takes a `grefs(unc).p` first. One under the
+    name that all other data sets have was put there by hand, and comes before both.
+    """
     folder_name, author = split_name(dataset)
     folder = _base(root, dataset) / folder_name
     refs = folder / f"refs({author}).p"
     if _generalised(dataset):
-        kinds = (folder / f"grefs({author}).p", folder / f"grefs({author}).json", refs)
-        refs = next((path for path in kinds if path.is_file()), kinds[1])
+        released = folder / f"grefs({author}).json"
+        refs = next((path for path in (refs, released.with_suffix(".p")) if path.is_file()), released)
     return refs, folder / "instances.json"
 
 
