@@ -137,7 +137,7 @@ def _data(root: Path) -> Iterator[Finding]:
         held = refer_names(root)
     except DataError as error:
         if not own.own_names(root) and not reasons:
-            yield Finding("wrong", f"{error}{own.hint(root)}")
+            yield Finding("wrong", f"{error}{own.hint(root)}{reasonseg.hint(root)}")
         return
     places = bases(root)
     there = " or ".join(f"'{base}'" for base in places)

@@ -100,6 +100,13 @@ def test_what_is_not_there(tmp_path: Path, text: str, there: str | None, said: s
         parse_datasets(text, tmp_path if there else None)
 
 
+def test_a_folder_without_data_is_told_where_it_would_lie(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"Refer_Segm.* ReasonSeg is '.*/reason_seg/ReasonSeg/\{train, val, t"
+    ):
+        parse_datasets("reasonseg", tmp_path)
+
+
 def test_own_data_may_not_take_its_name(tmp_path: Path) -> None:
     (tmp_path / "reasonseg").mkdir()
     (tmp_path / "reasonseg" / "expressions.csv").write_text("split,image,expression,annotations\n")

@@ -92,9 +92,16 @@ def found(root: Path | None) -> Path | None:
 
 def expected(root: Path | None) -> str:
     """The tree that it needs, on one line."""
-    folder = Path("DIR") if root is None else root
-    splits = ", ".join((*OTHERS, *EVALUATION))
-    return f"expected {folder / LAYOUT}/{{{splits}}}/{{NAME.jpg, NAME.json}}"
+    return f"expected {_tree(root or Path('DIR'))}"
+
+
+def hint(root: Path) -> str:
+    """What to tell who gave a data folder without data."""
+    return f" ReasonSeg is '{_tree(root)}'." if root.is_dir() else ""
+
+
+def _tree(root: Path) -> str:
+    return f"{root / LAYOUT}/{{{', '.join((*OTHERS, *EVALUATION))}}}/{{NAME.jpg, NAME.json}}"
 
 
 def _place(root: Path | None) -> Path:

@@ -112,7 +112,7 @@ def _folder(root: str | Path | None) -> Path | None:
         try:
             refer.refer_names(folder)
         except DataError as error:
-            raise DataError(f"{error}{own.hint(folder)}") from None
+            raise DataError(f"{error}{own.hint(folder)}{reasonseg.hint(folder)}") from None
     return folder
 
 
