@@ -49,7 +49,7 @@ def stated(pruner: Pruner, budget: int, patches: int, num_layers: int) -> tuple[
             tuple(of(pruner, budget, patches, num_layers)) for of in (type(pruner).schedule, Pruner.schedule)
         )
         if schedule != follows:
-            raise Fault(f"states the schedule {_told(schedule)} where its cuts make {_told(follows)}")
+            raise Fault(f"states the schedule {told(schedule)} where its cuts make {told(follows)}")
         _check_schedule(schedule, pruner.budget_kind, budget, patches)
         if pruner.positions not in ("compact", "kept"):
             raise Fault(f"has positions {pruner.positions!r}; they are 'compact' or 'kept'")
@@ -74,8 +74,12 @@ def _check_cuts(cuts: Sequence[Cut], num_layers: int) -> None:
         before = cut.layer
 
 
-def _told(schedule: Sequence[int]) -> str:
-    """Tokens of every layer as `576 x 2, 64 x 30`."""
+def told(schedule: Sequence[int]) -> str:
+    """Tokens of every layer as a text.
+
+    >>> told([576, 576, 64])
+    '576 x 2, 64 x 1'
+    """
     runs: list[list[int]] = []
     for count in schedule:
         if runs and runs[-1][0] == count:
@@ -99,9 +103,9 @@ def _check_schedule(schedule: Sequence[int], kind: str, budget: int, patches: in
                     f"ends at {schedule[-1]} tokens where {budget} were asked; a pruner ends at exactly "
                     f"the budget"
                 )
-        case "mean":  # every pruned layer rounds by half a token at most
+        case "mean":  # every pruned layer rounds, or truncates, by a token at most
             pruned = sum(count < patches for count in schedule)
-            if 2 * abs(sum(schedule) - budget * len(schedule)) > pruned:
+            if abs(sum(schedule) - budget * len(schedule)) > pruned:
                 mean = sum(schedule) / len(schedule)
                 raise Fault(
                     f"averages {mean:.2f} tokens where {budget} were asked; a pruner averages exactly the "

@@ -19,8 +19,8 @@ DEEP, EARLY = (8, 16, 24), (2, 8, 16)  # of 32 layers: as released, and as its a
 class PyramidDrop(LayerPruner):
     """PyramidDrop at any budget, a mean over the layers.
 
-    The release names ratios and no budget. After its author's advice stage i keeps int(N s^i) tokens here; s
-    is the share with which the layers average the budget, and what truncation loses goes to the last stages.
+    The release names ratios and no budget. After its author's advice stage i keeps int(N s^i) tokens here,
+    and s is the share with which the layers average the budget but for the truncation.
 
     Args:
         layers: the first layers that see fewer tokens; by default 8, 16 and 24 of 32 layers, or 2, 8 and 16

@@ -83,7 +83,7 @@ def settled(
     seen: Seen = list,
 ) -> tuple[Cut, ...]:
     """Cuts whose counts are moved by single tokens, the last first, until they average the budget: every
-    layer behind the first cut rounds by half a token at most.
+    layer behind the first cut rounds, or truncates, by a token at most.
 
     Args:
         counts: of every cut, not growing; these are moved, from 1 on.
@@ -94,26 +94,24 @@ def settled(
     """
     check_inside(pruner, layers, num_layers)
     runs, counts = spans(layers, num_layers), [min(count, patches) for count in counts]
+    fewest = total(seen([1] * len(counts)), runs, patches) - (num_layers - runs[0])
+    least = max(runs[0] * patches // num_layers + 1, ceil(fewest / num_layers))
+    if budget < least:
+        raise ImpossibleBudget(
+            f"{pruner.spec()} cannot average {budget} tokens over {num_layers} layers: the least mean is "
+            f"{least}."
+        )
     while True:
         there = seen(counts)
         missing = budget * num_layers - total(there, runs, patches)
         pruned = sum(run for run, count in zip(runs[1:], there, strict=True) if count < patches)
-        if 2 * abs(missing) <= pruned:
+        if abs(missing) <= pruned:
             return tuple(map(Cut, layers, there))
         up, around = missing > 0, [patches, *counts, 1]
         room = [
             around[k] > around[k + 1] if up else around[k + 1] > around[k + 2] for k in range(len(counts))
         ]
-        if not any(room):
-            raise ImpossibleBudget(_too_few(pruner, budget, total(there, runs, patches), pruned, num_layers))
         counts[max(k for k, free in enumerate(room) if free)] += 1 if up else -1
-
-
-def _too_few(pruner: Pruner, budget: int, least: float, pruned: int, num_layers: int) -> str:
-    mean = max(budget + 1, ceil((least - pruned / 2) / num_layers))
-    return (
-        f"{pruner.spec()} cannot average {budget} tokens over {num_layers} layers: the least mean is {mean}."
-    )
 
 
 def named(

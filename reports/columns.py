@@ -55,6 +55,8 @@ def meanings(metric: Metric, beside: Sequence[Metric]) -> dict[str, str]:
         "mean over layers": "visual tokens that the layers of the language model process on average, "
         "measured; it exceeds tokens for "
         "methods that prune inside the model.",
+        "per layer": "visual tokens that each layer of the language model processes, `576 x 2, 64 x 30`, of "
+        "methods that prune inside it: stated beforehand, and compared with what ran.",
         "on rounding": "what hangs on the last bits: percent of the kept tokens that would be others, and "
         "points by which an "
         "expression's IoU moves then (mean of the absolute change), if another attention kernel or device "

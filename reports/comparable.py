@@ -10,6 +10,8 @@ import pandas as pd
 
 COLUMN = ["dataset", "split"]
 LINE = ["pruner", "budget"]
+BOUND = "none"
+LABEL = "label"  # the kind of a budget that is a published row's name
 KEPT = ", positions kept"  # behind the name of a method whose tokens keep theirs because the run asks for it
 SETTING = ["backbone", "protocol", "answers", "device", "dtype", "attn", "fingerprint", "evaluation"]
 WORDS = {
@@ -45,7 +47,8 @@ def groups(frame: pd.DataFrame) -> list[Group]:
     """Part records by everything that must be equal in a ranking.
 
     Rows of a split with another data fingerprint part; splits that only one run has do not. A row whose
-    tokens are the same in the last layer and on average stands in the tables of both kinds of budget.
+    tokens are the same in the last layer and on average stands in the tables of both kinds of budget; beside
+    labels, which count nothing, stands the upper bound alone.
     """
     found = []
     for key, part in frame.groupby(SETTING, sort=False, dropna=False):
@@ -58,7 +61,8 @@ def groups(frame: pd.DataFrame) -> list[Group]:
                 .transform("all")
             )
             for kind in sorted(rows["budget_kind"].astype(str).unique()):
-                here = rows[(rows["budget_kind"].astype(str) == kind) | even]
+                joins = rows["pruner"] == BOUND if kind == LABEL else even
+                here = rows[(rows["budget_kind"].astype(str) == kind) | joins]
                 found.append(Group(facts | {"data": data, "budget_kind": kind}, here))
     return found
 

@@ -55,6 +55,7 @@ def cells(projection: Projection, printed: pd.DataFrame, on: Gpu) -> pd.DataFram
                 "method": row["pruner"],
                 "budget": row["budget"],
                 "tokens mean": f"{row['tokens_mean']:.4g}",
+                "per layer": row["per_layer"],
                 "FLOPs (T)": flops[0],
                 "paper": flops[1],
                 "error": flops[2],

@@ -75,10 +75,17 @@ def leaderboard_row(line: TableRow, table: Table) -> dict[str, str]:
         cells[LOGPROB] = NONE if line.seg_logprob is None else f"{line.seg_logprob:.3g}"
     cells["tokens"] = f"{line.tokens_final:g}"
     cells["mean over layers"] = f"{line.tokens_mean:.4g}"
+    if _cut(table):
+        cells["per layer"] = line.schedule if line.stage != "tower" else ""
     cells["on rounding"] = (
         NONE if line.rounding is None else f"{100 * line.rounding[0]:.1f} / {100 * line.rounding[1]:.2f}"
     )
     return cells
+
+
+def _cut(table: Table) -> bool:
+    """Whether a method of the table prunes inside the language model, by a schedule that is known."""
+    return any(line.stage != "tower" and line.schedule for line in table.lines)
 
 
 def _baseline(table: Table) -> str | None:
@@ -257,6 +264,7 @@ def footer(runs: Runs, tables: list[Table]) -> list[str]:
         *([LOGPROB] if any(line.seg_logprob is not None for table in tables for line in table.lines) else []),
         "tokens",
         "mean over layers",
+        *(["per layer"] if any(map(_cut, tables)) else []),
         "on rounding",
     ]
     if any(_baseline(table) for table in tables):

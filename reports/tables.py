@@ -17,13 +17,13 @@ from harness.metrics.bootstrap import Estimate, Resampled, adjusted, estimate, r
 from harness.store import records
 from pruners.base import REFERENT, UserError, nearest
 from reports.columns import SCORE
-from reports.comparable import COLUMN, LINE, Group, groups, title
+from reports.comparable import BOUND, COLUMN, LABEL, LINE, Group, groups, title
 from reports.gather import Runs
 
 Column = tuple[str, str]
 Weights = NDArray[np.float64]
 ALPHA = 0.05
-RANDOM, BOUND = "random", "none"
+RANDOM = "random"
 SPLITS = ("val", "testA", "testB", "test")
 
 
@@ -65,6 +65,8 @@ class TableRow:
         against: 'random', 'best' and 'baseline', where there is such a row.
         said: share of the expressions whose answer, written by the model, holds a [SEG]; None if answers are
             forced.
+        schedule: visual tokens of every layer of the language model, `576 x 2, 64 x 30`; empty where nobody
+            wrote it down.
         seg_logprob: log-probability of [SEG] at its place, mean over the expressions that have one; None
             where the backbone does not say.
     """
@@ -85,6 +87,7 @@ class TableRow:
     against: dict[str, Against] = field(default_factory=dict)
     said: float | None = None
     seg_logprob: float | None = None
+    schedule: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,11 +122,12 @@ class Table:
     def blocks(self) -> list[tuple[str, list[TableRow]]]:
         """Rows below their headings: the upper bound, then one block per budget."""
         found: dict[str, list[TableRow]] = {}
+        retain = "Label {}" if self.group.facts["budget_kind"] == LABEL else "Retain {} tokens"
         for line in self.lines:
             heading = (
                 f"Upper bound, all {line.budget} tokens"
                 if line.pruner == BOUND
-                else f"Retain {self.size(line.budget)} tokens"
+                else retain.format(self.size(line.budget))
             )
             found.setdefault(heading, []).append(line)
         return list(found.items())
@@ -351,6 +355,7 @@ def _line(
         rounding=_hanging(rows),
         said=_mean_of(rows["seg_said"]),
         seg_logprob=_mean_of(rows["seg_logprob"]),
+        schedule=str(rows["schedule"].iloc[0] or ""),
         sees_truth=REFERENT.kind in str(rows["needs"].iloc[0]).split(),
     )
 

@@ -117,6 +117,7 @@ def store(
     data: str = "d1",
     kind: str = "final",
     text: str = "the left one",
+    schedule: str = "",
     **info: Any,
 ) -> Path:
     """Write a run folder.
@@ -125,6 +126,7 @@ def store(
         setting: what differs from SETTING, in all cells.
         data: fingerprint of every split.
         kind: what the budgets of fastv count.
+        schedule: of fastv.
         info: more of run.json.
     """
     rows = [
@@ -132,7 +134,7 @@ def store(
         for row in rows
     ]
     shared = SETTING | (setting or {})
-    cells = {row["cell"]: a_cell(row, shared, data, kind) for row in rows}
+    cells = {row["cell"]: a_cell(row, shared, data, kind, schedule) for row in rows}
     whole = [*sample_rows(rows, folder, text), *rows]
     tables = {}
     for dataset, split in records.splits_of(cells):
@@ -162,7 +164,9 @@ def store(
     return folder
 
 
-def a_cell(row: dict[str, Any], setting: dict[str, str], data: str, kind: str) -> dict[str, Any]:
+def a_cell(
+    row: dict[str, Any], setting: dict[str, str], data: str, kind: str, schedule: str = ""
+) -> dict[str, Any]:
     """What run.json says of a row's cell."""
     name = row["pruner"].partition("(")[0]
     return {key: row[key] for key in ("dataset", "split", "pruner", "budget", "seed")} | {
@@ -170,6 +174,7 @@ def a_cell(row: dict[str, Any], setting: dict[str, str], data: str, kind: str) -
         "data": data,
         "stage": "layer" if name == "fastv" else "tower",
         "budget_kind": kind if name == "fastv" else "final",
+        "schedule": schedule if name == "fastv" else "",
         "kind": "control" if name in ("none", "oracle", "random") else "method",
         "needs": ["referent"] if name == "oracle" else [],
         "stochastic": name == "random",

@@ -281,6 +281,12 @@ def test_budgets_that_count_differently_are_parted(rows: list[dict[str, Any]], t
     assert "fastv(layer=3)" not in names
     # even tokens are of both kinds
     assert {"none", "fastv(budget='mean')", "litelvlm", "random (3 seeds)"} <= set(names)
+    text = render(plain, store(tmp_path / "c", mean, kind="label", run="e5f7"), out=tmp_path / "out")
+    other = text.split("# glamm-mini, protocol each, what a budget counts label")[1]
+    # and a label is nothing that anything else could be compared with
+    assert [line[0] for line in cells_of(other)][2:] == [
+        *("**Upper bound, all 576 tokens**", "none", "**Label 64**", "fastv(budget='mean')")
+    ]
 
 
 def test_a_row_without_all_columns_has_no_average(rows: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -460,7 +466,9 @@ def test_the_page_of_columns_says_what_the_footer_says(rows: list[dict[str, Any]
     written = (Path(__file__).parent.parent / "docs" / "columns.md").read_text(encoding="utf-8")
     assert written == columns.page(), "run `python -m reports.columns > docs/columns.md`"
     own = [row | {"seg_said": 1, "seg_logprob": -0.5, "wrote": "[SEG]"} for row in rows]
-    text = render(store(tmp_path, own, setting={"answers": "generated"}), baseline="litelvlm")
+    folder = store(tmp_path, own, setting={"answers": "generated"}, schedule="576 x 2, 64 x 30")
+    text = render(folder, baseline="litelvlm")
+    assert "| 576 x 2, 64 x 30 |" in text
     for name, meaning in columns.COLUMNS.items():
         assert f"- {name}: {meaning}" in text
     shown = {name for line in cells_of(text)[:1] for name in line}

@@ -25,6 +25,7 @@ from harness.cost.formulas import PRESETS
 from harness.cost.store import MODULES
 from harness.engine.cells import Line
 from pruners.base import TEXT_EMBEDS, Cut, Pruner
+from pruners.checks import told
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,7 @@ def project(
                 "lengths": lengths,
                 "tokens_final": seen[-1],
                 "tokens_mean": sum(seen) / len(seen),
+                "per_layer": told(seen),
                 "macs_measured": sum(macs.values()),
                 **{name: preset(lengths, shape, prompt.text) for name, preset in PRESETS.items()},
                 "activation_peak": peak,

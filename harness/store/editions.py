@@ -24,6 +24,7 @@ from harness.store.journal import alone, write_atomically
 from harness.store.provenance import collect, differences
 from harness.store.run_folder import DONE, FOLDER, LOOSE, RUN, SCHEMA, done_info, run_info
 from harness.store.tables import verify
+from pruners import checks
 from pruners.base import UserError
 
 LOCK = "run.lock"
@@ -78,11 +79,13 @@ class Opened:
 
 def entry(job: Job, backbone: Backbone) -> dict[str, Any]:
     """What `run.json` says of a cell: all that a report needs."""
-    pruner = job.pruner
+    pruner, patches = job.pruner, backbone.grid[0] * backbone.grid[1]
+    schedule = checks.stated(pruner, job.cell.budget, patches, backbone.num_layers)
     return asdict(job.cell) | {
         "asked": job.cell.asked,
         "stage": pruner.stage,
         "budget_kind": pruner.budget_kind,
+        "schedule": checks.told(schedule),
         "kind": pruner.kind,
         "needs": sorted(map(signal, pruner.needs)),
         "stochastic": pruner.stochastic,

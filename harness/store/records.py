@@ -67,7 +67,7 @@ COLUMNS = (*ASKED, *OF_CELL, *COUNTED, *ROUNDED, *SHOWN, *SEEN, *ANSWERED, "samp
 # looked up by the row's cell
 FROM_RUN = (
     *("fingerprint", "dtype", "attn", "device", "data", "source", "evaluation", "parameters"),
-    *("stage", "budget_kind", "kind", "needs", "stochastic", "grid", "geometry"),
+    *("stage", "budget_kind", "schedule", "kind", "needs", "stochastic", "grid", "geometry"),
     *("positions", "own_positions", "answers", "budget_asked"),
 )
 BEFORE = {"positions": "compact", "own_positions": False, "answers": "forced"}  # where nothing is said
