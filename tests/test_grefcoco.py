@@ -220,10 +220,12 @@ def test_what_is_ignored_is_neither_target_nor_mask() -> None:
     assert (row["gres_target"], row["gres_mask"], row["gres_both"]) == (0, 0, 0)
 
 
-def test_a_mask_of_few_pixels_can_say_that_there_is_nothing() -> None:
+def test_a_mask_of_few_pixels_can_say_that_there_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     class Fifty(NoTargetAccuracy):
-        name, fewest = "n_acc50", 50
+        name, title, fewest = "n_acc50", "N-acc (50 px)", 50
 
+    monkeypatch.setattr(metrics.registry.metrics, "known", dict(metrics.registry.metrics.known))
+    metrics.register(Fifty)
     table = {"gres_target": [0, 0, 9], "gres_mask": [49, 50, 0], "gres_both": [0, 0, 0]}
     assert Fifty().value(table) == 0.5 and metrics.get("n_acc").value(table) == 0.0
 

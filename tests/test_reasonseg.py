@@ -244,6 +244,13 @@ def test_a_damaged_file_costs_its_image_alone(
     assert (good.masks() == 1).sum() == 441
 
 
+def test_a_damaged_file_is_known_by_what_is_wrong_and_not_by_its_folder(tmp_path: Path) -> None:
+    for name in ("here", "there"):
+        with_field(text=[])(write(tmp_path / name))
+    one, two = (load_samples("reasonseg", "val", tmp_path / name) for name in ("here", "there"))
+    assert fingerprint(one) == fingerprint(two)
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -138,11 +139,14 @@ class Shapes(Annotation):
         return mask
 
 
+@dataclass(frozen=True)
 class Damaged(Annotation):
     """Stands for the shapes of a file that cannot be read; its segmentation says why."""
 
+    path: Path
+
     def mask(self, height: int, width: int, frame: int = 0) -> NDArray[np.uint8]:
-        raise DamagedSegmentation(self.segmentation)
+        raise DamagedSegmentation(f"'{self.path}' cannot be used ({self.segmentation})")
 
 
 def _opencv() -> ModuleType:
@@ -189,7 +193,7 @@ def _sample(folder: Path, name: str, number: int) -> Sample:
         target: tuple[Annotation, ...] = (Shapes(number, said.shapes),) if said.shapes else ()
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         said = _File("", "", [])
-        target = (Damaged(number, f"'{path}' cannot be used ({_reason(error)})"),)
+        target = (Damaged(number, _reason(error), path),)
     height, width = _size(folder / f"{name}.jpg")
     return Sample(
         id=f"{NAME}:{folder.name}:{name}",
