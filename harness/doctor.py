@@ -16,25 +16,34 @@ import backbones
 from backbones import Finding, Settings, versions
 from backbones.parts.json_files import read_json
 from harness import data
-from harness.data import own
-from harness.data.refer import FOLDER, expected, refer_names, splits
+from harness.data import own, reasonseg
+from harness.data.refer import GENERALISED, bases, expected, refer_names, splits
 from harness.data.refshapes.writer import MANIFEST, cache_folder
 from harness.data.refshapes.writer import SPLITS as REFSHAPES
 from harness.data.sample import DataError, Sample
 from harness.plan import Plan
 from pruners.errors import nearest
 
-# images, refs and expressions of the published splits: RefCOCO and RefCOCO+ by unc, RefCOCOg by umd
-OFFICIAL: dict[str, dict[str, tuple[int, int, int]]] = {
+Counts = tuple[int, int | None, int]  # images, refs (None: not published) and expressions
+# the published splits that `--datasets all` runs: RefCOCO and RefCOCO+ by unc, RefCOCOg by umd
+OFFICIAL: dict[str, dict[str, Counts]] = {
     "refcoco": {"val": (1500, 3811, 10834), "testA": (750, 1975, 5657), "testB": (750, 1810, 5095)},
     "refcoco+": {"val": (1500, 3805, 10758), "testA": (750, 1975, 5726), "testB": (750, 1798, 4889)},
     "refcocog": {"val": (1300, 2573, 4896), "test": (2600, 5023, 9602)},
 }
+GREFCOCO: dict[str, Counts] = {
+    "val": (1500, None, 14229),
+    "testA": (750, None, 19200),
+    "testB": (750, None, 16063),
+}
+REASONSEG = {"val": 200, "test": 779, "train": 239}  # images, each with one text
+REFS_FILE, ZIP = "take the refs file of the release", "unpack the release's zip again"
 # module -> extra of this project
 OPTIONAL = {
     "mmcv": "mmcv",
     "flash_attn": "flash",
     "deepspeed": "distributed",
+    "cv2": "reasonseg",
 }
 NAMED = 20  # lines of a list of expressions that are named one by one
 FREE_BYTES = 500 * 2**20  # RefShapes needs about 300 MiB
@@ -44,7 +53,7 @@ def examine(folder: Path | None = None, asked: Sequence[Settings] = ()) -> Itera
     """Look at everything that a run would read.
 
     Args:
-        folder: data folder that holds Refer_Segm.
+        folder: data folder that holds Refer_Segm, refer_seg, reason_seg or own data.
         asked: backbones whose files are looked at, beside the one that runs by default.
     """
     yield from _packages()
@@ -121,21 +130,35 @@ def _data(root: Path) -> Iterator[Finding]:
     """Every evaluation split of a data folder."""
     for dataset in own.own_names(root):
         yield from _own(root, dataset)
+    reasons = reasonseg.found(root) is not None
+    if reasons:
+        yield from _reasonseg(root)
     try:
         held = refer_names(root)
     except DataError as error:
-        if not own.own_names(root):
-            yield Finding("wrong", f"{error}{own.hint(root)}")
+        if not own.own_names(root) and not reasons:
+            yield Finding("wrong", f"{error}{own.hint(root)}{reasonseg.hint(root)}")
         return
-    base = root / FOLDER if (root / FOLDER).is_dir() else root
-    folders = sorted(path.name for path in base.iterdir() if path.is_dir() and path.name not in OFFICIAL)
+    places = bases(root)
+    there = " or ".join(f"'{base}'" for base in places)
+    folders = sorted(
+        path.name
+        for base in places
+        for path in base.iterdir()
+        if path.is_dir() and path.name not in (*OFFICIAL, GENERALISED)
+    )
     if not held and not own.own_names(root):
-        yield Finding("wrong", f"'{base}' holds no data set; {expected(root, 'refcoco')}")
-    for dataset in [] if set(held) <= REFSHAPES.keys() else OFFICIAL:
+        yield Finding("wrong", f"{there} holds no data set; {expected(root, 'refcoco')}")
+    published = bool(set(held) - REFSHAPES.keys())
+    for dataset in OFFICIAL if published else []:
         if dataset not in held:
-            text = f"{dataset} is not in '{base}', and --datasets all needs it; {expected(root, dataset)}."
+            text = f"{dataset} is not in {there}, and --datasets all needs it; {expected(root, dataset)}."
             near = nearest(dataset, folders)
             yield Finding("wrong" if near else "note", text + near)
+    if published and GENERALISED not in held:
+        yield Finding("note", f"{GENERALISED} is not in {there}; {expected(root, GENERALISED)}")
+    if published and not reasons:
+        yield Finding("note", f"{reasonseg.NAME} is not in '{root}'; {reasonseg.expected(root)}")
     for dataset in held:
         yield from _dataset(root, dataset)
 
@@ -146,11 +169,17 @@ def _dataset(root: Path, dataset: str) -> Iterator[Finding]:
     except DataError as error:
         yield Finding("wrong", str(error))
         return
-    official = OFFICIAL.get(dataset, {})
+    official = GREFCOCO if dataset == GENERALISED else OFFICIAL.get(dataset, {})
     if absent := [split for split in official if split not in own]:
         yield Finding(
             "wrong",
-            f"{dataset} lacks the published splits {', '.join(absent)}; take the refs file of the release",
+            f"{dataset} lacks the published splits {', '.join(absent)}; {REFS_FILE}",
+        )
+    if dataset == GENERALISED:
+        yield Finding(
+            "note",
+            f"{dataset} asks for what is not there, and a forced answer always holds a [SEG]: run it with "
+            f"--answers generated",
         )
     for split in own:
         try:
@@ -158,6 +187,22 @@ def _dataset(root: Path, dataset: str) -> Iterator[Finding]:
             yield from _split(samples, official.get(split), _prints(root).get(f"{dataset}:{split}"))
         except DataError as error:
             yield Finding("wrong", str(error))
+
+
+def _reasonseg(root: Path) -> Iterator[Finding]:
+    evaluation, others = reasonseg.ReasonSeg().splits(reasonseg.NAME, root)
+    for split in (*evaluation, *others):
+        try:
+            samples = data.load_samples(reasonseg.NAME, split, root)
+        except DataError as error:
+            yield Finding("wrong", str(error))
+            continue
+        count = REASONSEG[split]
+        yield from _split(samples, (count, count, count), None, ZIP)
+    if "val" in evaluation:
+        yield Finding(
+            "note", f"{reasonseg.NAME}:val was trained on by LISA's v1 models; compare them on its test split"
+        )
 
 
 def _own(root: Path, dataset: str) -> Iterator[Finding]:
@@ -185,20 +230,27 @@ def _prints(root: Path) -> dict[str, str]:
 
 
 def _split(
-    samples: list[Sample], official: tuple[int, int, int] | None, known: str | None
+    samples: list[Sample], official: Counts | None, known: str | None, mend: str = REFS_FILE
 ) -> Iterator[Finding]:
-    """Counts against the published ones, and every image and mask read once."""
+    """Counts against the published ones, and every image and mask read once.
+
+    Args:
+        official: the published counts.
+        known: the fingerprint that generated data were written with.
+        mend: what to do where the counts differ.
+    """
     name = f"{samples[0].dataset}:{samples[0].split}"
     spoken = [expression for sample in samples for expression in sample.expressions]
     counts = (len(samples), len({expression.ref_id for expression in spoken}), len(spoken))
     told = "{} images, {} refs, {} expressions".format(*counts)
     fine = True
-    if official is not None and counts != official:
-        whole = "{} images, {} refs, {} expressions".format(*official)
+    if official is not None and any(
+        wanted not in (None, count) for wanted, count in zip(official, counts, strict=True)
+    ):
+        kinds = zip(official, ("images", "refs", "expressions"), strict=True)
+        whole = ", ".join(f"{wanted} {kind}" for wanted, kind in kinds if wanted is not None)
         fine = False
-        yield Finding(
-            "wrong", f"{name} has {told}, and the published split {whole}; take the refs file of the release"
-        )
+        yield Finding("wrong", f"{name} has {told}, and the published split {whole}; {mend}")
     broken = []
     for sample in tqdm(samples, desc=name, unit="image", disable=not sys.stderr.isatty(), leave=False):
         try:

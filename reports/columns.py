@@ -43,7 +43,7 @@ def meanings(metric: Metric, beside: Sequence[Metric]) -> dict[str, str]:
         "the 95 % interval of the "
         "difference; '*' marks what is significant at a false-discovery rate of 5 % over the table.",
         **{
-            one.title: f"{one.meaning} in {one.unit_word}, mean of the columns: {one.weighs}."
+            one.title: f"{one.meaning} in {one.unit_word}, mean of the columns{_of(one)}: {one.weighs}."
             for one in beside
         },
         SAID: "percent of the expressions whose answer, written by the model, holds a [SEG]; the mask of the "
@@ -66,6 +66,11 @@ def meanings(metric: Metric, beside: Sequence[Metric]) -> dict[str, str]:
     }
 
 
+def _of(one: Metric) -> str:
+    """Which columns a metric of some data sets alone is the mean of."""
+    return f" of {', '.join(one.datasets)}" if one.datasets else ""
+
+
 COLUMNS = meanings(metrics.get(SCORE), [metrics.get(name) for name in BESIDE])
 
 
@@ -77,8 +82,22 @@ def explain(names: Iterable[str], known: dict[str, str]) -> list[str]:
 def page() -> str:
     """The text of `docs/columns.md`."""
     lines = [f"- **{name}**: {text}" for name, text in COLUMNS.items()]
+    score = metrics.get(SCORE)
+    bound = [one for one in metrics.of_medium(score.medium) if one.datasets and one.shown]
+    known = meanings(score, bound)
     return "\n".join(
-        ["# What each column means", "", *lines, "", "Costs have a page of their own: [costs](costs.md).", ""]
+        [
+            "# What each column means",
+            "",
+            *lines,
+            "",
+            "In tables with a data set that has metrics of its own:",
+            "",
+            *(f"- **{one.title}**: {known[one.title]}" for one in bound),
+            "",
+            "Costs have a page of their own: [costs](costs.md).",
+            "",
+        ]
     )
 
 

@@ -147,10 +147,11 @@ def _measured_in_part(frame: pd.DataFrame) -> list[str]:
     """Metrics that some rows have and others do not."""
     found = []
     for one in metrics.made_of(frame.columns):
-        absent = frame[list(one.columns)].isna().any(axis=1)
+        wanted = frame[frame["dataset"].map(one.fits).astype(bool)]
+        absent = wanted[list(one.columns)].isna().any(axis=1)
         if absent.any():
             found.append(
-                f"{one.title} was not measured in {absent.sum()} of {len(frame)} results, and is left out "
+                f"{one.title} was not measured in {absent.sum()} of {len(wanted)} results, and is left out "
                 f"where it is not."
             )
     return found

@@ -67,7 +67,8 @@ def leaderboard_row(line: TableRow, table: Table) -> dict[str, str]:
     if baseline := _baseline(table):
         cells[f"vs {baseline}"] = _difference(line.against.get("baseline"), score)
     for one in table.beside:
-        cells[one.title] = shown(float(np.mean(list(line.others[one.name].values()))), one)
+        values = list(line.others[one.name].values())
+        cells[one.title] = shown(float(np.mean(values)) if values else None, one)
     if any(other.said is not None for other in table.lines):
         cells[SAID] = NONE if line.said is None else f"{100 * line.said:.1f}"
     if any(other.seg_logprob is not None for other in table.lines):
@@ -162,8 +163,8 @@ def per_seed(frame: pd.DataFrame) -> pd.DataFrame:
     for key, part in frame.groupby([*CELL, "seed", *COLUMN], sort=False, dropna=False):
         rows.append(
             dict(zip([*CELL, "seed", *COLUMN], key, strict=True))
-            | {one.name: one.value(part) for one in known}
-            | {name: part[name].sum() for name in counts}
+            | {one.name: one.value(part) for one in known if one.fits(part["dataset"].iloc[0])}
+            | {name: part[name].sum(min_count=1) for name in counts}
             | {
                 "tokens_final": part["tokens_final"].mean(),
                 "tokens_mean": part["tokens_mean"].mean(),
@@ -219,6 +220,12 @@ def warnings(table: Table, runs: Runs) -> list[str]:
     ]
     if uneven:
         found.append(f"Not comparable: rows rest on different numbers of expressions in {', '.join(uneven)}.")
+    blind = [one.title for one in (table.metric, *table.beside) if one.needs_generated]
+    if blind and table.group.facts["answers"] == "forced":
+        found.append(
+            f"{', '.join(blind)} tell little here: a forced answer always holds a [SEG], so a mask is hardly "
+            f"ever empty; run with --answers generated."
+        )
     if any(line.average is None for line in table.lines):
         found.append("Not comparable: rows without an Avg. lack columns that others have.")
     if (least := frame.groupby(COLUMN)["cluster"].nunique().min()) < bootstrap.FEWEST:

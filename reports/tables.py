@@ -163,18 +163,23 @@ def tables(runs: Runs, baseline: str | None = None, metric: str = SCORE) -> list
         UserError: no row has the baseline's name, there is no such metric, or the runs did not measure it.
     """
     score = metrics.get(metric)
+    frame = runs.frame[runs.frame["dataset"].map(score.fits).astype(bool)]
+    if frame.empty:
+        raise UserError(
+            f"--metric {metric} is measured on {', '.join(score.datasets)} alone, which no run here has."
+        )
     if lost := [column for column in score.columns if column not in runs.frame]:
         raise UserError(
             f"--metric {metric} is made of {', '.join(lost)}, which no run here measured; run again where "
             f"the metric is "
             "installed or given with --plugin."
         )
-    if runs.frame[list(score.columns)].isna().any(axis=None):
+    if frame[list(score.columns)].isna().any(axis=None):
         raise UserError(
             f"--metric {metric} was not measured in all of these runs; report those alone that did."
         )
-    parted = groups(runs.frame)
-    known = sorted(set(runs.frame["pruner"]))
+    parted = groups(frame)
+    known = sorted(set(frame["pruner"]))
     if baseline is not None and baseline not in known:
         raise UserError(
             f"--baseline {baseline!r} has no row; there are {', '.join(known)}.{nearest(baseline, known)}"
@@ -183,9 +188,13 @@ def tables(runs: Runs, baseline: str | None = None, metric: str = SCORE) -> list
 
 
 def measured(frame: pd.DataFrame) -> list[Metric]:
-    """All metrics that are made of what every record holds."""
-    whole = frame.columns[frame.notna().all()]
-    return metrics.made_of(whole)
+    """All metrics that are made of what every record holds, of those data sets that they are measured on."""
+    found = []
+    for one in metrics.made_of(frame.columns):
+        values = frame[frame["dataset"].map(one.fits).astype(bool)][list(one.columns)]
+        if len(values) and values.notna().all(axis=None):
+            found.append(one)
+    return found
 
 
 def _table(group: Group, heading: str, baseline: str | None, score: Metric) -> Table:
@@ -293,6 +302,7 @@ def _sharing(frame: pd.DataFrame, columns: Sequence[Column]) -> list[list[Column
 
 def _counts(rows: pd.DataFrame, known: Sequence[Metric]) -> dict[str, Any]:
     """What the score of one row in one column rests on."""
+    known = [one for one in known if one.fits(str(rows["dataset"].iloc[0]))]
     seeds = [part for _, part in rows.groupby("seed")]
     facts: dict[str, Any] = {one.name: float(np.mean([one.value(part) for part in seeds])) for one in known}
     sums: dict[str, Any] = {
@@ -333,7 +343,10 @@ def _line(
         control=rows["kind"].iloc[0] == "control",
         stage=str(rows["stage"].iloc[0]),
         scores=scores,
-        others={one.name: {column: counts[column][one.name] for column in scores} for one in beside},
+        others={
+            one.name: {column: counts[column][one.name] for column in scores if one.fits(column[0])}
+            for one in beside
+        },
         counts={column: counts[column] for column in scores},
         average=None if whole is None else drawn.estimate(whole),
         seeds=tuple(seeds),

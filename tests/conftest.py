@@ -27,6 +27,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--golden-glamm", type=Path, default=HERE / "golden" / "glamm", help="GLaMM checkpoint and arrays"
     )
     parser.addoption(
+        "--golden-reasonseg",
+        type=Path,
+        default=HERE / "golden" / "reasonseg",
+        help="ReasonSeg's files, masks and scores",
+    )
+    parser.addoption(
         "--plugin",
         action="append",
         default=[],
@@ -83,6 +89,12 @@ def golden_pruners2_dir(request: pytest.FixtureRequest) -> Path:
 def golden_glamm_dir(request: pytest.FixtureRequest) -> Path:
     """Folder with the official tiny GLaMM."""
     return request.config.getoption("--golden-glamm")
+
+
+@pytest.fixture(scope="session")
+def golden_reasonseg_dir(request: pytest.FixtureRequest) -> Path:
+    """Folder with ReasonSeg as the official code reads it."""
+    return request.config.getoption("--golden-reasonseg")
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,54 @@ def test_golden_tree(golden_glamm_dir: Path) -> None:
             assert any((mask == truth).all() for mask in named)
 
 
+def as_lisa(root: Path) -> Path:
+    """Move a tree to where LISA's README has it."""
+    base = root / "refer_seg"
+    (root / "Refer_Segm").rename(base)
+    (base / "images" / "mscoco" / "images").mkdir(parents=True)
+    (base / "coco_2014" / "train2014").rename(base / "images" / "mscoco" / "images" / "train2014")
+    return base
+
+
+@pytest.mark.parametrize("below", ["", "refer_seg"])
+def test_the_layout_of_lisa(tmp_path: Path, below: str) -> None:
+    refs = [ref(1, 1, 11, "val", "it"), ref(2, 2, 11, "testA", "that")]
+    official = load_refer(write_tree(tmp_path / "glamm", refs), "refcoco", "val")
+    as_lisa(write_tree(tmp_path / "lisa", refs))
+    root = tmp_path / "lisa" / below
+    assert parse_datasets("refcoco", root) == [("refcoco", "val"), ("refcoco", "testA")]
+    found = load_samples("refcoco", "val", root)
+    assert "refer_seg/images/mscoco/images/train2014/1.png" in found[0].frames[0].as_posix()
+    assert fingerprint(found) == fingerprint(official)
+    assert [sample.cluster for sample in found] == [sample.cluster for sample in official]
+    assert (found[0].masks() == official[0].masks()).all() and found[0].image().shape == (HEIGHT, WIDTH, 3)
+    found[0].frames[0].unlink()
+    with pytest.raises(DataError, match=r"lisa/refer_seg/\{refcoco/.*, images/mscoco/images/train2014/<im"):
+        load_refer(root, "refcoco", "val")
+
+
+@pytest.mark.parametrize("images", ["images/mscoco/images/train2014", "images/train2014"])
+def test_layouts_without_a_folder_of_their_own(tmp_path: Path, images: str) -> None:
+    """`refer/data` of REFER, and ReLA's `datasets`."""
+    base = write_tree(tmp_path, [ref(1, 1, 11, "val", "it")]) / "data"
+    (tmp_path / "Refer_Segm").rename(base)
+    (base / images).parent.mkdir(parents=True)
+    (base / "coco_2014" / "train2014").rename(base / images)
+    (sample,) = load_samples("refcoco", "val", base)
+    assert sample.image().shape == (HEIGHT, WIDTH, 3)
+
+
+def test_both_layouts_in_one_folder(tmp_path: Path) -> None:
+    as_lisa(write_tree(tmp_path, [ref(1, 1, 11, "val", "lisa's")]))
+    write_tree(tmp_path, [ref(1, 1, 11, "val", "glamm's")], dataset="refcoco+")
+    texts = [load_refer(tmp_path, name, "val")[0].expressions[0].text for name in ("refcoco", "refcoco+")]
+    assert texts == ["lisa's", "glamm's"]
+    with pytest.raises(DataError, match=r"'refcocog' is not in .* which holds refcoco, refcoco\+\."):
+        load_refer(tmp_path, "refcocog", "val")
+    with pytest.raises(DataError, match=r"expected .*/Refer_Segm/\{refcoco/.* or .*/refer_seg/\{refcoco/"):
+        load_refer(tmp_path / "nowhere", "refcoco", "val")
+
+
 # --- masks
 # ----------------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ NAMES = {
     "PIL": "pillow",
     "flash_attn": "flash-attn",
     "mmcv": "mmcv-lite",
+    "cv2": "opencv-python-headless",
 }
 
 
@@ -47,7 +48,10 @@ def imported(*folders: str) -> Iterator[tuple[str, Path]]:
 
 @pytest.mark.parametrize(
     ("folders", "extras"),
-    [(("harness", "pruners", "backbones", "reports"), ("flash", "mmcv")), (("tests",), ("test",))],
+    [
+        (("harness", "pruners", "backbones", "reports"), ("flash", "mmcv", "reasonseg")),
+        (("tests",), ("test",)),
+    ],
 )
 def test_what_is_imported_is_declared(folders: tuple[str, ...], extras: tuple[str, ...]) -> None:
     tops = {name.split(".")[0] for name, _ in imported(*folders)} - OURS - set(sys.stdlib_module_names)
@@ -81,7 +85,7 @@ def test_the_inside_of_foreign_classes_is_known_to_the_parts_alone() -> None:
 
 def test_every_range_has_two_ends_and_holds_the_locked_version() -> None:
     exact = locked()
-    for name, wanted in declared("test", "distributed", "flash", "mmcv").items():
+    for name, wanted in declared("test", "distributed", "flash", "mmcv", "reasonseg").items():
         assert {one.operator for one in wanted.specifier} == {">=", "<"}, name
         if name in declared("test", "distributed"):
             assert wanted.specifier.contains(exact[name]), name

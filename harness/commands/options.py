@@ -74,7 +74,10 @@ Costs = Annotated[
         help="off, projected (from shapes) or measured; by default what suits the backbone",
     ),
 ]
-Data = Annotated[Path | None, typer.Option("--data", help="folder that holds Refer_Segm/, or own data")]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="folder that holds Refer_Segm/ or refer_seg/, reason_seg/, or own data"),
+]
 Plugins = Annotated[
     list[str],
     typer.Option(

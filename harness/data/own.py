@@ -16,14 +16,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from harness.data.coco import Picture, below, load_instances, picture, shallow, whole
 from harness.data.dataset import DataSet, Splits
 from harness.data.expressions import IMAGES, ExpressionLine, LineFault, read_expressions
+from harness.data.reasonseg import NAME as REASONSEG
 from harness.data.refer import PUBLISHED
-from harness.data.sample import Annotation, DataError, Expression, Sample
+from harness.data.sample import DataError, Expression, Joined, Sample
 from pruners.base import nearest
 
 ANNOTATIONS = "annotations.json"
@@ -54,13 +52,6 @@ class OwnData(DataSet):
 
     def load(self, dataset: str, split: str, root: Path | None) -> list[Sample]:
         return load_own(Path(root or ""), dataset, split)
-
-
-class Joined(Annotation):
-    """One object whose parts are one where they overlap, as in COCO's own API."""
-
-    def mask(self, height: int, width: int, frame: int = 0) -> NDArray[np.uint8]:
-        return (super().mask(height, width, frame) > 0).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -175,7 +166,7 @@ def _sound(root: Path, dataset: str) -> _Files:
 
 def _read(root: Path, dataset: str) -> _Files:
     folder = root / dataset
-    if dataset in PUBLISHED:
+    if dataset in (*PUBLISHED, REASONSEG):
         raise DataError(
             f"'{folder}' has the name of a published data set, whose printed numbers are not of these "
             f"data; rename the folder."

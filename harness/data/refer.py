@@ -1,10 +1,17 @@
-"""Reader of the official REFER layout that GLaMM, LISA and their kin evaluate on.
+"""Reader of the official REFER layout, as GLaMM and as LISA lay it out.
 
     DIR/Refer_Segm/refcoco/{refs(unc).p, instances.json}
     DIR/Refer_Segm/coco_2014/train2014/<images>
 
-The same for refcoco+, refcocog (`refs(umd).p`), grefcoco and RefShapes. Split rules are those of the REFER
-API (https://github.com/lichengunc/refer) as mbzuai-oryx/groundingLMM uses it.
+    DIR/refer_seg/refcoco/{refs(unc).p, instances.json}
+    DIR/refer_seg/images/mscoco/images/train2014/<images>
+
+The same for refcoco+, refcocog (`refs(umd).p`), grefcoco (`grefs(unc).json`) and RefShapes. Split rules are
+those of the REFER API (https://github.com/lichengunc/refer) as mbzuai-oryx/groundingLMM uses it.
+
+gRefCOCO has rules of its own (G_REFER of https://github.com/henghuiding/ReLA): an expression means any number
+of objects, `ann_id` [-1] stands for none, splits are taken literally, crowds are left out, and parts that
+overlap are one.
 """
 
 from __future__ import annotations
@@ -19,14 +26,22 @@ from typing import Any
 from harness.data.coco import Picture, load_instances, picture, shallow, whole
 from harness.data.dataset import DataSet, Splits
 from harness.data.refs import Ref, read_refs
-from harness.data.sample import Annotation, DataError, Expression, Sample
+from harness.data.sample import Annotation, DataError, Expression, Joined, Sample
 from pruners.base import nearest
 
 FOLDER = "Refer_Segm"
+# what an image is known by, wherever it lies: rows of all layouts are drawn together
 IMAGES = Path("coco_2014") / "train2014"
+# folders of a data folder, GLaMM's and LISA's, and where the images lie in each
+LAYOUTS = {FOLDER: IMAGES, "refer_seg": Path("images") / "mscoco" / "images" / "train2014"}
+# any of them will do; the last one is ReLA's
+IMAGE_FOLDERS = (*LAYOUTS.values(), Path("images") / "train2014")
+# which some releases write before an image's name
+PREFIXES = (*IMAGES.parts, "images", "mscoco", "images", "train2014")
+GENERALISED = "grefcoco"
 EVALUATION_SPLITS = ("val", "testA", "testB", "testC", "test")
 SPLIT_BY = {"refcocog": "umd", "refshapesg": "umd"}  # all others: unc, as the official evaluation has it
-PUBLISHED = ("refcoco", "refcoco+", "refcocog", "grefcoco")
+PUBLISHED = ("refcoco", "refcoco+", "refcocog", GENERALISED)
 
 
 class Refer(DataSet):
@@ -43,7 +58,8 @@ class Refer(DataSet):
         return split_name(dataset)[0] in self.names(root)
 
     def splits(self, dataset: str, root: Path | None) -> Splits:
-        return with_all_tests(*splits(Path(root or ""), dataset))
+        found = splits(Path(root or ""), dataset)
+        return Splits(*found) if _generalised(dataset) else with_all_tests(*found)
 
     def load(self, dataset: str, split: str, root: Path | None) -> list[Sample]:
         return load_refer(Path(root or ""), dataset, split)
@@ -78,20 +94,32 @@ def split_name(dataset: str) -> tuple[str, str]:
     return match[1], match[2] or SPLIT_BY.get(match[1], "unc")
 
 
+def _generalised(dataset: str) -> bool:
+    """Whether it follows the rules of gRefCOCO."""
+    return split_name(dataset)[0] == GENERALISED
+
+
 def expected(root: Path, dataset: str) -> str:
-    """The tree that a data set needs, on one line."""
+    """The trees that a data set may lie in, on one line; that of a layout which is there alone."""
     folder, author = split_name(dataset)
-    base = root if root.name == FOLDER else root / FOLDER
-    return f"expected {base}/{{{folder}/{{refs({author}).p, instances.json}}, {IMAGES.as_posix()}/<images>}}"
+    refs = f"grefs({author}).json" if folder == GENERALISED else f"refs({author}).p"
+    there = [name for name in LAYOUTS if name == root.name or (root / name).is_dir()]
+    trees = [
+        f"{root if name == root.name else root / name}/{{{folder}/{{{refs}, instances.json}}, "
+        f"{LAYOUTS[name].as_posix()}/<images>}}"
+        for name in there or LAYOUTS
+    ]
+    return f"expected {' or '.join(trees)}"
 
 
 def refer_names(root: Path) -> list[str]:
-    """Data sets below `root` (DIR or DIR/Refer_Segm), sorted: folders with an instances.json or a refs file.
+    """Data sets below `root` (DIR, or the folder of a layout), sorted: folders with an instances.json or a
+    refs file.
 
     Raises:
         DataError: there is no such folder.
     """
-    return _held(_base(root))
+    return sorted({name for base in bases(root) for name in _held(base)})
 
 
 def splits(root: Path, dataset: str) -> tuple[list[str], list[str]]:
@@ -105,7 +133,7 @@ def splits(root: Path, dataset: str) -> tuple[list[str], list[str]]:
     own = [
         split
         for split in EVALUATION_SPLITS
-        if split in held or (split[:-1] == "test" and any(map(_chooser(split), held)))
+        if split in held or (split[:-1] == "test" and any(map(_chooser(dataset, split), held)))
     ]
     return own, [split for split in held if split not in own]
 
@@ -114,10 +142,12 @@ def load_refer(root: str | Path, dataset: str, split: str) -> list[Sample]:
     """Read one split.
 
     Args:
-        root: the folder that holds Refer_Segm, or Refer_Segm itself.
-        dataset: folder below Refer_Segm, e.g. 'refcoco+'; 'refcocog(google)' names another author's splits.
+        root: the folder that holds Refer_Segm or refer_seg, or one of these itself. Of two that hold the data
+            set, Refer_Segm is read.
+        dataset: folder below it, e.g. 'refcoco+'; 'refcocog(google)' names another author's splits.
         split: 'val', 'train', 'testA' (every split field with an A, as the REFER API has it), 'testB',
-            'testC', 'test' (every split field that contains it), or any other split field, literally.
+            'testC', 'test' (every split field that contains it), or any other split field, literally. Those
+            of grefcoco are all taken literally.
 
     Returns:
         One sample per image, ordered by image id.
@@ -128,7 +158,7 @@ def load_refer(root: str | Path, dataset: str, split: str) -> list[Sample]:
     """
     root = Path(root)
     tree = _tree(root, dataset)
-    chosen = _chooser(split)
+    chosen = _chooser(dataset, split)
     refs = [ref for ref in tree.refs if chosen(ref.split)]
     if not refs:
         held = sorted({ref.split for ref in tree.refs})
@@ -147,7 +177,7 @@ def load_refer(root: str | Path, dataset: str, split: str) -> list[Sample]:
         raise DataError(f"No ref of {dataset}:{split} has a sentence; take the refs file of the release.")
     _check_ids(dataset, refs, tree)
     _check_sentences(dataset, by_image)
-    folder = _base(root) / IMAGES
+    folder = _images(_base(root, dataset))
     samples = [
         _sample(dataset, split, folder, tree.images[image_id], by_image[image_id], tree)
         for image_id in sorted(by_image)
@@ -183,8 +213,10 @@ def _sample(dataset: str, split: str, folder: Path, image: Picture, refs: list[R
     )
 
 
-def _chooser(split: str) -> Callable[[str], bool]:
-    """Which split fields belong to a split, as the REFER API decides it."""
+def _chooser(dataset: str, split: str) -> Callable[[str], bool]:
+    """Which split fields belong to a split, as the data set's own API decides it."""
+    if _generalised(dataset):
+        return lambda held: split == held
     if split in ("testA", "testB", "testC"):
         return lambda held: split[-1] in held
     if split == "test":
@@ -225,28 +257,46 @@ def _check_sentences(dataset: str, by_image: dict[int, list[Ref]]) -> None:
 
 
 def _held(base: Path) -> list[str]:
-    return sorted(
-        {file.parent.name for kind in ("instances.json", "refs(*).p") for file in base.glob(f"*/{kind}")}
-    )
+    kinds = ("instances.json", "refs(*).p", "grefs(*).p", "grefs(*).json")
+    return sorted({file.parent.name for kind in kinds for file in base.glob(f"*/{kind}")})
 
 
 def _is_layout(root: Path) -> bool:
     """Whether a folder is laid out as REFER is."""
-    return (root / FOLDER).is_dir() or (root.is_dir() and (root.name == FOLDER or bool(_held(root))))
+    if any((root / name).is_dir() for name in LAYOUTS):
+        return True
+    return root.is_dir() and (root.name in LAYOUTS or bool(_held(root)))
 
 
-def _base(root: Path) -> Path:
+def bases(root: Path) -> list[Path]:
+    """The folders that data sets lie in: those of the layouts below `root`, or `root` itself.
+
+    Raises:
+        DataError: there is none.
+    """
     if _is_layout(root):
-        return root / FOLDER if (root / FOLDER).is_dir() else root
+        return [root / name for name in LAYOUTS if (root / name).is_dir()] or [root]
     what = f"holds no folder {FOLDER}" if root.is_dir() else "is no folder"
     raise DataError(f"Data folder '{root}' {what}; {expected(root, 'refcoco')}.")
+
+
+def _base(root: Path, dataset: str) -> Path:
+    """The first of `bases` that holds a data set; the first one if none does."""
+    found = bases(root)
+    return next((base for base in found if (base / split_name(dataset)[0]).is_dir()), found[0])
+
+
+def _images(base: Path) -> Path:
+    """Where the images of a base lie; where its layout has them if they lie nowhere."""
+    usual = base / LAYOUTS.get(base.name, IMAGES)
+    return next((base / place for place in IMAGE_FOLDERS if (base / place).is_dir()), usual)
 
 
 def _tree(root: Path, dataset: str) -> _Tree:
     refs, instances = _files(root, dataset)
     folder = refs.parent
     if not folder.is_dir():
-        held = _held(folder.parent)
+        held = refer_names(root)
         raise DataError(
             f"Data set '{dataset}' is not in '{folder.parent}', which holds {', '.join(held) or 'none'}."
             f"{nearest(dataset, held)} It is {expected(root, dataset)}."
@@ -256,14 +306,22 @@ def _tree(root: Path, dataset: str) -> _Tree:
             others = sorted(other.name[5:-3] for other in folder.glob("refs(*).p")) if path is refs else []
             hint = f", or ask for {folder.name}({others[0]})" if others else ""
             raise DataError(f"File '{path}' is missing; {expected(root, dataset)}{hint}.")
-    return _read(refs, instances, _stamp(refs), _stamp(instances))
+    return _read(refs, instances, _generalised(dataset), _stamp(refs), _stamp(instances))
 
 
 def _files(root: Path, dataset: str) -> tuple[Path, Path]:
-    """The data set's refs file and its instances.json."""
+    """The data set's refs file and its instances.json.
+
+    gRefCOCO's is released as `grefs(unc).json`, and its own code takes a `grefs(unc).p` first. One under the
+    name that all other data sets have was put there by hand, and comes before both.
+    """
     folder_name, author = split_name(dataset)
-    folder = _base(root) / folder_name
-    return folder / f"refs({author}).p", folder / "instances.json"
+    folder = _base(root, dataset) / folder_name
+    refs = folder / f"refs({author}).p"
+    if _generalised(dataset):
+        released = folder / f"grefs({author}).json"
+        refs = next((path for path in (refs, released.with_suffix(".p")) if path.is_file()), released)
+    return refs, folder / "instances.json"
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -272,13 +330,15 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=4)
-def _read(refs_path: Path, instances_path: Path, *stamps: tuple[int, int]) -> _Tree:
+def _read(refs_path: Path, instances_path: Path, generalised: bool, *stamps: tuple[int, int]) -> _Tree:
     """Both files; the stamps only make the memory forget a file that has changed."""
     refs = read_refs(refs_path)
-    return _Tree(refs, *_instances(instances_path, refs))
+    return _Tree(refs, *_instances(instances_path, refs, generalised))
 
 
-def _instances(path: Path, refs: list[Ref]) -> tuple[dict[int, Picture], dict[int, Annotation]]:
+def _instances(
+    path: Path, refs: list[Ref], generalised: bool
+) -> tuple[dict[int, Picture], dict[int, Annotation]]:
     """Image records and annotations that refs name; what is named by none may be as it likes."""
     wanted = {ref.image for ref in refs}
     using: dict[int, set[int]] = {}
@@ -290,11 +350,15 @@ def _instances(path: Path, refs: list[Ref]) -> tuple[dict[int, Picture], dict[in
     with load_instances(path) as content:
         for record in content["images"]:
             if (number := whole(record, "id")) in wanted:
-                images[number] = picture(number, record, IMAGES.parts)
+                images[number] = picture(number, record, PREFIXES)
         for record in content["annotations"]:
             if (number := whole(record, "id")) in using:
                 _check_owner(number, record, using[number])
-                annotations[number] = Annotation(number, shallow(number, record["segmentation"]))
+                parts = shallow(number, record["segmentation"])
+                if generalised:
+                    annotations[number] = Joined(number, [] if record.get("iscrowd") else parts)
+                else:
+                    annotations[number] = Annotation(number, parts)
     return images, annotations
 
 

@@ -1,4 +1,4 @@
-"""Reader of a refs file: a pickle of which nothing runs, and that cannot cost more than its length."""
+"""Reader of a refs file: JSON, or a pickle of which nothing runs and that costs no more than its length."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backbones.parts.json_files import load_json
 from harness.data.coco import whole
 from harness.data.sample import DataError
 
@@ -84,7 +85,7 @@ def read_refs(path: Path) -> list[Ref]:
     try:
         if (size := path.stat().st_size) > MOST_BYTES:
             raise pickle.UnpicklingError(f"it has {size >> 20} MiB")
-        refs = _unpickle(path.read_bytes())
+        refs = load_json(path, MOST_BYTES) if path.suffix == ".json" else _unpickle(path.read_bytes())
     except OSError as error:
         raise DataError(f"'{path}' cannot be read ({error.strerror}).") from None
     except Exception as error:  # a damaged pickle can raise nearly anything
@@ -132,6 +133,8 @@ def _ref(ref: Any, objects: _Bound, letters: _Bound) -> Ref:
     ids = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
     objects.take(1 + len(ids) + len(ref["sentences"]))
     annotations = tuple(whole({"ann_id": number}, "ann_id") for number in ids)
+    if NO_TARGET in annotations and set(annotations) != {NO_TARGET}:
+        raise ValueError(f"'ann_id' {list(annotations)[:3]} names an object and, with -1, none")
     sentences = []
     for sentence in ref["sentences"]:
         if (

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from harness.data import own, refer
+from harness.data import own, reasonseg, refer
 from harness.data.dataset import DataSet, Splits, checked
 from harness.data.own import OwnData
+from harness.data.reasonseg import ReasonSeg
 from harness.data.refer import FOLDER, PUBLISHED, Refer
 from harness.data.refshapes.dataset import RefShapes
 from harness.data.refshapes.writer import SPLITS as REFSHAPES
@@ -36,7 +37,7 @@ def _wrong(one: DataSet) -> str | None:
 
 sets: InstanceRegistry[DataSet] = InstanceRegistry("data set", DataSet, "harness.data", ENTRY_POINTS, _wrong)
 register, get, names, datasets = sets.register, sets.get, sets.names, sets.all
-for _built_in in (RefShapes, Refer, OwnData):
+for _built_in in (RefShapes, Refer, ReasonSeg, OwnData):
     register(_built_in)
 
 
@@ -45,9 +46,9 @@ def parse_datasets(text: str, root: str | Path | None = None) -> list[tuple[str,
 
     Args:
         text: comma-separated `dataset:split`, `dataset` (all its evaluation splits), or `all`: the eight
-            columns of RefCOCO/+/g if `root` is given, all of it if there are own data alone, those of
-            RefShapes without a root.
-        root: folder with the official REFER layout or own data; RefShapes needs none.
+            columns of RefCOCO/+/g if `root` is given, all of it if there are ReasonSeg and own data alone,
+            those of RefShapes without a root.
+        root: folder with the official REFER layout, ReasonSeg or own data; RefShapes needs none.
 
     Returns:
         (data set, split) pairs in the order given, without repetitions.
@@ -106,11 +107,12 @@ def _folder(root: str | Path | None) -> Path | None:
     if root is None:
         return None
     folder = Path(root)
-    if not own.own_names(folder) and all(type(one).__module__.startswith("harness.") for one in sets.all()):
+    others = own.own_names(folder) or reasonseg.found(folder)
+    if not others and all(type(one).__module__.startswith("harness.") for one in sets.all()):
         try:
             refer.refer_names(folder)
         except DataError as error:
-            raise DataError(f"{error}{own.hint(folder)}") from None
+            raise DataError(f"{error}{own.hint(folder)}{reasonseg.hint(folder)}") from None
     return folder
 
 
@@ -120,9 +122,8 @@ def _all(root: Path | None) -> Iterable[tuple[str, str]]:
         return REFSHAPES_COLUMNS
     if held:
         return COLUMNS
-    return [
-        (dataset, split) for dataset in own.own_names(root) for split in _splits(dataset, root).evaluation
-    ]
+    names = [*([reasonseg.NAME] if reasonseg.found(root) else []), *own.own_names(root)]
+    return [(dataset, split) for dataset in names for split in _splits(dataset, root).evaluation]
 
 
 def _splits(dataset: str, root: Path | None) -> Splits:

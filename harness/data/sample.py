@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from pruners.base import UserError
 FARTHEST = 100_000
 LONGEST_OUTLINE = 10_000_000  # pixels; the rasteriser holds five points of each
 MOST_MASK_BYTES = 2**31
+Form = Literal["", "phrase", "sentence"]
 
 
 class DataError(UserError):
@@ -56,6 +57,13 @@ class Annotation:
         return rasterise(self, height, width)
 
 
+class Joined(Annotation):
+    """One object whose parts are one where they overlap, as in COCO's own API."""
+
+    def mask(self, height: int, width: int, frame: int = 0) -> NDArray[np.uint8]:
+        return (super().mask(height, width, frame) > 0).astype(np.uint8)
+
+
 @dataclass(frozen=True)
 class Track(Annotation):
     """One object of a clip.
@@ -79,12 +87,15 @@ class Expression:
         ref_id: what sentences about one object share.
         group: who said it, where several people described the same objects; empty elsewhere. The answers to
             one group are measured together.
+        form: where a data set tells them apart, "phrase" for the name of a thing and "sentence" for a
+            question or a wish that stands by itself; a backbone may ask them in other words. Empty elsewhere.
     """
 
     id: int
     text: str
     ref_id: int
     group: str = ""
+    form: Form = ""
 
 
 @dataclass(frozen=True)
@@ -272,8 +283,14 @@ def content(sample: Sample) -> str:
     return fingerprint([sample])
 
 
+def _said(one: Expression) -> list[Any]:
+    """What of an expression enters a digest; what most data sets leave empty only where it is not."""
+    more = [one.group, one.form] if one.form else [one.group] if one.group else []
+    return [one.id, one.text, one.ref_id, *more]
+
+
 def _identity(sample: Sample) -> Iterator[bytes]:
-    said = [[e.id, e.text, e.ref_id, *([e.group] if e.group else [])] for e in sample.expressions]
+    said = [_said(expression) for expression in sample.expressions]
     meant = [[[a.id, a.segmentation] for a in target] for target in sample.targets]
     names = [path.name for path in sample.frames]
     name = names[0] if len(names) == 1 else names

@@ -206,9 +206,9 @@ def _measured(seen: _Seen, results: Sequence[tuple[_Asked, Grounded]]) -> dict[i
     found: dict[int, dict[str, Any]] = {}
     for places in groups.values():
         predictions = np.stack([answers[place] for place in places])[:, None]  # of one frame
-        for place, counted in zip(
-            places, metrics.measure(predictions, seen.truth[places][:, None]), strict=True
-        ):
+        truths = seen.truth[places][:, None]
+        counts = metrics.measure(predictions, truths, dataset=seen.sample.dataset)
+        for place, counted in zip(places, counts, strict=True):
             inner, outer = counted.pop("intersection"), counted.pop("union")
             iou = float(metrics.iou([inner], [outer])[0])
             found[place] = {

@@ -37,6 +37,8 @@ class Metric(ABC):
         unit: of the values that tables print; those that begin with % are printed a hundred times as large.
         higher_is_better: whether a larger value is the better one.
         medium: which of the two it can look at.
+        datasets: those that it is measured on; of all without.
+        needs_generated: whether it tells little of answers that are forced.
         shown: whether the leaderboard prints it beside the score that it ranks by.
         epsilon: added to the sum of denominators.
         of_iou: whether it is made of the rows' IoU, so that their `rounding_iou` says how far rounding moves
@@ -52,6 +54,8 @@ class Metric(ABC):
     unit: ClassVar[str] = "%"
     higher_is_better: ClassVar[bool] = True
     medium: ClassVar[Medium] = "image"
+    datasets: ClassVar[tuple[str, ...]] = ()
+    needs_generated: ClassVar[bool] = False
     shown: ClassVar[bool] = True
     epsilon: ClassVar[float] = 0.0
     of_iou: ClassVar[bool] = False
@@ -95,6 +99,10 @@ class Metric(ABC):
         numerators, denominators = self.terms(table)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(denominators != 0, numerators / denominators, np.nan)
+
+    def fits(self, dataset: str) -> bool:
+        """Whether it is measured on a data set; one by another author, `name(author)`, is the same one."""
+        return not self.datasets or dataset.partition("(")[0] in self.datasets
 
     @property
     def scale(self) -> float:

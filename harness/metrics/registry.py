@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 
 from harness.metrics.base import Masks, Medium, Metric, Truths
+from harness.metrics.generalised import PRECISION_AT, NoTargetAccuracy, TargetAccuracy, TargetPrecision
 from harness.metrics.overlap import THRESHOLDS, CumulativeIoU, GeneralIoU, Overlap, Precision
 from harness.registry import InstanceRegistry
 from pruners.base import UserError
@@ -28,6 +29,8 @@ def _wrong(metric: Metric) -> str | None:
         return "cannot be named so: a name holds no space and none of , : |"
     if metric.medium not in get_args(Medium):
         return f"has the medium {metric.medium!r}; a medium is {' or '.join(get_args(Medium))}"
+    if not isinstance(metric.datasets, tuple) or not all(isinstance(one, str) for one in metric.datasets):
+        return f"has the data sets {metric.datasets!r}; write datasets = ('grefcoco',)"
     columns = getattr(metric, "columns", None)
     if not isinstance(columns, tuple) or not columns or len(set(columns)) < len(columns):
         return "names no columns; write columns = ('hits', 'of'), what measure returns of every expression"
@@ -61,6 +64,10 @@ register(CumulativeIoU)
 register(GeneralIoU)
 for _threshold in THRESHOLDS:
     metrics.add(Precision(_threshold))
+register(NoTargetAccuracy)
+register(TargetAccuracy)
+for _threshold in PRECISION_AT:
+    metrics.add(TargetPrecision(_threshold))
 
 
 def of_medium(medium: Medium) -> list[Metric]:
@@ -73,11 +80,14 @@ def made_of(columns: Collection[Any]) -> list[Metric]:
     return [metric for metric in metrics.all() if all(name in columns for name in metric.columns)]
 
 
-def measure(predictions: Masks, truths: Truths, medium: Medium = "image") -> list[dict[str, Any]]:
+def measure(
+    predictions: Masks, truths: Truths, medium: Medium = "image", dataset: str = ""
+) -> list[dict[str, Any]]:
     """What all metrics of a medium count of some expressions, column by column, each counted once.
 
     Args:
         predictions, truths: (M, T, H, W), as `Metric.measure` takes them.
+        dataset: whose expressions these are; without, what is measured on any data set.
 
     Raises:
         UserError: a metric returned something else than its columns of every expression.
@@ -85,7 +95,7 @@ def measure(predictions: Masks, truths: Truths, medium: Medium = "image") -> lis
     found: list[dict[str, Any]] = [{} for _ in predictions]
     done: set[Any] = set()
     for metric in of_medium(medium):
-        if type(metric).measure in done:
+        if type(metric).measure in done or not metric.fits(dataset):
             continue
         done.add(type(metric).measure)
         try:

@@ -38,6 +38,7 @@ EVALUATES = (
     "harness/engine/rounding.py",
     "harness/metrics/__init__.py",
     "harness/metrics/base.py",
+    "harness/metrics/generalised.py",
     "harness/metrics/masks.py",
     "harness/metrics/overlap.py",
     "harness/metrics/registry.py",

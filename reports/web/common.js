@@ -72,7 +72,7 @@ function openNumber(table, line, column) {
   const rows = [
     ["images / expressions", `${whole(sum("images"))} / ${whole(sum("expressions"))}`],
     ["pixels", counts[0].union === undefined ? null : `${whole(sum("intersection"))} in intersections of ${whole(sum("union"))} in unions`],
-    ...(column === null ? [] : table.details.map((one) => [one.label, `${number(counts[0][one.key])}${one.unit}`])),
+    ...(column === null ? [] : table.details.filter((one) => one.key in counts[0]).map((one) => [one.label, `${number(counts[0][one.key])}${one.unit}`])),
     ["per seed", line.seeds.length > 1 && column === null ? line.seeds.map((seed) => number(seed)).join(", ") : null],
     ["visual tokens", `${line.tokens} in the last layer, ${line.layers} on average over the layers`],
     ["published", printed ? `${number(printed[1])} (ours ${signed(printed[0] - printed[1])})` : null],
