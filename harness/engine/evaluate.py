@@ -120,7 +120,7 @@ def conversations(backbone: Backbone, sample: data.Sample, protocol: str, seed: 
     """A backbone's conversations of all that is asked of a sample; see `Backbone.conversations`."""
     texts = [one.text for one in sample.expressions]
     # phrase or sentence, of data sets that tell them apart
-    forms = [getattr(one, "form", "") for one in sample.expressions]
+    forms = [one.form for one in sample.expressions]
     return backbone.conversations(sample.id, texts, protocol, seed, *([forms] if any(forms) else []))
 
 

@@ -376,19 +376,9 @@ def test_metric(golden_lisa_dir: Path, arrays: Arrays) -> None:
     arrays.close(np.asarray(value("ciou", whole)), given["ciou"], 1e-6, "ciou")
 
 
-@pytest.fixture
-def tree(golden_lisa_dir: Path, tmp_path: Path) -> Path:
-    """The set's RefCOCO as GLaMM lays it out."""
-    theirs, mine = golden_lisa_dir / "dataset" / "refer_seg", tmp_path / "Refer_Segm"
-    (mine / "coco_2014").mkdir(parents=True)
-    (mine / "refcoco").symlink_to(theirs / "refcoco")
-    (mine / "coco_2014" / "train2014").symlink_to(theirs / "images" / "mscoco" / "images" / "train2014")
-    return tmp_path
-
-
-def test_tree(golden_lisa_dir: Path, tree: Path, arrays: Arrays) -> None:
+def test_tree(golden_lisa_dir: Path, arrays: Arrays) -> None:
     """Images, sentences and truth masks of the official reader come out of its own files, in order."""
-    samples = load_refer(tree, "refcoco", "val")
+    samples = load_refer(golden_lisa_dir / "dataset", "refcoco", "val")
     assert samples
     for sample in samples:
         given = load(golden_lisa_dir / f"img{sample.image_id}_inputs.npz")
@@ -398,14 +388,23 @@ def test_tree(golden_lisa_dir: Path, tree: Path, arrays: Arrays) -> None:
         arrays.equal(np.stack(list(sample.masks())), given["gt_masks"], "truths")
 
 
-def test_official_scores(golden_lisa_dir: Path, tree: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dataset", ["refcoco", "reasonseg"])
+def test_official_scores(
+    golden_lisa_dir: Path, golden_reasonseg_dir: Path, tmp_path: Path, dataset: str
+) -> None:
     """A run of the main command's plan has the scores of the official evaluation."""
+    data = golden_lisa_dir / "dataset"
+    if dataset == "reasonseg":
+        pytest.importorskip("cv2")
+        data = data if (data / "reason_seg").is_dir() else golden_reasonseg_dir / "dataset"
     told = json.loads((golden_lisa_dir / "expected.json").read_text())["validate"]
-    official = {name.split("|")[2]: one for name, one in told.items() if name.startswith("refcoco|")}
+    official = {
+        name.rpartition("|")[2]: one for name, one in told.items() if name.lower().startswith(f"{dataset}|")
+    }
     files = {part: str(golden_lisa_dir / part) for part in ("checkpoint", "clip")}
     text = Lisa(**files, sam_dims=str(golden_lisa_dir / "sam_dims.json")).spec()
-    names = ",".join(f"refcoco:{split}" for split in official)
-    plan = Plan(pruners="none", budgets="64", datasets=names, data=str(tree), backbones=text, costs="off")  # type: ignore[arg-type]
+    names = ",".join(f"{dataset}:{split}" for split in official)
+    plan = Plan(pruners="none", budgets="64", datasets=names, data=str(data), backbones=text, costs="off")  # type: ignore[arg-type]
     frame = evaluate(plan, out=tmp_path / "run").frame
     for split, expected in official.items():
         rows = frame[frame["split"] == split]
