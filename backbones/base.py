@@ -254,14 +254,17 @@ class Backbone(Family, ABC):
         """Encode raw (H, W, 3) images."""
         return self.encode_pixels([self.preprocess(image) for image in images])
 
-    def turn(self, expression: str, form: str = "") -> Turn:
-        """One expression in this model's words; by default the bare expression.
+    def turn(self, expression: str) -> Turn:
+        """One expression in this model's words; by default the bare expression."""
+        return Turn(expression.strip(), "[SEG]")
+
+    def turn_of(self, expression: str, form: str) -> Turn:
+        """One expression of a data set that tells forms apart; by default as any other.
 
         Args:
-            form: where a data set tells them apart, "phrase" for the name of a thing and "sentence" for a
-                question or a wish that stands by itself.
+            form: "phrase" for the name of a thing, "sentence" for a question or a wish that stands by itself.
         """
-        return Turn(expression.strip(), "[SEG]")
+        return self.turn(expression)
 
     def conversations(
         self,
@@ -278,7 +281,7 @@ class Backbone(Family, ABC):
             expressions: all of the image, as the data set has them.
             protocol: one of `protocols`.
             seed: source of the draws of protocols that are `drawn`.
-            forms: of the expressions, as in `turn`; () where a data set does not tell them apart.
+            forms: of the expressions, as in `turn_of`; () where a data set does not tell them apart.
 
         Returns:
             `each`: one conversation of one turn per expression, in order.
@@ -287,10 +290,8 @@ class Backbone(Family, ABC):
             UnknownProtocol: no such protocol.
         """
         self.check_protocol(protocol)
-        return [
-            Conversation((self.turn(expression, *forms[position : position + 1]),), (position,))
-            for position, expression in enumerate(expressions)
-        ]
+        turns = map(self.turn_of, expressions, forms) if forms else map(self.turn, expressions)
+        return [Conversation((turn,), (position,)) for position, turn in enumerate(turns)]
 
     def cut_off(self, questions: Sequence[str]) -> int:
         """How many of the questions are longer than what pruners that read text see of one."""

@@ -92,11 +92,16 @@ class FakeBackbone(Fake, Backbone):
         return plain_turn(expression)
 
     def conversations(
-        self, sample_id: str, expressions: Sequence[str], protocol: str, seed: int
+        self,
+        sample_id: str,
+        expressions: Sequence[str],
+        protocol: str,
+        seed: int,
+        forms: Sequence[str] = (),
     ) -> list[Conversation]:
         if self.check_protocol(protocol) == "glamm":
             return drawn_conversations(sample_id, expressions, seed)
-        return super().conversations(sample_id, expressions, protocol, seed)
+        return super().conversations(sample_id, expressions, protocol, seed, forms)
 
     def views(
         self, encoding: Encoding, turns: Sequence[Turn], sample: str, masks: NDArray[np.bool_] | None = None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ import backbones
 from backbones.base import Turn
 from backbones.glamm.backbone import GlammBackbone
 from backbones.lisa.backbone import LisaBackbone
+from backbones.lisa.release import LISA
 from backbones.parts.trained import untrained
 from harness import Plan
 from harness.doctor import examine
@@ -146,6 +148,18 @@ def test_the_clip_of_another_model_is_refused(folder: Path, golden_glamm_dir: Pa
         backbones.load("lisa", checkpoint=folder / "checkpoint", clip=golden_glamm_dir / "clip")
 
 
+def test_clip_from_the_hub_is_pinned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def snapshot(name: str, revision: str, **_how: object) -> str:
+        asked.append((name, revision))
+        return str(folder / "clip")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert backbones.load("lisa", checkpoint=folder / "checkpoint").grid == load(folder).grid
+    assert asked == [(LISA.clip, LISA.revision)]
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(folder: Path, dtype: str) -> None:
     """As officially by default: near the masks of float32, not equal to them."""
@@ -181,11 +195,11 @@ def test_templates(folder: Path) -> None:
 def test_a_reasoning_text_keeps_its_capitals(folder: Path) -> None:
     lisa = load(folder)
     assert lisa.turn(" The Dog ").question.startswith("What is the dog in this image?")
-    assert lisa.turn(" The Dog ", "phrase").question.startswith("What is The Dog in this image?")
+    assert lisa.turn_of(" The Dog ", "phrase").question.startswith("What is The Dog in this image?")
     said = " Where would you sit? "
-    assert lisa.turn(said, "sentence").question == f"{said.strip()} Please output segmentation mask."
+    assert lisa.turn_of(said, "sentence").question == f"{said.strip()} Please output segmentation mask."
     (talk,) = lisa.conversations("a", [said], "lisa", 0, ["sentence"])
-    assert talk.turns == (lisa.turn(said, "sentence"),)
+    assert talk.turns == (lisa.turn_of(said, "sentence"),)
 
 
 @pytest.mark.parametrize("name", ["lisa", "lisa-7b", "lisa-13b"])

@@ -141,8 +141,8 @@ class GlammSeeing(GlammFamily, Backbone):
 
     # -- how it is asked
 
-    def turn(self, expression: str, form: str = "") -> Turn:
-        """The expression in the first wording of question and answer, whatever its form."""
+    def turn(self, expression: str) -> Turn:
+        """The expression in the first wording of question and answer."""
         return plain_turn(expression)
 
     def conversations(

@@ -37,8 +37,12 @@ class LisaBackbone(LisaFamily, GlammBackbone):
         if template != Lisa.template:  # answers depend on it as on the weights
             self.fingerprint = hashlib.sha256(f"{self.fingerprint}:{template}".encode()).hexdigest()[:16]
 
-    def turn(self, expression: str, form: str = "") -> Turn:
-        """The expression in the one wording that there is for its form."""
+    def turn(self, expression: str) -> Turn:
+        """A referring expression in the one wording of question and answer."""
+        return conversation.turn(expression)
+
+    def turn_of(self, expression: str, form: str) -> Turn:
+        """A phrase or a sentence of a reasoning data set in its wording."""
         return conversation.turn(expression, form)
 
     def prompt(self, turns: Sequence[Turn], answered: bool = True) -> str:
