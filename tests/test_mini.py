@@ -23,7 +23,7 @@ from pruners import Selection, parse
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
-STEPS = "sam=2,patches=2,match=2,point=2,whole=2"
+STEPS = "sam=2,patches=2,match=2,point=2"
 
 
 @pytest.fixture(scope="module")
@@ -138,12 +138,12 @@ def test_every_stage_trains_resumes_and_exports(tmp_path: Path) -> None:
     """Two steps of everything; a stopped stage goes on where it was; the result loads through the official
     layout."""
     train(tmp_path, "--steps", STEPS)
-    for stage in ("sam", "patches", "match", "point", "whole"):
+    for stage in ("sam", "patches", "match", "point"):
         with (tmp_path / f"{stage}.csv").open() as handle:
             rows = list(csv.DictReader(handle))
         assert rows[-1]["step"] == "2" and np.isfinite(float(rows[-1]["loss"]))
-    train(tmp_path, "--stages", "whole,export", "--steps", "whole=3")
-    assert torch.load(tmp_path / "whole.pt", weights_only=True)["step"] == 3
+    train(tmp_path, "--stages", "point,export", "--steps", "point=3")
+    assert torch.load(tmp_path / "point.pt", weights_only=True)["step"] == 3
     weights = tmp_path / "weights"
     backbone = backbones.load("glamm", checkpoint=weights / "checkpoint", clip=str(weights / "clip"))
     assert backbone.grid == (24, 24)

@@ -1,4 +1,4 @@
-"""The language stages: projector, language model and [SEG] head learn to point, and CLIP and SAM are frozen.
+"""The language stage: projector, language model and [SEG] head learn to point, and CLIP and SAM are frozen.
 
 Several expressions of a scene share one pass over its visual tokens: their turns branch off behind the image,
 each attending to the image and to itself. Positions and attention are those of the same turn in a sequence of
@@ -229,19 +229,12 @@ def patch_owner(owner: np.ndarray) -> np.ndarray:
     return (blocks[:, :, None] == np.arange(1, 10)).sum(1)
 
 
-def coarser(grid: np.ndarray, factor: int) -> np.ndarray:
-    """Sums over squares of `factor` x `factor` patches: (B, 576, n) -> (B, 576 / factor^2, n)."""
-    rows = GRID // factor
-    return grid.reshape(len(grid), rows, factor, rows, factor, -1).sum((2, 4)).reshape(len(grid), rows**2, -1)
-
-
 class Pointing(nn.Module):
-    """Loss of the language stages for `run_stage`.
+    """Loss of the language stage for `run_stage`.
 
-    The rule of these stages: every sequence has a full grid of visual tokens, in order, at consecutive
-    positions. No step shows the language model a subset of them, so that what a pruner does is as new to it
-    as to a published model. `coarse` steps have the means of 2 x 2 patches as their grid (12 x 12); the
-    others all 24 x 24.
+    The rule of this stage: every sequence has the full grid of visual tokens, in order, at consecutive
+    positions. No step shows the language model a subset, means, or an empty image, so that what a pruner does
+    is as new to it as to a published model.
 
     Helpers, dropped afterwards: the prompt imitates the frozen prompt encoder's code of the referent's
     centre; the centre is read out linearly; two heads of two layers look at the referent; half-way up the
@@ -257,7 +250,6 @@ class Pointing(nn.Module):
         *,
         batch: int = 4,
         count: int = 16,
-        coarse: bool = False,
         steps: int = 1,
         half: bool = True,
     ) -> None:
@@ -272,13 +264,12 @@ class Pointing(nn.Module):
         self._model = [model]  # kept out of the module tree: CLIP and SAM are frozen
         self.scenes, self.features = scenes, features
         self.talk = Conversations(tokenizer)
-        self.batch, self.count, self.coarse, self.steps, self.half = batch, count, coarse, steps, half
+        self.batch, self.count, self.steps, self.half = batch, count, steps, half
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         """One batch of scenes."""
         model, scenes = self._model[0], self.scenes
         device = self.center.weight.device
-        factor = 2 if self.coarse else 1
         while True:
             picks = np.sort(rng.choice(len(scenes), self.batch, replace=False))
             branches = self.talk.draw(scenes, picks, self.count, rng)
@@ -286,9 +277,8 @@ class Pointing(nn.Module):
                 break
         branches = Branches(*(part.to(device) for part in vars(branches).values()))
         assert self.features is not None
-        rows = np.stack([self.features[i] for i in picks]).astype(np.float32)
-        tokens = torch.from_numpy(coarser(rows, factor) / factor**2).to(device)
-        areas = coarser(np.stack([patch_owner(scenes.owner[i]) for i in picks]), factor)
+        tokens = torch.from_numpy(np.stack([self.features[i] for i in picks])).to(device).float()
+        areas = np.stack([patch_owner(scenes.owner[i]) for i in picks])
         with torch.autocast(device.type, torch.bfloat16, enabled=self.half):
             hidden, looks, halfway = run_branches(model, self.projector(tokens), branches)
 
@@ -303,7 +293,7 @@ class Pointing(nn.Module):
             code = embed_points(sam, centers)
         imitate = F.mse_loss(prompt, code)
         off = (self.center(at) - (centers - IMAGE / 2) / OFFSET_UNIT).abs().mean()
-        owned = torch.from_numpy(areas > 16 * factor**2).to(device)  # (B, N, 9)
+        owned = torch.from_numpy(areas > 16).to(device)  # (B, N, 9)
         referent = owned[scene_of, :, thing].float()
         visible = referent.sum(-1) > 0
         look = torch.stack(
@@ -314,7 +304,7 @@ class Pointing(nn.Module):
         told = self.naming(early).split([len(values) for values in VALUES], dim=-1)
         named = torch.stack([F.cross_entropy(told[a], look_of[:, a]) for a in range(len(VALUES))]).mean()
         # the code's fine waves cannot be met before the referent is found, and would drown what finds it
-        exact = 0.2 if self.coarse else 0.2 + 3 * min(1.0, step / self.steps * 2)
+        exact = 0.2 + 3 * min(1.0, max(0.0, 2 * step / self.steps - 0.5))
         loss = exact * imitate + off + look + named + 0.1 * spoken
         with torch.no_grad():
             # a point is right if it falls closer to its own centre than to any other object's

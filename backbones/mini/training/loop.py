@@ -52,7 +52,6 @@ def run_stage(
     lr: float,
     seed: int,
     matrices: Sequence[nn.Parameter] = (),
-    final: float = 0.02,
     warmup: int = 200,
     weight_decay: float = 0.02,
     save_every: int = 100,
@@ -62,7 +61,7 @@ def run_stage(
 
     Continues from `folder/<stage>.pt` if it is there. `loss_fn(step, rng)` returns the loss and figures for
     the log. AdamW; `matrices` by Muon (orthogonalised momentum) at twice the rate. Learning rate: linear
-    warm-up, then cosine to the share `final`.
+    warm-up, then cosine to 2 %.
     """
     rank, world = rank_and_world()
     if world > 1 and not dist.is_initialized():
@@ -99,7 +98,7 @@ def run_stage(
     modules.train()
     for step in range(first, steps):
         scale = min(1.0, (step + 1) / min(warmup, steps // 10 + 1)) * (
-            final + (1 - final) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
         )
         for rate, optimizer in optimizers:
             for group in optimizer.param_groups:

@@ -6,12 +6,11 @@ Stages, each resumable and logged to `DIR/<stage>.csv`:
     sam       SAM alone from point prompts, then frozen
     patches   CLIP's dense helper on crops
     match     CLIP's contrastive loss on whole scenes, helper on, then frozen
-    coarse    language model, projector and [SEG] head on a grid of 12 x 12: where is the referent?
-    fine      the same on all 24 x 24
+    point     language model, projector and [SEG] head: where is the referent?
     export    weights in the official layout, half precision
-`--start WEIGHTS` begins from exported weights instead of random ones: what a stage without a checkpoint of
-its own starts from. This is a tool, not a part of the backbone: the only module of `backbones` that knows a
-data set.
+`--start WEIGHTS` begins from exported weights and their tokenizers instead of random ones: what a stage
+without a checkpoint of its own starts from; `--seeing WEIGHTS` takes only CLIP and SAM from there. This is a
+tool, not a part of the backbone: the only module of `backbones` that knows a data set.
 """
 
 from __future__ import annotations
@@ -31,13 +30,11 @@ from backbones.parts import clip as clips
 from backbones.parts import llama
 from backbones.parts.tokenizer import LlamaTokenizer
 
-STAGES = ("scenes", "sam", "patches", "match", "coarse", "fine", "export")
-STEPS = {"sam": 3200, "patches": 2800, "match": 1000, "coarse": 8000, "fine": 8000}
+STAGES = ("scenes", "sam", "patches", "match", "point", "export")
+STEPS = {"sam": 3200, "patches": 2800, "match": 1000, "point": 9000}
 # scenes of the language stages; their frozen features are kept on disk
 CACHED = 16000
-RATES = {"sam": 1.5e-3, "patches": 1.2e-3, "match": 8e-4, "coarse": 1.5e-3, "fine": 1.5e-3}
-# where a stage's schedule ends, as a share of its rate: the next one goes on with the same weights
-FINAL = {"coarse": 0.3}
+RATES = {"sam": 1.5e-3, "patches": 1.2e-3, "match": 8e-4, "point": 1.5e-3}
 
 
 def build_model(work: Path, seed: int) -> tuple[GlammModel, Path, Path]:
@@ -73,6 +70,7 @@ def train(
     device: str,
     cached: int = CACHED,
     start: Path | None = None,
+    seeing_alone: bool = False,
 ) -> None:
     """Run the chosen stages in order; earlier ones are read from `work`."""
     from transformers import CLIPTokenizer
@@ -81,10 +79,12 @@ def train(
     split = data.build_scenes(work / "scenes", scenes)
     model, llama_folder, clip_folder = build_model(work, seed)
     if start is not None:
-        known = load_checkpoint(start / "checkpoint", str(start / "clip")).state_dict()
-        if "coarse" in stages:  # a new language side
+        # the weights know their own tokenizers: another version of the library may build others
+        llama_folder, clip_folder = start / "checkpoint", start / "clip"
+        known = load_checkpoint(llama_folder, str(clip_folder)).state_dict()
+        if seeing_alone:
             known = {name: part for name, part in known.items() if name.startswith(("clip.", "grounding_"))}
-        model.load_state_dict(known, strict="coarse" not in stages)
+        model.load_state_dict(known, strict=not seeing_alone)
     model.to(device)
     sam, clip = model.grounding_encoder, model.clip
     tokenizer = LlamaTokenizer(llama_folder)
@@ -103,7 +103,6 @@ def train(
                 steps=steps[stage],
                 lr=RATES[stage],
                 seed=seed,
-                final=FINAL.get(stage, 0.02),
                 matrices=matrices,
             )
         if stage in stages or (work / f"{stage}.pt").exists():
@@ -118,13 +117,15 @@ def train(
     sam.requires_grad_(False)
     clip.requires_grad_(False)
     talked = split.first(cached)
-    pointing = ground.Pointing(model, talked, None, tokenizer).to(device)
-    if {"coarse", "fine"} & set(stages):
+    pointing = ground.Pointing(model, talked, None, tokenizer, steps=steps["point"]).to(device)
+    if "point" in stages:
         pointing.features = see.cache_features(clip, talked, work / "features.npy")
-    matrices = [linear.weight for _, linear in llama.matrices(model.language_model)]
-    for stage in ("coarse", "fine"):
-        pointing.coarse, pointing.steps = stage == "coarse", steps[stage]
-        run(stage, pointing, pointing.loss, matrices)
+    run(
+        "point",
+        pointing,
+        pointing.loss,
+        [linear.weight for _, linear in llama.matrices(model.language_model)],
+    )
     if "export" in stages and rank_and_world()[0] == 0:
         export(model, work / "weights", llama_folder, clip_folder)
 
@@ -155,10 +156,10 @@ def main() -> None:
     parser.add_argument(
         "--cached", type=int, default=CACHED, help="of these, scenes of the language stages (147 kB each)"
     )
-    parser.add_argument("--steps", default="", help="e.g. 'coarse=9000,fine=2000'")
-    parser.add_argument(
-        "--start", type=Path, default=None, help="folder with checkpoint/ and clip/ to begin from"
-    )
+    parser.add_argument("--steps", default="", help="e.g. 'sam=2000,point=9000'")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--start", type=Path, help="folder with checkpoint/ and clip/ to begin from")
+    begin.add_argument("--seeing", type=Path, help="the same for CLIP and SAM, under a new language side")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
@@ -179,7 +180,8 @@ def main() -> None:
         given.seed,
         given.device,
         given.cached,
-        given.start,
+        given.start or given.seeing,
+        given.seeing is not None,
     )
 
 
