@@ -30,6 +30,7 @@ POINT_LAYERS = (3, 4)  # layers whose first two heads are asked to look at the r
 NAMING_LAYER = 2  # behind it the read positions are asked for the referent's looks
 MOST_TURNS = 3
 PER_FAMILY = 6
+STEADY = 4 / 9  # share of the steps in plain reading order
 
 
 def init_heads(model: GlammModel) -> None:
@@ -229,6 +230,14 @@ def patch_owner(owner: np.ndarray) -> np.ndarray:
     return (blocks[:, :, None] == np.arange(1, 10)).sum(1)
 
 
+def reading_order(rng: np.random.Generator) -> np.ndarray:
+    """(576,) all patches, row by row or column by column, from any of the four corners."""
+    plane = np.arange(PATCHES).reshape(GRID, GRID)
+    if rng.random() < 0.5:
+        plane = plane.T
+    return plane[:: int(rng.choice((1, -1))), :: int(rng.choice((1, -1)))].ravel()
+
+
 class Pointing(nn.Module):
     """Loss of the language stage for `run_stage`.
 
@@ -277,8 +286,13 @@ class Pointing(nn.Module):
                 break
         branches = Branches(*(part.to(device) for part in vars(branches).values()))
         assert self.features is not None
-        tokens = torch.from_numpy(np.stack([self.features[i] for i in picks])).to(device).float()
-        areas = np.stack([patch_owner(scenes.owner[i]) for i in picks])
+        plain = step < STEADY * self.steps
+        orders = [np.arange(PATCHES) if plain else reading_order(rng) for _ in picks]
+        rows = np.stack([self.features[i][order] for i, order in zip(picks, orders, strict=True)])
+        tokens = torch.from_numpy(rows).to(device).float()
+        areas = np.stack(
+            [patch_owner(scenes.owner[i])[order] for i, order in zip(picks, orders, strict=True)]
+        )
         with torch.autocast(device.type, torch.bfloat16, enabled=self.half):
             hidden, looks, halfway = run_branches(model, self.projector(tokens), branches)
 
