@@ -241,9 +241,11 @@ def reading_order(rng: np.random.Generator) -> np.ndarray:
 class Pointing(nn.Module):
     """Loss of the language stage for `run_stage`.
 
-    The rule of this stage: every sequence has the full grid of visual tokens, in order, at consecutive
-    positions. No step shows the language model a subset, means, or an empty image, so that what a pruner does
-    is as new to it as to a published model.
+    The rule of this stage: every sequence has the full grid of visual tokens at consecutive positions. No
+    step shows the language model a subset of them, means of them, or none, so that what a pruner does is new
+    to it. After the first STEADY of the steps, which are in plain reading order, every scene has one of eight
+    orders: otherwise the place in the sequence alone tells the place in the image, the model reads centres
+    off position ids, and without all 576 of them it is lost.
 
     Helpers, dropped afterwards: the prompt imitates the frozen prompt encoder's code of the referent's
     centre; the centre is read out linearly; two heads of two layers look at the referent; half-way up the
@@ -260,7 +262,6 @@ class Pointing(nn.Module):
         batch: int = 4,
         count: int = 16,
         steps: int = 1,
-        half: bool = True,
     ) -> None:
         super().__init__()
         self.language_model, self.projector = model.language_model, model.projector
@@ -273,7 +274,7 @@ class Pointing(nn.Module):
         self._model = [model]  # kept out of the module tree: CLIP and SAM are frozen
         self.scenes, self.features = scenes, features
         self.talk = Conversations(tokenizer)
-        self.batch, self.count, self.steps, self.half = batch, count, steps, half
+        self.batch, self.count, self.steps = batch, count, steps
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         """One batch of scenes."""
@@ -293,7 +294,7 @@ class Pointing(nn.Module):
         areas = np.stack(
             [patch_owner(scenes.owner[i])[order] for i, order in zip(picks, orders, strict=True)]
         )
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(device.type, torch.bfloat16):
             hidden, looks, halfway = run_branches(model, self.projector(tokens), branches)
 
         asked = branches.target >= 0  # (B, E, 3)
