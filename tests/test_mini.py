@@ -17,13 +17,15 @@ import backbones
 from backbones.base import Row, Turn
 from backbones.glamm.backbone import GlammBackbone
 from backbones.mini.training.data import build_scenes, train_scene
+from backbones.mini.training.ground import Conversations, reading_order, run_branches
 from backbones.mini.training.see import patch_targets, silhouette
+from backbones.parts import llama
 from harness import metrics
 from pruners import Selection, parse
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
-STEPS = "sam=2,patches=2,match=2,point=2,whole=2"
+STEPS = "sam=2,patches=2,match=2,point=2"
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +119,33 @@ def test_train_scenes_are_stored_as_painted(tmp_path: Path) -> None:
     assert texts == [text for _, _, text in scenes.expressions(2, np.random.default_rng(0), 4)] and texts
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_no_reading_order_leaves_a_patch_out(seed: int) -> None:
+    order = reading_order(np.random.default_rng(seed))
+    assert sorted(order) == list(range(576)) and {abs(int(d)) for d in np.diff(order[:24])} in ({1}, {24})
+
+
+def test_branches_are_sequences_of_their_own(mini: GlammBackbone, tmp_path: Path) -> None:
+    """A turn behind a shared image reads what it reads in a sequence without the other turns."""
+    model, picks = mini.model, np.arange(2)
+    talk = Conversations(mini.tokenizer)
+    drawn = talk.draw(build_scenes(tmp_path, 2, workers=1), picks, 3, np.random.default_rng(0))
+    visual = torch.randn(2, 40, 128, generator=torch.Generator().manual_seed(0))
+    llm = model.language_model
+    with torch.no_grad():
+        states, _, _ = run_branches(model, visual, drawn)
+        for b, e in np.ndindex(2, 3):
+            words = [llama.embed_ids(llm, ids) for ids in (drawn.prefix, drawn.lead, drawn.ids[b, e])]
+            hidden = torch.cat([words[0], visual[b], *words[1:]])[None]
+            by = llama.rotary(llm, torch.arange(hidden.shape[1])[None], hidden.dtype)
+            for layer in llama.layers(llm):
+                hidden = layer(hidden, by)
+            asked = drawn.target[b, e] >= 0
+            read = drawn.read[b, e, asked] - drawn.ids.shape[-1]
+            alone = llama.norm(llm, hidden)[0, read]
+            torch.testing.assert_close(states[b, e, asked], alone, rtol=1e-4, atol=1e-4)
+
+
 def train(work: Path, *words: str) -> None:
     command = [
         sys.executable,
@@ -138,12 +167,12 @@ def test_every_stage_trains_resumes_and_exports(tmp_path: Path) -> None:
     """Two steps of everything; a stopped stage goes on where it was; the result loads through the official
     layout."""
     train(tmp_path, "--steps", STEPS)
-    for stage in ("sam", "patches", "match", "point", "whole"):
+    for stage in ("sam", "patches", "match", "point"):
         with (tmp_path / f"{stage}.csv").open() as handle:
             rows = list(csv.DictReader(handle))
         assert rows[-1]["step"] == "2" and np.isfinite(float(rows[-1]["loss"]))
-    train(tmp_path, "--stages", "whole,export", "--steps", "whole=3")
-    assert torch.load(tmp_path / "whole.pt", weights_only=True)["step"] == 3
+    train(tmp_path, "--stages", "point,export", "--steps", "point=3")
+    assert torch.load(tmp_path / "point.pt", weights_only=True)["step"] == 3
     weights = tmp_path / "weights"
     backbone = backbones.load("glamm", checkpoint=weights / "checkpoint", clip=str(weights / "clip"))
     assert backbone.grid == (24, 24)

@@ -1,4 +1,4 @@
-"""The language stages: projector, language model and [SEG] head learn to point, and CLIP and SAM are frozen.
+"""The language stage: projector, language model and [SEG] head learn to point, and CLIP and SAM are frozen.
 
 Several expressions of a scene share one pass over its visual tokens: their turns branch off behind the image,
 each attending to the image and to itself. Positions and attention are those of the same turn in a sequence of
@@ -29,6 +29,8 @@ PATCHES = GRID * GRID
 POINT_LAYERS = (3, 4)  # layers whose first two heads are asked to look at the referent
 NAMING_LAYER = 2  # behind it the read positions are asked for the referent's looks
 MOST_TURNS = 3
+PER_FAMILY = 6
+STEADY = 4 / 9  # share of the steps in plain reading order
 
 
 def init_heads(model: GlammModel) -> None:
@@ -50,16 +52,16 @@ class Branches:
         prefix: (P,) ids up to and including <im_start>.
         lead: (C,) ids behind the image that all branches begin with.
         ids: (B, E, S) ids after those.
-        labels: (B, E, S) next-token targets of the answers, -100 elsewhere.
         read: (B, E, 3) position just before each [SEG], -1 if there is none.
+        labels: (B, E, 3) what comes there next.
         target: (B, E, 3) object number, -1 if there is none.
     """
 
     prefix: Tensor
     lead: Tensor
     ids: Tensor
-    labels: Tensor
     read: Tensor
+    labels: Tensor
     target: Tensor
 
 
@@ -91,18 +93,15 @@ class Conversations:
         self,
         scenes: Scenes,
         picks: np.ndarray,
-        only: Sequence[int | None],
         count: int,
         rng: np.random.Generator,
     ) -> Branches:
-        """`count` branches per scene; `only[b]` restricts scene b to expressions of one object."""
+        """`count` branches per scene."""
         several = rng.random() < 0.2
         prefix: list[int] = []
         rows: list[tuple[list[int], list[int], list[int]]] = []
-        for index, wanted in zip(picks, only, strict=True):
-            found = [
-                (k, text) for k, _, text in scenes.expressions(int(index), rng, 4) if wanted in (None, k)
-            ]
+        for index in picks:
+            found = [(k, text) for k, _, text in scenes.expressions(int(index), rng, PER_FAMILY)]
             for _ in range(count):
                 turns = int(rng.integers(2, MOST_TURNS + 1)) if several else 1
                 chosen = (
@@ -120,72 +119,109 @@ class Conversations:
         length = max(len(ids) for ids, _, _ in rows)
         shape = (len(picks), count)
         words = np.zeros((len(rows), length), dtype=np.int64)
-        labels = np.full((len(rows), length), -100, dtype=np.int64)
         marked = np.full((len(rows), MOST_TURNS), -1, dtype=np.int64)
-        target = np.full((len(rows), MOST_TURNS), -1, dtype=np.int64)
+        labels, target = np.full_like(marked, -1), np.full_like(marked, -1)
         for r, (row, marks, things) in enumerate(rows):
             words[r, : len(row)] = row
             for t, (mark, k) in enumerate(zip(marks, things, strict=True)):
                 marked[r, t], target[r, t] = mark, k
-                labels[r, mark] = row[mark + 1]
-        parts = [torch.from_numpy(a).view(*shape, -1) for a in (words, labels, marked, target)]
+                labels[r, t] = row[mark + 1]
+        parts = [torch.from_numpy(a).view(*shape, -1) for a in (words, marked, labels, target)]
         return Branches(torch.tensor(prefix), torch.tensor(lead, dtype=torch.int64), *parts)
+
+
+def attend_causally(query: Tensor, key: Tensor, value: Tensor, rows: int = 160) -> Tensor:
+    """Causal attention (B, H, L, d) -> (B, H, L, d), a band of rows at a time over the keys up to its end.
+
+    In plain products, which are faster than torch's fused attention where d is small and numbers are half
+    precision.
+    """
+    length, scale = query.shape[2], query.shape[-1] ** -0.5
+    bias = query.new_full((length, length), -torch.inf).triu(1)
+    bands = []
+    for start in range(0, length, rows):
+        end = min(start + rows, length)
+        scores = (query[:, :, start:end] * scale) @ key[:, :, :end].transpose(-1, -2)
+        bands.append((scores + bias[start:end, :end]).softmax(-1).to(value.dtype) @ value[:, :, :end])
+    return torch.cat(bands, dim=2)
+
+
+def attend_branches(
+    query: Tensor, context: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Attention of branches on what they share and on themselves.
+
+    Args:
+        query: (B, H, E, R, d).
+        context: keys and values (B, H, C, d) of the shared context, all of it seen.
+        own: keys and values (B, H, E, S, d) of the branches.
+        bias: (..., R, S) added to the logits of a branch on itself.
+
+    Returns:
+        (B, H, E, R, d), and the attention (B, H, E, R, C) on the context.
+    """
+    query = query * query.shape[-1] ** -0.5
+    shared = (query.flatten(2, 3) @ context[0].transpose(-1, -2)).unflatten(2, query.shape[2:4])
+    inside = query @ own[0].transpose(-1, -2) + bias.to(query.dtype)
+    share = torch.cat([shared, inside], dim=-1).softmax(-1).to(query.dtype)
+    on_context, on_own = share.split([shared.shape[-1], inside.shape[-1]], dim=-1)
+    mixed = (on_context.flatten(2, 3) @ context[1]).unflatten(2, query.shape[2:4]) + on_own @ own[1]
+    return mixed, on_context
 
 
 def run_branches(
     model: GlammModel, visual: Tensor, branches: Branches
-) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
-    """The language model over a shared image and its branches.
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """The language model over a shared image and its branches, as far as the read positions need it.
 
     Args:
         visual: (B, N, width) projected visual tokens.
 
     Returns:
-        final hidden states of the context (B, P+N+C, width) and of the branches (B, E, S, width), and for
-        every layer of POINT_LAYERS the attention (B, E, 3, N) of the read positions on the visual tokens,
-        mean of the first two heads; hidden states of the branches behind NAMING_LAYER.
+        hidden states (B, E, 3, width) at the read positions behind the last norm; for every layer of
+        POINT_LAYERS the attention (B, E, 3, N) of the read positions on the visual tokens, mean of the first
+        two heads; and the hidden states (B, E, 3, width) behind NAMING_LAYER.
     """
-    llm = model.language_model
+    llm, device = model.language_model, visual.device
     batch, count, length = branches.ids.shape
     start, n = len(branches.prefix), visual.shape[1]
     context = start + n + len(branches.lead)
     prefix, lead = (
         llama.embed_ids(llm, ids).expand(batch, -1, -1) for ids in (branches.prefix, branches.lead)
     )
-    shared = torch.cat([prefix, visual, lead], dim=1)
-    own = llama.embed_ids(llm, branches.ids).flatten(0, 1)  # (B*E, S, width)
-    positions = torch.arange(context + length, device=visual.device)[None]
-    by_c, by_o = (
-        llama.rotary(llm, part, shared.dtype) for part in (positions[:, :context], positions[:, context:])
-    )
-    causal = torch.ones(length, length, dtype=torch.bool, device=visual.device).tril()
-    mask = torch.cat([causal.new_ones(length, context), causal], dim=1)
-    read = branches.read.clamp(min=0).view(batch * count, 1, -1, 1)
+    shared = torch.cat([prefix, visual.to(prefix.dtype), lead], dim=1)
+    own = llama.embed_ids(llm, branches.ids).flatten(1, 2)  # (B, E*S, width)
+    places = torch.arange(length, device=device)
+    read = branches.read.clamp(min=0)  # (B, E, 3)
+    flat = (read + length * torch.arange(count, device=device)[:, None]).flatten(1)  # (B, E*3)
+    bias = torch.zeros(length, length, device=device).masked_fill(places > places[:, None], -torch.inf)
+    read_bias = bias[read][:, None]  # (B, 1, E, 3, S)
+    at = read[:, None, :, :, None]  # (B, 1, E, 3, 1)
+    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else own.dtype
+    by_c = llama.rotary(llm, torch.arange(context, device=device)[None], dtype)
+    by_o = llama.rotary(llm, (context + places).repeat(count)[None], dtype)
     looks, halfway = [], own
-
-    for number, layer in enumerate(llama.layers(llm)):
+    every = llama.layers(llm)
+    for number, layer in enumerate(every):
+        last = number == len(every) - 1
         q_c, k_c, v_c = layer.project(shared, by_c)
-        q_o, k_o, v_o = layer.project(own, by_o)
-        out_c = F.scaled_dot_product_attention(q_c, k_c, v_c, is_causal=True)
-        keys = torch.cat([k_c.repeat_interleave(count, 0), k_o], dim=2)
-        values = torch.cat([v_c.repeat_interleave(count, 0), v_o], dim=2)
-        out_o = F.scaled_dot_product_attention(q_o, keys, values, attn_mask=mask)
+        q_o, k_o, v_o = (part.unflatten(2, (count, length)) for part in layer.project(own, by_o))
+        if last:
+            q_o = q_o.gather(3, at.expand(-1, q_o.shape[1], -1, -1, q_o.shape[-1]))
+            own = llama.tokens_at(own, flat)
+        mixed, share = attend_branches(q_o, (k_c, v_c), (k_o, v_o), read_bias if last else bias)
+        own = layer.finish(own, mixed.flatten(2, 3).transpose(1, 2).flatten(2))
         if number in POINT_LAYERS:
-            rows = q_o[:, :2].gather(2, read.expand(-1, 2, -1, q_o.shape[-1]))  # (B*E, 2, 3, head width)
-            scores = rows @ keys[:, :2].transpose(-1, -2) / rows.shape[-1] ** 0.5
-            allowed = torch.arange(context + length, device=visual.device) <= context + read
-            share = scores.masked_fill(~allowed, -torch.inf).softmax(-1)[..., start : start + n].mean(1)
-            looks.append(share.view(batch, count, -1, n))
-        shared = layer.finish(shared, out_c.transpose(1, 2).flatten(2))
-        own = layer.finish(own, out_o.transpose(1, 2).flatten(2))
+            seen = share[:, :2, ..., start : start + n]
+            if not last:
+                seen = seen.gather(3, at.expand(-1, 2, -1, -1, n))
+            looks.append(seen.float().mean(1))
         if number == NAMING_LAYER:
-            halfway = own
-    return (
-        llama.norm(llm, shared),
-        llama.norm(llm, own).view(batch, count, length, -1),
-        looks,
-        halfway.view(batch, count, length, -1),
-    )
+            halfway = llama.tokens_at(own, flat)
+        if not last:
+            shared = layer.finish(shared, attend_causally(q_c, k_c, v_c).transpose(1, 2).flatten(2))
+    three = (count, branches.read.shape[-1])
+    return llama.norm(llm, own).unflatten(1, three), looks, halfway.unflatten(1, three)
 
 
 def patch_owner(owner: np.ndarray) -> np.ndarray:
@@ -194,25 +230,22 @@ def patch_owner(owner: np.ndarray) -> np.ndarray:
     return (blocks[:, :, None] == np.arange(1, 10)).sum(1)
 
 
-def choose_tokens(
-    area: np.ndarray, rng: np.random.Generator, mode: str, budget: int, focus: int
-) -> np.ndarray:
-    """Sorted visual tokens that a training row sees: all, random, all objects' first, or one object's
-    neighbourhood."""
-    if mode == "all":
-        return np.arange(PATCHES)
-    score = rng.random(PATCHES)
-    if mode == "objects":
-        score += (area.sum(1) > 0) * 2.0
-    elif mode == "focus":
-        ys, xs = np.divmod(np.arange(PATCHES), GRID)
-        cy, cx = (float((a * area[:, focus]).sum() / area[:, focus].sum()) for a in (ys, xs))
-        score += (area[:, focus] > 0) * 1e4 - np.hypot(ys - cy, xs - cx)
-    return np.sort(np.argsort(-score, kind="stable")[:budget])
+def reading_order(rng: np.random.Generator) -> np.ndarray:
+    """(576,) all patches, row by row or column by column, from any of the four corners."""
+    plane = np.arange(PATCHES).reshape(GRID, GRID)
+    if rng.random() < 0.5:
+        plane = plane.T
+    return plane[:: int(rng.choice((1, -1))), :: int(rng.choice((1, -1)))].ravel()
 
 
 class Pointing(nn.Module):
-    """Loss of the language stages for `run_stage`; with `whole` every row sees all tokens.
+    """Loss of the language stage for `run_stage`.
+
+    The rule of this stage: every sequence has the full grid of visual tokens at consecutive positions. No
+    step shows the language model a subset of them, means of them, or none, so that what a pruner does is new
+    to it. After the first STEADY of the steps, which are in plain reading order, every scene has one of eight
+    orders: otherwise the place in the sequence alone tells the place in the image, the model reads centres
+    off position ids, and without all 576 of them it is lost.
 
     Helpers, dropped afterwards: the prompt imitates the frozen prompt encoder's code of the referent's
     centre; the centre is read out linearly; two heads of two layers look at the referent; half-way up the
@@ -227,8 +260,7 @@ class Pointing(nn.Module):
         tokenizer: LlamaTokenizer,
         *,
         batch: int = 4,
-        count: int = 12,
-        whole: bool = False,
+        count: int = 16,
         steps: int = 1,
     ) -> None:
         super().__init__()
@@ -242,51 +274,31 @@ class Pointing(nn.Module):
         self._model = [model]  # kept out of the module tree: CLIP and SAM are frozen
         self.scenes, self.features = scenes, features
         self.talk = Conversations(tokenizer)
-        self.batch, self.count, self.whole, self.steps = batch, count, whole, steps
-
-    def _mode(self, step: int, rng: np.random.Generator) -> tuple[str, int]:
-        """What the rows of this step see: cheap object-first subsets early on, all tokens more and more
-        often."""
-        modes = (
-            ("all", 576),
-            ("objects", 192),
-            ("random", 192),
-            ("random", 64),
-            ("focus", 64),
-            ("random", 128),
-        )
-        if self.whole:
-            return modes[0]
-        late = 0.5 * min(1.0, step / self.steps)
-        chances = (0.15 + late, 0.55 - late, 0.1, 0.06, 0.08, 0.06)
-        return modes[int(rng.choice(len(modes), p=chances))]
+        self.batch, self.count, self.steps = batch, count, steps
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        """One batch of scenes under one choice of visual tokens."""
+        """One batch of scenes."""
         model, scenes = self._model[0], self.scenes
         device = self.center.weight.device
-        mode, budget = self._mode(step, rng)
         while True:
             picks = np.sort(rng.choice(len(scenes), self.batch, replace=False))
-            areas = np.stack([patch_owner(scenes.owner[i]) for i in picks])
-            focus = [int(rng.integers(scenes.count(i))) for i in picks]
-            kept = np.stack(
-                [choose_tokens(a, rng, mode, budget, f) for a, f in zip(areas, focus, strict=True)]
-            )
-            only: list[int | None] = [f if mode == "focus" else None for f in focus]
-            branches = self.talk.draw(scenes, picks, only, self.count, rng)
-            if (branches.target >= 0).any():  # else no expression tells any of the focused objects apart
+            branches = self.talk.draw(scenes, picks, self.count, rng)
+            if (branches.target >= 0).any():  # else nothing tells any of the objects apart
                 break
         branches = Branches(*(part.to(device) for part in vars(branches).values()))
         assert self.features is not None
-        rows = np.stack([self.features[i] for i in picks])
-        tokens = torch.from_numpy(np.take_along_axis(rows, kept[:, :, None], 1)).to(device).float()
-        _, hidden, looks, halfway = run_branches(model, self.projector(tokens), branches)
+        plain = step < STEADY * self.steps
+        orders = [np.arange(PATCHES) if plain else reading_order(rng) for _ in picks]
+        rows = np.stack([self.features[i][order] for i, order in zip(picks, orders, strict=True)])
+        tokens = torch.from_numpy(rows).to(device).float()
+        areas = np.stack(
+            [patch_owner(scenes.owner[i])[order] for i, order in zip(picks, orders, strict=True)]
+        )
+        with torch.autocast(device.type, torch.bfloat16):
+            hidden, looks, halfway = run_branches(model, self.projector(tokens), branches)
 
         asked = branches.target >= 0  # (B, E, 3)
-        width = hidden.shape[-1]
-        where = branches.read.clamp(min=0)[..., None].expand(-1, -1, -1, width)
-        at, early = hidden.gather(2, where)[asked], halfway.gather(2, where)[asked]
+        at, early = hidden[asked].float(), halfway[asked].float()
         scene_of = torch.arange(len(picks), device=device)[:, None, None].expand_as(asked)[asked]
         thing = branches.target[asked]
         centers = torch.from_numpy(scenes.centers[picks]).to(device)[scene_of, thing]
@@ -296,20 +308,18 @@ class Pointing(nn.Module):
             code = embed_points(sam, centers)
         imitate = F.mse_loss(prompt, code)
         off = (self.center(at) - (centers - IMAGE / 2) / OFFSET_UNIT).abs().mean()
-        owned = torch.from_numpy(np.take_along_axis(areas, kept[:, :, None], 1) > 16).to(device)  # (B, N, 9)
+        owned = torch.from_numpy(areas > 16).to(device)  # (B, N, 9)
         referent = owned[scene_of, :, thing].float()
         visible = referent.sum(-1) > 0
         look = torch.stack(
             [-(share[asked] * referent).sum(-1)[visible].clamp(min=1e-6).log().mean() for share in looks]
         ).mean()
-        spoken = F.cross_entropy(
-            self.lm_head(hidden[branches.labels >= 0]), branches.labels[branches.labels >= 0]
-        )
+        spoken = F.cross_entropy(self.lm_head(at), branches.labels[asked])
         look_of = torch.from_numpy(scenes.looks[picks]).to(device).long()[scene_of, thing]  # (masks, 4)
         told = self.naming(early).split([len(values) for values in VALUES], dim=-1)
         named = torch.stack([F.cross_entropy(told[a], look_of[:, a]) for a in range(len(VALUES))]).mean()
         # the code's fine waves cannot be met before the referent is found, and would drown what finds it
-        exact = 0.2 + 6 * max(0.0, (1.0 if self.whole else step / self.steps) - 0.5)
+        exact = 0.2 + 3 * min(1.0, max(0.0, 2 * step / self.steps - 0.5))
         loss = exact * imitate + off + look + named + 0.1 * spoken
         with torch.no_grad():
             # a point is right if it falls closer to its own centre than to any other object's
@@ -317,13 +327,6 @@ class Pointing(nn.Module):
             every = torch.from_numpy(scenes.centers[picks]).to(device)[scene_of]
             real = torch.from_numpy(scenes.looks[picks][..., 0] >= 0).to(device)[scene_of]
             nearest = (every - guess[:, None]).norm(dim=-1).masked_fill(~real, torch.inf).argmin(-1)
-            hit = float((nearest == thing).float().mean())
-        figures = {
-            "imitate": float(imitate),
-            "px": float(off) * OFFSET_UNIT,
-            "look": float(look),
-            "named": float(named),
-            "hit": hit,
-        }
-        figures |= {"hit_all": hit, "n_all": 1.0} if mode == "all" else {"hit_all": 0.0, "n_all": 0.0}
-        return loss, figures
+            hit = (nearest == thing).float().mean()
+        figures = {"imitate": imitate, "px": off * OFFSET_UNIT, "look": look, "named": named, "hit": hit}
+        return loss, {name: float(value.detach()) for name, value in figures.items()}

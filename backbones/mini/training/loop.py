@@ -6,7 +6,7 @@ import csv
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+MUON = 2.0  # its rate over AdamW's
 LossFn = Callable[[int, np.random.Generator], tuple[Tensor, dict[str, float]]]
 
 
@@ -50,6 +51,7 @@ def run_stage(
     steps: int,
     lr: float,
     seed: int,
+    matrices: Sequence[nn.Parameter] = (),
     warmup: int = 200,
     weight_decay: float = 0.02,
     save_every: int = 100,
@@ -58,25 +60,39 @@ def run_stage(
     """Minimise `loss_fn` over the parameters of `modules` that need a gradient.
 
     Continues from `folder/<stage>.pt` if it is there. `loss_fn(step, rng)` returns the loss and figures for
-    the log. Learning rate: linear warm-up, then cosine to 2 %.
+    the log. AdamW; `matrices` by Muon (orthogonalised momentum) at twice the rate. Learning rate: linear
+    warm-up, then cosine to 2 %.
     """
     rank, world = rank_and_world()
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     parameters = [p for p in modules.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=lr,
-        betas=(0.9, 0.98),
-    )
+    by_muon = {id(p) for p in matrices}
+    rest = [p for p in parameters if id(p) not in by_muon]
+    optimizers: list[tuple[float, torch.optim.Optimizer]] = [
+        (
+            lr,
+            torch.optim.AdamW(
+                [
+                    {"params": [p for p in rest if p.ndim > 1], "weight_decay": weight_decay},
+                    {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+                ],
+                lr=lr,
+                betas=(0.9, 0.98),
+            ),
+        )
+    ]
+    if matrices:
+        muon = torch.optim.Muon(
+            matrices, lr=MUON * lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        optimizers.append((MUON * lr, muon))
     checkpoint, first = folder / f"{stage}.pt", 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location="cpu")
         modules.load_state_dict(state["modules"])
-        optimizer.load_state_dict(state["optimizer"])
+        for (_, optimizer), kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         first = int(state["step"])
     log, started, sums, counted = folder / f"{stage}.csv", time.time(), {}, 0  # type: ignore[var-annotated]
     modules.train()
@@ -84,15 +100,18 @@ def run_stage(
         scale = min(1.0, (step + 1) / min(warmup, steps // 10 + 1)) * (
             0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
         )
-        for group in optimizer.param_groups:
-            group["lr"] = lr * scale
+        for rate, optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * scale
         loss, figures = loss_fn(step, rng_of(seed, stage, step, rank))
-        optimizer.zero_grad(set_to_none=True)
+        for _, optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if world > 1:
             _average_gradients(parameters, world)
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        for _, optimizer in optimizers:
+            optimizer.step()
         for key, value in {"loss": float(loss), **figures}.items():
             sums[key] = sums.get(key, 0.0) + value
         counted += 1
@@ -111,7 +130,11 @@ def run_stage(
         if rank == 0 and ((step + 1) % save_every == 0 or last):
             partial = checkpoint.with_suffix(".tmp")
             torch.save(
-                {"modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1},
+                {
+                    "modules": modules.state_dict(),
+                    "optimizers": [optimizer.state_dict() for _, optimizer in optimizers],
+                    "step": step + 1,
+                },
                 partial,
             )
             partial.replace(checkpoint)

@@ -7,11 +7,10 @@ Stages, each resumable and logged to `DIR/<stage>.csv`:
     patches   CLIP's dense helper on crops
     match     CLIP's contrastive loss on whole scenes, helper on, then frozen
     point     language model, projector and [SEG] head: where is the referent?
-    whole     the same with all tokens in every step
     export    weights in the official layout, half precision
-`--start WEIGHTS` begins from exported weights instead of random ones: what a stage without a checkpoint of
-its own starts from. This is a tool, not a part of the backbone: the only module of `backbones` that knows a
-data set.
+`--start WEIGHTS` begins from exported weights and their tokenizers instead of random ones: what a stage
+without a checkpoint of its own starts from; `--seeing WEIGHTS` takes only CLIP and SAM from there. This is a
+tool, not a part of the backbone: the only module of `backbones` that knows a data set.
 """
 
 from __future__ import annotations
@@ -28,20 +27,21 @@ from backbones.glamm.sizes import sam_config
 from backbones.mini.training import config, data, ground, see, segment, text
 from backbones.mini.training.loop import rank_and_world, run_stage
 from backbones.parts import clip as clips
+from backbones.parts import llama
 from backbones.parts.tokenizer import LlamaTokenizer
 
-STAGES = ("scenes", "sam", "patches", "match", "point", "whole", "export")
-STEPS = {"sam": 3200, "patches": 2800, "match": 1000, "point": 8000, "whole": 2700}
+STAGES = ("scenes", "sam", "patches", "match", "point", "export")
+STEPS = {"sam": 3200, "patches": 2800, "match": 1000, "point": 9000}
 # scenes of the language stages; their frozen features are kept on disk
-CACHED = 12000
-RATES = {"sam": 1.5e-3, "patches": 1.2e-3, "match": 8e-4, "point": 1.5e-3, "whole": 6e-4}
+CACHED = 16000
+RATES = {"sam": 1.5e-3, "patches": 1.2e-3, "match": 8e-4, "point": 1.5e-3}
 
 
 def build_model(work: Path, seed: int) -> tuple[GlammModel, Path, Path]:
     """The untrained model, and the folders of its two tokenizers."""
     rank, _ = rank_and_world()
-    llama, clip = work / "tokenizers" / f"llama-{rank}", work / "tokenizers" / f"clip-{rank}"
-    vocab = text.build_llama_tokenizer(llama)
+    words, clip = work / "tokenizers" / f"llama-{rank}", work / "tokenizers" / f"clip-{rank}"
+    vocab = text.build_llama_tokenizer(words)
     clip_vocab, bos, eos = text.build_clip_tokenizer(clip)
     torch.manual_seed(seed)
     model = GlammModel(
@@ -52,7 +52,7 @@ def build_model(work: Path, seed: int) -> tuple[GlammModel, Path, Path]:
     segment.init_sam(model.grounding_encoder)
     see.init_clip(model.clip)
     ground.init_heads(model)
-    return model, llama, clip
+    return model, words, clip
 
 
 def restore(stage: str, module: nn.Module, work: Path) -> None:
@@ -68,7 +68,9 @@ def train(
     steps: dict[str, int],
     seed: int,
     device: str,
+    cached: int = CACHED,
     start: Path | None = None,
+    seeing_alone: bool = False,
 ) -> None:
     """Run the chosen stages in order; earlier ones are read from `work`."""
     from transformers import CLIPTokenizer
@@ -77,7 +79,12 @@ def train(
     split = data.build_scenes(work / "scenes", scenes)
     model, llama_folder, clip_folder = build_model(work, seed)
     if start is not None:
-        model.load_state_dict(load_checkpoint(start / "checkpoint", str(start / "clip")).state_dict())
+        # the weights know their own tokenizers: another version of the library may build others
+        llama_folder, clip_folder = start / "checkpoint", start / "clip"
+        known = load_checkpoint(llama_folder, str(clip_folder)).state_dict()
+        if seeing_alone:
+            known = {name: part for name, part in known.items() if name.startswith(("clip.", "grounding_"))}
+        model.load_state_dict(known, strict=not seeing_alone)
     model.to(device)
     sam, clip = model.grounding_encoder, model.clip
     tokenizer = LlamaTokenizer(llama_folder)
@@ -86,9 +93,18 @@ def train(
     for module in (patches, matching):
         module.to(device)
 
-    def run(stage: str, module: nn.Module, loss) -> None:  # type: ignore[no-untyped-def]
+    def run(stage: str, module: nn.Module, loss, matrices=()) -> None:  # type: ignore[no-untyped-def]
         if stage in stages:
-            run_stage(stage, module, loss, folder=work, steps=steps[stage], lr=RATES[stage], seed=seed)
+            run_stage(
+                stage,
+                module,
+                loss,
+                folder=work,
+                steps=steps[stage],
+                lr=RATES[stage],
+                seed=seed,
+                matrices=matrices,
+            )
         if stage in stages or (work / f"{stage}.pt").exists():
             restore(stage, module, work)
 
@@ -100,13 +116,16 @@ def train(
     run("match", matching, matching.loss)
     sam.requires_grad_(False)
     clip.requires_grad_(False)
-    talked = split.first(CACHED)
+    talked = split.first(cached)
     pointing = ground.Pointing(model, talked, None, tokenizer, steps=steps["point"]).to(device)
-    if {"point", "whole"} & set(stages):
+    if "point" in stages:
         pointing.features = see.cache_features(clip, talked, work / "features.npy")
-    run("point", pointing, pointing.loss)
-    pointing.whole = True
-    run("whole", pointing, pointing.loss)
+    run(
+        "point",
+        pointing,
+        pointing.loss,
+        [linear.weight for _, linear in llama.matrices(model.language_model)],
+    )
     if "export" in stages and rank_and_world()[0] == 0:
         export(model, work / "weights", llama_folder, clip_folder)
 
@@ -134,10 +153,13 @@ def main() -> None:
     )
     parser.add_argument("--stages", default=",".join(STAGES), help="which to run, comma separated")
     parser.add_argument("--scenes", type=int, default=30000, help="size of the train split")
-    parser.add_argument("--steps", default="", help="e.g. 'point=9000,mask=2000'")
     parser.add_argument(
-        "--start", type=Path, default=None, help="folder with checkpoint/ and clip/ to begin from"
+        "--cached", type=int, default=CACHED, help="of these, scenes of the language stages (147 kB each)"
     )
+    parser.add_argument("--steps", default="", help="e.g. 'sam=2000,point=9000'")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--start", type=Path, help="folder with checkpoint/ and clip/ to begin from")
+    begin.add_argument("--seeing", type=Path, help="the same for CLIP and SAM, under a new language side")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
@@ -151,7 +173,15 @@ def main() -> None:
         parser.error(f"unknown stage {sorted(unknown)}; there are {', '.join(STAGES)}")
     steps = STEPS | {stage: int(count) for stage, count in asked.items()}
     train(
-        given.work, tuple(given.stages.split(",")), given.scenes, steps, given.seed, given.device, given.start
+        given.work,
+        tuple(given.stages.split(",")),
+        given.scenes,
+        steps,
+        given.seed,
+        given.device,
+        given.cached,
+        given.start or given.seeing,
+        given.seeing is not None,
     )
 
 
