@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pruners.base import Pruner
 
 LISTS = ("pruners", "budgets", "backbones", "plugins", "positions", "answers")
-WORDS = {"positions": ("compact", "kept"), "answers": ("forced", "generated")}  # of lists: what they may say
+WORDS = ("positions", "answers")  # lists of words that a backbone's family knows
 NUMBERS = {"limit": 0, "seed": 0, "seeds": 1, "batch_size": 1}  # and the least that each may be
 NULLABLE = ("limit", "data", "costs", "protocol")
 
@@ -223,18 +223,23 @@ def _split(name: str, text: str) -> list[str]:
         return [text]
     if name in ("budgets", *WORDS):
         parts = [part.strip() for part in text.split(",") if part.strip()]
-        for part in parts:
-            if part not in WORDS.get(name, (part,)):
-                from pruners.errors import nearest
-
-                words = WORDS[name]
-                raise _wrong(
-                    f"{_option(name)} takes {' or '.join(words)}, not {part!r}", f".{nearest(part, words)}"
-                )
-        return parts
+        return _known(name, parts) if name in WORDS else parts
     from pruners.registration import split_list
 
     return split_list(text, name.removesuffix("s"))
+
+
+def _known(name: str, parts: list[str]) -> list[str]:
+    """The parts, if they are words for positions, or for answers."""
+    from backbones.registry import ANSWERS, POSITIONS
+    from pruners.errors import nearest
+
+    words = POSITIONS if name == "positions" else ANSWERS
+    for part in parts:
+        if part not in words:
+            sentence = f"{_option(name)} takes {' or '.join(words)}, not {part!r}"
+            raise _wrong(sentence, f".{nearest(part, words)}")
+    return parts
 
 
 def _sequence(name: str, value: Any) -> Sequence[Any]:

@@ -28,9 +28,8 @@ from pruners.views import LLM_ATTENTION
 if TYPE_CHECKING:
     from torch import Tensor
 
-UPPER = tuple(
-    Fraction(layer, 24) for layer in range(16, 25)
-)  # the vision tower's layers that compare patches
+# the vision tower's layers that compare patches: the 16th to the last of 24
+UPPER = tuple(Fraction(layer, 24) for layer in range(16, 25))
 DROP = 7  # what enters the language model is seven times what leaves the cut
 REACH, DIAGONAL = 280, 23**2 + 23**2  # squares of the published radius and of its grid's diagonal, in patches
 

@@ -20,6 +20,7 @@ from backbones.parts.contexts import whole_positions
 from backbones.parts.cuts import Cutting
 from backbones.parts.faithful import run_layers
 from backbones.parts.tokenizer import IMAGE_TOKEN
+from harness.store.records import load_records
 from pruners import LayerView, Selection, checks
 from reports.gather import gather
 from reports.tables import tables
@@ -183,6 +184,18 @@ def test_a_run_that_says_how_often_seg_is_said(tmp_path: Path) -> None:
     found = tables(gather(result.folders))
     assert len(found) == 2 and [one.group.facts["answers"] for one in found] == ["forced", "generated"]
     assert "[SEG] said %" in result.leaderboard
+
+
+def test_plans_of_one_run_keep_their_own_answers(tmp_path: Path) -> None:
+    """One that names none has the backbone's default, whatever another one asks for."""
+    common = {"datasets": "refshapes:val", "limit": 1, "costs": "off"}
+    plans = [
+        harness.Plan("none,uniform", "64", **common),  # type: ignore[arg-type]
+        harness.Plan("none", "64", answers="generated", **common),  # type: ignore[arg-type]
+    ]
+    result = harness.evaluate(plans, tmp_path / "run")
+    told = {folder.name: set(load_records(folder)["pruner"]) for folder in result.folders}
+    assert told == {"forced": {"none", "uniform"}, "generated": {"none"}}
 
 
 def test_a_backbone_that_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

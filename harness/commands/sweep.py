@@ -228,16 +228,12 @@ def _runs(
         workers = 2 if plans[0].device.startswith("cuda") else 0
     way = Way(place=place, workers=workers, **how)
     for text, one in zip(texts, settings, strict=True):
-        own = [plan for plan in plans if text in plan.backbones]
-        asked = list(dict.fromkeys(answers for plan in own for answers in plan.answers or one.answers[:1]))
+        own = [plan.on(text) for plan in plans if text in plan.backbones]
+        asked = list(dict.fromkeys(answers for plan in own for answers in plan.answers))
         for answers in asked:
             parts = [*([one.name] if len(texts) > 1 else []), *([answers] if len(asked) > 1 else [])]
             base = out / "-".join(parts) if out is not None and parts else out
-            these = [
-                replace(plan, answers=(answers,)).on(text)
-                for plan in own
-                if answers in (plan.answers or asked)
-            ]
+            these = [replace(plan, answers=(answers,)) for plan in own if answers in plan.answers]
             yield _run(these, base, force, way, tensor_parallel)
 
 
