@@ -37,6 +37,7 @@ FACTS = (
     "signals",
     "cuts_inside",
     "geometry",
+    "medium",
     "protocols",
     "drawn",
     "positions",
@@ -58,6 +59,7 @@ class Family:
         signals: kinds of `pruners.Need` that it answers.
         cuts_inside: whether visual tokens can be cut between the layers of its language model.
         geometry: what it sees of a medium, one of `backbones.parts.geometry.GEOMETRIES`.
+        medium: what it looks at, "image" or "video".
         protocols: how expressions become conversations: name to what it does, the official one first, which
             is the default.
         drawn: the protocols whose conversations follow from a seed.
@@ -72,6 +74,7 @@ class Family:
     signals: ClassVar[frozenset[str]] = frozenset()
     cuts_inside: ClassVar[bool] = False
     geometry: ClassVar[str] = "whole"
+    medium: ClassVar[Literal["image", "video"]] = "image"
     protocols: ClassVar[Mapping[str, str]] = {"each": "every expression alone"}
     drawn: ClassVar[tuple[str, ...]] = ()
     positions: ClassVar[tuple[str, ...]] = ("compact",)
@@ -113,6 +116,11 @@ class Family:
                     f"{self.name} cannot run with --{what} {one}; give {' or '.join(able)}."
                     f"{nearest(one, able)}"
                 )
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What else changes its answers, in words for the tables; nothing by default."""
+        return {}
 
     @property
     def protocol(self) -> str:
@@ -291,6 +299,8 @@ class Backbones(Registry[Settings]):
             return f"has the geometry {cls.geometry!r}; there are {', '.join(GEOMETRIES)}"
         if not isinstance(cls.protocols, Mapping) or not cls.protocols:
             return "has no protocols; write protocols = {'each': 'every expression alone'}"
+        if cls.medium not in ("image", "video"):
+            return f"has the medium {cls.medium!r}; a medium is image or video"
         if set(cls.drawn) - set(cls.protocols):
             return (
                 f"draws {', '.join(sorted(set(cls.drawn) - set(cls.protocols)))}, which is none of its "
