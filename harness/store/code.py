@@ -36,6 +36,8 @@ EVALUATES = (
     "harness/engine/evaluate.py",
     "harness/engine/prefetch.py",
     "harness/engine/rounding.py",
+    "harness/engine/scores.py",
+    "harness/engine/truth.py",
     "harness/metrics/__init__.py",
     "harness/metrics/base.py",
     "harness/metrics/generalised.py",
@@ -181,7 +183,7 @@ def of_backbone(cls: type) -> str:
     come from elsewhere."""
     from harness import metrics
 
-    measured = of_others(type(metric) for metric in metrics.of_medium("image"))
+    measured = of_others(type(metric) for metric in metrics.of_medium(getattr(cls, "medium", "image")))
     return of_all([*evaluation().values(), *sorted(_sources(cls).values()), *measured])
 
 
