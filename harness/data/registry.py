@@ -14,6 +14,8 @@ from harness.data.refer import FOLDER, PUBLISHED, Refer
 from harness.data.refshapes.dataset import RefShapes
 from harness.data.refshapes.writer import SPLITS as REFSHAPES
 from harness.data.sample import DataError, Sample
+from harness.data.video import davis
+from harness.data.video.davis import RefDavis
 from harness.metrics.base import Medium
 from harness.registry import InstanceRegistry
 from pruners.base import nearest
@@ -37,7 +39,7 @@ def _wrong(one: DataSet) -> str | None:
 
 sets: InstanceRegistry[DataSet] = InstanceRegistry("data set", DataSet, "harness.data", ENTRY_POINTS, _wrong)
 register, get, names, datasets = sets.register, sets.get, sets.names, sets.all
-for _built_in in (RefShapes, Refer, ReasonSeg, OwnData):
+for _built_in in (RefShapes, Refer, ReasonSeg, OwnData, RefDavis):
     register(_built_in)
 
 
@@ -107,7 +109,7 @@ def _folder(root: str | Path | None) -> Path | None:
     if root is None:
         return None
     folder = Path(root)
-    others = own.own_names(folder) or reasonseg.found(folder)
+    others = own.own_names(folder) or reasonseg.found(folder) or davis.found(folder)
     if not others and all(type(one).__module__.startswith("harness.") for one in sets.all()):
         try:
             refer.refer_names(folder)
