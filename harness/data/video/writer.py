@@ -158,7 +158,7 @@ def write_youtube(
     for name, held in lists.items():
         listed = {clip.name: _listed(clip, STEP, _one_object if public else _nothing) for clip in held}
         _write(folder / META / name / f"{META}.json", json.dumps({"videos": listed}))
-    for name, held in {split: list(clips)} | ({"test": list(test)} if test else {}):
+    for name, held in ({split: list(clips)} | ({"test": list(test)} if test else {})).items():
         for clip in held:
             _write_frames(folder / name / JPEGS / clip.name, clip, encode, STEP)
             if public and name == split:
