@@ -3,6 +3,7 @@ kept patches of the nearest view say of that frame."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,11 +25,19 @@ HEIGHT, WIDTH = 24, 32
 
 
 class FakeVideo(FakeBackbone):
-    """Sees clips; arguments are those of `FakeBackbone`."""
+    """Sees clips.
+
+    Args:
+        pause: seconds that every clip takes, so that there is something to interrupt.
+    """
 
     medium = "video"  # type: ignore[assignment]
     answers = ("generated", "forced")
     name = "fake-video"
+
+    def __init__(self, pause: float = 0.0) -> None:
+        super().__init__()
+        self.pause = pause
 
     @property
     def facts(self) -> dict[str, str]:
@@ -82,6 +91,7 @@ class FakeVideo(FakeBackbone):
 
     def ground_rows(self, rows: Sequence[Row], share: bool = True) -> Iterator[Grounded]:  # type: ignore[override]
         self.grounded.append(len(rows))
+        time.sleep(self.pause)
         for row in rows:
             try:
                 yield self._answer(row)
