@@ -72,9 +72,9 @@ register(NoTargetAccuracy)
 register(TargetAccuracy)
 for _threshold in PRECISION_AT:
     metrics.add(TargetPrecision(_threshold))
-register(RegionAndBoundary)
 register(RegionSimilarity)
 register(BoundaryAccuracy)
+register(RegionAndBoundary)
 
 
 def of_medium(medium: Medium) -> list[Metric]:

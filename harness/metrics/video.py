@@ -133,9 +133,7 @@ def clip_counts(predictions: Masks, targets: Masks, void: NDArray[np.bool_] | No
     if len(frames) > 1:
         raise ValueError(f"expected masks of as many frames, got {' and '.join(map(str, sorted(frames)))}")
     per_frame = [
-        pair_counts(
-            predictions[:, t], targets[:, t], void[t] if void is not None and void[t].any() else None
-        )
+        pair_counts(predictions[:, t], targets[:, t], void[t] if void is not None and void[t].any() else None)
         for t in range(frames.pop())
     ]
     return np.stack(per_frame, axis=2)
