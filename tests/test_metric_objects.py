@@ -218,7 +218,7 @@ def test_a_curve_comes_back_as_a_list(curve: Any) -> None:
     assert row["missed_then"] == [1, 2] and all(type(one) is int for one in row["missed_then"])
     metrics.register(made(measure=lambda self, p, t: [CURVED], curves=("missed_then",)))
     with pytest.raises(
-        UserError, match="returned missed_pixels, target_pixels of an expression, not .*missed_then"
+        UserError, match=r"returned missed_pixels, target_pixels of an expression, not .*missed_then"
     ):
         metrics.measure(masks, masks.astype(np.uint8))
 

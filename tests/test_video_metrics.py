@@ -1,4 +1,4 @@
-"""J and F against their definition told pixel by pixel, and the rule by which a group of answers is scored."""
+"""J and F against their definition told pixel by pixel, and the rule by which a group is scored."""
 
 from __future__ import annotations
 
@@ -56,6 +56,12 @@ def counted(prediction: np.ndarray, target: np.ndarray, void: np.ndarray) -> lis
     return [inner, outer, near(drawn, edges, reach), len(drawn), near(edges, drawn, reach), len(edges)]
 
 
+def pair(prediction: np.ndarray, target: np.ndarray, void: np.ndarray | None = None) -> np.ndarray:
+    """What is counted of one frame, (6,)."""
+    hidden = None if void is None else void[None]
+    return boundary.clip_counts(prediction[None, None], target[None, None], hidden)[0, 0, 0]
+
+
 def f_of(hits: int, drawn: int, found: int, edge: int) -> Fraction:
     """F by the official cases."""
     if drawn == 0 and edge == 0:
@@ -91,7 +97,7 @@ def test_a_frame_is_counted_as_its_definition_says(one: tuple[np.ndarray, np.nda
     before = [part.copy() for part in one]
     for hidden in (void, np.zeros_like(void)):
         given_void = hidden if hidden.any() else None
-        counts = boundary.pair_counts(prediction[None], target[None], given_void)[0, 0].tolist()
+        counts = pair(prediction, target, given_void).tolist()
         assert counts == counted(prediction, target, hidden)
         assert float(boundary.region(*counts[:2])) == (counts[0] / counts[1] if counts[1] else 1.0)
         assert float(boundary.contour(*counts[2:])) == pytest.approx(float(f_of(*counts[2:])), rel=1e-15)
@@ -107,7 +113,7 @@ NOISE = npst.array_shapes(min_dims=2, max_dims=2, max_side=12).flatmap(
 @given(NOISE)
 @settings(deadline=None)
 def test_noise_is_counted_as_its_definition_says(one: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
-    counts = boundary.pair_counts(one[0][None], one[1][None], one[2])[0, 0].tolist()
+    counts = pair(*one).tolist()
     assert counts == counted(*one)
 
 
@@ -127,7 +133,9 @@ def test_a_pixel_counts_within_the_radius_and_no_further(height: int, width: int
         others = np.zeros((len(offsets), height, width), dtype=bool)
         for other, (v, u) in zip(others, offsets, strict=True):
             other[v, u] = True
-        for counts, (v, u) in zip(boundary.pair_counts(one, others)[0], offsets, strict=True):
+        for counts, (v, u) in zip(
+            boundary.clip_counts(one[:, None], others[:, None])[0, :, 0], offsets, strict=True
+        ):
             drawn, edges = ([(b, a), (b - 1, a), (b, a - 1), (b - 1, a - 1)] for b, a in ((y, x), (v, u)))
             found = near(drawn, edges, far), 4, near(edges, drawn, far), 4
             assert tuple(counts[2:]) == found, (x, y, u, v)
@@ -147,7 +155,7 @@ def test_the_radius_is_exact(height: int, width: int) -> None:
 def test_an_edge_of_the_frame_is_no_boundary() -> None:
     full, empty = np.ones((9, 11), dtype=bool), np.zeros((9, 11), dtype=bool)
     assert not boundary.boundary_map(full).any()
-    counts = boundary.pair_counts(full[None], empty[None])[0, 0]
+    counts = pair(full, empty)
     assert counts.tolist() == [0, 99, 0, 0, 0, 0]
     assert (boundary.region(*counts[:2]), boundary.contour(*counts[2:])) == (0.0, 1.0)
     corner = empty.copy()
@@ -160,32 +168,39 @@ def test_all_pairs_are_counted_alone() -> None:
     predictions, targets = generator.random((3, 16, 80)) > 0.9, generator.random((4, 16, 80)) > 0.8
     predictions[1], targets[2] = False, True
     void = generator.random((16, 80)) > 0.95
-    every = boundary.pair_counts(predictions, targets, void)
+    every = boundary.clip_counts(predictions[:, None], targets[:, None], void[None])[:, :, 0]
     assert every.shape == (3, 4, 6)
     for (i, one), (k, other) in itertools.product(enumerate(predictions), enumerate(targets)):
         assert every[i, k].tolist() == counted(one, other, void)
 
 
+@pytest.mark.parametrize("words", [1, 300, 2**13])
+def test_frames_are_counted_alone(monkeypatch: pytest.MonkeyPatch, words: int) -> None:
+    """However many are looked at together: one, a few, all; empty ones among them."""
+    monkeypatch.setattr(boundary, "WORDS_AT_ONCE", words)
+    generator = np.random.default_rng(0)
+    predictions, targets = generator.random((2, 1, 40, 24, 70)) > 0.97
+    predictions[:, ::3], targets[:, ::4] = False, False
+    void = generator.random((40, 24, 70)) > 0.95
+    void[::2] = False
+    every = boundary.clip_counts(predictions, targets, void)[0, 0]
+    for t in range(40):
+        assert every[t].tolist() == pair(predictions[0, t], targets[0, t], void[t]).tolist()
+
+
 @pytest.mark.parametrize(
     ("predictions", "targets", "void", "said"),
     [
-        (np.zeros((1, 4, 5)), np.zeros((1, 4, 5), dtype=bool), None, "expected boolean masks"),
-        (np.zeros((4, 5), dtype=bool), np.zeros((1, 4, 5), dtype=bool), None, "expected boolean masks"),
-        (np.zeros((1, 4, 5), dtype=bool), np.zeros((1, 5, 4), dtype=bool), None, "masks of one size"),
-        (
-            np.zeros((1, 4, 5), dtype=bool),
-            np.zeros((1, 4, 5), dtype=bool),
-            np.zeros((4, 4), bool),
-            "one size",
-        ),
+        (np.zeros((1, 2, 4, 5)), np.zeros((1, 2, 4, 5), dtype=bool), None, "expected boolean masks"),
+        (np.zeros((2, 4, 5), dtype=bool), np.zeros((1, 2, 4, 5), dtype=bool), None, "expected boolean masks"),
+        (np.zeros((1, 2, 4, 5), dtype=bool), np.zeros((1, 2, 5, 4), dtype=bool), None, "clips of one size"),
+        (np.zeros((1, 2, 4, 5), dtype=bool), np.zeros((1, 3, 4, 5), dtype=bool), None, "clips of one size"),
+        (*np.zeros((2, 1, 2, 4, 5), dtype=bool), np.zeros((2, 4, 4), dtype=bool), "clips of one size"),
     ],
 )
-def test_what_is_no_pair_of_frames(predictions: Any, targets: Any, void: Any, said: str) -> None:
+def test_what_is_no_pair_of_clips(predictions: Any, targets: Any, void: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        boundary.pair_counts(predictions, targets, void)
-    clip = np.zeros((1, 2, 4, 5), dtype=bool)
-    with pytest.raises(ValueError, match="as many frames, got 2 and 3"):
-        video.clip_counts(clip, np.zeros((1, 3, 4, 5), dtype=bool))
+        boundary.clip_counts(predictions, targets, void)
 
 
 # --- expressions and groups
