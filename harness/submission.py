@@ -126,7 +126,7 @@ def answers(rows: pd.DataFrame, samples: Sequence[Sample]) -> Iterator[Answer]:
                 name_of(sample),
                 one.id,
                 [path.stem for path in sample.frames],
-                _masks(sample, one.id, str(row.mask), row.seg_said == 0),
+                _masks(sample, one.id, str(row.mask), bool(row.seg_said == 0)),
             )
 
 

@@ -1,5 +1,5 @@
-"""Answers as servers and DAVIS' evaluator take them: what is written is accepted, what is bad is refused in one
-sentence; and the doctor's look at the data."""
+"""Answers as servers and DAVIS' evaluator take them: what is written is accepted, and what is bad is refused
+in one sentence."""
 
 from __future__ import annotations
 
@@ -15,27 +15,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from backbones.parts.clips import BETWEEN, run_lengths
-from harness import cli, doctor, doctor_clips
+from harness import cli
 from harness.data import DataError, Sample, content
 from harness.data.video.archive import Answer, validate_submission, write_davis_results, write_submission
-from harness.data.video.writer import Said, Video, write_mevis, write_youtube
 from harness.store import records
 from harness.submission import answers, chosen
 from pruners import UserError
-from tests.video_trees import (
-    DAVIS,
-    HEIGHT,
-    MEVIS,
-    WIDTH,
-    YOUTUBE,
-    change,
-    clip,
-    davis,
-    load,
-    mevis,
-    plain,
-    youtube,
-)
+from tests.video_trees import DAVIS, HEIGHT, MEVIS, WIDTH, YOUTUBE, change, davis, load, mevis, youtube
 
 SERVED = ["ref-youtube-vos:valid", "mevis:valid"]
 
@@ -136,7 +122,7 @@ def grey(value: int) -> Edit:
         ),
         (lambda files: files.update({FIRST: png(Image.new("RGB", (WIDTH, HEIGHT)))}), "has the mode RGB"),
         (lambda files: files.update({FIRST: png(Image.new("1", (WIDTH, HEIGHT)))}), "has the mode 1, "),
-        (lambda files: files.update({FIRST: png(Image.new("L", (WIDTH, HEIGHT)))[:40]}), "is no PNG that can"),
+        (lambda files: files.update({FIRST: png(Image.new("L", (WIDTH, HEIGHT)))[:40]}), "is no PNG that"),
         (lambda files: files.update({FIRST: b"GIF89a"}), "is no PNG that can be read"),
     ],
 )  # fmt: skip
@@ -312,98 +298,3 @@ def test_other_data_than_the_run_answered(
 def test_one_cell_needs_no_choice(tree: Path) -> None:
     rows = rows_of(load(tree, MEVIS))
     assert len(chosen(rows, "")) == len(rows)
-
-
-# --- the doctor
-
-
-def told(root: Path) -> list[tuple[str, str]]:
-    return [(finding.level, finding.what) for finding in doctor._data(root)]
-
-
-def test_the_doctor_counts(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    official = {
-        "ref-davis17": {"val": [doctor_clips.Counts(2, 4, 16)]},
-        "ref-youtube-vos": {"valid": [doctor_clips.Counts(3, None, 9)]},
-        "mevis": {
-            "valid_u": [doctor_clips.Counts(2, None, 793), doctor_clips.Counts(2, None, 7)],
-            "valid": [],
-        },
-    }
-    monkeypatch.setattr(doctor_clips, "OFFICIAL", official)
-    lines = told(tree)
-    starts = [
-        ("ok", "ref-davis17:val: 2 videos, 4 objects, 16 expressions as published, fingerprint "),
-        (
-            "note",
-            "ref-youtube-vos:valid has 2 videos, 4 expressions, and the published split 3 videos, 9 e",
-        ),
-        ("ok", "ref-youtube-vos:valid: 2 videos, 4 expressions, fingerprint "),
-        (
-            "note",
-            "ref-youtube-vos:valid has no masks here, so it gets no scores; python -m harness sub",
-        ),
-        ("ok", "ref-youtube-vos:heldout: 1 videos, 2 objects, 2 expressions, fingerprint "),
-        ("note", "ref-youtube-vos:heldout is a part of train"),
-        ("ok", "ref-youtube-vos:train: 2 videos, 4 objects, 4 expressions; frames were not looked at"),
-        (
-            "wrong",
-            "mevis:valid_u has 2 videos, 6 expressions, and the published split 2 videos, 793 exp",
-        ),
-        ("ok", "mevis:valid: 1 videos, 2 expressions, fingerprint "),
-        ("note", "mevis:valid has no masks here"),
-    ]
-    assert len(lines) == len(starts)
-    for (level, what), (wanted, start) in zip(lines, starts, strict=True):
-        assert level == wanted and what.startswith(start), what
-
-
-def test_the_published_counts(tmp_path: Path) -> None:
-    """30 videos of 61 objects; 202 of 834 expressions; MeViS' two versions by their expressions."""
-    said = tuple(Said(f"text {k}", ()) for k in range(16))
-    videos = [Video(f"v{k:02}", np.zeros((1, 8, 8, 3), np.uint8), np.zeros((1, 8, 8), np.uint8), said)
-              for k in range(50)]  # fmt: skip
-    for count, version in ((793, "v1"), (907, "v2")):
-        last = Video("w", videos[0].frames, videos[0].ids, said[:1] * (count - 16 * 49))
-        write_mevis(tmp_path, [*videos[:49], last])
-        (line,) = [what for level, what in told(tmp_path) if level == "ok"]
-        assert f"50 videos, {count} expressions as published in {version}, fingerprint" in line
-    assert doctor_clips.OFFICIAL["ref-davis17"]["val"] == [(30, 61, 244)]
-    assert doctor_clips.OFFICIAL["ref-youtube-vos"]["valid"] == [(202, None, 834)]
-    assert doctor_clips.OFFICIAL["mevis"]["valid"] == [(140, None, 2236), (140, None, 2523)]
-
-
-def test_the_doctor_names_what_is_missing_or_broken(tmp_path: Path) -> None:
-    folder = davis(tmp_path)
-    (folder / "DAVIS/JPEGImages/480p/bear/00001.jpg").write_bytes(b"no")
-    lines = told(tmp_path)
-    assert any(
-        level == "wrong" and "1 of 2 videos cannot be used, first: Image '" in what for level, what in lines
-    )
-    assert not [what for level, what in lines if level == "ok"]
-    assert [what.split(" ")[0] for level, what in lines if "is not in" in what] == [
-        "ref-youtube-vos",
-        "mevis",
-    ]
-    (folder / "DAVIS/Annotations_unsupervised/480p/cat/00002.png").unlink()
-    assert ("wrong", "00002.png") in [
-        (level, what.split("/")[-1].split("'")[0]) for level, what in told(tmp_path)
-    ]
-
-
-def test_the_doctor_tells_of_what_no_frame_shows(tmp_path: Path) -> None:
-    write_youtube(tmp_path, [clip("v2", said=(Said("it", (7,)), Said("box", (1,))))], "train")
-    lines = told(tmp_path)
-    wrong = [what for level, what in lines if level == "wrong"]
-    assert wrong == [
-        "ref-youtube-vos:heldout: 1 expressions mean what no frame shows, first: expression 0 of "
-        "ref-youtube-vos:heldout:v2"
-    ]
-    assert not [what for _, what in lines if "heldout" in what and "fingerprint" in what]
-
-
-def test_a_damaged_list_is_one_finding(tree: Path) -> None:
-    (tree / "mevis/valid_u/meta_expressions.json").write_text("{")
-    wrong = [what for level, what in told(tree) if level == "wrong"]
-    assert len(wrong) == 1 and "valid_u/meta_expressions.json' cannot be used" in wrong[0]
-    assert plain("x").said, "the other data sets were looked at"

@@ -177,7 +177,7 @@ def write_mevis(root: Path, clips: Sequence[Video], split: str = "valid_u", enco
     """
     folder, public = root / "mevis", split != "valid"
     masks: dict[str, list[dict[str, Any] | None]] = {}
-    listed = {}
+    listed: dict[str, dict[str, Any]] = {}
     for clip in clips:
         _write_frames(folder / split / JPEGS / clip.name, clip, encode)
         numbers = {one: len(masks) + place for place, one in enumerate(clip.objects)}
