@@ -275,7 +275,7 @@ class AtCut:
             by = llama.rotary(self.llm, self._positions[rows].gather(1, read), states.dtype)
         else:
             keys = llama.turned_back(keys, self._by(rows, slice(None)))
-        return layer.logits(states, keys, llama.ahead_of(read, self._length), by)
+        return layer.logits(states, keys, llama.unseen(read, self._length, layer.window), by)
 
     def _read(self, query: Query, rows: slice) -> Tensor:
         """(B, R) places of the tokens whose rows are asked for."""
