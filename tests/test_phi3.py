@@ -39,7 +39,9 @@ def both(attn: str, window: int | None = WINDOW) -> tuple[Phi3ForCausalLM, Llama
     numbers.sliding_window = window  # type: ignore[attr-defined]
     ours = llama.build_llama(numbers, attn).eval()
     given = dict(
-        pair for name, weight in theirs.model.state_dict().items() for pair in llama.parted(name, weight, numbers)
+        pair
+        for name, weight in theirs.model.state_dict().items()
+        for pair in llama.parted(name, weight, numbers)
     )
     missing, unexpected = ours.load_state_dict(given, strict=False)
     assert not missing and not unexpected

@@ -163,6 +163,10 @@ class LlamaTokenizer:
             ids += self._chunk(chunk)
         return ids
 
+    def words(self, text: str) -> list[int]:
+        """The same without the start token."""
+        return self.encode(text)[len(self._start()) :]
+
     def _start(self) -> list[int]:
         """What every text begins with."""
         return [self._pieces.bos_id()]
