@@ -357,6 +357,11 @@ class Backbone(Family, ABC):
             )
         return found
 
+    def regions_of(self, encoding: Encoding) -> tuple[Region, ...]:
+        """The region of each view of an encoded medium; as `regions`, unless the encoding says how many views
+        there are."""
+        return self.regions(*encoding.original)
+
     def patch_shares(
         self, masks: NDArray[np.bool_], number: int = 0, size: tuple[int, int] | None = None
     ) -> Tensor:

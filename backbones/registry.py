@@ -138,6 +138,11 @@ class Family:
         by default."""
         return {}
 
+    def sent(self, budget: int) -> int:
+        """Tokens of a view that enter the language model where a pruner leaves so many of them; by default
+        those."""
+        return budget
+
     @property
     def protocol(self) -> str:
         """The official protocol."""
