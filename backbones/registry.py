@@ -134,8 +134,8 @@ class Family:
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """What else changes its answers, in words for the tables, `{"placement": "placement grid"}`; nothing
-        by default."""
+        """What else changes its answers, in words for the tables, `{"placement": "grid"}`; nothing by
+        default."""
         return {}
 
     def sent(self, budget: int) -> int:

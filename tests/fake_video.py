@@ -41,7 +41,7 @@ class FakeVideo(FakeBackbone):
 
     @property
     def facts(self) -> dict[str, str]:
-        return {"placement": "placement direct", "frames": "2 frames"}
+        return {"placement": "direct", "frames": "2"}
 
     def lacks(self, pruner: Any) -> str:
         if pruner.stage != "tower":
