@@ -322,7 +322,7 @@ class Tracker:
         features = [self._first[0], *self._features]
         steps = [len(codes), *range(len(self._features), 0, -1)]
         places = [(self._place + codes[step - 1]).expand(-1, count, -1) for step in steps]
-        vectors = torch.stack([self._first[1], *reversed(self._pointers)])  # (V, B, P), the latest second
+        vectors = torch.stack([self._first[1], *self._pointers])  # (V, B, P), with nothing on when they were
         pieces = vectors.unflatten(-1, (-1, features[0].shape[-1])).transpose(1, 2).flatten(0, 1)
         memory = torch.cat([*(one.to(frame.top.dtype) for one in features), pieces])
         looked = self.model.memory_attention(
