@@ -79,8 +79,7 @@ def unrounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def track(model: Any, encoded: list[Frame], prompts: Tensor) -> Tensor:
     """(T, B, h, w)."""
     tracker = Tracker(model, prompts)
-    with torch.no_grad():
-        return torch.stack([tracker.step(frame) for frame in encoded])
+    return torch.stack([tracker.step(frame) for frame in encoded])
 
 
 def encode(model: Any, clip: Tensor) -> list[Frame]:
@@ -207,6 +206,16 @@ def test_what_is_remembered_is_bounded(small: Any, clip: Tensor, prompts: Tensor
     places, vectors = 4 * 4 * MEMORY_WIDTH, SMALL.width * 4
     features, pointers = 7 * 3 * places * 2, 16 * 3 * vectors  # bfloat16 and float32, three prompts
     assert sizes[-1] == (7 + 16 + 2, features + pointers + 3 * vectors + places * 4)
+
+
+def test_no_graph_is_remembered(clip: Tensor, prompts: Tensor) -> None:
+    """Neither weights nor prompts that are trained elsewhere keep earlier frames' graphs alive."""
+    model = build_sam2(SMALL, "sdpa").eval()
+    tracker = Tracker(model, prompts.clone().requires_grad_())
+    for frame in clip[:2]:
+        assert not tracker.step(encode_frame(model, frame[None])).requires_grad
+    assert all(one.is_leaf for one in tensors(vars(tracker)["_features"]))
+    assert not any(one.requires_grad for one in tensors(vars(tracker)["_pointers"]))
 
 
 def test_a_clip_of_one_frame_is_its_first_frame(small: Any, clip: Tensor, prompts: Tensor) -> None:
@@ -347,7 +356,7 @@ def test_another_inside_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None
     ):
         check_inside(model)  # this project's own change to it
     monkeypatch.setattr(sams, "ATTENDS", ("queries", "memory"))
-    with pytest.raises(UserError, match=r"lacks memory_attention\(queries\); pip install"):
+    with pytest.raises(UserError, match=r"lacks memory_attention\(queries, memory, ..., num_\w+\); pip"):
         build_sam2(SMALL, "sdpa")
     monkeypatch.setattr(sams, "INSIDE", (*sams.INSIDE, "memory_bank.features"))
     with pytest.raises(UserError, match=r"Sam2VideoModel of transformers \S+ lacks memory_bank.features"):
