@@ -17,6 +17,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from backbones.parts import geometry
+from backbones.parts.clips import Clip
 from backbones.parts.geometry import Region
 from backbones.parts.image_files import UnreadableImage, check_size, user_image
 from backbones.registry import Family
@@ -70,6 +71,24 @@ class Pixels(NamedTuple):
     original: tuple[int, int]
 
 
+class ClipPixels(NamedTuple):
+    """A clip as the vision towers want it.
+
+    Attributes:
+        vision: (V, 3, h, h) float32, the frames that the vision tower sees: one view each.
+        video: (V, 3, h', h') float32, the same frames for the video encoder.
+        shown: number of the frame that each view shows.
+        clip: all frames, for the mask decoder; decoded when they are asked for.
+        original: height and width of the raw frames.
+    """
+
+    vision: Tensor
+    video: Tensor
+    shown: tuple[int, ...]
+    clip: Clip
+    original: tuple[int, int]
+
+
 @dataclass(frozen=True)
 class Encoding:
     """What an image costs once, whatever pruners and expressions follow.
@@ -89,6 +108,21 @@ class Encoding:
     resized: tuple[int, int]
     original: tuple[int, int]
     signals: dict[Any, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class ClipEncoding(Encoding):
+    """What a clip costs once: as of an image, with views in the first place.
+
+    Attributes:
+        hidden_states: each (V, N+1, C) or (V, N, C).
+        embedding: (V, M, C') what the video encoder says of the same frames.
+        shown: number of the frame that each view shows.
+        clip: all frames, for the mask decoder.
+    """
+
+    shown: tuple[int, ...] = ()
+    clip: Clip | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +173,8 @@ class Grounded:
         seg_logprob: (M,) log-probability of every [SEG] at its place, given all that stands before it; NaN
             where the model wrote none; None if the backbone does not say.
         words: what the model wrote for every turn; None where answers are forced.
+        runs: of a clip, instead of logits, for each of the M [SEG] the run lengths of every frame's mask at
+            the raw size (`backbones.parts.clips.run_lengths`); `logits` then is (M, 0).
     """
 
     logits: Tensor
@@ -149,6 +185,7 @@ class Grounded:
     said: tuple[bool, ...] | None = None
     seg_logprob: Tensor | None = None
     words: tuple[str, ...] | None = None
+    runs: tuple[tuple[str, ...], ...] | None = None
 
     @property
     def tokens_final(self) -> int:
@@ -216,9 +253,17 @@ class Backbone(Family, ABC):
         """Resize and normalise a raw (H, W, 3) image; no device is touched, so any process can do it
         ahead."""
 
+    def preprocess_clip(self, clip: Clip) -> ClipPixels:
+        """The frames that the towers see, resized and normalised; no device is touched.
+
+        Raises:
+            UserError: a frame cannot be read, or the backbone sees images alone.
+        """
+        raise UserError(f"{self.name} sees images alone; give a video backbone or another data set.")
+
     @abstractmethod
-    def encode_pixels(self, pixels: Sequence[Pixels]) -> list[Encoding]:
-        """Encode preprocessed images.
+    def encode_pixels(self, pixels: Sequence[Any]) -> list[Encoding]:
+        """Encode preprocessed images, or clips.
 
         Raises:
             UserError: what the model says of an image is not finite in this precision.
@@ -233,7 +278,8 @@ class Backbone(Family, ABC):
         Args:
             turns: the conversation, for signals of its text.
             sample: seed of a pruner's draws.
-            masks: (M, H, W) the truth, for controls that may see it.
+            masks: (M, H, W) the truth, for controls that may see it; of a clip (V, M, H, W), that of every
+                view's frame.
         """
 
     @abstractmethod
@@ -298,7 +344,7 @@ class Backbone(Family, ABC):
         return 0
 
     def regions(self, height: int, width: int) -> tuple[Region, ...]:
-        """The region of a raw medium that each view covers.
+        """The region of a raw image, or of a clip's frame, that each view covers.
 
         Raises:
             UserError: the geometry is 'regions', and the class does not define this.
@@ -311,16 +357,22 @@ class Backbone(Family, ABC):
             )
         return found
 
+    def regions_of(self, encoding: Encoding) -> tuple[Region, ...]:
+        """The region of each view of an encoded medium; as `regions`, unless the encoding says how many views
+        there are."""
+        return self.regions(*encoding.original)
+
     def patch_shares(
         self, masks: NDArray[np.bool_], number: int = 0, size: tuple[int, int] | None = None
     ) -> Tensor:
         """(N,) share of every patch of a view that the union of (M, H, W) masks covers.
 
         Args:
-            number: of the view.
+            number: of the view; those of a clip are frame after frame, each with the regions of a frame.
             size: height and width of the raw medium; by default that of the masks.
         """
-        region = self.regions(*(size or masks.shape[1:]))[number]
+        regions = self.regions(*(size or masks.shape[1:]))
+        region = regions[number % len(regions)]
         return torch.from_numpy(geometry.covered(masks, region, self.grid)).float().to(self.device)
 
     def ground(
@@ -396,7 +448,7 @@ def answer(
         raise UserError(lacking)
     patches = backbone.grid[0] * backbone.grid[1]
     budget = patches if pruner.name == "none" else budget
-    checks.stated(pruner, budget, patches, backbone.num_layers)
+    backbone.stated(pruner, budget, patches, backbone.num_layers)
     turns = (backbone.turn(expression),)
     fresh = dataclasses.replace(encoding, signals={})  # no pruner gains from what another one had computed
     start = _now(backbone.device)

@@ -31,12 +31,14 @@ ATTENTION = ("eager", "sdpa", "flash_attention_2")
 POSITIONS = ("compact", "kept")
 ANSWERS = ("forced", "generated")
 COSTS = ("off", "projected", "measured")
+Medium = Literal["image", "video"]
 FACTS = (
     "name",
     "reference",
     "signals",
     "cuts_inside",
     "geometry",
+    "medium",
     "protocols",
     "drawn",
     "positions",
@@ -58,6 +60,7 @@ class Family:
         signals: kinds of `pruners.Need` that it answers.
         cuts_inside: whether visual tokens can be cut between the layers of its language model.
         geometry: what it sees of a medium, one of `backbones.parts.geometry.GEOMETRIES`.
+        medium: what it looks at, "image" or "video".
         protocols: how expressions become conversations: name to what it does, the official one first, which
             is the default.
         drawn: the protocols whose conversations follow from a seed.
@@ -66,18 +69,22 @@ class Family:
             what it can do, the default first.
         costs_by_default: which costs a run gets where none are asked for, one of COSTS.
         images_by_default: images per split of a run that asks for none; 0 for all.
+        pooled: patches that a token of the language model stands for at least: more than one where a grid is
+            pooled behind the choice.
     """
 
     name: str
     signals: ClassVar[frozenset[str]] = frozenset()
     cuts_inside: ClassVar[bool] = False
     geometry: ClassVar[str] = "whole"
+    medium: ClassVar[Medium] = "image"
     protocols: ClassVar[Mapping[str, str]] = {"each": "every expression alone"}
     drawn: ClassVar[tuple[str, ...]] = ()
     positions: ClassVar[tuple[str, ...]] = ("compact",)
     answers: ClassVar[tuple[str, ...]] = ("forced",)
     costs_by_default: str = "off"
     images_by_default: int = 0
+    pooled: int = 1
 
     def lacks(self, pruner: Pruner) -> str:
         """Why a pruner cannot be served, in a sentence; empty if it can."""
@@ -90,6 +97,17 @@ class Family:
         if absent := sorted(signal(need) for need in pruner.needs if need.kind not in answered):
             return f"{pruner.spec()} reads {', '.join(absent)}, which {self.name} cannot answer."
         return ""
+
+    def stated(self, pruner: Pruner, budget: int, patches: int, num_layers: int) -> tuple[int, ...]:
+        """Visual tokens of a view that every layer of the language model will see; what the pruner states,
+        unless the model pools behind its choice.
+
+        Raises:
+            UserError: as `pruners.checks.stated`, or the model cannot take that many.
+        """
+        from pruners import checks
+
+        return checks.stated(pruner, budget, patches, num_layers)
 
     def check_protocol(self, name: str) -> str:
         """The name, if it is a protocol of this family.
@@ -113,6 +131,17 @@ class Family:
                     f"{self.name} cannot run with --{what} {one}; give {' or '.join(able)}."
                     f"{nearest(one, able)}"
                 )
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What else changes its answers, in words for the tables, `{"placement": "grid"}`; nothing by
+        default."""
+        return {}
+
+    def sent(self, budget: int) -> int:
+        """Tokens of a view that enter the language model where a pruner leaves so many of them; by default
+        those."""
+        return budget
 
     @property
     def protocol(self) -> str:
@@ -291,6 +320,8 @@ class Backbones(Registry[Settings]):
             return f"has the geometry {cls.geometry!r}; there are {', '.join(GEOMETRIES)}"
         if not isinstance(cls.protocols, Mapping) or not cls.protocols:
             return "has no protocols; write protocols = {'each': 'every expression alone'}"
+        if cls.medium not in ("image", "video"):
+            return f"has the medium {cls.medium!r}; a medium is image or video"
         if set(cls.drawn) - set(cls.protocols):
             return (
                 f"draws {', '.join(sorted(set(cls.drawn) - set(cls.protocols)))}, which is none of its "

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from backbones.parts.clips import Clip
 from backbones.parts.image_files import UnreadableImage, WrongSize, read_image
 from harness.store import code
 from pruners.base import UserError
@@ -55,6 +56,10 @@ class Annotation:
             DamagedSegmentation: it is neither polygons nor run lengths of an image of this size.
         """
         return rasterise(self, height, width)
+
+    def files(self) -> Sequence[Path]:
+        """Files beside the data set's lists that the mask is read from: a part of what data are known by."""
+        return ()
 
 
 class Joined(Annotation):
@@ -113,6 +118,8 @@ class Sample:
         cluster: what is drawn again in the bootstrap: folder and file name of the medium below the data root,
             so that splits and data sets that share media share clusters. By default the sample's own id.
         source: the file that holds sizes and segmentations, for sentences about what is wrong with it.
+        window: frames that one call of the language model is about; 0 for all of them.
+        scored: whether the truth is known; of one whose masks are not public, targets are empty.
     """
 
     id: str
@@ -126,6 +133,8 @@ class Sample:
     targets: tuple[tuple[Annotation, ...], ...] = field(default=(), repr=False, compare=False)
     cluster: str = ""
     source: str = "instances.json"
+    window: int = 0
+    scored: bool = True
 
     def __post_init__(self) -> None:
         if not self.cluster:
@@ -151,6 +160,10 @@ class Sample:
             ) from None
         except UnreadableImage as error:
             raise DataError(f"Image '{path}' of {self.id} cannot be read ({error}); copy it anew.") from None
+
+    def clip(self) -> SampleClip:
+        """The frames, decoded as `image` does when they are asked for."""
+        return SampleClip(self.height, self.width, self.window, self)
 
     def masks(self, frame: int = 0) -> NDArray[np.uint8]:
         """Rasterise the target of every expression in a frame, (E, H, W) uint8.
@@ -183,6 +196,19 @@ class Sample:
             return annotation.mask(self.height, self.width, frame)
         except DamagedSegmentation as error:
             raise DataError(f"{error}; mend {self.source}, or download it again.") from None
+
+
+@dataclass(frozen=True)
+class SampleClip(Clip):
+    """The frames of a sample."""
+
+    sample: Sample
+
+    def __len__(self) -> int:
+        return len(self.sample.frames)
+
+    def frame(self, number: int) -> NDArray[np.uint8]:
+        return self.sample.image(number)
 
 
 def rasterise(annotation: Annotation, height: int, width: int) -> NDArray[np.uint8]:
@@ -295,10 +321,13 @@ def _identity(sample: Sample) -> Iterator[bytes]:
     names = [path.name for path in sample.frames]
     name = names[0] if len(names) == 1 else names
     head = [sample.id, name, sample.height, sample.width, said, meant]
+    if sample.window or not sample.scored:
+        head += [sample.window, sample.scored]
     yield json.dumps(head, sort_keys=True).encode()
     classes = {type(sample), *(type(one) for target in sample.targets for one in target)}
     yield "".join(code.of_others(classes)).encode()
-    for path in sample.frames:
+    masks = dict.fromkeys(path for target in sample.targets for one in target for path in one.files())
+    for path in (*sample.frames, *masks):
         try:
             with path.open("rb") as file:
                 yield hashlib.file_digest(file, "sha256").digest()
