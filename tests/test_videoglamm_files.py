@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import backbones
+from backbones.parts import llama
 from backbones.parts.tokenizer import IMAGE_TOKEN, Phi3Tokenizer
+from backbones.videoglamm import checkpoint as files
+from backbones.videoglamm.full_size import on_meta
 from pruners import UserError
 from tests import tiny_videoglamm as tiny
+
+MANIFEST = Path(__file__).parent / "golden" / "video" / "checkpoint_manifest.json"
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +40,8 @@ def copy(checkpoint2: Path, tmp_path: Path) -> Path:
 def change(folder: Path, work: Any) -> dict[str, Tensor]:
     held = load_file(folder / "model.safetensors")
     found: dict[str, Tensor] = work(held) or held
-    save_file(found, folder / "model.safetensors", {"format": "pt"})
+    plain = {name: part.contiguous() for name, part in found.items()}
+    save_file(plain, folder / "model.safetensors", {"format": "pt"})
     return found
 
 
@@ -57,7 +65,7 @@ def test_official_names(checkpoint2: Path) -> None:
 
 
 def test_other_ways_to_store_the_same(copy: Path, checkpoint2: Path, tmp_path: Path) -> None:
-    """Shards of torch's own format, the fuser's other name, matrices apart, and the video encoder's own file."""
+    """Shards of torch's own format, the fuser's other name, matrices apart, the video encoder's own file."""
     clip = tiny.clip(3)
     model = tiny.load(checkpoint2)
     wanted = model.encode([clip])[0].embedding
@@ -78,6 +86,13 @@ def test_other_ways_to_store_the_same(copy: Path, checkpoint2: Path, tmp_path: P
         },
     )
     assert f"{fuser}0.gamma" in held
+    equal()
+    numbers = model.model.language_model.config
+    held = change(
+        copy, lambda held: dict(one for pair in held.items() for one in llama.parted(*pair, numbers))
+    )
+    assert "model.layers.0.self_attn.k_proj.weight" in held
+    held = {name: part.contiguous() for name, part in held.items()}
     equal()
     first, second = (dict(list(held.items())[k::2]) for k in (0, 1))
     for number, part in enumerate((first, second)):
@@ -162,6 +177,34 @@ def test_sizes_that_are_none(copy: Path) -> None:
         tiny.load(copy)
 
 
+def test_the_full_size_has_the_official_tensors() -> None:
+    """Every name and shape that the public code asks for, and no others; on the meta device."""
+    held: dict[str, Tensor] = {}
+    for name, shape, numbers in json.loads(MANIFEST.read_text())["tensors"]:
+        whole = torch.empty(shape, device="meta")
+        for span in numbers.split(","):
+            first, _, last = span.partition("-")
+            for number in range(int(first), int(last) + 1) if span else (0,):
+                held[name.replace("#", str(number))] = whole
+    model = on_meta()
+    part = files.main_part(model, Path(), files.names_of(model))
+
+    def stored(_folder: Path) -> Iterator[tuple[str, Tensor]]:
+        for pair in held.items():
+            yield from llama.parted(*pair, model.language_model.config)
+
+    parted = replace(part, stored=stored)
+    left_out = sum("vision_tower.vision_encoder.blocks.39." in name for name in held)
+    assert parted.check() == len(held) - left_out + 32 * 3  # matrices that are stored as one
+    assert len(held) > 1000 and left_out
+    llm = model.language_model.config
+    assert llm.sliding_window == 2048 and model.grounding_encoder.config.image_size == 1024
+    assert [len(one) for one in (model.video_tower.blocks, model.clip.vision_model.encoder.layers)] == [
+        39,
+        24,
+    ]
+
+
 @pytest.mark.parametrize("name", ["videoglamm", "videoglamm-3.8b"])
 def test_without_weights(name: str) -> None:
     with pytest.raises(UserError, match="videoglamm"):
@@ -189,6 +232,7 @@ def test_prompt(checkpoint2: Path) -> None:
     turn = model.turn("  The RED <image> Star ")
     assert model.prompt([turn], answered=False) == (
         "<|system|>\nYou are a helpful AI assistant.<|end|>\n<|user|>\n<image>\n"
-        "What is the red   star in this video? Please respond with segmentation masks.<|end|>\n<|assistant|>\n"
+        "What is the red   star in this video? Please respond with segmentation masks.<|end|>\n"
+        "<|assistant|>\n"
     )
     assert model.ids([turn], answered=False).count(IMAGE_TOKEN) == 1
