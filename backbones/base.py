@@ -344,7 +344,7 @@ class Backbone(Family, ABC):
         return 0
 
     def regions(self, height: int, width: int) -> tuple[Region, ...]:
-        """The region of a raw medium that each view covers.
+        """The region of a raw image, or of a clip's frame, that each view covers.
 
         Raises:
             UserError: the geometry is 'regions', and the class does not define this.
@@ -368,10 +368,11 @@ class Backbone(Family, ABC):
         """(N,) share of every patch of a view that the union of (M, H, W) masks covers.
 
         Args:
-            number: of the view.
+            number: of the view; those of a clip are frame after frame, each with the regions of a frame.
             size: height and width of the raw medium; by default that of the masks.
         """
-        region = self.regions(*(size or masks.shape[1:]))[number]
+        regions = self.regions(*(size or masks.shape[1:]))
+        region = regions[number % len(regions)]
         return torch.from_numpy(geometry.covered(masks, region, self.grid)).float().to(self.device)
 
     def ground(
@@ -447,7 +448,7 @@ def answer(
         raise UserError(lacking)
     patches = backbone.grid[0] * backbone.grid[1]
     budget = patches if pruner.name == "none" else budget
-    checks.stated(pruner, budget, patches, backbone.num_layers)
+    backbone.stated(pruner, budget, patches, backbone.num_layers)
     turns = (backbone.turn(expression),)
     fresh = dataclasses.replace(encoding, signals={})  # no pruner gains from what another one had computed
     start = _now(backbone.device)

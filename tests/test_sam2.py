@@ -9,22 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
-from packaging.version import Version
 from torch import Tensor, nn
+from transformers import Sam2VideoInferenceSession, Sam2VideoModel
 
 from backbones.parts import sam2 as sams
-from backbones.parts.sam2 import (
-    Frame,
-    Sam2Numbers,
-    Tracker,
-    build_sam2,
-    check_inside,
-    encode_frame,
-    framewise,
-)
-from backbones.parts.sam2_frames import MEAN, STD, masks_to_frame, sam2_pixels
+from backbones.parts.sam2 import Frame, Tracker, build_sam2, check_inside, encode_frame, framewise
+from backbones.parts.sam2_frames import masks_to_frame
 from backbones.parts.sam2_keys import official_name, own_name
+from backbones.parts.sam2_sizes import MEMORY_WIDTH, Sam2Numbers
 from pruners.errors import UserError
 from tests.golden.official_weights import drawn
 from tests.golden.tiny_video import FOLDER, SAM2, frames, golden, load_official, official_sam2, sam2, text
@@ -211,7 +203,7 @@ def test_what_is_remembered_is_bounded(small: Any, clip: Tensor, prompts: Tensor
             sizes.append(held(tracker))
     assert len(set(sizes[:16])) == 16, "it grows up to the 16 frames"
     assert len(set(sizes[15:])) == 1, "and no longer"
-    places, vectors = 4 * 4 * sams.MEMORY_WIDTH, SMALL.width * 4
+    places, vectors = 4 * 4 * MEMORY_WIDTH, SMALL.width * 4
     features, pointers = 7 * 3 * places * 2, 16 * 3 * vectors  # bfloat16 and float32, three prompts
     assert sizes[-1] == (7 + 16 + 2, features + pointers + 3 * vectors + places * 4)
 
@@ -231,41 +223,51 @@ def test_memory_and_order_matter(small: Any, clip: Tensor, prompts: Tensor) -> N
     assert not torch.allclose(usual, other, atol=1e-2)
 
 
-@pytest.mark.usefixtures("unrounded")
-@pytest.mark.skipif(
-    Version(transformers.__version__) < Version("5.10"), reason="older releases' own sessions are broken"
-)
-def test_long_clips_are_tracked_as_in_a_session(small: Any, clip: Tensor, prompts: Tensor) -> None:
-    """transformers' own session over a whole clip, longer than what is remembered, prompt by prompt."""
-    from transformers import Sam2VideoInferenceSession, Sam2VideoModel
+def session(clip: Tensor, encoded: list[Frame]) -> Any:
+    """transformers' own session, given the frames' features, with one point that is none."""
+    made = Sam2VideoInferenceSession(
+        video=clip,
+        video_height=64,
+        video_width=64,
+        dtype=torch.float32,
+        max_vision_features_cache_size=len(clip),
+    )
+    for index, frame in enumerate(encoded):
+        flat = [one.flatten(2).permute(2, 0, 1) for one in (*frame.fine, frame.top, frame.place)]
+        given = {"vision_feats": flat[:3], "vision_pos_embeds": flat[3:]}
+        made.cache.cache_vision_features(index, given)
+    made.obj_id_to_idx(0)
+    label = -torch.ones(1, 1, 1, dtype=torch.int32)
+    made.add_point_inputs(0, 0, {"point_coords": torch.zeros(1, 1, 1, 2), "point_labels": label})
+    made.obj_with_new_inputs = [0]
+    return made
 
+
+@pytest.mark.usefixtures("unrounded")
+def test_long_clips_are_tracked_as_in_a_session(
+    small: Any, clip: Tensor, prompts: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clip longer than what is remembered, as transformers tracks it, prompt by prompt."""
     whole = Sam2VideoModel._from_config(sams.sam2_config(SMALL), attn_implementation="sdpa")
     state = small.state_dict()
     rows = [state.pop(f"prompt_encoder.point_embed.{row}.weight") for row in range(4)]
     whole.load_state_dict({**state, "prompt_encoder.point_embed.weight": torch.cat(rows)})
     whole.eval()
-    ours = track(small, encode(small, clip), prompts[:2])
+    encoded = encode(small, clip)
+    ours = track(small, encoded, prompts)
     plain = whole.prompt_encoder.forward
-    for index, prompt in enumerate(prompts[:2]):
+    for index, prompt in enumerate(prompts):
 
         def prompted(*args: Any, vector: Tensor = prompt, **kwargs: Any) -> tuple[Tensor, Tensor]:
             sparse, dense = plain(*args, **kwargs)
             return torch.cat([sparse, vector.expand(1, 1, 1, -1)], dim=2), dense
 
-        session = Sam2VideoInferenceSession(video=clip, video_height=64, video_width=64, dtype=torch.float32)
-        session.obj_id_to_idx(0)
-        none = {
-            "point_coords": torch.zeros(1, 1, 1, 2),
-            "point_labels": -torch.ones(1, 1, 1, dtype=torch.int32),
-        }
-        session.add_point_inputs(0, 0, none)
-        session.obj_with_new_inputs = [0]
-        whole.prompt_encoder.forward = prompted
-        masks = [whole(session, frame_idx=0).pred_masks]
-        whole.prompt_encoder.forward = plain
-        masks += [found.pred_masks for found in whole.propagate_in_video_iterator(session, start_frame_idx=1)]
-        theirs = torch.cat(masks)[:, 0]
-        torch.testing.assert_close(ours[:, index], theirs, rtol=0, atol=NEAR)
+        given = session(clip, encoded)
+        with monkeypatch.context() as patch:
+            patch.setattr(whole.prompt_encoder, "forward", prompted)
+            masks = [whole(given, frame_idx=0).pred_masks]
+        masks += [found.pred_masks for found in whole.propagate_in_video_iterator(given, start_frame_idx=1)]
+        torch.testing.assert_close(ours[:, index], torch.cat(masks)[:, 0], rtol=0, atol=NEAR)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -361,40 +363,3 @@ def test_another_inside_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None
 def test_flash_attention_becomes_sdpa() -> None:
     model: nn.Module = build_sam2(SMALL, "flash_attention_2")
     assert model.config._attn_implementation == "sdpa"  # type: ignore[union-attr]
-
-
-# -- geometry
-
-
-def stretched(lines: np.ndarray, size: int) -> np.ndarray:
-    """(n, ...) -> (`size`, ...): between the two nearest lines' middles, the outer ones beyond them."""
-    place = ((np.arange(size) + 0.5) * len(lines) / size - 0.5).clip(0, len(lines) - 1)
-    low = np.minimum(place.astype(int), max(len(lines) - 2, 0))
-    part = (place - low).reshape(-1, *[1] * (lines.ndim - 1))
-    return (1 - part) * lines[low] + part * lines[np.minimum(low + 1, len(lines) - 1)]
-
-
-@pytest.mark.parametrize("shape", [(48, 64), (64, 48), (64, 64), (31, 77)])
-def test_frames_are_resized_then_stretched(shape: tuple[int, int]) -> None:
-    """The long side as PIL resizes it; the short side linearly between its lines, without smoothing."""
-    from PIL import Image
-
-    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    size = 64
-    height, width = (int(side * size / max(shape) + 0.5) for side in shape)
-    resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-    normed = (resized.astype(np.float64) - MEAN.numpy().ravel()) / STD.numpy().ravel()
-    expected = stretched(normed, size) if height < size else normed
-    expected = stretched(expected.swapaxes(0, 1), size).swapaxes(0, 1) if width < size else expected
-    got = sam2_pixels(image, size)
-    assert got.dtype == torch.float32
-    np.testing.assert_allclose(got.permute(1, 2, 0).numpy(), expected, atol=1e-5)
-
-
-def test_masks_return_to_the_raw_frame() -> None:
-    logits = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(0))
-    got = masks_to_frame(logits.half(), (30, 50))
-    assert got.shape == (2, 30, 50) and got.dtype == torch.float32
-    by_rows = stretched(logits.half().numpy().astype(np.float64).transpose(1, 2, 0), 30)
-    expected = stretched(by_rows.swapaxes(0, 1), 50).transpose(2, 1, 0)
-    np.testing.assert_allclose(got.numpy(), expected, atol=1e-5)

@@ -15,6 +15,7 @@ from pruners.errors import UserError, nearest
 if TYPE_CHECKING:
     from backbones.base import Backbone
 
+PATCHES = 576  # of a view
 FRAMES = 16  # where neither the settings nor config.json say
 BRANCHES = ("video", "framewise")
 NO_WEIGHTS = (
@@ -70,6 +71,23 @@ class VideoGlammFamily(Family):
         square_side(budget)
         return CELLS
 
+    @property
+    def pooled(self) -> int:  # type: ignore[override]
+        """Patches of a cell, where a token of the language model is one."""
+        return PATCHES // CELLS if self.placement == "grid" else 1
+
+    def stated(self, pruner: Pruner, budget: int, patches: int, num_layers: int) -> tuple[int, ...]:
+        """What the language model's layers see of a view, behind the pool of the placement grid.
+
+        Raises:
+            UserError: as `pruners.checks.stated`, or a budget that the placement cannot take.
+        """
+        from pruners import checks
+
+        if pruner.stage != "tower":
+            return checks.stated(pruner, budget, self.sent(patches), num_layers)
+        return tuple(map(self.sent, checks.stated(pruner, budget, patches, num_layers)))
+
     def lacks(self, pruner: Pruner) -> str:
         """As in `Family`; in the placement grid a method cannot prune in front of the pool and behind it."""
         if self.placement == "grid" and pruner.stage == "both":
@@ -79,7 +97,7 @@ class VideoGlammFamily(Family):
             )
         return super().lacks(pruner)
 
-    def check_budget(self, pruner: Pruner, budget: int, num_layers: int, patches: int = 576) -> None:
+    def check_budget(self, pruner: Pruner, budget: int, num_layers: int, patches: int = PATCHES) -> None:
         """Raise ImpossibleBudget unless a method can run at a budget in this placement.
 
         Args:

@@ -14,6 +14,10 @@ from harness.data.refer import FOLDER, PUBLISHED, Refer
 from harness.data.refshapes.dataset import RefShapes
 from harness.data.refshapes.writer import SPLITS as REFSHAPES
 from harness.data.sample import DataError, Sample
+from harness.data.video import known as clips
+from harness.data.video.davis import RefDavis
+from harness.data.video.mevis import MeViS
+from harness.data.video.youtube import RefYouTube
 from harness.metrics.base import Medium
 from harness.registry import InstanceRegistry
 from pruners.base import nearest
@@ -37,18 +41,21 @@ def _wrong(one: DataSet) -> str | None:
 
 sets: InstanceRegistry[DataSet] = InstanceRegistry("data set", DataSet, "harness.data", ENTRY_POINTS, _wrong)
 register, get, names, datasets = sets.register, sets.get, sets.names, sets.all
-for _built_in in (RefShapes, Refer, ReasonSeg, OwnData):
+for _built_in in (RefShapes, Refer, ReasonSeg, OwnData, RefDavis, RefYouTube, MeViS):
     register(_built_in)
 
 
-def parse_datasets(text: str, root: str | Path | None = None) -> list[tuple[str, str]]:
+def parse_datasets(
+    text: str, root: str | Path | None = None, medium: Medium = "image"
+) -> list[tuple[str, str]]:
     """Understand a list of splits.
 
     Args:
         text: comma-separated `dataset:split`, `dataset` (all its evaluation splits), or `all`: the eight
             columns of RefCOCO/+/g if `root` is given, all of it if there are ReasonSeg and own data alone,
-            those of RefShapes without a root.
-        root: folder with the official REFER layout, ReasonSeg or own data; RefShapes needs none.
+            those of RefShapes without a root. Of clips `all` is all evaluation splits that there are.
+        root: folder with the official REFER layout, ReasonSeg, video or own data; RefShapes needs none.
+        medium: what `all` is all of.
 
     Returns:
         (data set, split) pairs in the order given, without repetitions.
@@ -61,7 +68,7 @@ def parse_datasets(text: str, root: str | Path | None = None) -> list[tuple[str,
     pairs: dict[tuple[str, str], None] = {}
     for word in (part.strip() for part in text.split(",")):
         if word == "all":
-            pairs |= dict.fromkeys(_all(folder))
+            pairs |= dict.fromkeys(_all(folder, medium))
         elif word:
             dataset, colon, split = word.partition(":")
             evaluation, others = _splits(dataset, folder)
@@ -107,22 +114,41 @@ def _folder(root: str | Path | None) -> Path | None:
     if root is None:
         return None
     folder = Path(root)
-    others = own.own_names(folder) or reasonseg.found(folder)
+    others = own.own_names(folder) or reasonseg.found(folder) or clips.names(folder)
     if not others and all(type(one).__module__.startswith("harness.") for one in sets.all()):
         try:
             refer.refer_names(folder)
         except DataError as error:
-            raise DataError(f"{error}{own.hint(folder)}{reasonseg.hint(folder)}") from None
+            hints = own.hint(folder), reasonseg.hint(folder), clips.hint(folder)
+            raise DataError(f"{error}{''.join(hints)}") from None
     return folder
 
 
-def _all(root: Path | None) -> Iterable[tuple[str, str]]:
+def medium_of(dataset: str, root: str | Path | None = None) -> Medium:
+    """What a data set's samples are.
+
+    Raises:
+        DataError: there is no such data set.
+    """
+    return _find(dataset, _folder(root)).medium
+
+
+def _all(root: Path | None, medium: Medium) -> Iterable[tuple[str, str]]:
+    if medium == "video":
+        found = [one for one in sets.all() if one.medium == medium and one.generated == (root is None)]
+        return [
+            (dataset, split)
+            for one in found
+            for dataset in one.names(root)
+            for split in one.splits(dataset, root).evaluation
+        ]
     held = get(Refer.name).names(root)
     if root is None or held == sorted(REFSHAPES):
         return REFSHAPES_COLUMNS
     if held:
         return COLUMNS
     names = [*([reasonseg.NAME] if reasonseg.found(root) else []), *own.own_names(root)]
+    names = names or clips.names(root)
     return [(dataset, split) for dataset in names for split in _splits(dataset, root).evaluation]
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from backbones.parts.internvideo2 import VideoEncoder, VideoNumbers
 from backbones.parts.internvideo2 import own_name as video_name
-from backbones.parts.sam2 import Frame, Sam2Numbers, build_sam2, encode_frame, materialise_sam2, tied
+from backbones.parts.sam2 import Frame, build_sam2, encode_frame, materialise_sam2, tied
 from backbones.parts.sam2_keys import own_name
+from backbones.parts.sam2_sizes import Sam2Numbers
 from tests.golden.official_weights import weights
 
 FOLDER = Path(__file__).parent / "video"
