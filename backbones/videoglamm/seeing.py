@@ -1,5 +1,5 @@
-"""VideoGLaMM's eyes behind the harness's interface: how it is asked, the frames that it sees encoded once, and
-signals answered when a pruner reads them."""
+"""VideoGLaMM's eyes behind the harness's interface: how it is asked, the frames that it sees encoded once,
+and signals answered when a pruner reads them."""
 
 from __future__ import annotations
 
