@@ -1,0 +1,150 @@
+"""VideoGLaMM's video encoder and its tracker against the official code's outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from backbones.parts.internvideo2 import VideoEncoder, VideoNumbers, initialise, own_name, sines
+from pruners.errors import UserError
+from tests.golden.arrays import Arrays
+from tests.golden.official_weights import weights
+
+FOLDER = Path(__file__).parent / "video"
+# the golden encoder's, whose perceptron is int(48 * 48 / 11) wide
+TINY = VideoNumbers(width=48, depth=4, heads=4, hidden=209, patch=14, image=56, frames=4)
+
+
+@pytest.fixture
+def arrays(record_property: object, request: pytest.FixtureRequest) -> Arrays:
+    """Comparisons, counted for the summary."""
+    return Arrays(request.node.user_properties)
+
+
+# -- InternVideo2
+
+
+def encoder(numbers: VideoNumbers = TINY, attn: str = "sdpa") -> VideoEncoder:
+    """The golden encoder, every official tensor either loaded or known to be unneeded."""
+    stored = weights(np.load(FOLDER / "internvideo2_tiny.npz"))
+    made = VideoEncoder(numbers, attn)
+    made.load_state_dict({ours: v for k, v in stored.items() if (ours := own_name(k, numbers.depth))})
+    return made.eval()
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_official_features(arrays: Arrays, attn: str) -> None:
+    given = np.load(FOLDER / "internvideo2_tiny.npz")
+    with torch.no_grad():
+        got = encoder(attn=attn).encode(torch.from_numpy(given["frames"]))
+    arrays.close(got, given["features"], 1e-4, "features")
+
+
+def test_chunks_do_not_see_each_other(arrays: Arrays) -> None:
+    """Eight frames are two chunks, one behind the other: the golden clips as one clip."""
+    given = np.load(FOLDER / "internvideo2_tiny.npz")
+    with torch.no_grad():
+        got = encoder().encode(torch.from_numpy(given["frames"]).flatten(0, 1)[None])
+    arrays.close(got[0], given["features"].reshape(-1, TINY.width), 1e-4, "features of a longer clip")
+
+
+def test_frames_lie_behind_each_other() -> None:
+    """What a patch's colour is decides its own token most: token t * P + p is patch p of frame t."""
+    made = VideoEncoder(TINY)
+    made.blocks = torch.nn.ModuleList()
+    torch.nn.init.zeros_(made.pos_embed)
+    frames = torch.zeros(1, 4, 3, 56, 56)
+    frames[0, 2, :, 14:28, 42:56] = 1
+    tokens = made.encode(frames)[0]
+    (place,) = (tokens - tokens[0]).abs().sum(-1).nonzero().flatten().tolist()
+    assert place == 2 * TINY.tokens + 1 * 4 + 3
+
+
+def test_unneeded_tensors_are_known_by_name() -> None:
+    stored = [str(key) for key in np.load(FOLDER / "internvideo2_tiny.npz")["keys"]]
+    unneeded = {key for key in stored if own_name(key, TINY.depth) is None}
+    assert {key.split(".")[0] for key in unneeded} == {
+        "blocks",
+        "clip_decoder",
+        "clip_img_pos_embed",
+        "clip_pos_embed",
+        "clip_projector",
+        "final_clip_decoder",
+        "img_pos_embed",
+    }
+    assert all(key.startswith("blocks.3.") for key in unneeded if key.startswith("blocks."))
+    assert set(stored) - unneeded == set(VideoEncoder(TINY).state_dict())
+
+
+def test_full_size_encoder() -> None:
+    with torch.device("meta"):
+        made = VideoEncoder(VideoNumbers())
+    shapes = {name: tuple(tensor.shape) for name, tensor in made.state_dict().items()}
+    assert shapes["patch_embed.proj.weight"] == (1408, 3, 1, 14, 14)
+    assert shapes["pos_embed"] == (1, 1025, 1408)
+    assert shapes["blocks.38.mlp.fc1.weight"] == (6144, 1408) and "blocks.39.norm1.weight" not in shapes
+    assert "blocks.0.attn.qkv.bias" not in shapes and shapes["blocks.0.attn.q_norm.weight"] == (1408,)
+
+
+def test_it_learns() -> None:
+    """New weights answer for different videos differently, every weight gets a gradient, and a few steps
+    lower a loss."""
+    torch.manual_seed(0)
+    made = VideoEncoder(VideoNumbers(width=64, depth=4, heads=4, hidden=128, patch=6, image=24, frames=4))
+    initialise(made, draw=torch.Generator().manual_seed(0))
+    assert torch.equal(made.pos_embed[0, 1:], sines(made.numbers))
+    frames, target = torch.randn(4, 8, 3, 24, 24), torch.randn(4, 1, 64)
+    steps = torch.optim.AdamW(made.parameters(), lr=2e-3)
+    losses: list[float] = []
+    for _ in range(12):
+        loss: Tensor = (made.encode(frames).mean(1, keepdim=True) - target).square().mean()
+        steps.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert all(weight.grad is not None and bool(weight.grad.any()) for weight in made.parameters())
+        steps.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0], losses
+
+
+def test_positions_tell_frame_row_and_column() -> None:
+    numbers = VideoNumbers(width=64, depth=2, heads=4, hidden=64, patch=6, image=24, frames=4)
+    codes = sines(numbers).view(4, 4, 4, 64)
+    assert len(torch.unique(codes.flatten(0, 2), dim=0)) == 64
+    assert torch.equal(codes[1, ..., :16], codes[1, :1, :1, :16].expand(4, 4, 16)), "the frame's quarter"
+    assert torch.equal(codes[..., 2, 16:40], codes[:1, :1, 2, 16:40].expand(4, 4, 24)), "the column's part"
+    assert torch.equal(codes[:, 3, :, 40:], codes[:1, 3, :1, 40:].expand(4, 4, 24)), "the row's part"
+    assert codes[1, 0, 0, 0] == pytest.approx(np.sin(1), abs=1e-6)
+    with pytest.raises(UserError, match="multiples of 16, not 24"):
+        sines(VideoNumbers(width=24, depth=2, heads=4, hidden=64, patch=6, image=24, frames=4))
+
+
+def test_half_precision_stays_near(arrays: Arrays) -> None:
+    """Norms and scales are computed in float32 and give the states' own precision back."""
+    given = np.load(FOLDER / "internvideo2_tiny.npz")
+    with torch.no_grad():
+        got = encoder().bfloat16().encode(torch.from_numpy(given["frames"]).bfloat16())
+    assert got.dtype == torch.bfloat16
+    largest = float(np.abs(given["features"]).max())
+    arrays.close(got.float(), given["features"], 0.05 * largest, "features in bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("frames", "said"),
+    [
+        ((1, 6, 3, 56, 56), "chunks of 4 frames and got 6"),
+        ((1, 4, 3, 56, 48), "56 x 56 pixels and got 56 x 48"),
+    ],
+)
+def test_other_frames_are_refused(frames: tuple[int, ...], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        VideoEncoder(TINY).encode(torch.zeros(frames))
+
+
+@pytest.mark.parametrize("wrong", [{"heads": 5}, {"image": 60}, {"depth": 1}, {"width": 0}])
+def test_numbers_that_do_not_fit_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="give the checkpoint's numbers"):
+        VideoNumbers(**{**vars(TINY), **wrong})
