@@ -51,6 +51,8 @@ class LlamaTokenizer:
         UserError: a file is missing or damaged, or the tokens that these models add are not in it.
     """
 
+    needed: tuple[str, ...] = NEEDED
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         model = folder / "tokenizer.model"
@@ -73,7 +75,7 @@ class LlamaTokenizer:
             ) from error
         added = folder / "added_tokens.json"
         self._added: dict[str, int] = read_json(added, "it gives the ids of added tokens, as [SEG]")
-        absent = [token for token in NEEDED if type(self._added.get(token)) is not int]
+        absent = [token for token in self.needed if type(self._added.get(token)) is not int]
         if absent:
             raise UserError(
                 f"{str(added)!r} gives no id for {', '.join(absent)}; copy it from where the weights came."
@@ -90,6 +92,11 @@ class LlamaTokenizer:
     def seg_id(self) -> int:
         """Id of [SEG]."""
         return self._added["[SEG]"]
+
+    def tokens(self) -> dict[str, int]:
+        """Ids of all pieces and added tokens, by their text."""
+        pieces = {self._pieces.id_to_piece(k): k for k in range(self._pieces.get_piece_size())}
+        return pieces | self._added
 
     @property
     def pad_id(self) -> int:

@@ -1,0 +1,164 @@
+"""Stage `watch`: the video encoder, by dense helper heads on the features that the language model gets.
+
+Every patch that lies on an object is asked for the object's looks, for its motion, and for its first and last
+centre, in every frame: all four frames have to be compared for that. Real InternVideo2 never had such a loss.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbones.mini.training.loop import cache
+from backbones.parts.internvideo2 import VideoEncoder, VideoNumbers
+from backbones.videoglamm.mini_training.data import (
+    ATTRIBUTES,
+    MOST_OBJECTS,
+    SAMPLED,
+    UNIT,
+    VALUES,
+    Clips,
+    scaled,
+)
+
+NUMBERS = VideoNumbers(width=96, depth=4, heads=4, hidden=256, patch=6, image=96, frames=SAMPLED)
+# mean and deviation of ImageNet's colors, 0 to 1
+MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
+STD = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
+WEIGHT = {"shape": 1.0, "color": 1.0, "texture": 0.5, "size": 1.0, "motion": 2.0, "edge": 1.0}
+WAVES = 8  # of a position along one axis
+
+
+def video_pixels(frames: NDArray[np.uint8], size: int = NUMBERS.image) -> Tensor:
+    """(..., H, W, 3) uint8 -> (..., 3, size, size): stretched to the square, bilinear without smoothing."""
+    flat = torch.from_numpy(np.ascontiguousarray(frames.reshape(-1, *frames.shape[-3:])))
+    pixels = flat.permute(0, 3, 1, 2).float()
+    pixels = F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False) / 255
+    return ((pixels - MEAN) / STD).unflatten(0, frames.shape[:-3])
+
+
+@torch.no_grad()
+def initialise(encoder: VideoEncoder) -> None:
+    """Begin where comparing frames is easy: head f of every block looks at frame f near the own place.
+
+    Positions are one channel per frame, a constant one, and sines and cosines of column and row; the query
+    reads the constant and the own place, the key its frame and place. Everything is trained on from there.
+    """
+    numbers = encoder.numbers
+    width, head, rows = numbers.width, numbers.width // numbers.heads, numbers.grid[0]
+    first = numbers.frames + 1  # channel of the first wave
+    waves = 1.2 * (0.08 / 1.2) ** (torch.arange(WAVES) / (WAVES - 1))
+    angles = torch.arange(rows)[:, None] * waves
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (rows, 2 WAVES)
+    place = torch.zeros(numbers.frames, rows, rows, width)
+    for frame in range(numbers.frames):
+        place[frame, ..., frame] = 1.0
+    place[..., numbers.frames] = 1.0
+    place[..., first : first + 2 * WAVES] = 0.7 * axis[None, None]
+    place[..., first + 2 * WAVES : first + 4 * WAVES] = 0.7 * axis[None, :, None]
+    encoder.pos_embed.copy_(torch.cat([torch.zeros(1, width), place.flatten(0, 2)])[None])
+    nn.init.normal_(encoder.patch_embed.proj.weight, std=0.06)
+    encoder.patch_embed.proj.bias.zero_()  # type: ignore[union-attr]
+    for number, block in enumerate(encoder.blocks):
+        query, key = torch.zeros(width, width), torch.zeros(width, width)
+        for h in range(numbers.heads):
+            row = h * head
+            query[row, numbers.frames], key[row, h % numbers.frames] = 3.0, 3.0
+            for n in range(min(head - 1, 4 * WAVES) // 2):
+                # the coarser of the waves, of column and row in turn
+                channel = first + n % 2 * 2 * WAVES + (n // 2) % WAVES
+                for part in (0, 1):
+                    there = row + 1 + 2 * n + part
+                    if there < row + head:
+                        query[there, channel + part * WAVES] = key[there, channel + part * WAVES] = 1.0
+        share = 1.0 if number == 0 else 0.5
+        attention = block.attn
+        loose = [width**-0.5 * torch.randn(width, width) for _ in range(3)]
+        weight = torch.cat([share * query + 0.3 * loose[0], share * key + 0.3 * loose[0], loose[1]])
+        attention.qkv.weight.copy_(weight)  # type: ignore[union-attr]
+        attention.q_norm.weight.fill_(1.5)  # type: ignore[union-attr]
+        for linear in (attention.proj, block.mlp.fc1, block.mlp.fc2):  # type: ignore[union-attr]
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+            linear.bias.zero_()
+        for factor in (block.ls1, block.ls2):
+            factor.gamma.fill_(0.4)  # type: ignore[union-attr, operator]
+
+
+def matrices(encoder: VideoEncoder) -> list[nn.Parameter]:
+    """All matrices of the blocks."""
+    return [p for block in encoder.blocks for p in block.parameters() if p.ndim == 2]
+
+
+def owners(owner: NDArray[np.uint8], grid: tuple[int, int]) -> NDArray[np.int64]:
+    """(..., H, W) object numbers -> (..., rows * columns, 4) pixels of every object in every patch."""
+    *lead, height, width = owner.shape
+    rows, columns = grid
+    blocks = owner.reshape(-1, rows, height // rows, columns, width // columns).transpose(0, 1, 3, 2, 4)
+    blocks = blocks.reshape(*lead, rows * columns, -1)
+    return np.stack([(blocks == k).sum(-1) for k in range(1, MOST_OBJECTS + 1)], axis=-1)
+
+
+class Watching(nn.Module):
+    """Loss of the stage for `run_stage`; the heads are dropped afterwards."""
+
+    def __init__(self, encoder: VideoEncoder, clips: Clips, batch: int = 4) -> None:
+        super().__init__()
+        self.encoder, self.clips, self.batch = encoder, clips, batch
+        self.sizes = [2, *(len(values) for values in VALUES), 4]
+        self.heads = nn.Linear(encoder.numbers.width, sum(self.sizes))
+
+    def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        """One batch of whole clips."""
+        clips = self.clips
+        picks = np.sort(rng.choice(len(clips), self.batch, replace=False))
+        states = self.encoder.encode(video_pixels(clips.frames[picks]))
+        counts = owners(clips.owner[picks], self.encoder.numbers.grid)  # (B, T, P, 4)
+        counts = counts.reshape(len(picks), -1, MOST_OBJECTS)
+        pixels = clips.owner[0, 0].size / self.encoder.numbers.tokens
+        return self.judged(states, counts, pixels, picks)
+
+    def judged(
+        self, states: Tensor, counts: NDArray[np.int64], pixels: float, picks: NDArray[np.int64]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Loss and figures of features (B, T * P, C).
+
+        Args:
+            counts: (B, T * P, 4) pixels of every object in every patch of so many `pixels`.
+        """
+        clips = self.clips
+        mine, area = counts.argmax(-1), counts.max(-1)
+        object_ = torch.from_numpy(area >= 0.3 * pixels)
+        nothing = torch.from_numpy(counts.sum(-1) == 0)
+        told = self.heads(states).split(self.sizes, dim=-1)
+        sure = object_ | nothing
+        losses = [F.cross_entropy(told[0][sure], object_[sure].long())]
+        inside = object_.numpy()
+        whose = np.arange(len(picks))[:, None].repeat(counts.shape[1], 1)[inside]
+        traits = torch.from_numpy(clips.traits[picks][whose, mine[inside]]).long()
+        figures = {"object": float((told[0][sure].argmax(-1) == object_[sure].long()).float().mean())}
+        for a, name in enumerate(ATTRIBUTES):
+            logits = told[1 + a][object_]
+            losses.append(WEIGHT[name] * F.cross_entropy(logits, traits[:, a]))
+            figures[name] = float((logits.argmax(-1) == traits[:, a]).float().mean())
+        ways = torch.from_numpy(scaled(clips.ways[picks][whose, mine[inside]]))
+        off = (told[-1][object_] - ways).abs().mean()
+        figures["px"] = float(off) * UNIT
+        return torch.stack(losses).sum() + 4 * off, figures
+
+
+@torch.no_grad()
+def cache_states(encoder: VideoEncoder, clips: Clips, path: Path, batch: int = 4) -> NDArray[np.float16]:
+    """Frozen features of all clips, (clips, 4 * P, C) float16."""
+    tokens = SAMPLED * encoder.numbers.tokens
+    return cache(
+        path,
+        len(clips),
+        (tokens, encoder.numbers.width),
+        batch,
+        lambda part: encoder.encode(video_pixels(clips.frames[part])),
+    )
