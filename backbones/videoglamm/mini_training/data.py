@@ -54,6 +54,10 @@ class Clips:
     def __len__(self) -> int:
         return len(self.frames)
 
+    def first(self, count: int) -> Clips:
+        """The first `count` clips."""
+        return Clips(self.frames[:count], self.owner[:count], self.traits[:count], self.ways[:count])
+
     def count(self, index: int) -> int:
         """Objects of a clip."""
         return int((self.traits[index, :, 0] >= 0).sum())

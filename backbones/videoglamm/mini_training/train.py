@@ -31,6 +31,7 @@ STAGES = ("clips", "ways", "watch", "talk", "export")
 STEPS = {"ways": 1000, "watch": 1200, "talk": 2000}
 RATES = {"ways": 1.5e-3, "watch": 1.5e-3, "talk": 1.5e-3}
 CLIPS = 3000
+WAY_CLIPS = 1500  # of these, clips of the stage `ways`
 SEEING = Path(__file__).parents[2] / "mini" / "weights"
 
 
@@ -49,7 +50,7 @@ class Work:
         self.parts = model.VideoParts(seeing, vocab)
         watch.initialise(self.parts.video)
         model.warm_start(self.parts, seeing, self.words, LlamaTokenizer(SEEING / "checkpoint"))
-        self.ways = teach.WaySegmentation(self.parts.sam, self.clips)
+        self.ways = teach.WaySegmentation(self.parts.sam, self.clips.first(WAY_CLIPS))
         self.watching = watch.Watching(self.parts.video, self.clips)
 
     def restore(self, stage: str, module: nn.Module) -> None:
@@ -92,7 +93,7 @@ def train(folder: Path, stages: Sequence[str], clips: int, steps: dict[str, int]
     ways, watching = work.ways, work.watching
 
     def see_frames() -> None:
-        ways.embeddings = teach.cache_embeddings(parts.sam, work.clips, folder / "embeddings.npy")
+        ways.embeddings = teach.cache_embeddings(parts.sam, ways.clips, folder / "embeddings.npy")
 
     run("ways", ways, see_frames, [ways])
     run("watch", watching, lambda: None, [watching], watch.matrices(parts.video))
