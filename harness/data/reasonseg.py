@@ -20,10 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from backbones.parts.image_files import FORMATS, ORIENTATION
 from harness.data.dataset import DataSet, Splits
+from harness.data.headers import size_of
 from harness.data.sample import (
     FARTHEST,
     Annotation,
@@ -43,7 +42,6 @@ INSTALL = "pip install 'groundprune[reasonseg]'"
 OTHER_FILLING = (4, 11)  # the first OpenCV that fills otherwise
 MOST_BYTES = 2**22  # of one file; they have a few KiB
 MOST_SHAPES = 1000
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
 class ReasonSeg(DataSet):
@@ -194,7 +192,7 @@ def _sample(folder: Path, name: str, number: int) -> Sample:
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         said = _File("", "", [])
         target = (Damaged(number, _reason(error), path),)
-    height, width = _size(folder / f"{name}.jpg")
+    height, width = size_of(folder / f"{name}.jpg")
     return Sample(
         id=f"{NAME}:{folder.name}:{name}",
         dataset=NAME,
@@ -216,28 +214,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it has no {error}"
     return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """Height and width of an image as its reader turns it, from the head of the file; (1, 1) of one that
-    cannot be read, which is said when it is."""
-    Image.init()
-    try:
-        with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as opened:
-            width, height = opened.size
-            content = opened.info.get("exif", b"")
-    except Exception:  # a damaged file can raise nearly anything
-        return 1, 1
-    return (width, height) if _orientation(content) in SIDEWAYS else (height, width)
-
-
-def _orientation(content: bytes) -> int:
-    exif = Image.Exif()
-    try:
-        exif.load(content)
-        return int(exif.get(ORIENTATION, 1))
-    except Exception:  # damaged metadata do not spoil the pixels
-        return 1
 
 
 def _read(path: Path) -> _File:

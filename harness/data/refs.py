@@ -144,18 +144,18 @@ def _ref(ref: Any, objects: _Bound, letters: _Bound) -> Ref:
         ):
             raise ValueError("a sentence without text or id")
         letters.take(len(sentence["sent"]))
-        sentences.append((whole(sentence, "sent_id"), _unicode(sentence["sent"])))
+        sentences.append((whole(sentence, "sent_id"), unicode_text(sentence["sent"])))
     # gRefCOCO gives a list, in which -1 means no target
     return Ref(
         whole(ref, "ref_id"),
         whole(ref, "image_id"),
         () if NO_TARGET in annotations else annotations,
-        _unicode(ref["split"]),
+        unicode_text(ref["split"]),
         tuple(sentences),
     )
 
 
-def _unicode(text: str) -> str:
+def unicode_text(text: str) -> str:
     """The text, if it can be written as UTF-8: control characters can, half an emoji cannot.
 
     Raises:

@@ -14,6 +14,10 @@ from harness.data.refer import FOLDER, PUBLISHED, Refer
 from harness.data.refshapes.dataset import RefShapes
 from harness.data.refshapes.writer import SPLITS as REFSHAPES
 from harness.data.sample import DataError, Sample
+from harness.data.video import known as clips
+from harness.data.video.davis import RefDavis
+from harness.data.video.mevis import MeViS
+from harness.data.video.youtube import RefYouTube
 from harness.metrics.base import Medium
 from harness.registry import InstanceRegistry
 from pruners.base import nearest
@@ -37,7 +41,7 @@ def _wrong(one: DataSet) -> str | None:
 
 sets: InstanceRegistry[DataSet] = InstanceRegistry("data set", DataSet, "harness.data", ENTRY_POINTS, _wrong)
 register, get, names, datasets = sets.register, sets.get, sets.names, sets.all
-for _built_in in (RefShapes, Refer, ReasonSeg, OwnData):
+for _built_in in (RefShapes, Refer, ReasonSeg, OwnData, RefDavis, RefYouTube, MeViS):
     register(_built_in)
 
 
@@ -46,9 +50,9 @@ def parse_datasets(text: str, root: str | Path | None = None) -> list[tuple[str,
 
     Args:
         text: comma-separated `dataset:split`, `dataset` (all its evaluation splits), or `all`: the eight
-            columns of RefCOCO/+/g if `root` is given, all of it if there are ReasonSeg and own data alone,
-            those of RefShapes without a root.
-        root: folder with the official REFER layout, ReasonSeg or own data; RefShapes needs none.
+            columns of RefCOCO/+/g if `root` is given, all of it if there are ReasonSeg and own data alone, or
+            video alone, those of RefShapes without a root.
+        root: folder with the official REFER layout, ReasonSeg, video or own data; RefShapes needs none.
 
     Returns:
         (data set, split) pairs in the order given, without repetitions.
@@ -107,12 +111,13 @@ def _folder(root: str | Path | None) -> Path | None:
     if root is None:
         return None
     folder = Path(root)
-    others = own.own_names(folder) or reasonseg.found(folder)
+    others = own.own_names(folder) or reasonseg.found(folder) or clips.names(folder)
     if not others and all(type(one).__module__.startswith("harness.") for one in sets.all()):
         try:
             refer.refer_names(folder)
         except DataError as error:
-            raise DataError(f"{error}{own.hint(folder)}{reasonseg.hint(folder)}") from None
+            hints = own.hint(folder), reasonseg.hint(folder), clips.hint(folder)
+            raise DataError(f"{error}{''.join(hints)}") from None
     return folder
 
 
@@ -123,6 +128,7 @@ def _all(root: Path | None) -> Iterable[tuple[str, str]]:
     if held:
         return COLUMNS
     names = [*([reasonseg.NAME] if reasonseg.found(root) else []), *own.own_names(root)]
+    names = names or clips.names(root)
     return [(dataset, split) for dataset in names for split in _splits(dataset, root).evaluation]
 
 

@@ -57,6 +57,10 @@ class Annotation:
         """
         return rasterise(self, height, width)
 
+    def files(self) -> Sequence[Path]:
+        """Files beside the data set's lists that the mask is read from: a part of what data are known by."""
+        return ()
+
 
 class Joined(Annotation):
     """One object whose parts are one where they overlap, as in COCO's own API."""
@@ -317,10 +321,13 @@ def _identity(sample: Sample) -> Iterator[bytes]:
     names = [path.name for path in sample.frames]
     name = names[0] if len(names) == 1 else names
     head = [sample.id, name, sample.height, sample.width, said, meant]
+    if sample.window or not sample.scored:
+        head += [sample.window, sample.scored]
     yield json.dumps(head, sort_keys=True).encode()
     classes = {type(sample), *(type(one) for target in sample.targets for one in target)}
     yield "".join(code.of_others(classes)).encode()
-    for path in sample.frames:
+    masks = dict.fromkeys(path for target in sample.targets for one in target for path in one.files())
+    for path in (*sample.frames, *masks):
         try:
             with path.open("rb") as file:
                 yield hashlib.file_digest(file, "sha256").digest()
