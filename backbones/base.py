@@ -442,7 +442,7 @@ def answer(
         raise UserError(lacking)
     patches = backbone.grid[0] * backbone.grid[1]
     budget = patches if pruner.name == "none" else budget
-    checks.stated(pruner, budget, patches, backbone.num_layers)
+    backbone.stated(pruner, budget, patches, backbone.num_layers)
     turns = (backbone.turn(expression),)
     fresh = dataclasses.replace(encoding, signals={})  # no pruner gains from what another one had computed
     start = _now(backbone.device)

@@ -31,6 +31,7 @@ ATTENTION = ("eager", "sdpa", "flash_attention_2")
 POSITIONS = ("compact", "kept")
 ANSWERS = ("forced", "generated")
 COSTS = ("off", "projected", "measured")
+Medium = Literal["image", "video"]
 FACTS = (
     "name",
     "reference",
@@ -68,19 +69,22 @@ class Family:
             what it can do, the default first.
         costs_by_default: which costs a run gets where none are asked for, one of COSTS.
         images_by_default: images per split of a run that asks for none; 0 for all.
+        pooled: patches that a token of the language model stands for at least: more than one where a grid is
+            pooled behind the choice.
     """
 
     name: str
     signals: ClassVar[frozenset[str]] = frozenset()
     cuts_inside: ClassVar[bool] = False
     geometry: ClassVar[str] = "whole"
-    medium: ClassVar[Literal["image", "video"]] = "image"
+    medium: ClassVar[Medium] = "image"
     protocols: ClassVar[Mapping[str, str]] = {"each": "every expression alone"}
     drawn: ClassVar[tuple[str, ...]] = ()
     positions: ClassVar[tuple[str, ...]] = ("compact",)
     answers: ClassVar[tuple[str, ...]] = ("forced",)
     costs_by_default: str = "off"
     images_by_default: int = 0
+    pooled: int = 1
 
     def lacks(self, pruner: Pruner) -> str:
         """Why a pruner cannot be served, in a sentence; empty if it can."""
@@ -93,6 +97,17 @@ class Family:
         if absent := sorted(signal(need) for need in pruner.needs if need.kind not in answered):
             return f"{pruner.spec()} reads {', '.join(absent)}, which {self.name} cannot answer."
         return ""
+
+    def stated(self, pruner: Pruner, budget: int, patches: int, num_layers: int) -> tuple[int, ...]:
+        """Visual tokens of a view that every layer of the language model will see; what the pruner states,
+        unless the model pools behind its choice.
+
+        Raises:
+            UserError: as `pruners.checks.stated`, or the model cannot take that many.
+        """
+        from pruners import checks
+
+        return checks.stated(pruner, budget, patches, num_layers)
 
     def check_protocol(self, name: str) -> str:
         """The name, if it is a protocol of this family.
@@ -119,7 +134,8 @@ class Family:
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """What else changes its answers, in words for the tables; nothing by default."""
+        """What else changes its answers, in words for the tables, `{"placement": "placement grid"}`; nothing
+        by default."""
         return {}
 
     @property

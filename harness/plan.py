@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from backbones.base import Backbone
-    from backbones.registry import Family
+    from backbones.registry import Family, Medium
     from harness.engine.ranks import Place
     from pruners.base import Pruner
 
 LISTS = ("pruners", "budgets", "backbones", "plugins", "positions", "answers")
 WORDS = ("positions", "answers")  # lists of words that a backbone's family knows
+MEDIA = {"image": "images", "video": "clips"}
 NUMBERS = {"limit": 0, "seed": 0, "seeds": 1, "batch_size": 1}  # and the least that each may be
 NULLABLE = ("limit", "data", "costs", "protocol")
 
@@ -111,15 +112,35 @@ class Plan:
 
         return tuple(parse(",".join(self.pruners)))
 
-    def pairs(self) -> list[tuple[str, str]]:
+    def pairs(self, medium: Medium = "image") -> list[tuple[str, str]]:
         """(data set, split) of every split.
+
+        Args:
+            medium: what `all` is all of.
 
         Raises:
             UserError: the data are not here, or lack one of them.
         """
         from harness import data
 
-        return data.parse_datasets(self.datasets, self.data)
+        return data.parse_datasets(self.datasets, self.data, medium)
+
+    def pairs_of(self, family: Family) -> list[tuple[str, str]]:
+        """The splits that one of the plan's backbones can look at.
+
+        Raises:
+            UserError: as `pairs`, or it can look at none of them.
+        """
+        from harness import data
+
+        found = [(name, split) for name, split in self.pairs(family.medium)]
+        fit = [pair for pair in found if data.medium_of(pair[0], self.data) == family.medium]
+        if not fit:
+            raise _wrong(
+                f"{family.name} looks at {MEDIA[family.medium]}, and --datasets {self.datasets} holds none; "
+                f"give --datasets all, or another backbone"
+            )
+        return fit
 
     def on(self, backbone: str | Backbone) -> Plan:
         """The plan for one of its backbones, whose own defaults are filled in: images per split, protocol and

@@ -33,6 +33,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="ReasonSeg's files, masks and scores",
     )
     parser.addoption(
+        "--golden-video", type=Path, default=HERE / "golden" / "video", help="masks of clips with J and F"
+    )
+    parser.addoption(
         "--plugin",
         action="append",
         default=[],
@@ -95,6 +98,12 @@ def golden_glamm_dir(request: pytest.FixtureRequest) -> Path:
 def golden_reasonseg_dir(request: pytest.FixtureRequest) -> Path:
     """Folder with ReasonSeg as the official code reads it."""
     return request.config.getoption("--golden-reasonseg")
+
+
+@pytest.fixture(scope="session")
+def golden_video_dir(request: pytest.FixtureRequest) -> Path:
+    """Folder with clips as the official code of referring video segmentation scores them."""
+    return request.config.getoption("--golden-video")
 
 
 @pytest.fixture(scope="session")

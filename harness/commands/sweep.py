@@ -208,13 +208,14 @@ def _runs(
     for plan in plans:  # whatever is wrong shows before a model is loaded
         kinds.check_costs(plan.costs, tensor_parallel)
         plan.chosen()
-        plan.pairs()
     texts = list(dict.fromkeys(text for plan in plans for text in plan.backbones))
     if not texts:
         raise UserError(f"--backbones is empty; there are {', '.join(backbones.names())}.")
     settings = [backbones.one(text) for text in texts]
-    for one in settings:
+    for text, one in zip(texts, settings, strict=True):
         for plan in plans:
+            if text in plan.backbones:
+                plan.pairs_of(one)
             one.check_protocol(plan.protocol or one.protocol)
             one.check_can("positions", plan.positions)
             one.check_can("answers", plan.answers)

@@ -32,12 +32,14 @@ class DataSet(ABC):
         name: of the data set, or of the layout.
         reference: where it comes from.
         medium: what its samples are.
+        generated: whether it makes itself, so that `all` means it where no data folder is named.
         told: how to get at it, for `python -m harness list`; without, the reference is shown.
     """
 
     name: ClassVar[str]
     reference: ClassVar[str]
     medium: ClassVar[Medium] = "image"
+    generated: ClassVar[bool] = False
     told: ClassVar[str] = ""
 
     def names(self, root: Path | None) -> list[str]:

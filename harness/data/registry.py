@@ -45,14 +45,17 @@ for _built_in in (RefShapes, Refer, ReasonSeg, OwnData, RefDavis, RefYouTube, Me
     register(_built_in)
 
 
-def parse_datasets(text: str, root: str | Path | None = None) -> list[tuple[str, str]]:
+def parse_datasets(
+    text: str, root: str | Path | None = None, medium: Medium = "image"
+) -> list[tuple[str, str]]:
     """Understand a list of splits.
 
     Args:
         text: comma-separated `dataset:split`, `dataset` (all its evaluation splits), or `all`: the eight
-            columns of RefCOCO/+/g if `root` is given, all of it if there are ReasonSeg and own data alone, or
-            video alone, those of RefShapes without a root.
+            columns of RefCOCO/+/g if `root` is given, all of it if there are ReasonSeg and own data alone,
+            those of RefShapes without a root. Of clips `all` is all evaluation splits that there are.
         root: folder with the official REFER layout, ReasonSeg, video or own data; RefShapes needs none.
+        medium: what `all` is all of.
 
     Returns:
         (data set, split) pairs in the order given, without repetitions.
@@ -65,7 +68,7 @@ def parse_datasets(text: str, root: str | Path | None = None) -> list[tuple[str,
     pairs: dict[tuple[str, str], None] = {}
     for word in (part.strip() for part in text.split(",")):
         if word == "all":
-            pairs |= dict.fromkeys(_all(folder))
+            pairs |= dict.fromkeys(_all(folder, medium))
         elif word:
             dataset, colon, split = word.partition(":")
             evaluation, others = _splits(dataset, folder)
@@ -121,7 +124,24 @@ def _folder(root: str | Path | None) -> Path | None:
     return folder
 
 
-def _all(root: Path | None) -> Iterable[tuple[str, str]]:
+def medium_of(dataset: str, root: str | Path | None = None) -> Medium:
+    """What a data set's samples are.
+
+    Raises:
+        DataError: there is no such data set.
+    """
+    return _find(dataset, _folder(root)).medium
+
+
+def _all(root: Path | None, medium: Medium) -> Iterable[tuple[str, str]]:
+    if medium == "video":
+        found = [one for one in sets.all() if one.medium == medium and one.generated == (root is None)]
+        return [
+            (dataset, split)
+            for one in found
+            for dataset in one.names(root)
+            for split in one.splits(dataset, root).evaluation
+        ]
     held = get(Refer.name).names(root)
     if root is None or held == sorted(REFSHAPES):
         return REFSHAPES_COLUMNS

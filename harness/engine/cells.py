@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from pruners import checks
 from pruners.base import ImpossibleBudget, Pruner
 
 SEEDS = 3  # of a pruner that draws
+Stated = Callable[[Pruner, int, int, int], tuple[int, ...]]  # pruner, budget, patches, layers
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Setting:
         code: digest of the code that evaluates.
         draws: seed of the protocol's draws; 0 of a protocol that has none.
         answers: "forced", or "generated" by the model.
+        model: what else of the backbone changes its answers, its `facts`: "placement grid, 16 frames".
     """
 
     backbone: str
@@ -37,6 +39,7 @@ class Setting:
     code: str = ""
     draws: int = 0
     answers: str = "forced"
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class Cell:
     def id(self) -> str:
         """16 hex digits; equal if and only if everything that changes the answer is equal, code included."""
         facts = {name: value for name, value in asdict(self).items() if name != "own_positions"}
+        if not self.setting.model:  # as in runs of before
+            del facts["setting"]["model"]
         text = json.dumps(facts, sort_keys=True, separators=(",", ":"), default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -123,6 +128,7 @@ def expand(
     num_layers: int,
     seeds: int = SEEDS,
     positions: Sequence[str] = ("compact",),
+    stated: Stated = checks.stated,
 ) -> list[Line]:
     """Every pruner at every budget with all positions, each once.
 
@@ -136,12 +142,13 @@ def expand(
         grid: rows and columns of the backbone's visual tokens.
         num_layers: layers of the backbone's language model.
         positions: of POSITIONS, for methods that run with either.
+        stated: what a backbone's layers will see: `Family.stated`.
 
     Raises:
         UserError: a budget is none, pruners can end at no budget, or one states what it will not do.
     """
     patches = grid[0] * grid[1]
-    refused = impossible(pruners, budgets, grid, num_layers)
+    refused = impossible(pruners, budgets, grid, num_layers, stated)
     found: dict[tuple[str, int, int, str], Line] = {}
     for pruner in pruners:
         name = pruner.unseeded().spec()
@@ -149,7 +156,7 @@ def expand(
             budget = tokens_of(asked, patches)
             if (name, budget) in refused:
                 continue
-            checks.stated(pruner, budget, patches, num_layers)
+            stated(pruner, budget, patches, num_layers)
             for number in _seeds(pruner, seed, seeds):
                 one = pruner.with_seed(number) if pruner.stochastic else pruner
                 written = asked if isinstance(asked, str) else ""
@@ -163,7 +170,11 @@ def expand(
 
 
 def impossible(
-    pruners: Sequence[Pruner], budgets: Sequence[int | str], grid: tuple[int, int], num_layers: int
+    pruners: Sequence[Pruner],
+    budgets: Sequence[int | str],
+    grid: tuple[int, int],
+    num_layers: int,
+    stated: Stated = checks.stated,
 ) -> dict[tuple[str, int], ImpossibleBudget]:
     """Pruners, and budgets within the patches that they cannot end at, and why; arguments are those of
     `expand`."""
@@ -173,7 +184,7 @@ def impossible(
             if pruner.name == "none" or not 1 <= budget <= patches:
                 continue
             try:
-                checks.stated(pruner, budget, patches, num_layers)
+                stated(pruner, budget, patches, num_layers)
             except ImpossibleBudget as error:
                 found[pruner.unseeded().spec(), budget] = error
     return found

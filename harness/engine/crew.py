@@ -7,10 +7,13 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
@@ -22,13 +25,13 @@ from harness.engine.noise import NoiseWatch
 from harness.engine.prefetch import Key, Loaded, Parts, read_ahead
 from harness.engine.ranks import Place
 from harness.engine.recorded import Recorded
-from harness.engine.splits import IMAGES_AT_ONCE, Split
+from harness.engine.splits import Split
 from harness.store import closing
 from harness.store.editions import LOCK, Opened
 from harness.store.journal import alone
 from harness.store.records import Journals, Writer
 from harness.store.rows import row_key
-from harness.store.run_folder import split_folder
+from harness.store.run_folder import frame_picture, shown_frames, split_folder
 from pruners.base import UserError
 
 PROBED = 8  # parts of a split whose first image is looked at for what rounding changes
@@ -115,7 +118,9 @@ class Crew:
     def work(self) -> bool:
         """Until everything is recorded, or until nothing is left for a process that is not the first."""
         bar = tqdm(total=self.total, unit="image", disable=self.way.place.rank > 0 or not sys.stderr.isatty())
-        dataset = Parts(self.parts, self.backbone.preprocess)
+        video = self.backbone.medium == "video"
+        preprocess = self.backbone.preprocess_clip if video else self.backbone.preprocess
+        dataset = Parts(self.parts, preprocess, self.backbone.medium)
         pin = self.backbone.device.startswith("cuda")
         waited, told = 0.0, FIRST_WORD
         with bar, Stops() as stops:
@@ -145,8 +150,8 @@ class Crew:
     def _held(self) -> str:
         """The parts that other processes have claimed, in words."""
         held = [
-            f"images {IMAGES_AT_ONCE * part + 1} to "
-            f"{IMAGES_AT_ONCE * part + len(self.parts[number][part])} of "
+            f"images {self.splits[number].at_once * part + 1} to "
+            f"{self.splits[number].at_once * part + len(self.parts[number][part])} of "
             f"{':'.join(self.splits[number].name)}"
             + (f" (process {who})" if (who := claims.holder(part)) else "")
             for number, claims in enumerate(self.claims)
@@ -238,7 +243,7 @@ class Crew:
             if one.sample.id in names
         ]
         for k, one in chosen:
-            image = self._picture(part * IMAGES_AT_ONCE + k, one)
+            image = self._picture(part * split.at_once + k, one)
             for code in dict.fromkeys(job.cell.setting.code for job in jobs):
                 yield from description_rows(one, image, code)
         setting = jobs[0].cell.setting
@@ -259,10 +264,16 @@ class Crew:
         name = split_folder(self.folder, one.sample.dataset, one.sample.split).name
         path = Path(PICTURE_FOLDER) / f"{name}-{one.sample.image_id}.jpg"
         (self.folder / PICTURE_FOLDER).mkdir(exist_ok=True)
-        picture = Image.fromarray(one.image)
+        self._save(one.image, path)
+        for frame in shown_frames(len(one.sample.frames))[1:]:
+            with suppress(UserError):  # its failure is told elsewhere
+                self._save(one.sample.image(frame), frame_picture(path, frame))
+        return str(path)
+
+    def _save(self, image: NDArray[np.uint8], path: Path) -> None:
+        picture = Image.fromarray(image)
         picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
         picture.save(self.folder / path, quality=85)
-        return str(path)
 
     def _finished_samples(self) -> int:
         return sum(

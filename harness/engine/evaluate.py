@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
-from backbones.base import Backbone, Conversation, Encoding, Grounded, Pixels, Row
-from harness import data, metrics
+from backbones.base import Backbone, ClipEncoding, ClipPixels, Conversation, Encoding, Grounded, Pixels, Row
+from harness import data
 from harness.engine.cells import Job
 from harness.engine.prefetch import Loaded
 from harness.engine.rounding import of_type, perturbed, same_choice
+from harness.engine.scores import masks_of, measured
+from harness.engine.truth import Truth
 from harness.store.rows import NO_EXPRESSION, description, pack_tokens
 from pruners import checks
 from pruners.base import Selection, UserError
@@ -45,17 +46,17 @@ class _Asked:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """An image with its truth.
+    """An image or a clip with its truth.
 
     Attributes:
         shares: (E, V * N) part of every patch that an expression's referent covers, view after view.
-        views: V.
+        shown: number of the frame that each of V views shows.
     """
 
     sample: data.Sample
-    truth: NDArray[np.uint8]
+    truth: Truth
     shares: NDArray[np.float64]
-    views: int
+    shown: tuple[int, ...]
 
 
 def fill(
@@ -106,8 +107,8 @@ def _fill(
             continue
         talks = conversations(backbone, sample, protocol, seed)
         of = sum(len(talk.expressions) for talk in talks)
-        views = len(backbone.regions(*encoding.original))
-        seen = _Seen(sample, truth, _shares(backbone, encoding, talks, truth, views), views)
+        shown = shown_by(backbone, encoding)
+        seen = _Seen(sample, truth, _shares(backbone, encoding, talks, truth, shown), shown)
         other = perturbed(encoding, seed, sample.id, rounding_of(encoding)) if sample.id in probed else None
         for job in jobs:
             asked += _asked(backbone, seen, encoding, other, talks, job, of)
@@ -122,6 +123,13 @@ def conversations(backbone: Backbone, sample: data.Sample, protocol: str, seed: 
     # phrase or sentence, of data sets that tell them apart
     forms = [one.form for one in sample.expressions]
     return backbone.conversations(sample.id, texts, protocol, seed, *([forms] if any(forms) else []))
+
+
+def shown_by(backbone: Backbone, encoding: Encoding) -> tuple[int, ...]:
+    """Number of the frame that every view of an encoding shows."""
+    if isinstance(encoding, ClipEncoding):
+        return encoding.shown
+    return (0,) * len(backbone.regions(*encoding.original))
 
 
 def rounding_of(encoding: Encoding) -> float:
@@ -193,32 +201,13 @@ def _scored(results: Sequence[tuple[_Asked, Grounded]]) -> Iterator[dict[str, An
 
 
 def _measured(seen: _Seen, results: Sequence[tuple[_Asked, Grounded]]) -> dict[int, dict[str, Any]]:
-    """Every answer's mask and what metrics count of it, by the expression's place; the answers to one group
-    are measured together."""
+    """Every answer's mask and what metrics count of it, by the expression's place."""
     answers = {
         position: mask
         for one, result in results
-        for position, mask in zip(one.talk.expressions, (result.logits > 0).numpy(force=True), strict=True)
+        for position, mask in zip(one.talk.expressions, masks_of(result), strict=True)
     }
-    groups: dict[str, list[int]] = {}
-    for position in sorted(answers):
-        groups.setdefault(seen.sample.expressions[position].group, []).append(position)
-    found: dict[int, dict[str, Any]] = {}
-    for places in groups.values():
-        predictions = np.stack([answers[place] for place in places])[:, None]  # of one frame
-        truths = seen.truth[places][:, None]
-        counts = metrics.measure(predictions, truths, dataset=seen.sample.dataset)
-        for place, counted in zip(places, counts, strict=True):
-            inner, outer = counted.pop("intersection"), counted.pop("union")
-            iou = float(metrics.iou([inner], [outer])[0])
-            found[place] = {
-                "mask": _run_lengths(answers[place]),
-                "intersection": inner,
-                "union": outer,
-                "iou": iou,
-                "measures": counted,
-            }
-    return found
+    return measured(seen.sample, seen.truth, answers)
 
 
 def _exchanged(one: Grounded, other: Grounded) -> float:
@@ -227,7 +216,7 @@ def _exchanged(one: Grounded, other: Grounded) -> float:
     return float(len(np.setdiff1d(kept[0][kept[0] >= 0], kept[1])))
 
 
-def _encode(backbone: Backbone, pixels: list[Pixels]) -> list[Encoding | Exception]:
+def _encode(backbone: Backbone, pixels: list[Pixels | ClipPixels]) -> list[Encoding | Exception]:
     """All images together; where that fails one by one, so that a bad image costs only itself."""
     if not pixels:
         return []
@@ -245,15 +234,18 @@ def _shares(
     backbone: Backbone,
     encoding: Encoding,
     talks: Sequence[Conversation],
-    truth: NDArray[np.uint8],
-    views: int,
+    truth: Truth,
+    shown: Sequence[int],
 ) -> NDArray[np.float64]:
     """(E, V * N) part of every patch that the referent of an expression covers, view after view."""
-    shares = np.zeros((len(truth), views * backbone.grid[0] * backbone.grid[1]))
+    shares = np.zeros((len(truth), len(shown) * backbone.grid[0] * backbone.grid[1]))
     for talk in talks:
         for position in talk.expressions:
-            mask = truth[[position]] == metrics.FOREGROUND
-            of_views = [backbone.patch_shares(mask, number, encoding.original) for number in range(views)]
+            masks = truth.seen([position], shown)
+            of_views = [
+                backbone.patch_shares(masks if masks.ndim == 3 else masks[k], k, encoding.original)
+                for k in range(len(shown))
+            ]
             shares[position] = torch.cat(of_views).double().numpy(force=True)
     return shares
 
@@ -266,7 +258,7 @@ def _select(
     chosen: tuple[Selection, ...] | None = None
     for talk in talks:
         if chosen is None or job.pruner.needs & PER_TEXT:
-            referent = seen.truth[list(talk.expressions)] == metrics.FOREGROUND
+            referent = seen.truth.seen(talk.expressions, seen.shown)
             views = backbone.views(encoding, talk.turns, seen.sample.id, referent)
             chosen = checks.select_views(job.pruner, views, job.cell.budget, backbone.num_layers)
         yield talk, chosen
@@ -309,7 +301,7 @@ def description_rows(one: Loaded, image: str, code: str) -> Iterator[dict[str, A
     """
     if one.truth is None:
         return
-    for place, (expression, truth) in enumerate(zip(one.sample.expressions, one.truth, strict=True)):
+    for place, expression in enumerate(one.sample.expressions):
         yield {
             "status": "sample",
             "cell": description(code),
@@ -323,15 +315,10 @@ def description_rows(one: Loaded, image: str, code: str) -> Iterator[dict[str, A
             "group": expression.group,
             "height": one.sample.height,
             "width": one.sample.width,
-            "truth": _run_lengths(truth == metrics.FOREGROUND),
+            "truth": one.truth.runs(place) if one.sample.scored else "",
             "image": image,
             "content": one.content,
         }
-
-
-def _run_lengths(mask: NDArray[np.bool_]) -> str:
-    counts: bytes = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
-    return counts.decode()
 
 
 def _score(one: _Asked, result: Grounded, measured: dict[int, dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -350,7 +337,7 @@ def _score(one: _Asked, result: Grounded, measured: dict[int, dict[str, Any]]) -
                 "of": one.of,
                 "cluster": sample.cluster,
                 "frames": len(sample.frames),
-                "views": one.seen.views,
+                "views": len(one.seen.shown),
                 "tokens_llm": result.tokens_llm,
                 "tokens_final": result.tokens_final,
                 "tokens_mean": result.tokens_mean,

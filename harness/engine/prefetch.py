@@ -13,29 +13,32 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from backbones.base import Pixels
+from backbones.base import ClipPixels, Pixels
+from backbones.parts.clips import Clip
 from harness.data import Sample, content
+from harness.engine.truth import ClipTruth, ImageTruth, Truth
+from harness.metrics.base import Medium
 from pruners.base import UserError
 
 Key = tuple[int, int]  # number of the split, number of the part in it
 DEAD = "DataLoader worker"  # in all that torch says of a worker that is gone
-Preprocess = Callable[[NDArray[np.uint8]], Pixels]
+Preprocess = Callable[[NDArray[np.uint8]], Pixels] | Callable[[Clip], ClipPixels]
 
 
 class Loaded(NamedTuple):
-    """One image, ready for the model.
+    """One image or clip, ready for the model.
 
     Attributes:
-        image: (H, W, 3) uint8.
-        truth: (E, H, W) uint8.
+        image: (H, W, 3) uint8, of a clip the first frame.
+        truth: what its expressions name.
         error: why there is nothing, empty if there is.
         content: digest of what was read, as `harness.data.content` has it.
     """
 
     sample: Sample
     image: NDArray[np.uint8] | None
-    pixels: Pixels | None
-    truth: NDArray[np.uint8] | None
+    pixels: Pixels | ClipPixels | None
+    truth: Truth | None
     error: str = ""
     content: str = ""
 
@@ -48,18 +51,31 @@ class Loaded(NamedTuple):
 
 
 class Parts(Dataset[tuple[Key, list[Loaded]]]):
-    """Parts of all splits; `parts[split][number]` are the samples of one."""
+    """Parts of all splits; `parts[split][number]` are the samples of one.
 
-    def __init__(self, parts: Sequence[Sequence[Sequence[Sample]]], preprocess: Preprocess) -> None:
-        self.parts, self.preprocess = parts, preprocess
+    Args:
+        preprocess: a backbone's, of images or of clips.
+        medium: what the samples are.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Sequence[Sequence[Sample]]],
+        preprocess: Preprocess,
+        medium: Medium = "image",
+    ) -> None:
+        self.parts, self.medium = parts, medium
+        self.preprocess: Callable[[Any], Pixels | ClipPixels] = preprocess
 
     def __getitem__(self, key: Key) -> tuple[Key, list[Loaded]]:
         return key, [self._load(sample) for sample in self.parts[key[0]][key[1]]]
 
     def _load(self, sample: Sample) -> Loaded:
         try:
-            image, truth = sample.image(), sample.masks()
-            return Loaded(sample, image, self.preprocess(image), truth, content=content(sample))
+            image = sample.image()
+            of = ClipTruth if self.medium == "video" else ImageTruth
+            seen = sample.clip() if self.medium == "video" else image
+            return Loaded(sample, image, self.preprocess(seen), of(sample), content=content(sample))
         except UserError as error:
             return Loaded(sample, None, None, None, str(error))
         except Exception as error:  # whatever an image does to the preprocessing costs that image alone

@@ -47,7 +47,7 @@ def run(
     """
     way, plan = way or Way(), plan.on(backbone)
     cut_off, (able, left_out) = _cut_off(plan, backbone, splits), served(plan.chosen(), backbone)
-    refused = impossible(able, plan.budgets, backbone.grid, backbone.num_layers)
+    refused = impossible(able, plan.budgets, backbone.grid, backbone.num_layers, backbone.stated)
     left_out |= {f"{name} at {budget}": str(why) for (name, budget), why in refused.items()}
     for sentence in left_out.values() if way.place.rank == 0 else ():
         print(f"left out: {sentence}", file=sys.stderr)
@@ -55,7 +55,7 @@ def run(
         print(f"{count} {CUT_OFF}", file=sys.stderr)
     asked = Asked(
         run=identity(splits),
-        plan=plan.resolved().to_json(),
+        plan=replace(plan, datasets=",".join(":".join(split.name) for split in splits)).resolved().to_json(),
         jobs=[split.jobs for split in splits],
         samples={":".join(split.name): split.pairs for split in splits},
         cut_off=dict(cut_off),

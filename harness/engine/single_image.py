@@ -108,7 +108,7 @@ def ask_pruners(
         UserError: a pruner cannot end at the budget, or none of them can be asked here.
     """
     able, lacking = served(pruners, backbone)
-    refused = impossible(able, [budget], backbone.grid, backbone.num_layers)
+    refused = impossible(able, [budget], backbone.grid, backbone.num_layers, backbone.stated)
     able = [pruner for pruner in able if (pruner.unseeded().spec(), budget) not in refused]
     if not able:
         raise next(iter(refused.values()))

@@ -27,11 +27,13 @@ class Split:
 
     Attributes:
         contents: per sample the digest of its content.
+        at_once: samples that are encoded, grounded, claimed and written together.
     """
 
     samples: list[data.Sample]
     jobs: list[Job]
     contents: list[str]
+    at_once: int = IMAGES_AT_ONCE
 
     @property
     def name(self) -> tuple[str, str]:
@@ -47,10 +49,8 @@ class Split:
     def parts(self) -> list[list[data.Sample]]:
         """What is encoded, grounded, claimed and written together; the same however many processes work, and
         however many images more are asked for."""
-        return [
-            self.samples[start : start + IMAGES_AT_ONCE]
-            for start in range(0, len(self.samples), IMAGES_AT_ONCE)
-        ]
+        starts = range(0, len(self.samples), self.at_once)
+        return [self.samples[start : start + self.at_once] for start in starts]
 
     @cached_property
     def pairs(self) -> list[tuple[str, str]]:
@@ -74,9 +74,8 @@ def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
     backbone.check_can("positions", plan.positions)
     backbone.check_can("answers", plan.answers)
     pruners, _ = served(plan.chosen(), backbone)
-    lines = expand(
-        pruners, plan.budgets, plan.seed, backbone.grid, backbone.num_layers, plan.seeds, plan.positions
-    )
+    shape, numbers = (backbone.grid, backbone.num_layers), (plan.seeds, plan.positions)
+    lines = expand(pruners, plan.budgets, plan.seed, *shape, *numbers, stated=backbone.stated)
     setting = Setting(
         backbone=backbone.name,
         fingerprint=backbone.fingerprint,
@@ -87,13 +86,15 @@ def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
         code=code.of_backbone(type(backbone)),
         draws=plan.seed if protocol in backbone.drawn else 0,
         answers=answers,
+        model=", ".join(backbone.facts.values()),
     )
     limit = plan.limit or None
     splits = []
-    for dataset, split in plan.pairs():
-        samples = data.load_samples(dataset, split, plan.data)[:limit]
+    for dataset, split in plan.pairs_of(backbone):
+        samples = data.load_samples(dataset, split, plan.data, backbone.medium)[:limit]
         contents = [data.content(sample) for sample in samples]
-        splits.append(Split(samples, jobs(setting, dataset, split, lines), contents))
+        at_once = 1 if backbone.medium == "video" else IMAGES_AT_ONCE
+        splits.append(Split(samples, jobs(setting, dataset, split, lines), contents, at_once))
     return splits
 
 

@@ -3,6 +3,7 @@
 from harness.metrics.base import Medium, Metric
 from harness.metrics.masks import FOREGROUND, IGNORED, SUM_EPSILON, counts, iou
 from harness.metrics.registry import get, made_of, measure, names, of_medium, register
+from harness.metrics.video import frames_of, means_of
 
 __all__ = [
     "FOREGROUND",
@@ -11,9 +12,11 @@ __all__ = [
     "Medium",
     "Metric",
     "counts",
+    "frames_of",
     "get",
     "iou",
     "made_of",
+    "means_of",
     "measure",
     "names",
     "of_medium",

@@ -34,6 +34,7 @@ class Metric(ABC):
         meaning: what it is, as a part of a sentence.
         weighs: what counts how much in it, as a part of a sentence.
         columns: of a record; what `measure` fills.
+        curves: what `measure` returns besides, of every frame: names of lists of T whole numbers.
         unit: of the values that tables print; those that begin with % are printed a hundred times as large.
         higher_is_better: whether a larger value is the better one.
         medium: which of the two it can look at.
@@ -51,6 +52,7 @@ class Metric(ABC):
     meaning: str
     weighs: str
     columns: tuple[str, ...]
+    curves: ClassVar[tuple[str, ...]] = ()
     unit: ClassVar[str] = "%"
     higher_is_better: ClassVar[bool] = True
     medium: ClassVar[Medium] = "image"
@@ -66,12 +68,13 @@ class Metric(ABC):
 
         Args:
             predictions: (M, T, H, W) bool, the answers to M expressions of one sample and one group
-                (`Expression.group`), in the order of the sample; T frames, 1 of an image.
+                (`Expression.group`), in the order of the sample; T frames, 1 of an image. Of a clip, M is
+                more than 1 only where a group was named: what nobody in particular said comes one by one.
             truths: (M, T, H, W) uint8: 1 is the target, 0 is not, 255 is ignored; any other value is no
                 class.
 
         Returns:
-            For each expression its `columns`, finite numbers.
+            For each expression its `columns`, finite numbers, and its `curves`.
         """
 
     @abstractmethod

@@ -12,6 +12,7 @@ import numpy as np
 from harness.metrics.base import Masks, Medium, Metric, Truths
 from harness.metrics.generalised import PRECISION_AT, NoTargetAccuracy, TargetAccuracy, TargetPrecision
 from harness.metrics.overlap import THRESHOLDS, CumulativeIoU, GeneralIoU, Overlap, Precision
+from harness.metrics.video import BoundaryAccuracy, RegionAndBoundary, RegionSimilarity
 from harness.registry import InstanceRegistry
 from pruners.base import UserError
 from pruners.registry import source_of
@@ -34,17 +35,20 @@ def _wrong(metric: Metric) -> str | None:
     columns = getattr(metric, "columns", None)
     if not isinstance(columns, tuple) or not columns or len(set(columns)) < len(columns):
         return "names no columns; write columns = ('hits', 'of'), what measure returns of every expression"
-    if odd := [name for name in columns if not isinstance(name, str) or not COLUMN.fullmatch(name)]:
+    if not isinstance(metric.curves, tuple) or len({*columns, *metric.curves}) < len(columns + metric.curves):
+        return f"has the curves {metric.curves!r}; write curves = ('hits_per_frame',), of other names than columns"
+    filled = columns + metric.curves
+    if odd := [name for name in filled if not isinstance(name, str) or not COLUMN.fullmatch(name)]:
         return f"has the column {odd[0]!r}; a column's name is small letters, digits and _"
     for other in metrics.known.values():
-        common = sorted(set(columns) & set(other.columns))
+        common = sorted(set(filled) & {*other.columns, *other.curves})
         if common and other.name != metric.name and type(other).measure is not type(metric).measure:
             return (
                 f"fills the column {common[0]!r} as {other.name} at {source_of(type(other))} does, and "
                 f"measures it otherwise; "
                 "name its columns after the metric"
             )
-    if not issubclass(type(metric), Overlap) and (taken := sorted(set(columns) & _fields())):
+    if not issubclass(type(metric), Overlap) and (taken := sorted(set(filled) & _fields())):
         return f"fills the column {taken[0]!r}, which records have already; name its columns after the metric"
     return None
 
@@ -68,6 +72,9 @@ register(NoTargetAccuracy)
 register(TargetAccuracy)
 for _threshold in PRECISION_AT:
     metrics.add(TargetPrecision(_threshold))
+register(RegionAndBoundary)
+register(RegionSimilarity)
+register(BoundaryAccuracy)
 
 
 def of_medium(medium: Medium) -> list[Metric]:
@@ -89,8 +96,11 @@ def measure(
         predictions, truths: (M, T, H, W), as `Metric.measure` takes them.
         dataset: whose expressions these are; without, what is measured on any data set.
 
+    Returns:
+        For each expression numbers by their column, and lists of T ints by the name of their curve.
+
     Raises:
-        UserError: a metric returned something else than its columns of every expression.
+        UserError: a metric returned something else than its columns and curves of every expression.
     """
     found: list[dict[str, Any]] = [{} for _ in predictions]
     done: set[Any] = set()
@@ -105,25 +115,45 @@ def measure(
                 f"The metric {metric.name!r} at {source_of(type(metric))} cannot measure an answer "
                 f"({error!r}); mend it."
             ) from error
-        if wrong := _wrong_measure(metric, rows, len(found)):
+        if wrong := _wrong_measure(metric, rows, len(found), truths.shape[1]):
             raise UserError(f"The metric {metric.name!r} at {source_of(type(metric))} {wrong}; mend it.")
         for kept, row in zip(found, rows, strict=True):
             kept |= {
-                name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()
+                name: [int(one) for one in value] if name in metric.curves else _plain(value)
+                for name, value in row.items()
             }
     return found
 
 
-def _wrong_measure(metric: Metric, rows: Any, count: int) -> str | None:
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _wrong_measure(metric: Metric, rows: Any, count: int, frames: int) -> str | None:
+    wanted = (*metric.columns, *metric.curves)
     if not isinstance(rows, list) or len(rows) != count:
         told = f"{len(rows)} of them" if isinstance(rows, list) else f"a {type(rows).__name__}"
         return f"returned {told}, not a list of one dict for each of {count} expressions"
     for row in rows:
-        if not isinstance(row, dict) or set(row) != set(metric.columns):
+        if not isinstance(row, dict) or set(row) != set(wanted):
             told = ", ".join(map(str, row)) if isinstance(row, dict) else f"a {type(row).__name__}"
-            return f"returned {told} of an expression, not {', '.join(metric.columns)}"
-        for name, value in row.items():
+            return f"returned {told} of an expression, not {', '.join(wanted)}"
+        for name in metric.columns:
+            value = row[name]
             number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
             if not number or not math.isfinite(value):
                 return f"returned {value!r} as {name}, which is no finite int or float"
+        for name in metric.curves:
+            if wrong := _wrong_curve(row[name], frames):
+                return f"returned {wrong} as {name}, which is no list of {frames} whole numbers, one of each frame"
     return None
+
+
+def _wrong_curve(curve: Any, frames: int) -> str | None:
+    """What is no curve, in words."""
+    if not isinstance(curve, list | tuple | np.ndarray) or np.ndim(curve) != 1:
+        return f"a {type(curve).__name__}"
+    odd = [one for one in curve if not isinstance(one, int | np.integer) or isinstance(one, bool)]
+    if odd:
+        return f"a list with {odd[0]!r}"
+    return None if len(curve) == frames else f"{len(curve)} numbers"

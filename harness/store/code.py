@@ -36,12 +36,16 @@ EVALUATES = (
     "harness/engine/evaluate.py",
     "harness/engine/prefetch.py",
     "harness/engine/rounding.py",
+    "harness/engine/scores.py",
+    "harness/engine/truth.py",
     "harness/metrics/__init__.py",
     "harness/metrics/base.py",
+    "harness/metrics/boundary.py",
     "harness/metrics/generalised.py",
     "harness/metrics/masks.py",
     "harness/metrics/overlap.py",
     "harness/metrics/registry.py",
+    "harness/metrics/video.py",
     "harness/registry.py",
     "harness/store/rows.py",
     "pruners/base.py",
@@ -181,7 +185,7 @@ def of_backbone(cls: type) -> str:
     come from elsewhere."""
     from harness import metrics
 
-    measured = of_others(type(metric) for metric in metrics.of_medium("image"))
+    measured = of_others(type(metric) for metric in metrics.of_medium(getattr(cls, "medium", "image")))
     return of_all([*evaluation().values(), *sorted(_sources(cls).values()), *measured])
 
 

@@ -80,12 +80,14 @@ class Opened:
 def entry(job: Job, backbone: Backbone) -> dict[str, Any]:
     """What `run.json` says of a cell: all that a report needs."""
     pruner, patches = job.pruner, backbone.grid[0] * backbone.grid[1]
-    schedule = checks.stated(pruner, job.cell.budget, patches, backbone.num_layers)
+    schedule = backbone.stated(pruner, job.cell.budget, patches, backbone.num_layers)
     return asdict(job.cell) | {
         "asked": job.cell.asked,
         "stage": pruner.stage,
         "budget_kind": pruner.budget_kind,
         "schedule": checks.told(schedule),
+        "sent": schedule[-1],
+        "pooled": backbone.pooled,
         "kind": pruner.kind,
         "needs": sorted(map(signal, pruner.needs)),
         "stochastic": pruner.stochastic,
@@ -163,7 +165,7 @@ def _check_setting(folder: Path, known: Mapping[str, Any], job: Job) -> None:
         UserError: they do not.
     """
     for name, now in asdict(job.cell.setting).items():
-        was = known["setting"].get(name)
+        was = known["setting"].get(name, "" if name == "model" else None)  # which older runs lack
         if name != "code" and was != now:
             raise UserError(
                 f"{str(folder)!r} holds another run: its {WORDS.get(name, name)} is {was!r} and this one's "

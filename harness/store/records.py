@@ -68,9 +68,15 @@ COLUMNS = (*ASKED, *OF_CELL, *COUNTED, *ROUNDED, *SHOWN, *SEEN, *ANSWERED, "samp
 FROM_RUN = (
     *("fingerprint", "dtype", "attn", "device", "data", "source", "evaluation", "parameters"),
     *("stage", "budget_kind", "schedule", "kind", "needs", "stochastic", "grid", "geometry"),
-    *("positions", "own_positions", "answers", "budget_asked"),
+    *("positions", "own_positions", "answers", "budget_asked", "model", "pooled"),
 )
-BEFORE = {"positions": "compact", "own_positions": False, "answers": "forced"}  # where nothing is said
+BEFORE = {
+    "positions": "compact",
+    "own_positions": False,
+    "answers": "forced",
+    "model": "",
+    "pooled": 1,
+}  # where nothing is said
 ORDER = ["dataset", "split", "pruner", "budget", "seed", "sample", "expression"]
 CUT_OFF = (
     "questions are longer than the text tower takes; pruners that read text see their beginning, as "
@@ -274,7 +280,8 @@ def load_records(path: str | Path) -> pd.DataFrame:
         path: run folder.
 
     Returns:
-        A frame with COLUMNS, FROM_RUN and what metrics of others counted. Counts are int64 pixels, `iou` is
+        A frame with COLUMNS, FROM_RUN and what metrics of others counted; of clips with `curves`, per-frame
+        counts by name, too. Counts are int64 pixels, `iou` is
         their ratio (1 for an empty union), `coverage` the share of the referent's area whose visual tokens
         were kept (NaN without a referent, or where all tokens are pooled), `kept` for `kept_tokens`, `mask`
         the `counts` of the predicted mask's COCO run lengths. Rows of before schema 4 have the image id for
@@ -300,7 +307,11 @@ def load_records(path: str | Path) -> pd.DataFrame:
     if info.get("samples"):
         prints = {name: digest({"samples": known}) for name, known in info["samples"].items()}
         frame["data"] = (frame["dataset"] + ":" + frame["split"]).map(prints)
-    frame = pd.concat([frame[[*COLUMNS, *FROM_RUN]], measures(frame)], axis=1)
+    shown = [*COLUMNS, *FROM_RUN]
+    if frame["curves"].map(len).any():
+        frame["curves"] = frame["curves"].map(dict)  # Arrow's maps are lists of pairs
+        shown.append("curves")
+    frame = pd.concat([frame[shown], measures(frame)], axis=1)
     return frame.sort_values(ORDER, kind="stable", ignore_index=True)
 
 

@@ -50,8 +50,8 @@ SEEN = {"cluster": "string", "frames": "int64", "views": "int64", "tokens_llm": 
 # of generated answers whether the model wrote [SEG] (1) or not (0), and all that it wrote, None and "" of
 # forced ones; log-probability of [SEG] at its place, None where none was written or the backbone does not say
 ANSWERED = {"seg_said": "int64", "seg_logprob": "float64", "wrote": "string"}
-# what metrics of others count, by column
-MEASURED = {"measures": "measures"}
+# what metrics of others count, by column, and what metrics of clips count in every frame
+MEASURED = {"measures": "measures", "curves": "curves"}
 SHOWN = {"coverage": "float64", "kept": "string", "mask": "string"}
 # of some images: what another kernel's rounding would change, kept patches exchanged and IoU (0..1) moved
 ROUNDED = {"rounding_tokens": "float64", "rounding_iou": "float64"}
@@ -60,19 +60,24 @@ STATUS = {
     "sample": OF_SAMPLE,
     "ok": ASKED | OF_CELL | COUNTED | ROUNDED | SHOWN | SEEN | ANSWERED | MEASURED,
 }
-# absent in journals of schema 2, of schema 3 or of schema 4; `cluster` is then the image that the sample's id
+# absent in journals of schema 2, 3, 4 or 5; `cluster` is then the image that the sample's id
 # names
 OF_SCHEMA_3 = {"cluster": "", "frames": 1, "views": 1, "tokens_llm": None, "measures": {}}
 OF_SCHEMA_4 = {"seg_said": None, "seg_logprob": None, "wrote": ""}
+OF_SCHEMA_5: dict[str, Any] = {"curves": {}}
 OPTIONAL: dict[str, dict[str, Any]] = {
-    "ok": {"code": "", "rounding_tokens": None, "rounding_iou": None} | OF_SCHEMA_3 | OF_SCHEMA_4,
+    "ok": {"code": "", "rounding_tokens": None, "rounding_iou": None}
+    | OF_SCHEMA_3
+    | OF_SCHEMA_4
+    | OF_SCHEMA_5,
     "failed": {"code": ""},
     "sample": {"group": "", "content": None},
 }
 NUMBERS_OR_NONE = ("coverage", *ROUNDED, "tokens_llm", "seg_said", "seg_logprob")
 NULLABLE = (*NUMBERS_OR_NONE, "content")
 LARGEST = 2**63
-RUN_LENGTHS = re.compile(r"[0-o]*")  # the letters of COCO's compressed run lengths
+# the letters of COCO's compressed run lengths, one blank between the frames of a clip
+RUN_LENGTHS = re.compile(r"[0-o]*( [0-o]+)*")
 CONTENT = re.compile(r"[0-9a-f]{16}")
 PICTURE = re.compile(r"images/[^/\\\x00]+\.jpg")
 
@@ -138,6 +143,11 @@ def _is(value: Any, kind: str) -> bool:
         return isinstance(value, dict) and all(
             _is(name, "string") and _is(one, "float64") for name, one in value.items()
         )
+    if kind == "curves":
+        return isinstance(value, dict) and all(
+            _is(name, "string") and isinstance(one, list) and all(_is(count, "int64") for count in one)
+            for name, one in value.items()
+        )
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return -LARGEST <= value < LARGEST and (kind == "float64" or isinstance(value, int))  # NaN is neither
@@ -192,6 +202,18 @@ def _answer(row: dict[str, Any], cell: Mapping[str, Any]) -> None:
         raise ValueError(f"its [SEG] has a log-probability of {logprob}")
 
 
+def _curves(row: dict[str, Any]) -> None:
+    odd = next((name for name, one in row["curves"].items() if len(one) != row["frames"]), None)
+    if odd is not None:
+        raise ValueError(f"its {odd} has {len(row['curves'][odd])} frames and its clip {row['frames']}")
+    if row["curves"] and "j" in row["measures"]:
+        from harness.metrics.video import means_of
+
+        said, counted = (row["measures"].get("j"), row["measures"].get("f")), means_of(row["curves"])
+        if said != counted:
+            raise ValueError(f"its J and F are {said} and those of its frames {counted}")
+
+
 def _counts(row: dict[str, Any], cell: Mapping[str, Any]) -> None:
     inner, outer = row["intersection"], row["union"]
     if not 0 <= inner <= outer:
@@ -204,6 +226,9 @@ def _counts(row: dict[str, Any], cell: Mapping[str, Any]) -> None:
         raise ValueError(f"its coverage is {row['coverage']}")
     if not RUN_LENGTHS.fullmatch(row["mask"]):
         raise ValueError("its mask is no run-length code")
+    if row["mask"] and (frames := row["mask"].count(" ") + 1) != row["frames"]:
+        raise ValueError(f"its mask has {frames} frames and its clip {row['frames']}")
+    _curves(row)
     _answer(row, cell)
     if not row["cluster"] or min(row["frames"], row["views"]) < 1:
         raise ValueError(
@@ -216,19 +241,21 @@ def _counts(row: dict[str, Any], cell: Mapping[str, Any]) -> None:
     if min(row["views"], row["frames"]) < 1:
         raise ValueError(f"it is of {row['views']} views in {row['frames']} frames")
     final, mean, views = row["tokens_final"], row["tokens_mean"], row["views"]
-    budget = row["budget"] * views  # a budget is one of each view
+    # a budget is one of each view, of which a model that pools sends something else
+    budget = cell.get("sent", row["budget"]) * views
+    pooled = cell.get("pooled", 1)
     try:
         kept = int.from_bytes(base64.b64decode(row["kept"], validate=True), "big").bit_count()
     except binascii.Error as error:
         raise ValueError(f"its kept tokens are no bitmap ({error})") from None
     if row["tokens_llm"] is not None and row["tokens_llm"] < mean:
         raise ValueError(f"its language model saw {row['tokens_llm']} tokens, {mean} visual ones among them")
-    if not 0 <= kept <= final or mean < final or (cell.get("stage") == "tower" and mean != final):
+    if not 0 <= kept <= pooled * final or mean < final or (cell.get("stage") == "tower" and mean != final):
         raise ValueError(f"it kept {kept} patches as {final} tokens, {mean} on average")
     if cell.get("budget_kind") == "final" and final != budget:
         raise ValueError(f"it ended at {final} tokens where the budget is {budget}")
     # a mean over L layers is met to one token of the layers behind the cut
-    if cell.get("budget_kind") == "mean" and abs(mean - budget) > views:
+    if cell.get("budget_kind") == "mean" and abs(mean - row["budget"] * views) > views:
         raise ValueError(f"it saw {mean} tokens on average where the budget is {budget}")
     if grid := cell.get("grid"):
         patches = math.prod(grid) * views

@@ -12,11 +12,12 @@ from harness.store import sweeps
 from harness.store.journal import digest, read_whole
 from pruners.base import UserError
 
-SCHEMA = 5
+SCHEMA = 6
 # 2: journals without checksums, cells without the digests of their code; 3: rows without their medium, one
-# sweep; 4: rows without [SEG]
-SCHEMAS = (2, 3, 4, 5)
+# sweep; 4: rows without [SEG]; 5: images alone
+SCHEMAS = (2, 3, 4, 5, 6)
 FOLDER, RUN, DONE = "records", "run.json", "done.json"
+SHOWN_FRAMES = 12  # of a clip, of which a picture is kept
 LOOSE = ("provenance", "continued")  # of run.json: told, but no number hangs on it
 
 
@@ -25,6 +26,25 @@ def split_folder(folder: Path, dataset: str, split: str) -> Path:
     percent-encoded."""
     name = f"{quote(dataset, safe='+()')}-{quote(split, safe='+')}"
     return folder / FOLDER / name
+
+
+def shown_frames(count: int) -> list[int]:
+    """The frames of a clip of which pictures are kept, from the first to the last.
+
+    >>> shown_frames(3), shown_frames(100)[:4]
+    ([0, 1, 2], [0, 9, 18, 27])
+    """
+    many = min(count, SHOWN_FRAMES)
+    return [round(k * (count - 1) / (many - 1)) for k in range(many)] if many > 1 else [0]
+
+
+def frame_picture(path: Path, frame: int) -> Path:
+    """The picture of another frame of a clip, beside that of its first one.
+
+    >>> frame_picture(Path("images/clip-3.jpg"), 9).as_posix()
+    'images/clip-3@9.jpg'
+    """
+    return path.with_stem(f"{path.stem}@{frame}")
 
 
 def run_info(path: str | Path) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def compact(place: Path, rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, 
 
         for row in rows:
             if "measures" in row:  # Arrow's maps are lists of pairs
-                row = row | {"measures": list(row["measures"].items())}
+                row = row | {name: list(row[name].items()) for name in ("measures", "curves")}
             waiting[row["status"]].append(row)
             if len(waiting[row["status"]]) >= ROWS_AT_ONCE:
                 write(row["status"])
@@ -80,9 +80,12 @@ def _type(kind: str) -> Any:
     """Arrow's type of a field."""
     import pyarrow
 
-    return (
-        pyarrow.map_(pyarrow.string(), pyarrow.float64()) if kind == "measures" else getattr(pyarrow, kind)()
-    )
+    match kind:
+        case "measures":
+            return pyarrow.map_(pyarrow.string(), pyarrow.float64())
+        case "curves":
+            return pyarrow.map_(pyarrow.string(), pyarrow.list_(pyarrow.int64()))
+    return getattr(pyarrow, kind)()
 
 
 def _sha256(path: Path) -> str:

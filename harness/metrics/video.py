@@ -1,0 +1,210 @@
+"""The metrics of referring video segmentation: J (region), F (boundary) and their mean.
+
+J and F of a frame are ratios of whole numbers (`harness.metrics.boundary`); those of an expression are means
+over its frames, and those of records means over expressions. That is the rule of MeViS and Refer-YouTube-VOS.
+
+Ref-DAVIS-17 is scored by the official evaluation of unsupervised DAVIS, which knows objects and no
+expressions. What one annotator's expressions gave (a group of M answers) is merged into one map of numbers
+per frame, in which the lower number wins where masks overlap; then predictions are matched one to one with
+targets so that the mean of J and F is largest. Which expression belongs to which object is thus not tested:
+two answers exchanged score the same. So `j_fixed` and `f_fixed` are recorded too, those of every merged
+answer against its own target. The data set's score is the mean of four annotators; since all of them describe
+the same objects, it is the mean of all records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from harness.metrics.base import Columns, Masks, Medium, Metric, Truths
+from harness.metrics.boundary import Counts, contour, pair_counts, region
+from harness.metrics.masks import FOREGROUND, IGNORED
+
+CURVES = ("j_inner", "j_outer", "f_hits", "f_drawn", "f_found", "f_edge")  # as `pair_counts` has them
+
+
+class VideoMetric(Metric):
+    """Made of J and F of an expression, means over its frames.
+
+    Attributes:
+        curves: pixels of each frame's intersection and union; predicted boundary pixels that are matched, and
+            all of them; the target's that are matched, and all of them. Of a group they are those of the
+            prediction that was matched to the expression's target, as `j` and `f` are.
+    """
+
+    reference = "DAVIS, https://github.com/davischallenge/davis2017-evaluation"
+    weighs = "every expression weighs the same, and so does every frame of it"
+    columns = ("j", "f", "j_fixed", "f_fixed")
+    curves: ClassVar[tuple[str, ...]] = CURVES
+    medium: ClassVar[Medium] = "video"
+
+    def measure(self, predictions: Masks, truths: Truths) -> list[dict[str, Any]]:
+        void = (truths == IGNORED).any(axis=0)
+        counts = clip_counts(merged(predictions), truths == FOREGROUND, void)
+        rows, targets = matching(counts)
+        row_of = dict(zip(targets.tolist(), rows.tolist(), strict=True))
+        found = []
+        for target in range(len(truths)):
+            own, fixed = counts[row_of[target], target], counts[target, target]
+            curves = dict(zip(self.curves, own.T.tolist(), strict=True))
+            found.append(dict(zip(self.columns, (*_means(own), *_means(fixed)), strict=True)) | curves)
+        return found
+
+
+class RegionSimilarity(VideoMetric):
+    """J: mean over expressions of the mean over frames of intersection over union, in 0..1; 1 in a frame
+    where neither mask has a pixel."""
+
+    name = "j"
+    title = "J"
+    meaning = "intersection over union of a frame, mean over an expression's frames, mean over expressions"
+
+    def terms(self, table: Columns) -> tuple[NDArray[Any], NDArray[Any]]:
+        scores = _scores(table, "j")
+        return scores, np.ones(len(scores))
+
+
+class BoundaryAccuracy(VideoMetric):
+    """F: mean over expressions of the mean over frames of the boundaries' F measure, in 0..1."""
+
+    name = "f"
+    title = "F"
+    meaning = (
+        "harmonic mean of the shares of both boundaries that lie within 0.008 of the diagonal of the other, "
+        "of a frame, mean over an expression's frames, mean over expressions"
+    )
+
+    def terms(self, table: Columns) -> tuple[NDArray[Any], NDArray[Any]]:
+        scores = _scores(table, "f")
+        return scores, np.ones(len(scores))
+
+
+class RegionAndBoundary(VideoMetric):
+    """J&F: the mean of J and F, in 0..1."""
+
+    name = "j&f"
+    title = "J&F"
+    meaning = "the mean of J and F"
+
+    def terms(self, table: Columns) -> tuple[NDArray[Any], NDArray[Any]]:
+        scores = (_scores(table, "j") + _scores(table, "f")) / 2
+        return scores, np.ones(len(scores))
+
+
+def merged(answers: Masks) -> Masks:
+    """Answers of one group as the official script stores them, one number per pixel: a pixel of several
+    answers is the first one's alone.
+
+    Args:
+        answers: (M, T, H, W) bool.
+
+    Returns:
+        (M, T, H, W) bool, disjoint; the very array where M is 1.
+    """
+    if len(answers) == 1:
+        return answers
+    kept, taken = np.empty_like(answers), np.zeros_like(answers[0])
+    for place, answer in enumerate(answers):
+        np.logical_and(answer, ~taken, out=kept[place])
+        taken |= answer
+    return kept
+
+
+def clip_counts(predictions: Masks, targets: Masks, void: NDArray[np.bool_] | None = None) -> Counts:
+    """What J and F of every prediction against every target of a clip are made of, frame by frame.
+
+    Args:
+        predictions: (P, T, H, W) bool.
+        targets: (G, T, H, W) bool.
+        void: (T, H, W) bool, pixels that count for nothing.
+
+    Returns:
+        (P, G, T, 6), in the order of CURVES.
+
+    Raises:
+        ValueError: these are no masks of one size, or of another number of frames.
+    """
+    frames = {one.shape[-3] for one in (predictions, targets, *([] if void is None else [void]))}
+    if len(frames) > 1:
+        raise ValueError(f"expected masks of as many frames, got {' and '.join(map(str, sorted(frames)))}")
+    per_frame = [
+        pair_counts(predictions[:, t], targets[:, t], void[t] if void is not None and void[t].any() else None)
+        for t in range(frames.pop())
+    ]
+    return np.stack(per_frame, axis=2)
+
+
+def matching(counts: Counts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """One prediction for each target so that the sum of (mean J + mean F) / 2 is largest.
+
+    Args:
+        counts: (P, G, T, 6) of `clip_counts`, P >= G: what is missing is an empty mask.
+
+    Returns:
+        Rows, rising, and the target of each; (G,) both.
+
+    Raises:
+        ValueError: there are fewer predictions than targets.
+    """
+    if len(counts) < counts.shape[1]:
+        raise ValueError(f"expected a prediction for each of {counts.shape[1]} targets, got {len(counts)}")
+    j, f = over_frames(counts)
+    rows, targets = linear_sum_assignment(-((j.mean(axis=2) + f.mean(axis=2)) / 2))
+    return rows, targets
+
+
+def over_frames(counts: Counts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """J and F of frames, (...) each in 0..1, from counts (..., 6) in the order of CURVES."""
+    parts = np.moveaxis(counts, -1, 0)
+    return region(*parts[:2]), contour(*parts[2:])
+
+
+def frames_of(curves: Mapping[str, Sequence[int]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """J and F of every frame of an expression, (T,) each in 0..1, from its curves.
+
+    Raises:
+        ValueError: a curve is missing, or holds what cannot have been counted.
+    """
+    return over_frames(_counts_of(curves))
+
+
+def means_of(curves: Mapping[str, Sequence[int]]) -> tuple[float, float]:
+    """J and F of an expression from its curves, digit for digit what `VideoMetric.measure` returned.
+
+    Raises:
+        ValueError: as `frames_of`.
+    """
+    return _means(_counts_of(curves))
+
+
+def _counts_of(curves: Mapping[str, Sequence[int]]) -> Counts:
+    """Curves as counts (T, 6)."""
+    if missing := [name for name in CURVES if name not in curves]:
+        raise ValueError(f"it has no {missing[0]}")
+    if len({len(curves[name]) for name in CURVES}) > 1 or not len(curves[CURVES[0]]):
+        raise ValueError(f"its {', '.join(CURVES)} are not of as many frames")
+    counts: Counts = np.array([curves[name] for name in CURVES])
+    if counts.dtype.kind not in "iu":
+        raise ValueError(f"its {', '.join(CURVES)} are not all whole numbers")
+    for part, whole in ((0, 1), (2, 3), (4, 5)):
+        if (counts[part] < 0).any() or (counts[part] > counts[whole]).any():
+            raise ValueError(f"its {CURVES[part]} is not a part of its {CURVES[whole]} in every frame")
+    return counts.T
+
+
+def _means(counts: Counts) -> tuple[float, float]:
+    """J and F of one prediction against one target, from its counts (T, 6)."""
+    j, f = over_frames(counts)
+    return float(j.mean()), float(f.mean())
+
+
+def _scores(table: Columns, name: str) -> NDArray[np.float64]:
+    scores = np.asarray(table[name], dtype=np.float64)
+    if scores.ndim != 1 or not ((scores >= 0) & (scores <= 1)).all():
+        raise ValueError(f"expected {name} to be numbers from 0 to 1, one of each record")
+    return scores
