@@ -1,7 +1,8 @@
 """Stage `watch`: the video encoder, by dense helper heads on the features that the language model gets.
 
 Every patch that lies on an object is asked for the object's looks, for its motion, and for its first and last
-centre, in every frame: all four frames have to be compared for that. Real InternVideo2 never had such a loss.
+centre, in every frame: all four frames have to be compared for that. Head f of all blocks but the first is
+asked to look at the same object in frame f. Real InternVideo2 never had such losses.
 """
 
 from __future__ import annotations
@@ -32,11 +33,14 @@ MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
 STD = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
 WEIGHT = {"shape": 1.0, "color": 1.0, "texture": 0.5, "size": 1.0, "motion": 2.0, "edge": 1.0}
 WAVES = 8  # of a position along one axis
+ASKED = 48  # patches of a clip whose attention is asked for
+COVERED = 0.3  # of a patch, from which on it counts as the object's
+NEAR = (4, 6)  # of these, the coarse ones that attention begins with
 
 
 def video_pixels(frames: NDArray[np.uint8], size: int = NUMBERS.image) -> Tensor:
     """(..., H, W, 3) uint8 -> (..., 3, size, size): stretched to the square, bilinear without smoothing."""
-    flat = torch.from_numpy(np.ascontiguousarray(frames.reshape(-1, *frames.shape[-3:])))
+    flat = torch.tensor(frames.reshape(-1, *frames.shape[-3:]))
     pixels = flat.permute(0, 3, 1, 2).float()
     pixels = F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False) / 255
     return ((pixels - MEAN) / STD).unflatten(0, frames.shape[:-3])
@@ -44,10 +48,12 @@ def video_pixels(frames: NDArray[np.uint8], size: int = NUMBERS.image) -> Tensor
 
 @torch.no_grad()
 def initialise(encoder: VideoEncoder) -> None:
-    """Begin where comparing frames is easy: head f of every block looks at frame f near the own place.
+    """Begin where comparing frames is easy: head f of every block looks in frame f for what is like the own
+    patch, rather nearby.
 
     Positions are one channel per frame, a constant one, and sines and cosines of column and row; the query
-    reads the constant and the own place, the key its frame and place. Everything is trained on from there.
+    reads the constant, the key its frame, and both read content and coarse place. Everything is trained on
+    from there.
     """
     numbers = encoder.numbers
     width, head, rows = numbers.width, numbers.width // numbers.heads, numbers.grid[0]
@@ -64,24 +70,26 @@ def initialise(encoder: VideoEncoder) -> None:
     encoder.pos_embed.copy_(torch.cat([torch.zeros(1, width), place.flatten(0, 2)])[None])
     nn.init.normal_(encoder.patch_embed.proj.weight, std=0.06)
     encoder.patch_embed.proj.bias.zero_()  # type: ignore[union-attr]
-    for number, block in enumerate(encoder.blocks):
-        query, key = torch.zeros(width, width), torch.zeros(width, width)
+    content = slice(first + 4 * WAVES, width)  # channels that hold no place
+    for block in encoder.blocks:
+        query, key = 0.02 * torch.randn(2, width, width)
         for h in range(numbers.heads):
-            row = h * head
-            query[row, numbers.frames], key[row, h % numbers.frames] = 3.0, 3.0
-            for n in range(min(head - 1, 4 * WAVES) // 2):
-                # the coarser of the waves, of column and row in turn
-                channel = first + n % 2 * 2 * WAVES + (n // 2) % WAVES
-                for part in (0, 1):
-                    there = row + 1 + 2 * n + part
-                    if there < row + head:
-                        query[there, channel + part * WAVES] = key[there, channel + part * WAVES] = 1.0
-        share = 1.0 if number == 0 else 0.5
+            rows_of = slice(h * head, (h + 1) * head)
+            alike = torch.randn(head, width - content.start) * (width - content.start) ** -0.5
+            for asking in (query, key):
+                asking[rows_of, content] += 1.5 * alike
+            query[h * head, numbers.frames] = key[h * head, h % numbers.frames] = 2.5
+            for n, wave in enumerate(NEAR):
+                for axis_of in (0, 1):
+                    for part in (0, 1):
+                        row = h * head + 1 + 4 * n + 2 * axis_of + part
+                        channel = first + (2 * axis_of + part) * WAVES + wave
+                        query[row, channel] = key[row, channel] = 0.8
         attention = block.attn
-        loose = [width**-0.5 * torch.randn(width, width) for _ in range(3)]
-        weight = torch.cat([share * query + 0.3 * loose[0], share * key + 0.3 * loose[0], loose[1]])
-        attention.qkv.weight.copy_(weight)  # type: ignore[union-attr]
-        attention.q_norm.weight.fill_(1.5)  # type: ignore[union-attr]
+        told = width**-0.5 * torch.randn(width, width)
+        attention.qkv.weight.copy_(torch.cat([query, key, told]))  # type: ignore[union-attr]
+        attention.q_norm.weight.fill_(2.5)  # type: ignore[union-attr]
+        attention.k_norm.weight.fill_(1.5)  # type: ignore[union-attr]
         for linear in (attention.proj, block.mlp.fc1, block.mlp.fc2):  # type: ignore[union-attr]
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
             linear.bias.zero_()
@@ -116,11 +124,40 @@ class Watching(nn.Module):
         """One batch of whole clips."""
         clips = self.clips
         picks = np.sort(rng.choice(len(clips), self.batch, replace=False))
-        states = self.encoder.encode(video_pixels(clips.frames[picks]))
         counts = owners(clips.owner[picks], self.encoder.numbers.grid)  # (B, T, P, 4)
         counts = counts.reshape(len(picks), -1, MOST_OBJECTS)
         pixels = clips.owner[0, 0].size / self.encoder.numbers.tokens
-        return self.judged(states, counts, pixels, picks)
+        on = counts > COVERED * pixels
+        asked = np.stack([_some(np.flatnonzero(one.any(-1)), rng) for one in on])
+        states, rows = self._encoded(video_pixels(clips.frames[picks]), torch.from_numpy(asked))
+        loss, figures = self.judged(states, counts, pixels, picks)
+        same = np.stack(
+            [(one[where][:, None] & one[None]).any(-1) for one, where in zip(on, asked, strict=True)]
+        )
+        look = _look(rows, torch.from_numpy(same), self.encoder.numbers.frames)
+        return loss + look, figures | {"look": float(look)}
+
+    def _encoded(self, frames: Tensor, asked: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Features (B, T * P, C), and the attention (B, H, A, T * P) of some patches (B, A) in all blocks but
+        the first."""
+        encoder, rows = self.encoder, []
+        patches = encoder.patch_embed(frames)
+        states = (
+            torch.cat([encoder.cls_token.expand(len(patches), -1, -1), patches], dim=1) + encoder.pos_embed
+        )
+        for number, block in enumerate(encoder.blocks):
+            if number:
+                attention = block.attn
+                query, key, _ = attention.qkv(block.norm1(states)).chunk(3, dim=-1)
+                query = query.gather(1, asked[..., None].expand(-1, -1, query.shape[-1]) + 1)
+                query, key = (
+                    part.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+                    for part in (attention.q_norm(query), attention.k_norm(key))
+                )
+                logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+                rows.append(logits.softmax(-1)[..., 1:])
+            states = block(states)
+        return states[:, 1:], rows
 
     def judged(
         self, states: Tensor, counts: NDArray[np.int64], pixels: float, picks: NDArray[np.int64]
@@ -132,7 +169,7 @@ class Watching(nn.Module):
         """
         clips = self.clips
         mine, area = counts.argmax(-1), counts.max(-1)
-        object_ = torch.from_numpy(area >= 0.3 * pixels)
+        object_ = torch.from_numpy(area >= COVERED * pixels)
         nothing = torch.from_numpy(counts.sum(-1) == 0)
         told = self.heads(states).split(self.sizes, dim=-1)
         sure = object_ | nothing
@@ -149,6 +186,28 @@ class Watching(nn.Module):
         off = (told[-1][object_] - ways).abs().mean()
         figures["px"] = float(off) * UNIT
         return torch.stack(losses).sum() + 4 * off, figures
+
+
+def _some(places: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """ASKED of the places, again and again where there are fewer."""
+    return np.resize(rng.permutation(places), ASKED) if len(places) else np.zeros(ASKED, dtype=np.int64)
+
+
+def _look(rows: list[Tensor], same: Tensor, frames: int) -> Tensor:
+    """Mean surprise of head f at where the patch's object is in frame f.
+
+    Args:
+        rows: attention (B, H, A, T * P).
+        same: (B, A, T * P) which patches lie on the same object.
+    """
+    found = []
+    split = same.float().unflatten(-1, (frames, -1))
+    for row in rows:
+        for head in range(frames):
+            here = split[:, :, head]
+            mass = (row[:, head].unflatten(-1, (frames, -1))[:, :, head] * here).sum(-1)
+            found.append(-mass[here.sum(-1) > 0].clamp(min=1e-6).log().mean())
+    return torch.stack(found).mean()
 
 
 @torch.no_grad()
