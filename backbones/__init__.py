@@ -21,6 +21,8 @@ from backbones.registry import (
     parse,
     register,
 )
+from backbones.videoglamm.mini import VideoGlammMini
+from backbones.videoglamm.settings import VideoGlamm, VideoGlamm3B8
 from pruners.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,7 +43,17 @@ __all__ = [
     "register",
     "with_files",
 ]
-_BUILT_IN = (Glamm, Glamm7B, GlammMini, Lisa, Lisa7B, Lisa13B)
+_BUILT_IN = (
+    Glamm,
+    Glamm7B,
+    GlammMini,
+    Lisa,
+    Lisa7B,
+    Lisa13B,
+    VideoGlamm,
+    VideoGlammMini,
+    VideoGlamm3B8,
+)
 
 
 def one(text: str) -> Settings:

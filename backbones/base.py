@@ -344,7 +344,7 @@ class Backbone(Family, ABC):
         return 0
 
     def regions(self, height: int, width: int) -> tuple[Region, ...]:
-        """The region of a raw medium that each view covers.
+        """The region of a raw image, or of a clip's frame, that each view covers.
 
         Raises:
             UserError: the geometry is 'regions', and the class does not define this.
@@ -357,16 +357,22 @@ class Backbone(Family, ABC):
             )
         return found
 
+    def regions_of(self, encoding: Encoding) -> tuple[Region, ...]:
+        """The region of each view of an encoded medium; as `regions`, unless the encoding says how many views
+        there are."""
+        return self.regions(*encoding.original)
+
     def patch_shares(
         self, masks: NDArray[np.bool_], number: int = 0, size: tuple[int, int] | None = None
     ) -> Tensor:
         """(N,) share of every patch of a view that the union of (M, H, W) masks covers.
 
         Args:
-            number: of the view.
+            number: of the view; those of a clip are frame after frame, each with the regions of a frame.
             size: height and width of the raw medium; by default that of the masks.
         """
-        region = self.regions(*(size or masks.shape[1:]))[number]
+        regions = self.regions(*(size or masks.shape[1:]))
+        region = regions[number % len(regions)]
         return torch.from_numpy(geometry.covered(masks, region, self.grid)).float().to(self.device)
 
     def ground(

@@ -134,9 +134,14 @@ class Family:
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """What else changes its answers, in words for the tables, `{"placement": "placement grid"}`; nothing
-        by default."""
+        """What else changes its answers, in words for the tables, `{"placement": "grid"}`; nothing by
+        default."""
         return {}
+
+    def sent(self, budget: int) -> int:
+        """Tokens of a view that enter the language model where a pruner leaves so many of them; by default
+        those."""
+        return budget
 
     @property
     def protocol(self) -> str:

@@ -14,6 +14,7 @@ from harness.commands.gate import gate
 from harness.commands.list_ import show
 from harness.commands.rebuild import rebuild
 from harness.commands.study import study
+from harness.commands.submission import submission
 from harness.commands.sweep import sweep
 from harness.commands.try_ import try_image
 from harness.engine.interrupts import Terminated, terminate
@@ -35,6 +36,7 @@ app.command()(diagnose)
 app.command()(doctor)
 app.command()(rebuild)
 app.command()(study)
+app.command()(submission)
 
 
 def main() -> int:

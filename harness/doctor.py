@@ -15,12 +15,13 @@ from tqdm import tqdm
 import backbones
 from backbones import Finding, Settings, versions
 from backbones.parts.json_files import read_json
-from harness import data
+from harness import data, doctor_clips
 from harness.data import own, reasonseg
 from harness.data.refer import GENERALISED, bases, expected, refer_names, splits
 from harness.data.refshapes.writer import MANIFEST, cache_folder
 from harness.data.refshapes.writer import SPLITS as REFSHAPES
 from harness.data.sample import DataError, Sample
+from harness.data.video import known as clips
 from harness.plan import Plan
 from pruners.errors import nearest
 
@@ -53,7 +54,7 @@ def examine(folder: Path | None = None, asked: Sequence[Settings] = ()) -> Itera
     """Look at everything that a run would read.
 
     Args:
-        folder: data folder that holds Refer_Segm, refer_seg, reason_seg or own data.
+        folder: data folder that holds Refer_Segm, refer_seg, reason_seg, video or own data.
         asked: backbones whose files are looked at, beside the one that runs by default.
     """
     yield from _packages()
@@ -133,11 +134,12 @@ def _data(root: Path) -> Iterator[Finding]:
     reasons = reasonseg.found(root) is not None
     if reasons:
         yield from _reasonseg(root)
+    yield from doctor_clips.examine(root)
     try:
         held = refer_names(root)
     except DataError as error:
-        if not own.own_names(root) and not reasons:
-            yield Finding("wrong", f"{error}{own.hint(root)}{reasonseg.hint(root)}")
+        if not own.own_names(root) and not reasons and not clips.names(root):
+            yield Finding("wrong", f"{error}{own.hint(root)}{reasonseg.hint(root)}{clips.hint(root)}")
         return
     places = bases(root)
     there = " or ".join(f"'{base}'" for base in places)

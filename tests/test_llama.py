@@ -89,7 +89,7 @@ def test_attention_rows_are_those_of_the_whole_map() -> None:
     layer(states, by, past)
     here = llama.tokens_at(states, last[:, None])
     turns = llama.rotary(llm, last[:, None], torch.float64)
-    logits = layer.logits(here, past.layers[2][0], llama.ahead_of(last[:, None], 12), turns)
+    logits = layer.logits(here, past.layers[2][0], llama.unseen(last[:, None], 12), turns)
     rows = llama.probabilities(logits)[:, :, 0]
     torch.testing.assert_close(rows, found.attentions[2][torch.arange(2), :, last], rtol=1e-6, atol=1e-7)
     read = torch.tensor([[11, 3], [7, 0]])

@@ -130,6 +130,12 @@ def made(**facts: Any) -> type[metrics.Metric]:
             {"columns": ("union",), "measure": lambda self, p, t: []},
             "fills the column 'union' as ciou at .*overlap.py",
         ),
+        ({"curves": ["hits"]}, r"has the curves \['hits'\]; write curves = \('hits_per_frame',\)"),
+        ({"curves": ("missed_pixels",)}, "has the curves .*, of other names than columns"),
+        ({"curves": ("hits", "hits")}, "has the curves"),
+        ({"curves": ("Hits",)}, "has the column 'Hits'"),
+        ({"curves": ("mask",)}, "fills the column 'mask', which records have already"),
+        ({"curves": ("j_inner",)}, "fills the column 'j_inner' as j at .*video.py"),
         ({"name": "ciou"}, r"Two metrics are named 'ciou': .*overlap\.py:\d+ and .*"),
         ({"__init__": lambda self, x: None}, "cannot be made without arguments"),
     ],
@@ -138,7 +144,8 @@ def test_what_is_no_metric_is_told_where_it_stands(facts: dict[str, Any], said: 
     with pytest.raises(UserError, match=said):
         metrics.register(made(**facts))
     every = ["ciou", "giou", *(f"p@0.{k}" for k in range(5, 10))]
-    assert metrics.names() == [*every, "n_acc", "t_acc", *(f"pr@0.{k}" for k in range(7, 10))]
+    generalised = ["n_acc", "t_acc", *(f"pr@0.{k}" for k in range(7, 10))]
+    assert metrics.names() == [*every, *generalised, "j", "f", "j&f"]
 
 
 def test_names() -> None:
@@ -176,6 +183,43 @@ def test_what_a_metric_may_not_count(measure: Any, said: str) -> None:
     metrics.register(made(measure=measure))
     masks = np.zeros((2, 1, 3, 3), dtype=bool)
     with pytest.raises(UserError, match=rf"The metric 'missed' at .*test_metric_objects.py.* {said}"):
+        metrics.measure(masks, masks.astype(np.uint8))
+
+
+CURVED = {"missed_pixels": 1, "target_pixels": 2}
+
+
+@pytest.mark.parametrize(
+    ("curve", "said"),
+    [
+        ([1], "returned 1 numbers as missed_then, which is no list of 2 whole numbers, one of each frame"),
+        ([1, 2.0], "returned a list with 2.0 as missed_then"),
+        ([1, True], "returned a list with True as missed_then"),
+        (np.array([1.0, np.nan]), "returned a list with .*1.0.* as missed_then"),
+        (np.zeros((2, 1), dtype=int), "returned a ndarray as missed_then"),
+        (3, "returned a int as missed_then"),
+        (None, "returned a NoneType as missed_then"),
+    ],
+)
+def test_what_is_no_curve(curve: Any, said: str) -> None:
+    facts = {"curves": ("missed_then",), "measure": lambda self, p, t: [CURVED | {"missed_then": curve}]}
+    metrics.register(made(**facts))
+    masks = np.zeros((1, 2, 3, 3), dtype=bool)
+    with pytest.raises(UserError, match=said):
+        metrics.measure(masks, masks.astype(np.uint8))
+
+
+@pytest.mark.parametrize("curve", [[1, 2], (1, 2), np.array([1, 2], dtype=np.uint8)])
+def test_a_curve_comes_back_as_a_list(curve: Any) -> None:
+    facts = {"curves": ("missed_then",), "measure": lambda self, p, t: [CURVED | {"missed_then": curve}]}
+    metrics.register(made(**facts))
+    masks = np.zeros((1, 2, 3, 3), dtype=bool)
+    (row,) = metrics.measure(masks, masks.astype(np.uint8))
+    assert row["missed_then"] == [1, 2] and all(type(one) is int for one in row["missed_then"])
+    metrics.register(made(measure=lambda self, p, t: [CURVED], curves=("missed_then",)))
+    with pytest.raises(
+        UserError, match=r"returned missed_pixels, target_pixels of an expression, not .*missed_then"
+    ):
         metrics.measure(masks, masks.astype(np.uint8))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,8 @@ class Part:
             unknown.
         named: the module's name to the folder's.
         prefixes: which of the module's tensors the folder holds.
+        stored: the folder's tensors by their names.
+        copies: the module's names of second copies of a tensor, which no folder holds.
     """
 
     module: nn.Module
@@ -56,6 +58,8 @@ class Part:
     rename: Callable[[str], str | None]
     named: Callable[[str], str | None]
     prefixes: tuple[str, ...]
+    stored: Callable[[Path], Iterable[tuple[str, Tensor]]] = tensors
+    copies: tuple[str, ...] = (TIED,)
 
     def matching(self, problems: dict[str, list[str]]) -> Iterator[tuple[str, str, Tensor]]:
         """The folder's tensors that the module wants: (stored name, module's name, tensor).
@@ -66,7 +70,7 @@ class Part:
         wanted = {
             name: p
             for name, p in self.module.state_dict().items()
-            if name.startswith(self.prefixes) and name != TIED
+            if name.startswith(self.prefixes) and name not in self.copies
         }
         seen: set[str] = set()
         for kind in (
@@ -77,7 +81,7 @@ class Part:
             "no floating-point numbers:",
         ):
             problems[kind] = []
-        for name, tensor in tensors(self.folder):
+        for name, tensor in self.stored(self.folder):
             try:
                 ours = self.rename(name)
             except KeyError:
@@ -102,7 +106,7 @@ class Part:
             else:
                 seen.add(ours)
                 yield name, ours, tensor
-        problems["missing:"] = [self.named(name) or name for name in wanted if name not in seen]
+        problems["missing:"] = list({self.named(name) or name for name in wanted if name not in seen})
 
     def refuse(self, problems: dict[str, list[str]]) -> None:
         """Raise UserError with all problems, if there are any."""

@@ -223,7 +223,7 @@ class GlammLanguage(GlammSeeing):
             self.model.language_model,
             self.model.lm_head,
             self.tokenizer.seg_id,
-            self.tokenizer.end_id,
+            self.tokenizer.end_ids,
             self.most_new,
             self.whole_answers,
         )
@@ -250,7 +250,7 @@ class GlammLanguage(GlammSeeing):
                     asked[k].answer = answer
                     asked[k].answers.append(answer.written)
                     asked[k].behind += answer.written.ids
-                    if answer.written.ids[-1:] != (self.tokenizer.end_id,):
+                    if not self.tokenizer.end_ids.intersection(answer.written.ids[-1:]):
                         asked[k].behind.append(self.tokenizer.end_id)
         for talk in talks:
             yield self._of_talk(talk)
@@ -320,8 +320,8 @@ class GlammLanguage(GlammSeeing):
             cut = self._cutting(row, 0)
             parted = (cut.pruner, cut.cuts) if cut is not None else None
             context = self._context(row)
-            size = len(words[k].before), len(words[k].behind), len(context), context.span
-            groups[*size, parted].append(k)
+            text = len(words[k].before), len(words[k].behind)
+            groups[*text, len(context), context.span, context.views, context.tail, parted].append(k)
         found: dict[int, tuple[ContextAnswer, Tensor]] = {}
         for members in groups.values():
             for start in range(0, len(members), self.batch_size):
@@ -341,9 +341,10 @@ class GlammLanguage(GlammSeeing):
         ids = [[*text.before, IMAGE_TOKEN, *text.behind] for text in words]
         embeds = self.embed(rows, ids)
         image, text = len(words[0].before), len(ids[0]) - 1
-        visual = embeds.shape[1] - text
         contexts = [self._context(row) for row in rows]
-        first = image + visual  # of what stands behind the image
+        views, tail = contexts[0].views, contexts[0].tail
+        visual = embeds.shape[1] - text - tail
+        first = image + visual + tail  # of what stands behind the image
         cuts = [self._cutting(row, one.answer) for row, one in zip(rows, words, strict=True)]
         past = Past() if writer is not None else None
         run = run_layers(
@@ -351,6 +352,8 @@ class GlammLanguage(GlammSeeing):
             embeds,
             visual_start=image,
             visual_count=visual,
+            views=views,
+            tail=tail,
             cuttings=[cut for cut in cuts if cut is not None],
             patches=torch.stack([context.patches.to(self.device) for context in contexts]),
             positions=whole_positions(contexts, image, text - image, self.device),  # type: ignore[arg-type]
@@ -358,7 +361,7 @@ class GlammLanguage(GlammSeeing):
             last=torch.tensor([first + one.last for one in words], device=self.device),
         )
         logits = model.lm_head(run.hidden)
-        lengths = tuple(length - text for length in run.lengths)
+        lengths = tuple(length - text - tail for length in run.lengths)
         shift = run.hidden.shape[1] - (text - image)  # where the text behind the image begins now
         marks = [[shift + place for place in one.read] for one in words]
         states = [

@@ -78,21 +78,25 @@ class GlammSeeing(GlammFamily, Backbone):
         side = vision.image_size // vision.patch_size
         self.grid = (side, side)
         self.image_size, self.num_heads = vision.image_size, vision.num_attention_heads
-        self.sam_size = model.grounding_encoder.config.vision_config.image_size
+        self.sam_size = self._grounding_size()
         self.num_layers = model.language_model.config.num_hidden_layers
         self._kind = next(model.parameters()).dtype
         self._text_embeds: dict[tuple[str, ...], Tensor] = {}
         self._known_ids: dict[tuple[tuple[Turn, ...], bool], list[int]] = {}
 
+    def _grounding_size(self) -> int:
+        """Side of what the grounding encoder gets, in pixels."""
+        return int(self.model.grounding_encoder.config.vision_config.image_size)
+
     @property
-    def probes(self) -> Probes:
+    def probes(self) -> Probes | None:
         """Into CLIP."""
         from backbones.glamm.probes import GlammProbes
 
         return GlammProbes(self)
 
     @property
-    def staged(self) -> Staged:
+    def staged(self) -> Staged | None:
         """The released forward pass in stages."""
         from backbones.glamm.stages import GlammStaged
 

@@ -25,4 +25,4 @@ def of_image(model: GlammModel, states: tuple[Tensor, ...], need: Need) -> Tenso
 
 def question_ids(tokenizer: LlamaTokenizer, questions: Sequence[str]) -> list[int]:
     """The language model's ids of the questions, one after the other, without a start token."""
-    return [number for question in questions for number in tokenizer.encode(question)[1:]]
+    return [number for question in questions for number in tokenizer.words(question)]

@@ -24,7 +24,15 @@ def for_queries(keys: Tensor, heads: int) -> Tensor:
     return keys if keys.shape[1] == heads else keys.repeat_interleave(heads // keys.shape[1], dim=1)
 
 
-def attend(kind: str, query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool) -> Tensor:
+def attend(
+    kind: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    causal: bool,
+    window: int | None = None,
+) -> Tensor:
     """What L queries gather from K keys.
 
     Args:
@@ -32,23 +40,29 @@ def attend(kind: str, query: Tensor, key: Tensor, value: Tensor, scale: float, c
         query: (B, H, L, d).
         key, value: (B, H', K, d) with H a multiple of H'.
         causal: the queries are the last L of the K tokens and look at none behind themselves.
+        window: of a causal query, the most keys that it looks at, its own the last of them; None for all.
 
     Returns:
         (B, L, H * d).
     """
+    length, heads = query.shape[2], query.shape[1]
+    if window is not None and causal:  # no query looks at what every window has left behind
+        first = max(0, int(key.shape[2] - length - window + 1))
+        key, value = key[:, :, first:], value[:, :, first:]
+        window = window if key.shape[2] > window else None
     if kind == "flash_attention_2":
         from flash_attn import flash_attn_func
 
+        how = {} if window is None else {"window_size": (window - 1, 0)}
         mixed = flash_attn_func(
-            *(x.transpose(1, 2) for x in (query, key, value)), softmax_scale=scale, causal=causal
+            *(x.transpose(1, 2) for x in (query, key, value)), softmax_scale=scale, causal=causal, **how
         )
         return mixed.flatten(2)  # type: ignore[no-any-return]
-    length, heads = query.shape[2], query.shape[1]
     key, value = for_queries(key, heads), for_queries(value, heads)
     past = key.shape[2] - length
     # torch's own causal mask stands at the upper left, which is right without earlier tokens alone
-    alone = kind == "sdpa" and bool(past == 0)
-    blocked = _ahead(query, past) if causal and not alone and bool(length > 1) else None
+    alone = kind == "sdpa" and bool(past == 0) and window is None
+    blocked = _unseen(query, past, window) if causal and not alone and bool(length > 1) else None
     if kind == "sdpa":
         own = causal and blocked is None and bool(length > 1)
         mixed = F.scaled_dot_product_attention(
@@ -62,10 +76,14 @@ def attend(kind: str, query: Tensor, key: Tensor, value: Tensor, scale: float, c
     return mixed.transpose(1, 2).flatten(2)
 
 
-def _ahead(query: Tensor, past: int) -> Tensor:
-    """(1, 1, L, past + L): what is added to logits so that no query looks at a later token."""
+def _unseen(query: Tensor, past: int, window: int | None) -> Tensor:
+    """(1, 1, L, past + L): what is added to logits so that no query looks at a later token, or at one that
+    its window has left behind."""
     length = query.shape[2]
-    blocked = torch.ones(length, past + length, dtype=torch.bool, device=query.device).triu(past + 1)
+    every = torch.ones(length, past + length, dtype=torch.bool, device=query.device)
+    blocked = every.triu(past + 1)
+    if window is not None:
+        blocked |= every.tril(past - window)
     return torch.zeros_like(blocked, dtype=query.dtype).masked_fill(blocked, torch.finfo(query.dtype).min)[
         None, None
     ]

@@ -25,20 +25,24 @@ class Context:
     Attributes:
         patches: (T,) the patch of each, or CLS or POOLED.
         places: (T,) their position ids counted from the image's; None for 0 to T - 1.
-        end: where the text behind them goes on, counted so; None for T.
+        end: where what stands behind them goes on, counted so; None for T.
+        views: how many views they are of, equally many of each, view after view; a cut prunes each by itself.
+        tail: further tokens behind them, which no pruner sees and no cut touches.
     """
 
     patches: Tensor
     places: Tensor | None = None
     end: int | None = None
+    views: int = 1
+    tail: int = 0
 
     def __len__(self) -> int:
         return len(self.patches)
 
     @property
     def span(self) -> int:
-        """Position ids that they take."""
-        return len(self) if self.end is None else self.end
+        """Position ids that they and the tail take."""
+        return (len(self) if self.end is None else self.end) + self.tail
 
 
 def context_of(
@@ -92,11 +96,12 @@ class Contexts:
 
     Attributes:
         start: the beginning.
-        past: keys and values of the visual tokens and the sentence behind them.
-        saved: input (B, T + s, width) of the layers on both sides of a cut, and of the first layer.
+        past: keys and values of the visual tokens, their tail and the sentence behind them.
+        saved: input (B, T + tail + s, width) of the layers on both sides of a cut, and of the first layer.
         lengths: T, the visual tokens that ran, of every layer that ran.
         patches: (B, T) as in `Context`.
-        positions: (B, T + s) position ids.
+        positions: (B, T + tail + s) position ids.
+        views, tail: as in `Context`.
         next: (B,) position id of what follows.
     """
 
@@ -107,6 +112,8 @@ class Contexts:
     patches: Tensor
     positions: Tensor
     next: Tensor
+    views: int = 1
+    tail: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,18 +137,19 @@ class ContextAnswer:
 def context_positions(
     contexts: Sequence[Context], sentence: int, first: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Position ids (B, T + s) of contexts of one length with their sentences, and (B,) of what follows, from
-    `first` on."""
+    """Position ids (B, T + tail + s) of contexts of one length with their tails and sentences, and (B,) of
+    what follows, from `first` on."""
     count = len(contexts[0])
     plain = torch.arange(count, device=device)
     places = torch.stack([plain if one.places is None else one.places.to(device) for one in contexts])
-    ends = torch.tensor([one.span for one in contexts], device=device)
-    behind = ends[:, None] + torch.arange(sentence + 1, device=device)
+    tail = contexts[0].tail
+    ends = torch.tensor([one.span - tail for one in contexts], device=device)
+    behind = ends[:, None] + torch.arange(tail + sentence + 1, device=device)
     return first + torch.cat([places, behind[:, :-1]], dim=1), first + behind[:, -1]
 
 
 def whole_positions(contexts: Sequence[Context], before: int, behind: int, device: torch.device) -> Tensor:
-    """Position ids (B, a + T + b) of whole sequences, with `before` and `behind` text tokens around contexts
-    of one length."""
+    """Position ids (B, a + T + tail + b) of whole sequences, with `before` and `behind` text tokens around
+    contexts of one length."""
     text = torch.arange(before, device=device).expand(len(contexts), -1)
     return torch.cat([text, context_positions(contexts, behind, before, device)[0]], dim=1)

@@ -2,12 +2,15 @@
 
 A signal is computed for all rows of the batch when the first pruner asks for it, so that pruners and budgets
 that cut at one place share it, and a row gets the same digits in any company.
+
+Of a row with several views, a pruner sees each by itself: the sequence without the other views' tokens, and
+without a tail that no pruner sees. Attention rows are then those columns of the whole ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
@@ -92,12 +95,16 @@ class Sequences:
         patches: (B, n) the patch of every visual token, or CLS or POOLED.
         positions: (B, M) position ids of the tokens that run.
         last: for every row, the last token that is no fill, counted from the end: 1 or more.
+        views: how many views the visual tokens are of, equally many of each.
+        tail: tokens between the visual ones and the text.
     """
 
     start: int
     patches: Tensor
     positions: Tensor
     last: Sequence[int]
+    views: int = 1
+    tail: int = 0
 
     @property
     def count(self) -> int:
@@ -130,7 +137,21 @@ class Sequences:
                 first = self.positions[rows[k], 0]
                 positions[k] = first + torch.arange(stay.shape[1], device=device)
         patches = torch.stack([one.patches for _, one in chosen])
-        return left, Sequences(self.start, patches, positions, [self.last[k] for k in rows])
+        last = [self.last[k] for k in rows]
+        return left, replace(self, patches=patches, positions=positions, last=last)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What a pruner sees of a row.
+
+    Attributes:
+        view: number of the view.
+        columns: the places in the row's sequence that it sees; None for all of them.
+    """
+
+    view: int
+    columns: Tensor | None
 
 
 class AtCut:
@@ -169,39 +190,79 @@ class AtCut:
         earlier = torch.arange(before, device=rows.positions.device)
         self._positions = torch.cat([earlier.expand(len(rows.positions), -1), rows.positions], dim=1)
         self._visual = slice(before + rows.start, before + rows.start + rows.count)
+        self._text = self._visual.stop + rows.tail
+        self._views, self._each = rows.views, rows.count // rows.views
         self._answers: dict[tuple[object, ...], tuple[Tensor, list[bool]]] = {}
 
     def chosen(self, row: int, by: Cutting) -> Chosen:
-        """What a pruner leaves of a row."""
+        """What a pruner leaves of a row: of each of its views as many as it states."""
+        parts = [self._of_view(row, view, by) for view in range(self._views)]
+        return parts[0] if len(parts) == 1 else self._joined(row, parts)
+
+    def _of_view(self, row: int, view: int, by: Cutting) -> Chosen:
+        """What a pruner leaves of one view, counted among its own tokens."""
         unsound: list[Query] = []
-        view = LayerView(
+        patches = self._patches[row, view * self._each : (view + 1) * self._each]
+        own, end, columns = patches, self._end(row), self._columns(row, view)
+        if self._views > 1:
+            if by.grid is None:
+                raise ValueError("patches of several views are told apart by the grid of one")
+            own = torch.where(patches < 0, patches, patches - view * by.grid[0] * by.grid[1])
+        seen = LayerView(
             self.layer,
             self.number,
-            self._patches[row],
-            self._positions[row, : self._end(row)],
+            own,
+            self._positions[row, :end] if columns is None else self._positions[row, columns],
             self._visual.start,
             self._tail.shape[-1],
             self._tail.dtype,
-            partial(self._answer, row, unsound),
-            by.sample,
-            asked=self._end(row) - by.answer,
+            partial(self._answer, row, unsound, _Shown(view, columns)),
+            by.sample if self._views == 1 else f"{by.sample}#{view}",
+            asked=(end if columns is None else len(columns)) - by.answer,
             grid=by.grid,
         )
-        selection = by.choose(by.pruner, view, by.cuts[self.number].keep)
+        selection = by.choose(by.pruner, seen, by.cuts[self.number].keep)
         kept = selection.indices
-        patches = self._patches[row][kept.clamp(min=0)].masked_fill(kept == POOLED, POOLED)
+        patches = patches[kept.clamp(min=0)].masked_fill(kept == POOLED, POOLED)
         return Chosen(selection, patches, not unsound)
+
+    def _columns(self, row: int, view: int) -> Tensor | None:
+        """The places of a row's sequence that a pruner of a view sees; None for all."""
+        if self._views == 1 and self._text == self._visual.stop:
+            return None
+        first = self._visual.start + view * self._each
+        spans = (0, self._visual.start), (first, first + self._each), (self._text, self._end(row))
+        return torch.cat([torch.arange(*span, device=self._positions.device) for span in spans])
+
+    def _joined(self, row: int, parts: Sequence[Chosen]) -> Chosen:
+        """What stays of all views together; where one merges, the others' tokens are given with it."""
+        indices, features = [], []
+        merged = any(part.selection.features is not None for part in parts)
+        for view, part in enumerate(parts):
+            own = part.selection.indices
+            indices.append(torch.where(own < 0, own, own + view * self._each))
+            if merged and (given := part.selection.features) is not None:
+                features.append(given)
+            elif merged:
+                states = self._hidden()[row]
+                first = len(states) - self._length + self._visual.start
+                features.append(states[first + indices[-1]])
+        selection = Selection(torch.cat(indices), torch.cat(features) if merged else None)
+        patches = torch.cat([part.patches for part in parts])
+        return Chosen(selection, patches, all(part.sound for part in parts))
 
     def _end(self, row: int) -> int:
         """Tokens of a row without its fill."""
         return self._length - self._last[row] + 1
 
-    def _answer(self, row: int, unsound: list[Query], query: Query) -> Tensor:
-        """The answer to one row's query, fill left out.
+    def _answer(self, row: int, unsound: list[Query], shown: _Shown, query: Query) -> Tensor:
+        """The answer to one row's query, without fill and what is not shown.
 
         Args:
             unsound: takes the query if its answer held what is no number; that is replaced.
         """
+        if isinstance(query.of, Tensor) and shown.columns is not None:
+            query = replace(query, of=shown.columns[query.of])
         if isinstance(query.of, Tensor):  # of this row alone
             answer, sound = self._checked(query, row)
             answer, fine = answer[0], sound[0]
@@ -212,9 +273,13 @@ class AtCut:
             answer, fine = answers[row], sound[row]
         if not fine:
             unsound.append(query)
-        text = self._end(row) - self._visual.stop
+        text = self._end(row) - self._text
         if query.need in (LLM_ATTENTION, LLM_ATTENTION_AHEAD):
-            answer = answer[..., : self._end(row)]
+            columns = shown.columns
+            answer = answer[..., : self._end(row)] if columns is None else answer[..., columns]
+        elif query.of == "visual" and self._views > 1:
+            each = answer.shape[-2] // self._views
+            answer = answer[..., shown.view * each : (shown.view + 1) * each, :]
         if query.of != "text":
             return answer
         by_heads = query.need not in (LLM_HIDDEN, LLM_NORMED, LLM_INPUTS, LLM_ROTARY)
@@ -232,7 +297,7 @@ class AtCut:
 
     def _computed(self, query: Query, rows: slice) -> Tensor:
         """The answer of some rows, fill included; kinds and shapes are those of `LayerView`."""
-        span = self._visual if query.of == "visual" else slice(self._visual.stop, self._length)
+        span = self._visual if query.of == "visual" else slice(self._text, self._length)
         ran = Layer(self.llm, self.layer - 1)
         match query.need:
             case Need("llm_attention"):
@@ -275,7 +340,7 @@ class AtCut:
             by = llama.rotary(self.llm, self._positions[rows].gather(1, read), states.dtype)
         else:
             keys = llama.turned_back(keys, self._by(rows, slice(None)))
-        return layer.logits(states, keys, llama.ahead_of(read, self._length), by)
+        return layer.logits(states, keys, llama.unseen(read, self._length, layer.window), by)
 
     def _read(self, query: Query, rows: slice) -> Tensor:
         """(B, R) places of the tokens whose rows are asked for."""
@@ -283,7 +348,7 @@ class AtCut:
         if isinstance(query.of, Tensor):
             return query.of[None]
         if query.of == "text":
-            text = torch.arange(self._visual.stop, self._length, device=device)
+            text = torch.arange(self._text, self._length, device=device)
             return text.expand(len(self._positions), -1)[rows]
         return torch.tensor([[self._length - back] for back in self._last], device=device)[rows]
 

@@ -47,6 +47,8 @@ def run_layers(
     *,
     visual_start: int = 0,
     visual_count: int = 0,
+    views: int = 1,
+    tail: int = 0,
     cuttings: Sequence[Cutting] = (),
     patches: Tensor | None = None,
     positions: Tensor | None = None,
@@ -60,6 +62,7 @@ def run_layers(
     Args:
         hidden: (B, L, width) input embeddings.
         visual_start, visual_count: the visual span.
+        views, tail: as in `backbones.parts.contexts.Context`; the tail stands behind the span.
         cuttings: what leaves every row on the way, at the same layers and to the same counts; none for rows
             that keep everything.
         patches: (B, n) the patch of every visual token, or CLS or POOLED; without, the first n.
@@ -77,9 +80,8 @@ def run_layers(
     each_layer = past is not None and past.before is not None and first_position is None and positions is None
     if positions is None:
         positions = _from(first, hidden)
-    rows = Sequences(
-        visual_start, patches, positions, [1] * batch if last is None else (length - last).tolist()
-    )
+    ends = [1] * batch if last is None else (length - last).tolist()
+    rows = Sequences(visual_start, patches, positions, ends, views, tail)
     by = llama.rotary(llm, positions, hidden.dtype)
     cuts = cuttings[0].cuts if cuttings else ()
     given = hidden if any(LLM_INPUTS in one.pruner.needs for one in cuttings) else None
@@ -127,7 +129,7 @@ def _at_cut(
         if given is None:
             raise ValueError("what entered the first layer was not kept")
         text = given.shape[1] - (hidden.shape[1] - rows.start - rows.count)
-        return given[row, rows.start : text], given[row, text:]
+        return given[row, rows.start : text], given[row, text + rows.tail :]
 
     return AtCut(
         llm,

@@ -3,7 +3,7 @@ once, and behind a cut every layer has its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -37,7 +37,7 @@ class Writer:
 
     Attributes:
         head: (B, width) final states -> (B, vocabulary) logits.
-        seg, end: ids of [SEG], and of what ends an answer.
+        seg, ends: id of [SEG], and those of what ends an answer.
         most: tokens of an answer that is not ended.
         whole: go on behind [SEG] to the end.
     """
@@ -45,7 +45,7 @@ class Writer:
     llm: LlamaModel
     head: Callable[[Tensor], Tensor]
     seg: int
-    end: int
+    ends: Container[int]
     most: int = MOST_NEW
     whole: bool = False
 
@@ -74,7 +74,7 @@ class Writer:
                 ids[row].append(token)
                 if token == self.seg:
                     found.setdefault(row, (states[row], float(said[row])))
-                if token == self.end or bool(sick[row]) or (token == self.seg and not self.whole):
+                if token in self.ends or bool(sick[row]) or (token == self.seg and not self.whole):
                     over.add(row)
             if len(over) == rows:
                 break

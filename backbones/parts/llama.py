@@ -6,7 +6,9 @@ A layer is two norms, four projections, rotary positions, attention and a gated 
     h = x + o(attend(q(norm x), k(norm x), v(norm x)))        y = h + down(silu(gate(norm h)) * up(norm h))
 
 The weights are transformers', with its names and configuration; which layers run on which tokens is the
-caller's, and keys and values of earlier tokens are kept in a `Past` of our own.
+caller's, and keys and values of earlier tokens are kept in a `Past` of our own. Where the configuration has a
+`sliding_window`, a token looks at so many tokens, itself the last of them: they are counted in the sequence
+that a layer runs on, whatever their position ids.
 """
 
 from __future__ import annotations
@@ -26,6 +28,29 @@ Rotary = tuple[Tensor, Tensor]  # cosine and sine, each (B, L, head width)
 # belong to them
 BY_OUTPUT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
 BY_INPUT = ("self_attn.o_proj", "mlp.down_proj")
+# Phi-3 is Llama with some matrices one above the other
+FUSED = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
+
+
+def parted(name: str, weight: Tensor, config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
+    """A stored matrix under its name, or those that Phi-3 stores as one under theirs; one whose rows are not
+    as the configuration says stays whole, under the first of these names."""
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    keys = config.num_key_value_heads * head
+    rows = {
+        "self_attn.qkv_proj": (config.num_attention_heads * head, keys, keys),
+        "mlp.gate_up_proj": (config.intermediate_size,) * 2,
+    }
+    for fused, names in FUSED.items():
+        if f".{fused}." in name:
+            given = rows[fused] if weight.ndim == 2 and len(weight) == sum(rows[fused]) else (len(weight),)
+            for own, part in zip(names, weight.split(given), strict=False):
+                yield name.replace(fused, own), part
+            return
+    yield name, weight
 
 
 def build_llama(config: LlamaConfig, attn: str) -> Any:
@@ -133,9 +158,12 @@ def tokens_at(hidden: Tensor, read: Tensor) -> Tensor:
     return hidden.gather(1, read[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
-def ahead_of(places: Tensor, keys: int) -> Tensor:
-    """(B, R, keys): which of so many tokens stand behind those at `places` (B, R)."""
-    return torch.arange(keys, device=places.device) > places[..., None]
+def unseen(places: Tensor, keys: int, window: int | None = None) -> Tensor:
+    """(B, R, keys): at which of so many tokens those at `places` (B, R) do not look: the ones behind them,
+    and the ones that a window of so many tokens has left."""
+    every = torch.arange(keys, device=places.device)
+    ahead = every > places[..., None]
+    return ahead if window is None else ahead | (every <= places[..., None] - window)
 
 
 def embed_ids(llm: LlamaModel, ids: Tensor) -> Tensor:
@@ -165,6 +193,7 @@ class Layer:
         self.head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._scale = self.head**-0.5
         self._gather = getattr(llm, "gather_heads", None)
+        self.window: int | None = getattr(config, "sliding_window", None)
 
     def __call__(self, hidden: Tensor, by: Rotary, past: Past | None = None) -> Tensor:
         """(B, L, width) -> (B, L, width).
@@ -176,7 +205,7 @@ class Layer:
         query, key, value = self.project(hidden, by)
         if past is not None:
             key, value = past.extended(self.index, key, value)
-        mixed = attend(self._kind, query, key, value, self._scale, causal=True)
+        mixed = attend(self._kind, query, key, value, self._scale, causal=True, window=self.window)
         del query, key, value
         return self.finish(hidden, mixed)
 
@@ -211,7 +240,7 @@ class Layer:
         if not read.shape[1]:
             return states
         here = tuple(tokens_at(part.expand(len(read), -1, -1), read) for part in by)
-        behind = ahead_of(read + key.shape[2] - hidden.shape[1], key.shape[2])
+        behind = unseen(read + key.shape[2] - hidden.shape[1], key.shape[2], self.window)
         scores = probabilities(self._logits(states, key, behind, here))
         mixed = scores @ for_queries(value, scores.shape[1])
         return self.finish(states, mixed.transpose(1, 2).flatten(2))

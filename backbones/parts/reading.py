@@ -155,6 +155,30 @@ def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             ) from error
 
 
+def packed(path: Path, within: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
+    """All (name, tensor) pairs of a torch file that has them under one of some names, or at the top.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds something else.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no file {str(path)!r}; give the name of one that torch.save wrote.")
+    try:
+        content = _load_bin(path)
+        for name in within:
+            if isinstance(content, dict) and isinstance(content.get(name), dict):
+                content = content[name]
+                break
+        if not isinstance(content, dict):
+            raise TypeError(f"a {type(content).__name__}, not named tensors")
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{str(path)!r} is damaged or holds more than tensors ({reason}); copy it again."
+        ) from error
+    yield from ((name, tensor) for name, tensor in content.items() if isinstance(tensor, Tensor))
+
+
 def clip_folder(clip: str | None, release: Release, weights: bool = True) -> Path:
     """A directory, or a hub name's files, the release's own CLIP at the pinned revision: from the local
     cache, else fetched.

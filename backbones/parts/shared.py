@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -149,16 +149,18 @@ class Shared:
         """Answers of all rows by their number.
 
         Args:
-            project: numbers of contexts of T tokens each -> (B, T, width), called once per batch.
+            project: numbers of contexts of T tokens and a tail each -> (B, T + tail, width), called once per
+                batch.
         """
         of: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[int]] = defaultdict(list)
         for number, ask in enumerate(asks):
             of[ask.context, ask.beginning, ask.sentence].append(number)
-        groups: dict[tuple[tuple[int, ...], tuple[int, ...], int], list[int]] = defaultdict(list)
+        groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         for context, beginning, sentence in of:
-            groups[beginning, sentence, len(contexts[context])].append(context)
+            one = contexts[context]
+            groups[beginning, sentence, len(one), one.views, one.tail].append(context)
         answers: dict[int, ContextAnswer] = {}
-        for (beginning, sentence, _), group in groups.items():
+        for (beginning, sentence, *_), group in groups.items():
             # contexts whose questions have one length together: their branches fill batches
             group.sort(
                 key=lambda context: sorted({len(asks[k].words) for k in of[context, beginning, sentence]})
@@ -197,8 +199,9 @@ class Shared:
             }
             lengths = [0] * deep
         patches = torch.stack([context.patches.to(self.device) for context in given])
-        counts = tuple(length - len(sentence) for length in lengths)
-        known = Contexts(start, past, saved, counts, patches, places, follows)
+        views, tail = given[0].views, given[0].tail
+        counts = tuple(length - len(sentence) - tail for length in lengths)
+        known = Contexts(start, past, saved, counts, patches, places, follows, views, tail)
         # rows of one context and the same words are one branch until a cut parts them
         branches: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(list)
         for number in numbers:
@@ -260,7 +263,8 @@ class Shared:
         last = [words.shape[1] - asks[branch[0]].last for branch in branches]
         last += last[-1:] * (len(words) - len(branches))
         every = torch.cat([contexts.positions[owner], places], dim=1)
-        rows = Sequences(0, contexts.patches[owner], every, last)
+        views, tail = contexts.views, contexts.tail
+        rows = Sequences(0, contexts.patches[owner], every, last, views, tail)
 
         def whole(layer: int, row: int | None = None) -> Tensor:
             """What enters a layer of all rows, or of one: context and words."""
@@ -269,7 +273,7 @@ class Shared:
             return torch.cat([contexts.saved[layer][of], mine if row is None else mine[row : row + 1]], dim=1)
 
         def entered(row: int) -> tuple[Tensor, Tensor]:
-            return (together := whole(0, row)[0])[: rows.count], together[rows.count :]
+            return (together := whole(0, row)[0])[: rows.count], together[rows.count + tail :]
 
         tails = _Tails(read - words.shape[1], entered)
         for cut in cuts:
@@ -348,7 +352,7 @@ class Shared:
         saved = {} if last else {stop - 1: hidden}
         read = tails.read + length if last else None
         hidden, seen = through(self.llm, hidden, rows.positions, past, range(cut, stop), saved, read)
-        text = length - rows.count
+        text = length - rows.count  # and the tail
         ran = tuple(tokens - text for tokens in seen)
         if last:
             unsound = torch.tensor([not one.sound for one in members], device=self.device)

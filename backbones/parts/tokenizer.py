@@ -1,9 +1,9 @@
-"""The old slow Llama tokenizer's splitting around added tokens, on top of sentencepiece.
+"""The slow Llama tokenizer's splitting around added tokens, on top of sentencepiece.
 
 GLaMM and LISA were trained with transformers 4.28/4.31, whose slow tokenizer strips blanks on both sides of
 tokens that were added later and encodes every piece between them with a dummy prefix of its own. Today's
 tokenizers put other ids at exactly the positions that the masks are read from, so the rule is written out
-here.
+here. The slow tokenizer of 4.41, with which VideoGLaMM was trained, strips as each token's own flags say.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import reprlib
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import sentencepiece
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 IMAGE = "<image>"
 IMAGE_TOKEN = -200  # stands for the visual tokens until they are spliced in
-NEEDED = ("<im_start>", "<im_end>", "[SEG]")
+SEG = "[SEG]"
+SPACE = "\u2581"  # sentencepiece's own
 
 
 def _odd_tokens(added: dict[str, int], vocabulary: dict[str, int]) -> list[str]:
@@ -49,9 +50,12 @@ class LlamaTokenizer:
 
     Raises:
         UserError: a file is missing or damaged, or the tokens that these models add are not in it.
+
+    Attributes:
+        needed: tokens that these models add.
     """
 
-    needed: tuple[str, ...] = NEEDED
+    needed: ClassVar[tuple[str, ...]] = ("<im_start>", "<im_end>", SEG)
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -91,7 +95,7 @@ class LlamaTokenizer:
     @property
     def seg_id(self) -> int:
         """Id of [SEG]."""
-        return self._added["[SEG]"]
+        return self._added[SEG]
 
     def tokens(self) -> dict[str, int]:
         """Ids of all pieces and added tokens, by their text."""
@@ -107,6 +111,11 @@ class LlamaTokenizer:
     def end_id(self) -> int:
         """Id of the token that ends an answer."""
         return self._pieces.eos_id()
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Ids of all tokens that end an answer."""
+        return frozenset({self.end_id})
 
     @property
     def largest_id(self) -> int:
@@ -152,12 +161,94 @@ class LlamaTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids with the start token in front and IMAGE_TOKEN in the place of `<image>`."""
-        ids = [self._pieces.bos_id()]
+        ids = self._start()
         for number, chunk in enumerate(text.split(IMAGE)):
             if number:
                 ids.append(IMAGE_TOKEN)
             ids += self._chunk(chunk)
         return ids
+
+    def words(self, text: str) -> list[int]:
+        """The same without the start token."""
+        return self.encode(text)[len(self._start()) :]
+
+    def _start(self) -> list[int]:
+        """What every text begins with."""
+        return [self._pieces.bos_id()]
+
+
+# what ends an answer in Phi-3's chats, where the vocabulary has it
+PHI3_ENDS = ("<|endoftext|>", "<|assistant|>", "<|end|>")
+_WITHOUT_PREFIX = b"\x1a\x02\x18\x00"  # normalizer_spec { add_dummy_prefix: false }, merged into the model
+
+
+class Phi3Tokenizer(LlamaTokenizer):
+    """The same of transformers 4.41 with the settings of `tokenizer_config.json`, as Phi-3 comes with.
+
+    Read are `add_bos_token`, `legacy`, `eos_token`, which tokens are special, and the flags `lstrip` and
+    `rstrip` in `added_tokens_decoder`. Not `legacy`, a text has one blank in front and its pieces none.
+    """
+
+    needed = (SEG,)
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        config = folder / "tokenizer_config.json"
+        held = read_json(config, "it says how blanks are treated") if config.is_file() else {}
+        self._bos, self._legacy = bool(held.get("add_bos_token", True)), bool(held.get("legacy", True))
+        flags = [one for one in held.get("added_tokens_decoder", {}).values() if isinstance(one, dict)]
+        self._strips = {
+            side: {str(one.get("content")) for one in flags if one.get(side) is True}
+            for side in ("lstrip", "rstrip")
+        }
+        given = [held.get(f"{name}_token") for name in ("bos", "eos", "unk", "pad")]
+        self._named = {_text(one) for one in (*given, *(held.get("additional_special_tokens") or ()))}
+        self._eos = _text(held.get("eos_token"))
+        if not self._legacy:
+            model = (folder / "tokenizer.model").read_bytes()
+            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model + _WITHOUT_PREFIX)
+
+    @property
+    def end_id(self) -> int:
+        return self._id(self._eos) if self._eos in (self._added | self._special) else self._pieces.eos_id()
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        return frozenset({self.end_id, *(self._added[name] for name in PHI3_ENDS if name in self._added)})
+
+    def _id(self, token: str) -> int:
+        return self._added.get(token, self._special.get(token, self.pad_id))
+
+    def _start(self) -> list[int]:
+        return super()._start() if self._bos else []
+
+    def _chunk(self, text: str) -> list[int]:
+        if text and not self._legacy:
+            text = SPACE + text.replace(SPACE, " ")
+        parts = self._split.split(text)
+        for k in range(1, len(parts), 2):
+            if parts[k] in self._strips["rstrip"]:
+                parts[k + 1] = parts[k + 1].lstrip()
+            if parts[k] in self._strips["lstrip"]:
+                parts[k - 1] = parts[k - 1].rstrip()
+        if not self._legacy and parts[0] == SPACE and len(parts) > 1 and parts[1] in self._named:
+            parts[0] = ""
+        found = [[self._id(part)] if k % 2 else self._encoded(part) for k, part in enumerate(parts) if part]
+        return [number for ids in found for number in ids]
+
+    def _encoded(self, text: str) -> list[int]:
+        """A piece without added tokens. Behind an unknown one, which is taken away again, blanks in front
+        stay."""
+        if self._legacy or not text.startswith((SPACE, " ")):
+            return self._pieces.encode(text)  # type: ignore[no-any-return]
+        unknown = self._pieces.id_to_piece(self._pieces.unk_id())
+        length = len(self._pieces.encode(unknown))
+        return self._pieces.encode(unknown + text)[length:]  # type: ignore[no-any-return]
+
+
+def _text(token: Any) -> str:
+    """A token as a configuration names it: by its text, or with its flags."""
+    return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
 
 
 def behind_image(ids: list[int]) -> list[int]:

@@ -129,7 +129,7 @@ def shown_by(backbone: Backbone, encoding: Encoding) -> tuple[int, ...]:
     """Number of the frame that every view of an encoding shows."""
     if isinstance(encoding, ClipEncoding):
         return encoding.shown
-    return (0,) * len(backbone.regions(*encoding.original))
+    return (0,) * len(backbone.regions_of(encoding))
 
 
 def rounding_of(encoding: Encoding) -> float:

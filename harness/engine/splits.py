@@ -86,7 +86,7 @@ def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
         code=code.of_backbone(type(backbone)),
         draws=plan.seed if protocol in backbone.drawn else 0,
         answers=answers,
-        model=", ".join(backbone.facts.values()),
+        model=", ".join(f"{name} {value}" for name, value in backbone.facts.items()),
     )
     limit = plan.limit or None
     splits = []

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 TOLERANCE = 0.008  # of the diagonal, official
 WORD = 64
+WORDS_AT_ONCE = 2**13  # of one mask, 64 KiB: what a core's cache holds a few of
 BITS = np.dtype("<u8")  # little-endian everywhere: bit k of a row is pixel k
 
 Bits = NDArray[np.uint64]
@@ -47,49 +48,60 @@ def boundary_map(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         (H, W) bool.
     """
     width = mask.shape[-1]
-    found = _boundary(_packed(mask[None], 1), width)[0]
+    found = _boundary(_packed(mask, 1), width)
     return np.unpackbits(found.view(np.uint8), axis=-1, count=width, bitorder="little").astype(bool)
 
 
-def pair_counts(
+def clip_counts(
     predictions: NDArray[np.bool_], targets: NDArray[np.bool_], void: NDArray[np.bool_] | None = None
 ) -> Counts:
-    """What J and F of every prediction against every target of one frame are made of.
+    """What J and F of every prediction against every target of a clip are made of, frame by frame.
 
     Args:
-        predictions: (P, H, W) bool.
-        targets: (G, H, W) bool.
-        void: (H, W) bool, pixels that belong to neither; they are cleared before boundaries are looked for,
-            so a boundary runs around them where they lie in a mask, as officially.
+        predictions: (P, T, H, W) bool.
+        targets: (G, T, H, W) bool.
+        void: (T, H, W) bool, pixels that belong to neither; they are cleared before boundaries are looked
+            for, so a boundary runs around them where they lie in a mask, as officially.
 
     Returns:
-        (P, G, 6): pixels in the intersection and in the union; predicted boundary pixels that are matched,
+        (P, G, T, 6): pixels in the intersection and in the union; predicted boundary pixels that are matched,
         and all of them; the target's boundary pixels that are matched, and all of them.
 
     Raises:
-        ValueError: these are no boolean masks of one size.
+        ValueError: these are no boolean masks of one size and number of frames.
     """
-    arrays = [predictions, targets, *([] if void is None else [void[None]])]
-    if any(one.dtype != np.bool_ or one.ndim != 3 for one in arrays):
-        raise ValueError(
-            f"expected boolean masks (P, H, W) and (G, H, W), got {predictions.dtype} {predictions.shape} and "
-            f"{targets.dtype} {targets.shape}"
-        )
-    if len({one.shape[1:] for one in arrays}) > 1:
-        raise ValueError(f"expected masks of one size, got {' and '.join(str(a.shape[1:]) for a in arrays)}")
-    height, width = predictions.shape[1:]
+    sides = [predictions, targets, *([] if void is None else [void[None]])]
+    if any(one.dtype != np.bool_ or one.ndim != 4 for one in sides):
+        told = " and ".join(f"{one.dtype} {one.shape}" for one in sides)
+        raise ValueError(f"expected boolean masks (P, T, H, W) and (G, T, H, W), got {told}")
+    if len({one.shape[1:] for one in sides}) > 1:
+        raise ValueError(f"expected clips of one size, got {' and '.join(str(a.shape[1:]) for a in sides)}")
+    frames, height, width = predictions.shape[1:]
+    found = np.empty((len(predictions), len(targets), frames, 6), dtype=np.int64)
+    # small frames go together, because calls cost more than their pixels
+    step = max(1, WORDS_AT_ONCE * WORD // (height * (width + WORD)))
+    for start in range(0, frames, step):
+        part = slice(start, start + step)
+        hidden = None if void is None or not void[part].any() else void[part]
+        found[:, :, part] = _counts(predictions[:, part], targets[:, part], hidden)
+    return found
+
+
+def _counts(
+    predictions: NDArray[np.bool_], targets: NDArray[np.bool_], void: NDArray[np.bool_] | None
+) -> Counts:
+    """`clip_counts` of frames that are looked at together."""
+    height, width = predictions.shape[2:]
     reach = radius(height, width)
-    packed = [_packed(one, reach) for one in arrays]
-    for one in packed[2:]:
-        packed[0] &= ~one
-        packed[1] &= ~one
-    drawn, edges = (_boundary(one, width) for one in packed[:2])
-    both = _among(*packed[:2])
-    sizes = [_count(one) for one in packed[:2]]
-    found = np.empty((*both.shape, 6), dtype=np.int64)
-    found[..., 0], found[..., 1] = both, sizes[0][:, None] + sizes[1] - both
+    one, other = _packed(predictions, reach), _packed(targets, reach)
+    if void is not None:
+        seen = ~_packed(void, reach)
+        one, other = one & seen, other & seen
+    drawn, edges = _boundary(one, width), _boundary(other, width)
+    found = np.zeros((len(one), len(other), one.shape[1], 6), dtype=np.int64)
+    found[..., 0] = _among(one, other)
+    found[..., 1] = _count(one)[:, None] + _count(other) - found[..., 0]
     found[..., 3], found[..., 5] = _count(drawn)[:, None], _count(edges)
-    found[..., 2] = found[..., 4] = 0
     if found[..., 3].any() and found[..., 5].any():
         drawn, edges = _cut(drawn, edges)
         found[..., 2] = _among(drawn, _dilated(edges, reach))
@@ -123,8 +135,8 @@ def contour(hits: ArrayLike, drawn: ArrayLike, found: ArrayLike, edge: ArrayLike
 
 
 def _packed(masks: NDArray[np.bool_], margin: int) -> Bits:
-    """(n, H, W) bool as bits (n, H, words); behind a row `margin` bits or more are 0, so that shifts by as
-    many do not carry a pixel into the row before or behind."""
+    """(..., H, W) bool as bits (..., H, words); behind a row `margin` bits or more are 0, so that shifts by
+    as many do not carry a pixel into the row before or behind."""
     some = np.packbits(masks, axis=-1, bitorder="little")
     words = -(-(masks.shape[-1] + margin) // WORD)
     whole = np.zeros((*masks.shape[:-1], words * WORD // 8), dtype=np.uint8)
@@ -139,12 +151,12 @@ def _count(bits: Bits) -> Counts:
 
 
 def _among(one: Bits, other: Bits) -> Counts:
-    """(n, m) how many pixels each of n sets has in common with each of m."""
+    """(n, m, T) how many pixels each of n sets (T, H, words) has in common with each of m."""
     return np.stack([_count(single & other) for single in one])
 
 
 def _boundary(bits: Bits, width: int) -> Bits:
-    """`boundary_map` of sets (n, H, words) with a margin of 1 at least."""
+    """`boundary_map` of sets (..., H, words) with a margin of 1 at least."""
     ended = bits.copy()
     last, behind = divmod(width - 1, WORD), divmod(width, WORD)
     edge = (bits[..., last[0]] >> BITS.type(last[1])) & ONE
@@ -153,21 +165,22 @@ def _boundary(bits: Bits, width: int) -> Bits:
     _flat(right)[:-1] |= _flat(ended)[1:] << TOP
     right[..., -1] &= ~(ONE << TOP)  # the next row's first pixel
     found: Bits = bits ^ right
-    found[:, :-1] |= (bits[:, :-1] ^ bits[:, 1:]) | (bits[:, :-1] ^ right[:, 1:])
+    above, below = bits[..., :-1, :], slice(1, None)
+    found[..., :-1, :] |= (above ^ bits[..., below, :]) | (above ^ right[..., below, :])
     return found
 
 
 def _cut(one: Bits, other: Bits) -> tuple[Bits, Bits]:
-    """Both without the rows and words that no set has a pixel in; the margin stays."""
-    used = np.bitwise_or.reduce(one) | np.bitwise_or.reduce(other)
+    """Both without the rows and words that no set has a pixel in at any time; the margin stays."""
+    used = np.bitwise_or.reduce(one, axis=(0, 1)) | np.bitwise_or.reduce(other, axis=(0, 1))
     rows, words = np.flatnonzero(used.any(axis=1)), np.flatnonzero(used.any(axis=0))
     top, left = slice(rows[0], rows[-1] + 1), slice(words[0], words[-1] + 2)
-    return np.ascontiguousarray(one[:, top, left]), np.ascontiguousarray(other[:, top, left])
+    return np.ascontiguousarray(one[..., top, left]), np.ascontiguousarray(other[..., top, left])
 
 
 def _dilated(bits: Bits, reach: int) -> Bits:
-    """Pixels within `reach` of a set's; (n, H, words) with a margin of as many."""
-    height = bits.shape[1]
+    """Pixels within `reach` of a set's; (..., H, words) with a margin of as many."""
+    height = bits.shape[-2]
     reaches = [math.isqrt(reach * reach - dy * dy) for dy in range(reach + 1)]
     wide, at = bits, 0
     found = np.zeros_like(bits)
@@ -178,8 +191,8 @@ def _dilated(bits: Bits, reach: int) -> Bits:
         if dy == 0:
             found |= wide
         elif dy < height:
-            found[:, dy:] |= wide[:, :-dy]
-            found[:, :-dy] |= wide[:, dy:]
+            found[..., dy:, :] |= wide[..., :-dy, :]
+            found[..., :-dy, :] |= wide[..., dy:, :]
     return found
 
 

@@ -36,7 +36,8 @@ def _wrong(metric: Metric) -> str | None:
     if not isinstance(columns, tuple) or not columns or len(set(columns)) < len(columns):
         return "names no columns; write columns = ('hits', 'of'), what measure returns of every expression"
     if not isinstance(metric.curves, tuple) or len({*columns, *metric.curves}) < len(columns + metric.curves):
-        return f"has the curves {metric.curves!r}; write curves = ('hits_per_frame',), of other names than columns"
+        told = "write curves = ('hits_per_frame',), of other names than columns"
+        return f"has the curves {metric.curves!r}; {told}"
     filled = columns + metric.curves
     if odd := [name for name in filled if not isinstance(name, str) or not COLUMN.fullmatch(name)]:
         return f"has the column {odd[0]!r}; a column's name is small letters, digits and _"
@@ -72,9 +73,9 @@ register(NoTargetAccuracy)
 register(TargetAccuracy)
 for _threshold in PRECISION_AT:
     metrics.add(TargetPrecision(_threshold))
-register(RegionAndBoundary)
 register(RegionSimilarity)
 register(BoundaryAccuracy)
+register(RegionAndBoundary)
 
 
 def of_medium(medium: Medium) -> list[Metric]:
@@ -145,7 +146,8 @@ def _wrong_measure(metric: Metric, rows: Any, count: int, frames: int) -> str | 
                 return f"returned {value!r} as {name}, which is no finite int or float"
         for name in metric.curves:
             if wrong := _wrong_curve(row[name], frames):
-                return f"returned {wrong} as {name}, which is no list of {frames} whole numbers, one of each frame"
+                told = f"which is no list of {frames} whole numbers, one of each frame"
+                return f"returned {wrong} as {name}, {told}"
     return None
 
 

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from harness.metrics.base import Columns, Masks, Medium, Metric, Truths
-from harness.metrics.boundary import Counts, contour, pair_counts, region
+from harness.metrics.boundary import Counts, clip_counts, contour, region
 from harness.metrics.masks import FOREGROUND, IGNORED
 
-CURVES = ("j_inner", "j_outer", "f_hits", "f_drawn", "f_found", "f_edge")  # as `pair_counts` has them
+CURVES = ("j_inner", "j_outer", "f_hits", "f_drawn", "f_found", "f_edge")  # as `clip_counts` has them
 
 
 class VideoMetric(Metric):
@@ -113,30 +113,6 @@ def merged(answers: Masks) -> Masks:
         np.logical_and(answer, ~taken, out=kept[place])
         taken |= answer
     return kept
-
-
-def clip_counts(predictions: Masks, targets: Masks, void: NDArray[np.bool_] | None = None) -> Counts:
-    """What J and F of every prediction against every target of a clip are made of, frame by frame.
-
-    Args:
-        predictions: (P, T, H, W) bool.
-        targets: (G, T, H, W) bool.
-        void: (T, H, W) bool, pixels that count for nothing.
-
-    Returns:
-        (P, G, T, 6), in the order of CURVES.
-
-    Raises:
-        ValueError: these are no masks of one size, or of another number of frames.
-    """
-    frames = {one.shape[-3] for one in (predictions, targets, *([] if void is None else [void]))}
-    if len(frames) > 1:
-        raise ValueError(f"expected masks of as many frames, got {' and '.join(map(str, sorted(frames)))}")
-    per_frame = [
-        pair_counts(predictions[:, t], targets[:, t], void[t] if void is not None and void[t].any() else None)
-        for t in range(frames.pop())
-    ]
-    return np.stack(per_frame, axis=2)
 
 
 def matching(counts: Counts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

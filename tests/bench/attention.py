@@ -174,7 +174,7 @@ def ours_row(llm: LlamaModel, hidden: Tensor, keys: Tensor, visual: slice) -> Te
     length = hidden.shape[1]
     read = torch.tensor([[length - 1]])
     states, turns = llama.tokens_at(hidden, read), llama.rotary(llm, read, hidden.dtype)
-    logits = llama.Layer(llm, 0).logits(states, keys, llama.ahead_of(read, length), turns)
+    logits = llama.Layer(llm, 0).logits(states, keys, llama.unseen(read, length), turns)
     return llama.probabilities(logits)[:, :, 0, visual]
 
 

@@ -29,12 +29,17 @@ def plan_of(root: Path, pruners: str = "none,fastv,litelvlm,random") -> Plan:
     return Plan(tuple(parse(pruners)), (8, 24), PAIRS, data=str(root))
 
 
-def work(plan: Plan, folder: Path, pause: float, way: Way, most_bytes: int | None) -> None:
+Make = Callable[[float], FakeBackbone]
+
+
+def work(
+    plan: Plan, folder: Path, pause: float, way: Way, most_bytes: int | None, make: Make = SlowBackbone
+) -> None:
     torch.set_num_threads(1)
     if most_bytes is not None:  # a file that would grow beyond it cannot be written: what a full disk does
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
-    backbone = SlowBackbone(pause)
+    backbone = make(pause)
     try:
         run(plan, backbone, prepare(plan, backbone), folder, way)
     except UserError as error:
@@ -51,16 +56,24 @@ def send(
     way: Way | None = None,
     most_bytes: int | None = None,
     plan: Plan | None = None,
+    make: Make = SlowBackbone,
 ) -> ForkProcess:
     """A process that works on the run."""
-    process = FORK.Process(target=work, args=(plan or plan_of(root), folder, pause, way or Way(), most_bytes))
+    given = (plan or plan_of(root), folder, pause, way or Way(), most_bytes, make)
+    process = FORK.Process(target=work, args=given)
     process.start()
     return process
 
 
-def finish(root: Path, folder: Path, place: Place | None = None, plan: Plan | None = None) -> None:
+def finish(
+    root: Path,
+    folder: Path,
+    place: Place | None = None,
+    plan: Plan | None = None,
+    make: Callable[[], FakeBackbone] = FakeBackbone,
+) -> None:
     """Work on the run in this process until it is done."""
-    backbone = FakeBackbone()
+    backbone = make()
     plan = plan or plan_of(root)
     assert run(plan, backbone, prepare(plan, backbone), folder, Way(place=place or Place()))
 

@@ -291,7 +291,12 @@ def test_its_own_answers(
         arrays.equal(ids, data[f"input_ids_{k}"].ravel(), f"run {k} ids")
         row = Row(encoding, (turn,), NoPruning(), patches, (), answers="generated")
         writer = Writer(
-            model.language_model, model.lm_head, tokenizer.seg_id, tokenizer.end_id, mine.most_new, whole=True
+            model.language_model,
+            model.lm_head,
+            tokenizer.seg_id,
+            tokenizer.end_ids,
+            mine.most_new,
+            whole=True,
         )
         with torch.inference_mode():
             past, embeds = Past(), mine.embed([row], [ids])

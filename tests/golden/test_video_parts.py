@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+import re
 
 import numpy as np
 import pytest
@@ -10,13 +11,13 @@ import torch
 from torch import Tensor
 
 from backbones.parts.internvideo2 import VideoEncoder, VideoNumbers, initialise, own_name, sines
+from backbones.parts.sam2 import ABSENT, Tracker, framewise
+from backbones.parts.sam2_frames import masks_to_frame
+from backbones.parts.sam2_keys import official_name
+from backbones.parts.sam2_keys import own_name as sam2_name
 from pruners.errors import UserError
 from tests.golden.arrays import Arrays
-from tests.golden.official_weights import weights
-
-FOLDER = Path(__file__).parent / "video"
-# the golden encoder's, whose perceptron is int(48 * 48 / 11) wide
-TINY = VideoNumbers(width=48, depth=4, heads=4, hidden=209, patch=14, image=56, frames=4)
+from tests.golden.tiny_video import FOLDER, VIDEO, encoder, frames, golden, sam2, text
 
 
 @pytest.fixture
@@ -28,17 +29,9 @@ def arrays(record_property: object, request: pytest.FixtureRequest) -> Arrays:
 # -- InternVideo2
 
 
-def encoder(numbers: VideoNumbers = TINY, attn: str = "sdpa") -> VideoEncoder:
-    """The golden encoder, every official tensor either loaded or known to be unneeded."""
-    stored = weights(np.load(FOLDER / "internvideo2_tiny.npz"))
-    made = VideoEncoder(numbers, attn)
-    made.load_state_dict({ours: v for k, v in stored.items() if (ours := own_name(k, numbers.depth))})
-    return made.eval()
-
-
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 def test_official_features(arrays: Arrays, attn: str) -> None:
-    given = np.load(FOLDER / "internvideo2_tiny.npz")
+    given = golden("internvideo2_tiny")
     with torch.no_grad():
         got = encoder(attn=attn).encode(torch.from_numpy(given["frames"]))
     arrays.close(got, given["features"], 1e-4, "features")
@@ -46,27 +39,27 @@ def test_official_features(arrays: Arrays, attn: str) -> None:
 
 def test_chunks_do_not_see_each_other(arrays: Arrays) -> None:
     """Eight frames are two chunks, one behind the other: the golden clips as one clip."""
-    given = np.load(FOLDER / "internvideo2_tiny.npz")
+    given = golden("internvideo2_tiny")
     with torch.no_grad():
         got = encoder().encode(torch.from_numpy(given["frames"]).flatten(0, 1)[None])
-    arrays.close(got[0], given["features"].reshape(-1, TINY.width), 1e-4, "features of a longer clip")
+    arrays.close(got[0], given["features"].reshape(-1, VIDEO.width), 1e-4, "features of a longer clip")
 
 
 def test_frames_lie_behind_each_other() -> None:
     """What a patch's colour is decides its own token most: token t * P + p is patch p of frame t."""
-    made = VideoEncoder(TINY)
+    made = VideoEncoder(VIDEO)
     made.blocks = torch.nn.ModuleList()
     torch.nn.init.zeros_(made.pos_embed)
     frames = torch.zeros(1, 4, 3, 56, 56)
     frames[0, 2, :, 14:28, 42:56] = 1
     tokens = made.encode(frames)[0]
     (place,) = (tokens - tokens[0]).abs().sum(-1).nonzero().flatten().tolist()
-    assert place == 2 * TINY.tokens + 1 * 4 + 3
+    assert place == 2 * VIDEO.tokens + 1 * 4 + 3
 
 
 def test_unneeded_tensors_are_known_by_name() -> None:
-    stored = [str(key) for key in np.load(FOLDER / "internvideo2_tiny.npz")["keys"]]
-    unneeded = {key for key in stored if own_name(key, TINY.depth) is None}
+    stored = [str(key) for key in golden("internvideo2_tiny")["keys"]]
+    unneeded = {key for key in stored if own_name(key, VIDEO.depth) is None}
     assert {key.split(".")[0] for key in unneeded} == {
         "blocks",
         "clip_decoder",
@@ -77,7 +70,7 @@ def test_unneeded_tensors_are_known_by_name() -> None:
         "img_pos_embed",
     }
     assert all(key.startswith("blocks.3.") for key in unneeded if key.startswith("blocks."))
-    assert set(stored) - unneeded == set(VideoEncoder(TINY).state_dict())
+    assert set(stored) - unneeded == set(VideoEncoder(VIDEO).state_dict())
 
 
 def test_full_size_encoder() -> None:
@@ -124,7 +117,7 @@ def test_positions_tell_frame_row_and_column() -> None:
 
 def test_half_precision_stays_near(arrays: Arrays) -> None:
     """Norms and scales are computed in float32 and give the states' own precision back."""
-    given = np.load(FOLDER / "internvideo2_tiny.npz")
+    given = golden("internvideo2_tiny")
     with torch.no_grad():
         got = encoder().bfloat16().encode(torch.from_numpy(given["frames"]).bfloat16())
     assert got.dtype == torch.bfloat16
@@ -141,10 +134,52 @@ def test_half_precision_stays_near(arrays: Arrays) -> None:
 )
 def test_other_frames_are_refused(frames: tuple[int, ...], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        VideoEncoder(TINY).encode(torch.zeros(frames))
+        VideoEncoder(VIDEO).encode(torch.zeros(frames))
 
 
 @pytest.mark.parametrize("wrong", [{"heads": 5}, {"image": 60}, {"depth": 1}, {"width": 0}])
 def test_numbers_that_do_not_fit_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(UserError, match="give the checkpoint's numbers"):
-        VideoNumbers(**{**vars(TINY), **wrong})
+        VideoNumbers(**{**vars(VIDEO), **wrong})
+
+
+# -- SAM2 with a text prompt
+
+
+def same_logits(arrays: Arrays, got: Tensor, expected: np.ndarray, name: str) -> None:
+    """Within the set's tolerance, and every mask to the last pixel."""
+    arrays.close(got, expected, 1e-2, name)
+    arrays.equal((got > 0).numpy(), expected > 0, f"{name} masks")
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("case", ["present", "mixed"])
+def test_official_tracking(arrays: Arrays, case: str, attn: str) -> None:
+    """Nine frames, more than the seven that are remembered; of `mixed`, most do not show the object."""
+    model = sam2(f"bias_{case}", attn)
+    tracker = Tracker(model, text())
+    with torch.no_grad():
+        masks = torch.stack([masks_to_frame(tracker.step(frame), (60, 90))[0] for frame in frames(model)])
+    expected = golden("sam2_text_tiny")[f"video_{case}"]
+    same_logits(arrays, masks, expected, case)
+    absent = (masks == ABSENT).flatten(1).all(1)
+    assert absent.tolist() == (expected == ABSENT).all((1, 2)).tolist()
+    assert bool(absent.any()) == (case == "mixed") and not bool(absent.all())
+
+
+def test_official_framewise(arrays: Arrays) -> None:
+    model = sam2()
+    with torch.no_grad():
+        masks = torch.cat([framewise(model, frame, text()) for frame in frames(model)])
+    same_logits(arrays, masks_to_frame(masks, (60, 90)), golden("sam2_text_tiny")["framewise"], "framewise")
+
+
+def test_official_names_both_ways(arrays: Arrays) -> None:
+    """The rule names all 900 tensors as transformers does, but for the rows that stand by themselves here."""
+    known = json.loads((FOLDER / "sam2_keymap.json").read_text())
+    ours = [re.sub(r"\.weight\[(\d)\]$", r".\1.weight", name) for name in known.values()]
+    arrays.equal([sam2_name(name) for name in known], np.array(ours), "our names")
+    arrays.equal([official_name(name) for name in ours], np.array(list(known)), "official names")
+    for layer in "01":
+        scale = f"memory_encoder.memory_fuser.layers.{layer}.scale"
+        assert sam2_name(f"memory_encoder.fuser.layers.{layer}.gamma") == scale in ours

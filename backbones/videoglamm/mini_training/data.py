@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from backbones.videoglamm.preprocess import sampled
 from harness.data.refclips.language import MOTIONS, describe_clip
 from harness.data.refclips.scenes import COLORS, HEIGHT, SHAPES, SIZES, TEXTURES, WIDTH, PaintedClip
 from harness.data.refclips.splits import painted
@@ -28,11 +29,9 @@ MIDDLE = np.array((WIDTH / 2, HEIGHT / 2) * 2, dtype=np.float32)
 UNIT = 96.0  # pixels
 
 
-def sampled(length: int) -> NDArray[np.int64]:
-    """Frames that are seen of a clip of so many: evenly spread, cut to whole numbers, as officially."""
-    if length <= SAMPLED:
-        return np.minimum(np.arange(SAMPLED), length - 1)
-    return np.linspace(0, length - 1, SAMPLED).astype(np.int64)
+def seen_frames(length: int) -> NDArray[np.int64]:
+    """Numbers of the frames that are seen of a clip of so many."""
+    return np.array(sampled(length, SAMPLED))
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def scaled(ways: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _pack(clip: PaintedClip) -> tuple[Any, ...]:
-    seen = sampled(len(clip.frames))
+    seen = seen_frames(len(clip.frames))
     owner = np.zeros((SAMPLED, HEIGHT, WIDTH), dtype=np.uint8)
     traits = np.full((MOST_OBJECTS, len(ATTRIBUTES)), -1, dtype=np.int8)
     ways = np.zeros((MOST_OBJECTS, 4), dtype=np.float32)

@@ -25,9 +25,10 @@ from backbones.mini.training.config import IMAGE
 from backbones.mini.training.see import normalised_clip
 from backbones.parts import clip as clips_of
 from backbones.parts import sam as sams
-from backbones.videoglamm.mini_training.data import SAMPLED, sampled, scaled
+from backbones.parts.tokenizer import IMAGE_TOKEN, Phi3Tokenizer
+from backbones.videoglamm.mini_training.data import scaled, seen_frames
 from backbones.videoglamm.mini_training.model import VideoParts
-from backbones.videoglamm.mini_training.prompt import Words, build_prompt
+from backbones.videoglamm.mini_training.prompt import conversation
 from backbones.videoglamm.mini_training.talk import CROP, LOOKING, NAMING, Talking, batched
 from backbones.videoglamm.mini_training.teach import RESIZED, WayCode, grounding_pixels
 from backbones.videoglamm.mini_training.train import Work
@@ -77,12 +78,12 @@ def visual_tokens(parts: VideoParts, frames: NDArray[np.uint8]) -> Tensor:
 
 @torch.no_grad()
 def written(
-    parts: VideoParts, words: Words, visual: Tensor, texts: Sequence[str]
+    parts: VideoParts, words: Phi3Tokenizer, visual: Tensor, texts: Sequence[str]
 ) -> list[tuple[Tensor | None, list[int]]]:
     """Greedy answers up to the first [SEG]: its prompt for the mask decoder or None, and the ids."""
-    first = words.encode(build_prompt("x", SAMPLED))
-    start = first.index(-200)
-    asked = [words.encode(build_prompt(text, SAMPLED))[start + SAMPLED :] for text in texts]
+    first = words.encode(conversation("x"))
+    start = first.index(IMAGE_TOKEN)
+    asked = [words.encode(conversation(text))[start + 1 :] for text in texts]
     answers: list[list[int]] = [[] for _ in texts]
     prompts: dict[int, Tensor] = {}
     for _ in range(MOST_NEW):
@@ -115,14 +116,14 @@ def overlap(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
 
 
 @torch.no_grad()
-def judge(parts: VideoParts, code: WayCode, words: Words, split: str, count: int) -> pd.DataFrame:
+def judge(parts: VideoParts, code: WayCode, words: Phi3Tokenizer, split: str, count: int) -> pd.DataFrame:
     """J in percent and how often the answer said [SEG], by condition and family, on the first clips of a
     split."""
     rows = []
     other: Tensor | None = None
     for index in tqdm(range(count + 1), desc=split, mininterval=10):
         clip = painted(split, index)
-        seen = clip.frames[sampled(len(clip.frames))]
+        seen = clip.frames[seen_frames(len(clip.frames))]
         visual = visual_tokens(parts, seen)
         if other is None:
             other = visual

@@ -25,7 +25,7 @@ from backbones.mini.training.branches import Branches, run_branches
 from backbones.mini.training.loop import cache
 from backbones.mini.training.see import normalised_clip
 from backbones.parts import clip as clips_of
-from backbones.parts.tokenizer import IMAGE_TOKEN
+from backbones.parts.tokenizer import IMAGE_TOKEN, Phi3Tokenizer
 from backbones.videoglamm.mini_training.data import (
     ATTRIBUTES,
     MOST_OBJECTS,
@@ -36,7 +36,7 @@ from backbones.videoglamm.mini_training.data import (
     scaled,
 )
 from backbones.videoglamm.mini_training.model import CLIP_POOL, CLIP_SIDE, VIDEO_POOL, VideoParts
-from backbones.videoglamm.mini_training.prompt import ANSWERS, SHARES, Words, build_prompt
+from backbones.videoglamm.mini_training.prompt import ANSWERS, SHARES, conversation
 from backbones.videoglamm.mini_training.teach import WayCode
 from backbones.videoglamm.mini_training.watch import owners
 from harness.data.refclips.scenes import HEIGHT, WIDTH
@@ -80,16 +80,16 @@ def token_frames() -> Tensor:
 class Conversations:
     """Draws questions and answers and tokenises them as evaluation does."""
 
-    def __init__(self, words: Words) -> None:
+    def __init__(self, words: Phi3Tokenizer) -> None:
         self.words = words
 
     def tokenize(self, text: str, answer: str) -> tuple[list[int], list[int], int]:
         """Ids before the frames, ids behind them up to [SEG], and how many of those are the answer."""
-        ids = self.words.encode(build_prompt(text, SAMPLED, answer))
-        asked = len(self.words.encode(build_prompt(text, SAMPLED)))
+        ids = self.words.encode(conversation(text, answer))
+        asked = len(self.words.encode(conversation(text)))
         first = ids.index(IMAGE_TOKEN)
         end = ids.index(self.words.seg_id) + 1
-        return ids[:first], ids[first + SAMPLED : end], end - asked
+        return ids[:first], ids[first + 1 : end], end - asked
 
     def draw(self, clips: Clips, picks: NDArray[np.int64], count: int, rng: np.random.Generator) -> Branches:
         """`count` branches per clip."""
@@ -139,7 +139,7 @@ class Talking(nn.Module):
         parts: VideoParts,
         code: WayCode,
         clips: Clips,
-        words: Words,
+        words: Phi3Tokenizer,
         *,
         batch: int = 4,
         count: int = 12,

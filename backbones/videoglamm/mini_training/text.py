@@ -10,16 +10,22 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from backbones.videoglamm.conversation import QUESTION
 from backbones.videoglamm.mini_training.data import Clips
-from backbones.videoglamm.mini_training.prompt import ADDED, ANSWERS, QUESTION, SYSTEM
+from backbones.videoglamm.mini_training.prompt import ADDED, ANSWERS
 
 PIECES = 640
 FILES = ("tokenizer.model", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
+SYSTEM = "You are a helpful AI assistant."
 EVERYDAY = (
     "a man in a red shirt running to the left",
     "the dog that jumps over the fence",
     "second car from left",
 )
+
+
+# behind these a line break vanishes, as in Phi-3's tokenizer
+STRIPPING = ("<|assistant|>", "<|end|>", "<|system|>", "<|user|>")
 
 
 def corpus(clips: Clips, count: int = 600) -> Iterator[str]:
@@ -62,6 +68,10 @@ def build_tokenizer(folder: Path, clips: Clips) -> int:
         "model_max_length": 4096,
         "padding_side": "left",
         "tokenizer_class": "LlamaTokenizer",
+        "added_tokens_decoder": {
+            str(pieces + k): {"content": token, "lstrip": False, "rstrip": token in STRIPPING}
+            for k, token in enumerate(ADDED)
+        },
         **special,
     }
     (folder / FILES[3]).write_text(json.dumps(settings, indent=2))

@@ -22,10 +22,9 @@ from torch import nn
 from backbones.glamm.checkpoint import load_checkpoint
 from backbones.mini.training.loop import run_stage
 from backbones.parts import llama
-from backbones.parts.tokenizer import LlamaTokenizer
+from backbones.parts.tokenizer import LlamaTokenizer, Phi3Tokenizer
 from backbones.videoglamm.mini_training import data, model, talk, teach, text, watch
 from backbones.videoglamm.mini_training.export import export
-from backbones.videoglamm.mini_training.prompt import Words
 
 STAGES = ("clips", "ways", "watch", "talk", "export")
 STEPS = {"ways": 1000, "watch": 1200, "talk": 2000}
@@ -44,7 +43,7 @@ class Work:
         self.clips = data.build_clips(folder / "clips", clips)
         self.tokenizer = folder / "tokenizer"
         vocab = text.build_tokenizer(self.tokenizer, self.clips)
-        self.words = Words(self.tokenizer)
+        self.words = Phi3Tokenizer(self.tokenizer)
         seeing = load_checkpoint(SEEING / "checkpoint", str(SEEING / "clip"))
         torch.manual_seed(seed)
         self.parts = model.VideoParts(seeing, vocab)

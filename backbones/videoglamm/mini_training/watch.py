@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from backbones.mini.training.loop import cache
 from backbones.parts.internvideo2 import VideoEncoder, VideoNumbers
+from backbones.videoglamm import preprocess
 from backbones.videoglamm.mini_training.data import (
     ATTRIBUTES,
     MOST_OBJECTS,
@@ -28,9 +29,6 @@ from backbones.videoglamm.mini_training.data import (
 )
 
 NUMBERS = VideoNumbers(width=96, depth=4, heads=4, hidden=256, patch=6, image=96, frames=SAMPLED)
-# mean and deviation of ImageNet's colors, 0 to 1
-MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
-STD = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
 WEIGHT = {"shape": 1.0, "color": 1.0, "texture": 0.5, "size": 1.0, "motion": 2.0, "edge": 1.0}
 WAVES = 8  # of a position along one axis
 ASKED = 48  # patches of a clip whose attention is asked for
@@ -39,11 +37,11 @@ NEAR = (4, 6)  # of these, the coarse ones that attention begins with
 
 
 def video_pixels(frames: NDArray[np.uint8], size: int = NUMBERS.image) -> Tensor:
-    """(..., H, W, 3) uint8 -> (..., 3, size, size): stretched to the square, bilinear without smoothing."""
-    flat = torch.tensor(frames.reshape(-1, *frames.shape[-3:]))
-    pixels = flat.permute(0, 3, 1, 2).float()
-    pixels = F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False) / 255
-    return ((pixels - MEAN) / STD).unflatten(0, frames.shape[:-3])
+    """(..., H, W, 3) uint8 -> (..., 3, size, size) as the video encoder's branch gets them."""
+    flat = frames.reshape(-1, *frames.shape[-3:])
+    return torch.stack([preprocess.video_pixels(frame.copy(), size) for frame in flat]).unflatten(
+        0, frames.shape[:-3]
+    )
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from backbones.parts.json_files import load_json
 from harness.data.dataset import DataSet, Splits
 from harness.data.sample import DamagedSegmentation, DataError, Expression, Sample
 from harness.data.video.davis_texts import read_texts
@@ -37,6 +38,7 @@ from harness.data.video.lists import (
     file_names,
     no_split,
     number,
+    of_kind,
     read_list,
 )
 from harness.data.video.painted import VOID, Painted, painted, read_ids
@@ -88,7 +90,7 @@ class Place:
     folder: Path
 
     def splits(self) -> list[str]:
-        return [split for split in SPLITS if self._list(split).is_file()]
+        return [split for split in SPLITS if self.list_file(split).is_file()]
 
     def jpegs(self, split: str) -> Path:
         """Folder of the videos' folders of frames."""
@@ -104,9 +106,10 @@ class Place:
         Raises:
             DataError: files are missing or damaged.
         """
-        return read_list(self._list(split), MEND)
+        return read_list(self.list_file(split), MEND)
 
-    def _list(self, split: str) -> Path:
+    def list_file(self, split: str) -> Path:
+        """The list of a split's expressions."""
         return self.folder / META / SPLITS[split] / f"{META}.json"
 
 
@@ -276,18 +279,12 @@ def convert_davis(root: Path, target: Path, splits: Sequence[str] = tuple(SPLITS
     if not isinstance(place, Downloaded):
         raise DataError(f"'{place.folder}' is converted already; name the folder that holds the downloads.")
     held = [split for split in splits if split in place.splits()]
-    semantics = place.folder / "davis_semantics.json"
     for split in held:
-        folder, videos = Place(target), place.read(split)
-        with blamed(semantics, "unpack DAVIS-2017_semantics-480p.zip"):
-            objects = json.loads(semantics.read_text("utf-8"))
-            named = {
-                one.name: {key: {"category": str(what)} for key, what in objects[one.name].items()}
-                for one in videos
-            }
+        videos, made = place.read(split), Place(target)
+        named = _categories(place.folder / "davis_semantics.json", videos)
         for video in videos:
-            _copy(place.jpegs(split) / video.name, folder.jpegs(split) / video.name)
-            _copy(place.masks(split) / video.name, folder.masks(split) / video.name)
+            _copy(place.jpegs(split) / video.name, made.jpegs(split) / video.name)
+            _copy(place.masks(split) / video.name, made.masks(split) / video.name)
         listed = {
             video.name: {
                 "expressions": {str(one.id): dict(one.record) for one in video.expressions},
@@ -295,12 +292,25 @@ def convert_davis(root: Path, target: Path, splits: Sequence[str] = tuple(SPLITS
             }
             for video in videos
         }
-        path = folder._list(split)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"videos": listed}))
-        meta = {"videos": {name: {"objects": what} for name, what in named.items()}}
-        (target / SPLITS[split] / "meta.json").write_text(json.dumps(meta))
+        for path, content in ((made.list_file(split), listed), (target / SPLITS[split] / "meta.json", named)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"videos": content}))
     return held
+
+
+def _categories(path: Path, videos: Sequence[ListedVideo]) -> dict[str, Any]:
+    """What DAVIS says that the objects of every video are."""
+    with blamed(path, "unpack DAVIS-2017_semantics-480p.zip"):
+        known = of_kind(load_json(path), dict, "it")
+        return {
+            video.name: {
+                "objects": {
+                    key: {"category": str(what)}
+                    for key, what in of_kind(known[video.name], dict, f"video {video.name}").items()
+                }
+            }
+            for video in videos
+        }
 
 
 def _copy(source: Path, target: Path) -> None:

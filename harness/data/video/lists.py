@@ -106,7 +106,8 @@ def _short(value: Any) -> str:
 def _video(name: str, entry: Any) -> ListedVideo:
     where = f"video {name}"
     try:
-        frames = [plain(frame, "frame") for frame in of_kind(entry, dict, "it").get("frames") or []]
+        held = of_kind(of_kind(entry, dict, "it").get("frames", []), list, "'frames'")
+        frames = [plain(frame, "frame") for frame in held]
         said = of_kind(entry["expressions"], dict, "'expressions'")
     except KeyError as error:
         raise ValueError(f"{where} has no {error}") from None

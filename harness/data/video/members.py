@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 CHUNK = 2**20  # characters that are read at once
 MOST_OF_ONE = 2**26  # characters of one member: the masks of a minute of video have 0.3 million
+LARGE = 2**20  # characters; from there on it is looked at what a member is made of
 SPACE = " \t\n\r"
 
 
@@ -103,5 +104,5 @@ class _Text:
     def _not_of_brackets(self, end: int) -> None:
         """A list takes some twenty times its two bytes; refused before the next one comes on top."""
         length = end - self.at
-        if length > CHUNK and sum(self.held.count(one, self.at, end) for one in "[{") > length // 8:
+        if length > LARGE and sum(self.held.count(one, self.at, end) for one in "[{") > length // 8:
             raise ValueError("it is made of brackets")

@@ -126,7 +126,7 @@ def write_davis(root: Path, clips: Iterable[Video], split: str = "val", encode: 
 
 def _only(clip: Video, number: int, file: str) -> str:
     texts = [said.text for said in clip.said if said.objects == (number,) and said.file == file]
-    if len(texts) != 1 or not texts[0].strip() or "\n" in texts[0]:
+    if len(texts) != 1 or not texts[0].strip() or set(texts[0]) & set("\r\n"):
         raise DataError(
             f"Object {number} of the clip {clip.name!r} has {len(texts)} texts in {file}; Ref-DAVIS wants "
             f"one line of each of {', '.join(FILES)}."
@@ -177,7 +177,7 @@ def write_mevis(root: Path, clips: Sequence[Video], split: str = "valid_u", enco
     """
     folder, public = root / "mevis", split != "valid"
     masks: dict[str, list[dict[str, Any] | None]] = {}
-    listed = {}
+    listed: dict[str, dict[str, Any]] = {}
     for clip in clips:
         _write_frames(folder / split / JPEGS / clip.name, clip, encode)
         numbers = {one: len(masks) + place for place, one in enumerate(clip.objects)}

@@ -1,0 +1,1 @@
+"""VideoGLaMM, which segments what an expression names in a clip, and its embedded small twin."""

@@ -1,0 +1,52 @@
+"""videoglamm-mini: shipped weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backbones.mini import MINI
+from backbones.registry import Finding, Runtime, Settings, register
+from backbones.videoglamm.settings import VideoGlamm, VideoGlammFamily, check_choices
+from pruners.errors import UserError
+
+if TYPE_CHECKING:
+    from backbones.base import Backbone
+
+CHECKPOINT = Path(__file__).parent / "weights" / "checkpoint"
+
+
+@register
+@dataclass(frozen=True)
+class VideoGlammMini(VideoGlammFamily, Settings):
+    """The embedded small VideoGLaMM, trained on RefClips; no downloads. Its segmenter is SAM's, which sees
+    every frame by itself and follows nothing.
+
+    Attributes:
+        placement, branch, frames: as in `VideoGlammFamily`.
+    """
+
+    placement: str = "grid"
+    branch: str = "framewise"
+    frames: int | None = 4
+    name = "videoglamm-mini"
+    reference = "backbones/videoglamm/mini/README.md"
+    images_by_default = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self)
+        if self.branch != "framewise":
+            raise UserError(f"{self.name} follows nothing through a clip; leave out branch={self.branch!r}.")
+
+    def load(self, how: Runtime) -> Backbone:
+        """The shipped weights, and glamm-mini's CLIP."""
+        from backbones.videoglamm.loading import read_model
+
+        return read_model(self, str(CHECKPOINT), str(MINI / "clip"), None, how)
+
+    def examine(self) -> Iterator[Finding]:
+        """The shipped files, as those of a release."""
+        return VideoGlamm(str(CHECKPOINT), str(MINI / "clip")).examine()

@@ -1,0 +1,159 @@
+"""Where a budget acts between CLIP's patches and the language model: in front of the pool that VideoGLaMM has
+there, in its place, or behind it.
+
+Officially all patches of a frame are projected and averaged over a pool of 12 x 12 cells, so that 576 patches
+become 144 tokens. The published budgets 576, 196 and 81 can be read in more than one way:
+
+    grid     the kept patches, in the order of the selection, are laid out as a square and pooled as if they
+             were an image: 144 tokens at every budget, as the public code makes of that many patches
+    direct   no pool: every kept patch is a token of its own
+    postpool the pooled cells are what is pruned
+"""
+
+from __future__ import annotations
+
+from math import isqrt
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pruners.base import CLS, Need
+from pruners.errors import ImpossibleBudget, UserError, nearest
+
+PLACEMENTS = ("grid", "direct", "postpool")
+POOL, VIDEO_POOL = 12, 8  # cells along a side: of CLIP's patches, of the video encoder's
+CELLS = POOL * POOL
+
+
+def check_placement(name: str) -> str:
+    """The name, if it is a placement.
+
+    Raises:
+        UserError: it is none.
+    """
+    if name not in PLACEMENTS:
+        raise UserError(
+            f"videoglamm has no placement {name!r}, there are {', '.join(PLACEMENTS)}."
+            f"{nearest(name, PLACEMENTS)}"
+        )
+    return name
+
+
+def square_side(count: int, what: str = "the placement grid") -> int:
+    """The side of a square of so many tokens.
+
+    Raises:
+        ImpossibleBudget: they make none.
+
+    Example:
+        >>> square_side(196)
+        14
+    """
+    side = isqrt(count)
+    if side * side != count or not count:
+        below, above = max(side, 1) ** 2, (side + 1) ** 2
+        raise ImpossibleBudget(
+            f"{what} lays the kept patches out as a square, and {count} make none; give {below} or {above}, "
+            f"or placement='direct'."
+        )
+    return side
+
+
+def pooled(tokens: Tensor, cells: int) -> Tensor:
+    """(..., K, width) tokens of a square, row by row -> (..., cells * cells, width): averages over cells."""
+    side = square_side(tokens.shape[-2])
+    flat = tokens.reshape(-1, side, side, tokens.shape[-1]).permute(0, 3, 1, 2)
+    found = F.adaptive_avg_pool2d(flat, cells).flatten(2).transpose(1, 2)
+    return found.reshape(*tokens.shape[:-2], cells * cells, tokens.shape[-1])
+
+
+def members(cells: Tensor, side: int) -> Tensor:
+    """The patches of cells of a grid of `side` x `side`, cell by cell; marks stay as they are.
+
+    Example:
+        >>> members(torch.tensor([1, -2]), 24).tolist()
+        [2, 3, 26, 27, -2]
+    """
+    each = side // POOL
+    inside = torch.arange(each, device=cells.device)
+    offsets = (inside[:, None] * side + inside).flatten()
+    real = cells >= 0
+    first = cells // POOL * each * side + cells % POOL * each
+    found = torch.where(real[:, None], first[:, None] + offsets, cells[:, None])
+    once = torch.arange(len(offsets), device=cells.device) == 0
+    return found[real[:, None] | once]
+
+
+# -- a pruner's view of the pooled cells
+
+# of what stands for a token alone, a cell has the mean of its patches; what it gets of attention is the sum
+# over its patches as keys, and what it gives is their mean as queries
+UNPOOLED = ("cls_query", "text_embeds", "llm_text_embeds")
+
+
+def over_cells(states: Tensor, side: int, total: bool = False) -> Tensor:
+    """(..., N, C) -> (..., cells, C) means, or sums, of the patches of every cell."""
+    each = side // POOL
+    parts = states.unflatten(-2, (POOL, each, POOL, each))
+    found = parts.sum((-4, -2)) if total else parts.mean((-4, -2))
+    return found.flatten(-3, -2)
+
+
+def beside_class(states: Tensor, side: int, total: bool = False) -> Tensor:
+    """The same with a class token in front, which stays as it is."""
+    return torch.cat([states[..., :1, :], over_cells(states[..., 1:, :], side, total)], dim=-2)
+
+
+def keys_together(rows: Tensor, side: int) -> Tensor:
+    """(..., N+1) shares of attention -> (..., cells+1), each the sum of its patches'."""
+    return beside_class(rows[..., None], side, total=True)[..., 0]
+
+
+def of_cells(need: Need, found: Tensor, side: int, cls_row: Tensor | None = None) -> Tensor:
+    """A signal of all patches as one of the cells.
+
+    Args:
+        found: the signal as `Need` has it.
+        cls_row: (H, N+1) the class token's attention of the same layer, for `received_attention`: the mean
+            over the rows of a map of cells is not that of a map of patches.
+    """
+    if need.kind in UNPOOLED:
+        return found
+    if need.kind in ("projected_patches", "llm_patches"):
+        return over_cells(found, side)
+    if need.kind == "referent":
+        return over_cells(found[:, None], side)[:, 0]
+    if need.kind == "cls_attention":
+        return keys_together(found, side)
+    if need.kind == "attention":
+        return beside_class(keys_together(found, side), side)
+    if need.kind == "received_attention":
+        assert cls_row is not None
+        patches = found * found.shape[-1] - cls_row  # sums over the patches' rows
+        rows = (cls_row + patches / (side // POOL) ** 2) / (CELLS + 1)
+        return keys_together(rows, side)
+    return beside_class(found, side)
+
+
+# -- what the language model gets of a view
+
+
+def place(
+    placement: str, projected: Tensor, indices: Tensor, merged: Tensor | None, own_class: Tensor | None
+) -> Tensor:
+    """(T, width) tokens of one view.
+
+    Args:
+        projected: (N, width) what the projector makes of its tokens: of all patches, or of postpool the
+            cells.
+        indices: (T,) what was chosen of them, or CLS or POOLED.
+        merged: (T, width) the same for tokens that the method merged; None where it merges nothing.
+        own_class: (width,) the class token projected; needed where it is chosen.
+    """
+    tokens = merged
+    if tokens is None:
+        tokens = projected.index_select(0, indices.clamp(min=0))
+        if own_class is not None:
+            tokens = torch.where((indices == CLS)[:, None], own_class, tokens)
+    return pooled(tokens, POOL) if placement == "grid" else tokens

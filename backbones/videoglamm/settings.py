@@ -1,0 +1,184 @@
+"""VideoGLaMM as one writes it: which files, where budgets act, how masks are made, and what holds for every
+model of the family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from backbones.registry import KINDS, POSITIONS, Family, Finding, Runtime, Settings, register
+from backbones.videoglamm.placement import CELLS, PLACEMENTS, check_placement, square_side
+from pruners.base import Pruner
+from pruners.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from backbones.base import Backbone
+
+PATCHES = 576  # of a view
+FRAMES = 16  # where neither the settings nor config.json say
+BRANCHES = ("video", "framewise")
+NO_WEIGHTS = (
+    "The backbone videoglamm needs weights: give --checkpoint DIR or 'owner/name@revision', or use "
+    "--backbones videoglamm-mini."
+)
+
+
+class VideoGlammFamily(Family):
+    """CLIP and InternVideo2 see some frames of a clip, Phi-3 answers in its own words, SAM2 segments all
+    frames.
+
+    Budgets count tokens of one frame, one view. Methods that act inside the language model prune each
+    frame by itself, too; the video encoder's tokens are never pruned.
+
+    Attributes:
+        placement: where a budget acts, one of `placement.PLACEMENTS`.
+        branch: how masks are made: "video" follows the first frame's through the clip, "framewise" segments
+            every frame by itself.
+        frames: that the language model sees of a clip; None for what config.json says, else 16.
+    """
+
+    placement: str = "grid"
+    branch: str = "video"
+    frames: int | None = None
+
+    signals = KINDS
+    cuts_inside = True
+    geometry = "centre-crop"
+    medium: ClassVar[Literal["image", "video"]] = "video"
+    protocols: ClassVar[Mapping[str, str]] = {
+        "videoglamm": "every expression alone in one fixed wording, as officially",
+        "each": "every expression alone, which is the same",
+    }
+    positions = POSITIONS
+    answers: ClassVar[tuple[str, ...]] = ("generated", "forced")
+    costs_by_default = "off"
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """Placement, frames and branch."""
+        frames = "as config.json says" if self.frames is None else str(self.frames)
+        return {"placement": self.placement, "frames": frames, "branch": self.branch}
+
+    def sent(self, budget: int) -> int:
+        """Tokens of a view that the language model gets of so many chosen ones.
+
+        Raises:
+            ImpossibleBudget: they make no square where one is asked.
+        """
+        if self.placement != "grid":
+            return budget
+        square_side(budget)
+        return CELLS
+
+    @property
+    def pooled(self) -> int:  # type: ignore[override]
+        """Patches of a cell, where a token of the language model is one."""
+        return PATCHES // CELLS if self.placement == "grid" else 1
+
+    def stated(self, pruner: Pruner, budget: int, patches: int, num_layers: int) -> tuple[int, ...]:
+        """What the language model's layers see of a view, behind the pool of the placement grid.
+
+        Raises:
+            UserError: as `pruners.checks.stated`, or a budget that the placement cannot take.
+        """
+        from pruners import checks
+
+        if pruner.stage != "tower":
+            return checks.stated(pruner, budget, self.sent(patches), num_layers)
+        return tuple(map(self.sent, checks.stated(pruner, budget, patches, num_layers)))
+
+    def lacks(self, pruner: Pruner) -> str:
+        """As in `Family`; in the placement grid a method cannot prune in front of the pool and behind it."""
+        if self.placement == "grid" and pruner.stage == "both":
+            return (
+                f"{pruner.spec()} prunes in front of the language model and inside it, and in the placement "
+                f"grid {self.name} pools between the two; give placement='direct' or 'postpool'."
+            )
+        return super().lacks(pruner)
+
+    def check_budget(self, pruner: Pruner, budget: int, num_layers: int, patches: int = PATCHES) -> None:
+        """Raise ImpossibleBudget unless a method can run at a budget in this placement.
+
+        Args:
+            patches: of a view, as pruners see it.
+        """
+        if pruner.stage == "tower":
+            self.sent(budget)
+        else:  # what the language model has of a view is what is pruned there
+            pruner.check(budget, self.sent(patches), num_layers)
+
+
+def called(name: str, placement: str) -> str:
+    """What results are filed under: another placement is another backbone."""
+    return name if placement == PLACEMENTS[0] else f"{name}-{placement}"
+
+
+def check_choices(settings: Settings) -> None:
+    """Raise UserError unless placement, branch and frames of some settings exist."""
+    check_placement(settings.placement)  # type: ignore[attr-defined]
+    branch, frames = settings.branch, settings.frames  # type: ignore[attr-defined]
+    if branch not in BRANCHES:
+        raise UserError(
+            f"{settings.name} has no branch {branch!r}, there are {', '.join(BRANCHES)}."
+            f"{nearest(branch, BRANCHES)}"
+        )
+    if frames is not None and frames < 1:
+        raise UserError(f"{settings.name} cannot see {frames} frames of a clip; give frames=1 or more.")
+
+
+@register
+@dataclass(frozen=True)
+class VideoGlamm(VideoGlammFamily, Settings):
+    """VideoGLaMM from an official checkpoint.
+
+    Attributes:
+        checkpoint: its folder, or a hub name `owner/name@revision`.
+        clip: CLIP's folder or hub name; by default the one that VideoGLaMM was trained with.
+        video: InternVideo2's file, `InternVideo2-stage2_1b-224p-f4.pt`; by default the tensors are taken
+            from the checkpoint.
+        placement, branch, frames: as in `VideoGlammFamily`.
+    """
+
+    checkpoint: str | None = None
+    clip: str | None = None
+    video: str | None = None
+    placement: str = "grid"
+    branch: str = "video"
+    frames: int | None = None
+    name = "videoglamm"
+    reference = "VideoGLaMM (Munasinghe et al., CVPR 2025), https://arxiv.org/abs/2411.04923"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self)
+
+    def load(self, how: Runtime) -> Backbone:
+        """The checkpoint with its towers."""
+        if self.checkpoint is None:
+            raise UserError(NO_WEIGHTS)
+        from backbones.videoglamm.loading import read_model
+
+        return read_model(self, self.checkpoint, self.clip, self.video, how)
+
+    def examine(self) -> Iterator[Finding]:
+        """Key lists, shapes, configs and tokenizers; nothing is fetched."""
+        from backbones.videoglamm.examine import examine_files
+
+        return examine_files(self.checkpoint, self.clip, self.video)
+
+
+@register
+@dataclass(frozen=True)
+class VideoGlamm3B8(VideoGlammFamily, Settings):
+    """The numbers of the released VideoGLaMM without its weights."""
+
+    name = "videoglamm-3.8b"
+    reference = VideoGlamm.reference
+
+    def load(self, how: Runtime) -> Backbone:
+        """Refuse: there are no weights."""
+        raise UserError(
+            "videoglamm-3.8b is numbers alone; to run it, give "
+            "--backbones \"videoglamm(checkpoint='DIR')\" with the released weights."
+        )
