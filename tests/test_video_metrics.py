@@ -308,7 +308,7 @@ def test_the_mean_of_annotators_is_the_mean_of_all_records() -> None:
             records += metrics.measure(answers, truths.astype(np.uint8), "video")
         annotators.append(records)
     every = [row for records in annotators for row in records]
-    for name in ("j", "f", "j&f"):
+    for name in ("j", "f", "j&f", "j&f_fixed"):
         one = metrics.get(name)
 
         def value(records: list[dict[str, Any]], one: metrics.Metric = one) -> float:
@@ -322,7 +322,7 @@ def test_the_mean_of_annotators_is_the_mean_of_all_records() -> None:
 
 
 def test_video_metrics_are_of_video_alone() -> None:
-    assert [one.name for one in metrics.of_medium("video")] == ["j", "f", "j&f"]
+    assert [one.name for one in metrics.of_medium("video")] == ["j", "f", "j&f", "j&f_fixed"]
     masks = clip((4, 4))
     assert "j" not in metrics.measure(masks, masks.astype(np.uint8))[0]
     assert set(metrics.measure(masks, masks.astype(np.uint8), "video")[0]) == {

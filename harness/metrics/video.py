@@ -96,6 +96,22 @@ class RegionAndBoundary(VideoMetric):
         return scores, np.ones(len(scores))
 
 
+class OwnIdentity(VideoMetric):
+    """J&F of every merged answer against the object that its expression is about, in 0..1."""
+
+    name = "j&f_fixed"
+    title = "J&F, own object"
+    meaning = (
+        "the mean of J and F of each answer against its own expression's object, where J and F match answers "
+        "and objects so that they fit best, as officially"
+    )
+    datasets: ClassVar[tuple[str, ...]] = ("ref-davis17",)
+
+    def terms(self, table: Columns) -> tuple[NDArray[Any], NDArray[Any]]:
+        scores = (_scores(table, "j_fixed") + _scores(table, "f_fixed")) / 2
+        return scores, np.ones(len(scores))
+
+
 def merged(answers: Masks) -> Masks:
     """Answers of one group as the official script stores them, one number per pixel: a pixel of several
     answers is the first one's alone.
