@@ -97,6 +97,11 @@ class LlamaTokenizer:
         """Id of [SEG]."""
         return self._added[SEG]
 
+    def tokens(self) -> dict[str, int]:
+        """Ids of all pieces and added tokens, by their text."""
+        pieces = {self._pieces.id_to_piece(k): k for k in range(self._pieces.get_piece_size())}
+        return pieces | self._added
+
     @property
     def pad_id(self) -> int:
         """Id of the padding token, which is the unknown token."""
