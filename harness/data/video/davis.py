@@ -11,7 +11,8 @@ Two people described every object, once from the first frame and once from the f
 expressions, which are answered and scored apart. Expression 4k + a is that of the k-th object in text file a;
 objects are sorted by their id as a text, as the official converter does
 (https://github.com/wjn922/ReferFormer). The official score counts the objects of the first annotation, which
-may be more than those that are spoken of; see `annotated`.
+may be more than those that are spoken of (`annotated`): the texts are of the annotations of 2017, and the
+unsupervised ones were made anew in 2019, so that ids need not agree either.
 """
 
 from __future__ import annotations
