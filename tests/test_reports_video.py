@@ -88,7 +88,15 @@ def clip_row(
         "seg_said": said,
         "seg_logprob": -0.25 if said else None,
         "wrote": "It is [SEG]." if said else "I see nothing.",
-        "measures": {"j": score, "f": f, "j_fixed": score / 2, "f_fixed": f / 2},
+        "measures": {
+            "j": score,
+            "f": f,
+            "j_fixed": score / 2,
+            "f_fixed": f / 2,
+            "j_rest": 0,
+            "f_rest": 0,
+            "n_rest": 0,
+        },
     }
 
 

@@ -27,18 +27,18 @@ def examine_files(
     checkpoint, of CLIP alone."""
     if checkpoint is None:
         if clip is not None:
-            yield from _clip(_local(clip, release), release)
+            yield from examine_clip(local(clip, release), release)
         return
-    tower = _local(clip or release.clip, release)
+    tower = local(clip or release.clip, release)
     if clip is None and not tower.is_dir():
         yield Finding("note", "CLIP is not on this machine: the first run fetches 1.7 GB, or give --clip DIR")
-        yield from _checkpoint(_local(checkpoint, release), None, sam_dims, release)
+        yield from _checkpoint(local(checkpoint, release), None, sam_dims, release)
         return
-    yield from _clip(tower, release)
-    yield from _checkpoint(_local(checkpoint, release), tower, sam_dims, release)
+    yield from examine_clip(tower, release)
+    yield from _checkpoint(local(checkpoint, release), tower, sam_dims, release)
 
 
-def _local(text: str, release: Release) -> Path:
+def local(text: str, release: Release) -> Path:
     """The folder itself, or the hub cache's folder of a name, without asking the network."""
     from huggingface_hub import snapshot_download
 
@@ -52,7 +52,7 @@ def _local(text: str, release: Release) -> Path:
         return Path(text)
 
 
-def _clip(folder: Path, release: Release) -> Iterator[Finding]:
+def examine_clip(folder: Path, release: Release) -> Iterator[Finding]:
     """Key list and shapes of a CLIP folder."""
     try:
         if not folder.is_dir():

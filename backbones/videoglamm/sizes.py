@@ -106,8 +106,8 @@ def check_grid(side: int, folder: Path) -> None:
     """Raise UserError unless CLIP's patches make the cells of the pool."""
     if side % POOL:
         raise UserError(
-            f"CLIP in {str(folder)!r} has {side} x {side} visual tokens, which make no {POOL} x {POOL} cells; "
-            f"give --clip the files of {VIDEOGLAMM.clip}."
+            f"CLIP in {str(folder)!r} has {side} x {side} visual tokens, which make no {POOL} x {POOL} "
+            f"cells; give --clip the files of {VIDEOGLAMM.clip}."
         )
 
 
