@@ -16,7 +16,7 @@ from harness.metrics import Metric
 from harness.metrics.bootstrap import Estimate, adjusted
 from pruners.base import UserError
 from reports.columns import RANKED
-from reports.comparable import COLUMN, KEPT
+from reports.comparable import COLUMN, KEPT, medium_of
 from reports.gather import gather
 from reports.style import COLOURS, GREY, STYLE, save
 from reports.tables import ALPHA, BOUND, Drawn, Weights, column_rank
