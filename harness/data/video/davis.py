@@ -20,7 +20,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,12 @@ def _sample(split: str, place: int, video: ListedVideo, jpegs: Path, masks: Path
         object_id = _object(split, video, one.record)
         expressions.append(Expression(one.id, one.text, object_id, group=group))
         targets.append((painted(object_id, object_id, masks, video.frames, void=True),))
-    return clip_sample(NAME, split, place, video, jpegs, expressions, targets, MASKS, WINDOW)
+    sample = clip_sample(NAME, split, place, video, jpegs, expressions, targets, MASKS, WINDOW)
+    with suppress(DataError):  # an annotation that cannot be read fails its clip alone, when it is measured
+        spoken = {one.ref_id for one in expressions}
+        unspoken = tuple(one for one in annotated(sample) if one.id not in spoken)
+        sample = replace(sample, unspoken=unspoken)
+    return sample
 
 
 def _object(split: str, video: ListedVideo, record: Any) -> int:
