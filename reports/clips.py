@@ -54,6 +54,20 @@ def nearest_view(shown: Sequence[int], frame: int) -> int:
     return min(shown, key=lambda one: (abs(one - frame), one))
 
 
+def kept_near(kept: NDArray[np.bool_], shown: Sequence[int], frame: int, regions: int) -> NDArray[np.bool_]:
+    """(R * N,) bool: the patches that are kept of the frame that the model saw nearest to one, region after
+    region; what is seen several times keeps what any of its views keeps.
+
+    Args:
+        kept: (V * N,) bool, view after view.
+        shown: number of the frame that each view shows.
+        regions: R views of one frame.
+    """
+    of_views = kept.reshape(len(shown), -1)[np.array(shown) == nearest_view(shown, frame)]
+    found: NDArray[np.bool_] = of_views.reshape(-1, regions, of_views.shape[1]).any(axis=0).ravel()
+    return found
+
+
 def clip_answer(
     row: Mapping[Any, Any], regions: int, pictures: Sequence[int], drawn: Sequence[int]
 ) -> dict[str, Any]:
@@ -77,11 +91,12 @@ def clip_answer(
     kept = kept_tokens(str(row["kept"]), int(row["views"]) * rows * columns)
     shown = [int(one) for one in str(row.get("shown") or "").split()]
     seen = [nearest_view(shown, frame) for frame in pictures] if shown else None
+    keeps = shown and [_packed(kept_near(kept, shown, frame, max(1, regions))) for frame in pictures]
     j, f = _curves(row, drawn)
     mean = scores(row)
     return {
         "masks": [masks[frame] for frame in pictures],
-        "keeps": seen and [_kept_of(kept, shown, one, max(1, regions)) for one in seen],
+        "keeps": keeps or None,
         "seen": seen,
         "j": j,
         "f": f,
@@ -93,12 +108,8 @@ def clip_answer(
     }
 
 
-def _kept_of(kept: NDArray[np.bool_], shown: Sequence[int], frame: int, regions: int) -> str:
-    """Bitmap of the patches that are kept of a frame, region after region: a frame that is seen several times
-    keeps what any of its views keeps."""
-    of_views = kept.reshape(len(shown), -1)[np.array(shown) == frame]
-    of_regions = of_views.reshape(-1, regions, of_views.shape[1]).any(axis=0)
-    return base64.b64encode(np.packbits(of_regions.ravel()).tobytes()).decode()
+def _packed(kept: NDArray[np.bool_]) -> str:
+    return base64.b64encode(np.packbits(kept).tobytes()).decode()
 
 
 def _curves(row: Mapping[Any, Any], drawn: Sequence[int]) -> tuple[list[float] | None, list[float] | None]:

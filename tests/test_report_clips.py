@@ -247,7 +247,7 @@ def test_keys_move_the_clip_and_picture_mask_and_words_follow(one: Opened) -> No
     page.keyboard.press("ArrowRight")
     at(page, SHOWN[1])
     assert canvases(page) == after
-    words = page.locator("#clip output").inner_text()
+    words = page.locator("#clip .told").inner_text()
     assert words.startswith("frame 1 of 0 to ") and words.endswith("nearest frame that the model saw: 0")
     assert slider.get_attribute("aria-valuetext") == words
     assert re.search(r"here J \d+\.\d, F \d+\.\d", page.locator("#cards button").first.inner_text())

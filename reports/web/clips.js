@@ -38,7 +38,7 @@ function clipPlayer() {
   const root = find("#clip"), cards = find("#cards");
   const play = make("button", { type: "button", "aria-label": "Play the clip", "aria-pressed": "false" }, "▶");
   const slider = make("input", { type: "range", name: "frame", min: 0, value: 0, "aria-label": "Frame of the clip" });
-  const words = make("output", {}), curve = make("figure", { class: "curve" });
+  const words = make("span", { class: "told" }), curve = make("figure", { class: "curve" });
   root.append(make("div", { class: "tools" }, play, slider, words), curve);
   let open = null, waiting = 0, timer = 0, read = null;
   const place = () => Number(slider.value);
