@@ -39,10 +39,10 @@ BAR, LETTERS, COLOURS = (
 PACE = 120  # milliseconds of a frame, more where frames are left out
 SLOWEST = 500
 NOTE = (
-    "Bright patches are those that the language model's last layer still sees in the view whose frame is nearest "
-    "in time; where it sees a part of a frame alone, the rest is dark, and merged, class, mean and pooled tokens "
-    "show nowhere. Pink: the mask. White line: the truth where it is known. Seconds: choosing tokens and grounding "
-    "all frames, the clip encoded; no benchmark."
+    "Bright patches are those that the language model's last layer still sees in the view whose frame is "
+    "nearest in time; where it sees a part of a frame alone, the rest is dark; a merged token shows at its "
+    "centre, and class, mean and pooled tokens show nowhere. Pink: the mask. White line: the truth where it "
+    "is known. Seconds: choosing tokens and grounding all frames, the clip encoded; no benchmark."
 )
 
 

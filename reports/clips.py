@@ -1,4 +1,5 @@
-"""What the page shows of a clip: some of its frames, and every answer's masks, kept patches and curves there."""
+"""What the page shows of a clip: some of its frames, and in each every answer's mask, kept patches, J and
+F."""
 
 from __future__ import annotations
 
@@ -80,11 +81,11 @@ def clip_answer(
         drawn: frames of the curves.
 
     Returns:
-        `masks` and `keeps` of every frame that is shown: run lengths, and the bitmap of the patches of the view
-        that is nearest in time; `seen`, the frame that this view shows; `j` and `f` at the curves' frames, in
-        percent; `patches` in all views; whether the score is of another expression's mask, as `matched`.
-        `keeps` and `seen` are None where the run does not say which frames the model saw, `j` and `f` where the
-        truth is not known.
+        `masks` and `keeps` of every frame that is shown: run lengths, and the bitmap of the patches of the
+        view that is nearest in time; `seen`, the frame that this view shows; `j` and `f` at the curves'
+        frames, and `means`, J&F, J and F, in percent; `matched`, whether these are of another expression's
+        mask; `patches` and `tokens` of all views. `keeps` and `seen` are None where the run does not say
+        which frames the model saw, scores where the truth is not known.
     """
     masks = str(row["mask"]).split(BETWEEN)
     rows, columns = (int(side) for side in str(row["grid"]).split("x"))

@@ -92,8 +92,8 @@ def pictures(runs: Runs, tables: list[Table]) -> dict[str, Any]:
 
 
 def _affordable(runs: Runs) -> tuple[pd.DataFrame, Shots]:
-    """Expressions whose image has a picture, split by split in turn until the pictures fill the page; all frames
-    of a clip that have one count. The pictures of each, too."""
+    """Expressions whose image has a picture, split by split in turn until the pictures fill the page, where
+    all frames of a clip count; and the pictures of each."""
     frame = runs.samples
     if frame.empty or "image" not in frame:
         return pd.DataFrame(columns=["run", *COLUMN, "sample", "frames"]), {}
@@ -138,8 +138,8 @@ def _choose(part: pd.DataFrame) -> dict[str, tuple[str, int]]:
 
 
 def _item(facts: dict[Any, Any], shots: Shots, images: dict[str, int]) -> dict[str, Any]:
-    """An expression with its truth; of a clip `frames` say what there is of each frame that is shown, `points` at
-    which frames curves are drawn."""
+    """An expression with its truth; of a clip `frames` say what there is of each frame that is shown, and
+    `points` at which frames curves are drawn."""
     found = {
         "sample": facts["sample"],
         "expression": int(facts["expression"]),

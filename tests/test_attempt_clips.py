@@ -67,7 +67,7 @@ def video_of(
 
 
 def turned_right(path: Path) -> None:
-    """Say in an mp4's head that it is to be shown a quarter turn clockwise, as phones do that are held upright."""
+    """Say in an mp4's head that it is to be shown a quarter turn clockwise, as upright phones do."""
     content = bytearray(path.read_bytes())
     start = content.index(b"tkhd") + 44
     matrix = (0, 1 << 16, 0, (1 << 32) - (1 << 16), 0, 0, 0, 0, 1 << 30)
@@ -173,7 +173,7 @@ def test_odd_sizes_stay_what_they_are(tmp_path: Path) -> None:
         (b"", "cannot be read"),
         (b"no video at all", "cannot be read"),
         (b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n", "cannot be read"),
-        (None, "cannot be read"),  # the first half of a sound file
+        (None, "cannot be read"),  # half of one
     ],
 )
 def test_what_is_no_video_is_one_sentence(content: bytes | None, told: str, tmp_path: Path) -> None:
@@ -416,7 +416,8 @@ def test_the_built_in_clip_is_the_first_by_its_motion() -> None:
         (["walk", " "], "expression is empty"),
         (["walk", "it", "--budget", "99"], "cannot keep 99"),
         (["walk", "it", "--out", "picture.xyz"], "picture.xyz"),
-        (["walk", "it", "--backbone", "fake"], "cannot be read"),
+        (["walk", "it", "--backbone", "fake"], "fake looks at images, and 'walk' is a clip"),
+        (["walk.mp4", "it", "--backbone", "fake"], "or a video backbone, e.g."),
     ],
 )
 def test_mistakes_are_one_sentence(

@@ -77,7 +77,7 @@ def canvases(page: Any) -> list[str]:
 
 
 def until(page: Any, words: str) -> None:
-    """Look again until it is so; playwright's own waiting evaluates text in the page, which its policy forbids."""
+    """Look again until it is so; playwright's own waiting evaluates text, which the page's policy forbids."""
     for _ in range(200):
         if page.evaluate(words):
             return
@@ -328,9 +328,10 @@ def test_a_phone_swipes_and_needs_no_sideways_scrolling(browser: Any, report: Pa
     box = page.locator("#cards .card").nth(1).bounding_box()
     x, y = box["x"] + 30, box["y"] + 40
     session = page.context.new_cdp_session(page)
-    send = lambda kind, points: session.send(
-        "Input.dispatchTouchEvent", {"type": kind, "touchPoints": points}
-    )  # noqa: E731
+
+    def send(kind: str, points: list[dict[str, float]]) -> None:
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
     send("touchStart", [{"x": x, "y": y}])
     for step in range(1, 7):
         send("touchMove", [{"x": x + 12 * step, "y": y}])

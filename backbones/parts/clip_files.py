@@ -22,9 +22,15 @@ from backbones.parts.image_files import UnreadableImage, check_size, read_image
 from pruners.errors import UserError
 
 FRAME_FILES = (".jpg", ".jpeg", ".png")
+VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm", ".mpg", ".mpeg")  # the usual ones
 MOST_FRAMES = 2000
 GIVE = "give a folder of JPEG or PNG frames, or a video file"
 INSTALL = "pip install 'groundprune[video]'"
+
+
+def is_clip(path: str | Path) -> bool:
+    """Whether a name is that of a folder or, by its ending, of a video."""
+    return Path(path).is_dir() or Path(path).suffix.lower() in VIDEOS
 
 
 def read_clip(path: str | Path, window: int = 0) -> Clip:
@@ -127,8 +133,8 @@ def _told(size: tuple[int, ...] | None) -> str:
 def _check_length(path: Path, count: int) -> None:
     if count > MOST_FRAMES:
         raise UserError(
-            f"The clip {str(path)!r} has more than {MOST_FRAMES} frames; cut it, or give every tenth frame as a "
-            f"folder."
+            f"The clip {str(path)!r} has more than {MOST_FRAMES} frames; cut it, or give every tenth "
+            f"frame as a folder."
         )
 
 
@@ -212,8 +218,8 @@ def _decoded(path: Path) -> Iterator[Any]:
         import av
     except ImportError as error:
         raise UserError(
-            f"The video {str(path)!r} cannot be read without PyAV ({error}); {INSTALL}, or give a folder of its "
-            f"frames, which needs none."
+            f"The video {str(path)!r} cannot be read without PyAV ({error}); {INSTALL}, or give a folder of "
+            f"its frames, which needs none."
         ) from None
     count = 0
     try:

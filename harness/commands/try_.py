@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-
 from typing import TYPE_CHECKING
 
 from harness.commands.options import (
@@ -47,6 +46,7 @@ def try_image(
 ) -> None:
     """Draw what every pruner keeps of one image or clip, and the mask that follows."""
     import backbones
+    from backbones.parts.clip_files import is_clip
     from harness.engine.budgets import tokens_of
     from harness.engine.ranks import Place
     from harness.engine.single_image import ask_pruners as ask
@@ -63,6 +63,11 @@ def try_image(
     if backbones.one(texts[0]).medium == "video":
         _try_clip(image, expression, plan, out or PICTURE)
         return
+    if image is not None and expression is not None and is_clip(image):
+        raise UserError(
+            f"{texts[0]} looks at images, and {image!r} is a clip; give an image file, or a video backbone, "
+            f"e.g. --backbone videoglamm-mini."
+        )
     pixels, text, truth = subject(image, expression)
 
     from reports.overlay import draw_overlay

@@ -54,8 +54,8 @@ class ClipAttempts:
 
 
 def built_in_clip(expression: str | None = None) -> tuple[Clip, str, NDArray[np.bool_] | None]:
-    """A RefClips clip, one of its expressions and its truth; with words that nobody said of it the truth is not
-    known."""
+    """A RefClips clip, one of its expressions and its truth; with words that nobody said of it the truth is
+    not known."""
     from harness.data.refclips.writer import videos
 
     _, video = next(videos(BUILT_IN))
