@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from backbones.base import Turn
+    from backbones.parts.clips import Clip
     from backbones.parts.contexts import Context
     from backbones.parts.cuts import Choose, Cutting
     from backbones.parts.faithful import Stage
-    from backbones.parts.clips import Clip
     from pruners.base import Pruner, Selection, View
 
 

@@ -39,7 +39,8 @@ class Projection:
         whole: whether all visual tokens of a row enter the language model because nothing chooses before.
         parts: of the model beside the language model's layers, by name.
         shared: multiply-adds of those that no pruner changes: towers, encoders, mask decoder.
-        peaks: the most bytes alive at once in each of these, without weights and what it is given.
+        peaks: the most bytes alive at once in each part, without weights and what it is given; of one that
+            pruners change, in the first line.
         shape: of the language model.
         places: tokens that it has positions for; None where that bounds nothing.
         tail: of its tokens, those that no pruner sees.
@@ -124,7 +125,6 @@ class _Layers:
         inside = int(ledger.spent().get("prefill/pruner", 0))
         return lengths + lengths[-1:] * rest, OfPruner(0, asked.first, inside), peaks.rise["prefill"]
 
-
     def _context(self, visual: int) -> Context:
         """So many tokens of all views together, equally many of each where they can be cut, and the tail."""
         rows, columns = self.model.cells
@@ -154,15 +154,18 @@ def project(
     *,
     attn: str = "sdpa",
     dtype: torch.dtype = torch.bfloat16,
+    like: Projection | None = None,
 ) -> Projection:
     """Costs of every line.
 
     Args:
         attn: "eager", or one of the fused kernels, which cost the same.
         dtype: of the model, for bytes.
+        like: of the same model under other settings, whose parts that no pruner changes cost the same.
     """
     shape, views = model.shape, model.views(prompt)
-    layers, parts = _Layers(model, prompt, len(views), attn, dtype), _Parts(model.parts(prompt, dtype))
+    layers = _Layers(model, prompt, len(views), attn, dtype)
+    parts = _Parts(model.parts(prompt, dtype), like)
     rows, pruners, wholes = [], [], []
     for line in lines:
         into = entering(line, model, views)
@@ -206,11 +209,15 @@ def project(
 class _Parts:
     """A model's parts, those that no pruner changes counted once."""
 
-    def __init__(self, parts: Sequence[CostPart]) -> None:
+    def __init__(self, parts: Sequence[CostPart], like: Projection | None) -> None:
         self.known = {part.name: part for part in parts}
-        found = {name: _of_part(part, 0) for name, part in self.known.items() if part.over in FIXED}
-        self.shared = {name: macs for name, (macs, _) in found.items()}
-        self.peaks = {name: peak for name, (_, peak) in found.items()}
+        self.shared: dict[str, int] = {}
+        self.peaks: dict[str, int] = {}
+        for name, part in self.known.items():
+            if part.over in FIXED:
+                counted = like is not None and name in like.shared
+                found = (like.shared[name], like.peaks[name]) if counted else _of_part(part, 0)  # type: ignore[union-attr]
+                self.shared[name], self.peaks[name] = found
 
     def of(self, line: Line, projected: int, left: int) -> dict[str, int]:
         """Multiply-adds of all parts in one line.
@@ -226,7 +233,9 @@ class _Parts:
             return 0
         if part.over in FIXED:
             return self.shared[part.name]
-        return _of_part(part, projected if part.over == "entering" else left)[0]
+        macs, peak = _of_part(part, projected if part.over == "entering" else left)
+        self.peaks.setdefault(part.name, peak)
+        return macs
 
 
 def counts_lines(projected: Projection) -> list[dict[str, Any]]:

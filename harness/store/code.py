@@ -31,6 +31,7 @@ EVALUATES = (
     "backbones/parts/*.py",
     "backbones/glamm/*.py",
     "backbones/lisa/*.py",
+    "backbones/videoglamm/*.py",
     "harness/data/*.py",
     "harness/data/video/*.py",
     "harness/engine/cells.py",
@@ -71,12 +72,18 @@ HARMLESS = (
     "backbones/glamm/stages.py",
     "backbones/lisa/full_size.py",
     "backbones/lisa/shapes.py",
+    "backbones/videoglamm/examine.py",
+    "backbones/videoglamm/full_size.py",
+    "backbones/videoglamm/shapes.py",
+    "backbones/videoglamm/stages.py",
+    "backbones/parts/sam2_shapes.py",
     "backbones/parts/staged.py",
     "backbones/mini/__init__.py",  # where the weights lie, which have a fingerprint
 )
 # files that count and time what evaluates
 COSTS = (
     "backbones/costs.py",
+    "backbones/parts/sam2_shapes.py",
     "backbones/parts/staged.py",
     "backbones/*/shapes.py",
     "backbones/*/stages.py",
