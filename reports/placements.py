@@ -101,8 +101,8 @@ def _told(found: Placements, row: Placed) -> str:
     saved, whole = found.saved(row), found.saved(row, "whole")
     if row.llm == found.official.llm:
         said = (
-            f"{k} saves nothing of the language model ({row.tokens} tokens as before) and {100 * whole:.1f} % "
-            f"of all modules"
+            f"{k} saves nothing of the language model ({row.tokens} tokens as before) and "
+            f"{100 * whole:.1f} % of all modules"
         )
     else:
         more = "" if saved > 0 else " more"

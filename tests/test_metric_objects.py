@@ -145,7 +145,7 @@ def test_what_is_no_metric_is_told_where_it_stands(facts: dict[str, Any], said: 
         metrics.register(made(**facts))
     every = ["ciou", "giou", *(f"p@0.{k}" for k in range(5, 10))]
     generalised = ["n_acc", "t_acc", *(f"pr@0.{k}" for k in range(7, 10))]
-    assert metrics.names() == [*every, *generalised, "j", "f", "j&f"]
+    assert metrics.names() == [*every, *generalised, "j", "f", "j&f", "j&f_fixed"]
 
 
 def test_names() -> None:

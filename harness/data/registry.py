@@ -10,6 +10,7 @@ from harness.data import own, reasonseg, refer
 from harness.data.dataset import DataSet, Splits, checked
 from harness.data.own import OwnData
 from harness.data.reasonseg import ReasonSeg
+from harness.data.refclips.dataset import RefClips
 from harness.data.refer import FOLDER, PUBLISHED, Refer
 from harness.data.refshapes.dataset import RefShapes
 from harness.data.refshapes.writer import SPLITS as REFSHAPES
@@ -41,7 +42,7 @@ def _wrong(one: DataSet) -> str | None:
 
 sets: InstanceRegistry[DataSet] = InstanceRegistry("data set", DataSet, "harness.data", ENTRY_POINTS, _wrong)
 register, get, names, datasets = sets.register, sets.get, sets.names, sets.all
-for _built_in in (RefShapes, Refer, ReasonSeg, OwnData, RefDavis, RefYouTube, MeViS):
+for _built_in in (RefShapes, Refer, ReasonSeg, OwnData, RefDavis, RefYouTube, MeViS, RefClips):
     register(_built_in)
 
 

@@ -1,14 +1,11 @@
 """The language stage: projector, language model and [SEG] head learn to point, and CLIP and SAM are frozen.
 
-Several expressions of a scene share one pass over its visual tokens: their turns branch off behind the image,
-each attending to the image and to itself. Positions and attention are those of the same turn in a sequence of
-its own.
+Several expressions of a scene share one pass over its visual tokens (`branches`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,6 +15,7 @@ from torch.nn import functional as F
 from backbones.base import Turn
 from backbones.glamm.conversation import ANSWER_TEMPLATES, QUESTION_TEMPLATES, build_prompt
 from backbones.glamm.model import GlammModel
+from backbones.mini.training.branches import Branches, run_branches
 from backbones.mini.training.config import CLIP_PATCH, IMAGE
 from backbones.mini.training.data import VALUES, Scenes
 from backbones.mini.training.see import GRID, OFFSET_UNIT
@@ -42,27 +40,6 @@ def init_heads(model: GlammModel) -> None:
         shrink = (2 * depth) ** -0.5 if name in llama.BY_INPUT else 1.0
         nn.init.normal_(linear.weight, std=shrink * linear.in_features**-0.5)
     nn.init.normal_(model.lm_head.weight, std=width**-0.5)
-
-
-@dataclass(frozen=True)
-class Branches:
-    """Tokenised turns of a batch: E branches per scene, padded on the right.
-
-    Attributes:
-        prefix: (P,) ids up to and including <im_start>.
-        lead: (C,) ids behind the image that all branches begin with.
-        ids: (B, E, S) ids after those.
-        read: (B, E, 3) position just before each [SEG], -1 if there is none.
-        labels: (B, E, 3) what comes there next.
-        target: (B, E, 3) object number, -1 if there is none.
-    """
-
-    prefix: Tensor
-    lead: Tensor
-    ids: Tensor
-    read: Tensor
-    labels: Tensor
-    target: Tensor
 
 
 class Conversations:
@@ -128,100 +105,6 @@ class Conversations:
                 labels[r, t] = row[mark + 1]
         parts = [torch.from_numpy(a).view(*shape, -1) for a in (words, marked, labels, target)]
         return Branches(torch.tensor(prefix), torch.tensor(lead, dtype=torch.int64), *parts)
-
-
-def attend_causally(query: Tensor, key: Tensor, value: Tensor, rows: int = 160) -> Tensor:
-    """Causal attention (B, H, L, d) -> (B, H, L, d), a band of rows at a time over the keys up to its end.
-
-    In plain products, which are faster than torch's fused attention where d is small and numbers are half
-    precision.
-    """
-    length, scale = query.shape[2], query.shape[-1] ** -0.5
-    bias = query.new_full((length, length), -torch.inf).triu(1)
-    bands = []
-    for start in range(0, length, rows):
-        end = min(start + rows, length)
-        scores = (query[:, :, start:end] * scale) @ key[:, :, :end].transpose(-1, -2)
-        bands.append((scores + bias[start:end, :end]).softmax(-1).to(value.dtype) @ value[:, :, :end])
-    return torch.cat(bands, dim=2)
-
-
-def attend_branches(
-    query: Tensor, context: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], bias: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Attention of branches on what they share and on themselves.
-
-    Args:
-        query: (B, H, E, R, d).
-        context: keys and values (B, H, C, d) of the shared context, all of it seen.
-        own: keys and values (B, H, E, S, d) of the branches.
-        bias: (..., R, S) added to the logits of a branch on itself.
-
-    Returns:
-        (B, H, E, R, d), and the attention (B, H, E, R, C) on the context.
-    """
-    query = query * query.shape[-1] ** -0.5
-    shared = (query.flatten(2, 3) @ context[0].transpose(-1, -2)).unflatten(2, query.shape[2:4])
-    inside = query @ own[0].transpose(-1, -2) + bias.to(query.dtype)
-    share = torch.cat([shared, inside], dim=-1).softmax(-1).to(query.dtype)
-    on_context, on_own = share.split([shared.shape[-1], inside.shape[-1]], dim=-1)
-    mixed = (on_context.flatten(2, 3) @ context[1]).unflatten(2, query.shape[2:4]) + on_own @ own[1]
-    return mixed, on_context
-
-
-def run_branches(
-    model: GlammModel, visual: Tensor, branches: Branches
-) -> tuple[Tensor, list[Tensor], Tensor]:
-    """The language model over a shared image and its branches, as far as the read positions need it.
-
-    Args:
-        visual: (B, N, width) projected visual tokens.
-
-    Returns:
-        hidden states (B, E, 3, width) at the read positions behind the last norm; for every layer of
-        POINT_LAYERS the attention (B, E, 3, N) of the read positions on the visual tokens, mean of the first
-        two heads; and the hidden states (B, E, 3, width) behind NAMING_LAYER.
-    """
-    llm, device = model.language_model, visual.device
-    batch, count, length = branches.ids.shape
-    start, n = len(branches.prefix), visual.shape[1]
-    context = start + n + len(branches.lead)
-    prefix, lead = (
-        llama.embed_ids(llm, ids).expand(batch, -1, -1) for ids in (branches.prefix, branches.lead)
-    )
-    shared = torch.cat([prefix, visual.to(prefix.dtype), lead], dim=1)
-    own = llama.embed_ids(llm, branches.ids).flatten(1, 2)  # (B, E*S, width)
-    places = torch.arange(length, device=device)
-    read = branches.read.clamp(min=0)  # (B, E, 3)
-    flat = (read + length * torch.arange(count, device=device)[:, None]).flatten(1)  # (B, E*3)
-    bias = torch.zeros(length, length, device=device).masked_fill(places > places[:, None], -torch.inf)
-    read_bias = bias[read][:, None]  # (B, 1, E, 3, S)
-    at = read[:, None, :, :, None]  # (B, 1, E, 3, 1)
-    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else own.dtype
-    by_c = llama.rotary(llm, torch.arange(context, device=device)[None], dtype)
-    by_o = llama.rotary(llm, (context + places).repeat(count)[None], dtype)
-    looks, halfway = [], own
-    every = llama.layers(llm)
-    for number, layer in enumerate(every):
-        last = number == len(every) - 1
-        q_c, k_c, v_c = layer.project(shared, by_c)
-        q_o, k_o, v_o = (part.unflatten(2, (count, length)) for part in layer.project(own, by_o))
-        if last:
-            q_o = q_o.gather(3, at.expand(-1, q_o.shape[1], -1, -1, q_o.shape[-1]))
-            own = llama.tokens_at(own, flat)
-        mixed, share = attend_branches(q_o, (k_c, v_c), (k_o, v_o), read_bias if last else bias)
-        own = layer.finish(own, mixed.flatten(2, 3).transpose(1, 2).flatten(2))
-        if number in POINT_LAYERS:
-            seen = share[:, :2, ..., start : start + n]
-            if not last:
-                seen = seen.gather(3, at.expand(-1, 2, -1, -1, n))
-            looks.append(seen.float().mean(1))
-        if number == NAMING_LAYER:
-            halfway = llama.tokens_at(own, flat)
-        if not last:
-            shared = layer.finish(shared, attend_causally(q_c, k_c, v_c).transpose(1, 2).flatten(2))
-    three = (count, branches.read.shape[-1])
-    return llama.norm(llm, own).unflatten(1, three), looks, halfway.unflatten(1, three)
 
 
 def patch_owner(owner: np.ndarray) -> np.ndarray:
@@ -295,7 +178,10 @@ class Pointing(nn.Module):
             [patch_owner(scenes.owner[i])[order] for i, order in zip(picks, orders, strict=True)]
         )
         with torch.autocast(device.type, torch.bfloat16):
-            hidden, looks, halfway = run_branches(model, self.projector(tokens), branches)
+            hidden, shares, halfway = run_branches(
+                model.language_model, self.projector(tokens), branches, POINT_LAYERS, NAMING_LAYER
+            )
+        looks = [share[:, :2].float().mean(1) for share in shares]
 
         asked = branches.target >= 0  # (B, E, 3)
         at, early = hidden[asked].float(), halfway[asked].float()

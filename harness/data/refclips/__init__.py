@@ -1,0 +1,1 @@
+"""RefClips: generated clips of moving shapes, in the layouts of the three video data sets."""
