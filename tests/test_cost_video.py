@@ -17,11 +17,12 @@ import backbones
 from backbones.parts.clips import BETWEEN, decoded
 from backbones.videoglamm.backbone import VideoGlammBackbone
 from backbones.videoglamm.placement import CELLS, PLACEMENTS, VIDEO_POOL
-from harness import cli, cost
+from harness import cli, cost, plan
 from harness.cost import formulas, kinds, measure, placements, projection, roofline
 from harness.cost.lines import lines_of
 from harness.cost.store import INSIDE, MODULES
 from harness.engine import runner
+from harness.gate import check as gate
 from pruners import UserError, parse
 from reports import efficiency
 from reports import placements as report
@@ -119,14 +120,14 @@ def test_a_run_of_clips_has_costs(
 ) -> None:
     backbone = tiny.load(folders[False], placement="postpool")
     root = video_trees.davis(tmp_path / "data", "bear")
-    plan = runner.Plan(tuple(parse("uniform,fastv")), (81,), (("ref-davis17", "val"),), data=str(root))
-    splits = runner.prepare(plan, backbone)
+    asked = runner.Plan(tuple(parse("uniform,fastv")), (81,), (("ref-davis17", "val"),), data=str(root))
+    splits = runner.prepare(asked, backbone)
     assert kinds.kind(None, backbone, 1) == "projected"
     for kind, rounds in (("projected", 0), ("measured", 2)):
         folder = tmp_path / kind
         folder.mkdir()
         monkeypatch.setattr(measure, "ROUNDS", rounds)
-        kinds.write_costs(kind, plan, splits, backbone, folder)
+        kinds.write_costs(kind, asked, splits, backbone, folder)
     projected, measured = (cost.load_costs(tmp_path / kind) for kind in ("projected", "measured"))
     assert projected["pruner"].tolist() == measured["pruner"].tolist() == ["none", "uniform", "fastv"]
     modules = [name for name in measured if name.startswith("macs.")]
@@ -138,11 +139,27 @@ def test_a_run_of_clips_has_costs(
     assert head["sample"] == splits[0].samples[0].id
 
 
+def test_the_gate_guards_clips(
+    folders: dict[bool, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their own costs are projected; bitmaps are of all frames that are seen."""
+    monkeypatch.setattr(gate, "DRAWS", 1)
+    root = video_trees.davis(tmp_path / "data", "bear")
+    text = f"videoglamm(checkpoint='{folders[False]}', clip='{tiny.CLIP}')"
+    how = {"limit": 1, "data": str(root), "backbones": (text,), "answers": "forced"}
+    gate.accept(tmp_path / "b.json", "first", (), plan.Plan("none,fastv", (81,), "ref-davis17", **how))  # type: ignore[arg-type]
+    found = gate.check(tmp_path / "b.json")
+    assert found.cells == 2 and not found.changes
+    content = gate.read_baseline(tmp_path / "b.json")
+    assert content["patches"] == tiny.FRAMES * 576
+    assert {cell["pruner"]: cell["macs"] > 0 for cell in content["cells"]} == {"none": False, "fastv": True}
+
+
 # -- the released size
 
 
 def test_the_released_size() -> None:
-    """Against closed forms, and of SAM2 against the official code's own count of its image encoder."""
+    """Against closed forms."""
     settings = backbones.one("videoglamm-3.8b(masked=2, branch='framewise')")
     model = settings.shapes()
     assert model is not None and model.places == 4096
