@@ -451,7 +451,7 @@ def answer(
     backbone.stated(pruner, budget, patches, backbone.num_layers)
     turns = (backbone.turn(expression),)
     fresh = dataclasses.replace(encoding, signals={})  # no pruner gains from what another one had computed
-    start = _now(backbone.device)
+    start = clock(backbone.device)
     views = backbone.views(fresh, turns, expression, truth[None] if truth is not None else None)
     selections = checks.select_views(pruner, views, budget, backbone.num_layers)
     row = Row(fresh, turns, pruner, budget, selections, expression)
@@ -460,24 +460,26 @@ def answer(
     if result.error:
         raise UserError(result.error)
     mask = (result.logits[0] > 0).numpy(force=True)
-    seconds = _now(backbone.device) - start
+    seconds = clock(backbone.device) - start
     views_of = len(backbone.regions(*encoding.original))
     return Answer(
         mask,
-        _kept(result.retained.tolist(), views_of * patches),
+        kept_bitmap(result.retained.tolist(), views_of * patches),
         result.tokens_final,
         result.tokens_mean,
         seconds,
     )
 
 
-def _kept(indices: Sequence[int], patches: int) -> NDArray[np.bool_]:
+def kept_bitmap(indices: Sequence[int], patches: int) -> NDArray[np.bool_]:
+    """(patches,) bool of numbers of patches; what is none (index < 0) is not in it."""
     kept = np.zeros(patches, dtype=np.bool_)
     kept[[index for index in indices if index >= 0]] = True
     return kept
 
 
-def _now(device: str) -> float:
+def clock(device: str) -> float:
+    """Seconds, once all that a device was asked for is done."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
     return perf_counter()

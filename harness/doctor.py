@@ -45,6 +45,7 @@ OPTIONAL = {
     "flash_attn": "flash",
     "deepspeed": "distributed",
     "cv2": "reasonseg",
+    "av": "video",
 }
 NAMED = 20  # lines of a list of expressions that are named one by one
 FREE_BYTES = 500 * 2**20  # RefShapes needs about 300 MiB

@@ -41,7 +41,7 @@ def render(
             was not measured, or `out` cannot be written.
     """
     from pruners.base import UserError
-    from reports import clips, comparable, figures, leaderboard, page, publication
+    from reports import comparable, figures, leaderboard, page, papers, publication
     from reports.gather import gather
     from reports.tables import tables
 
@@ -54,7 +54,7 @@ def render(
         notes = [f"**{warning}**\n" for warning in leaderboard.warnings(table, runs)]
         shown = [
             f"{leaderboard.leaderboard_markdown(table, runs.costs)}\n",
-            *clips.clip_markdown(table),
+            *papers.clip_markdown(table),
             *publication.published_markdown(table, runs),
         ]
         parts.append("\n".join([f"# {table.title}\n", *notes, *shown]))

@@ -1,67 +1,121 @@
-"""Results on clips as papers print them: one table of a data set, with J, F and their mean beside each other,
-and what was printed beside ours."""
+"""What the page shows of a clip: some of its frames, and in each every answer's mask, kept patches, J and
+F."""
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import numpy as np
+from numpy.typing import NDArray
 
-from harness import metrics
-from reports.columns import LLM, RANKED
-from reports.publication import published_of, twin_of
-from reports.tables import BOUND, Column, Table, TableRow
+from backbones.parts.clips import BETWEEN
+from harness.metrics.video import CURVES, frames_of
+from harness.store.records import kept_tokens
+from harness.store.run_folder import frame_picture, shown_frames
 
-FORM = ("j", "f", "j&f")
-OWN = "j&f_fixed"
-BUDGET = "K"
-
-
-def clip_markdown(table: Table) -> list[str]:
-    """A table for each data set and split, as blocks of lines; none of images, or of a table that ranks by
-    another metric."""
-    if table.metric.name != RANKED["video"]:
-        return []
-    return [block for column in table.columns for block in _of_column(table, column)]
+POINTS = 200  # of a curve at least, where a clip has as many frames
 
 
-def _of_column(table: Table, column: Column) -> list[str]:
-    lines = [line for line in table.lines if column in line.scores]
-    frame = pd.DataFrame([_row(table, line, column) for line in lines]).fillna("-")
-    align = ["left" if name == "method" else "right" for name in frame.columns]
+def scores(row: Mapping[Any, Any], names: tuple[str, str] = ("j", "f")) -> tuple[float, float] | None:
+    """J and F of a record, 0..1; None where nobody measured them."""
+    first, second = (row.get(name) for name in names)
+    known = first is not None and second is not None and first == first and second == second
+    return (float(first), float(second)) if known else None  # type: ignore[arg-type]
+
+
+def pictured(image: str, frames: int) -> list[tuple[int, str]]:
+    """(frame, picture below the run folder) of those that a run keeps pictures of, whether they are there or
+    not.
+
+    >>> pictured("images/a.jpg", 2)
+    [(0, 'images/a.jpg'), (1, 'images/a@1.jpg')]
+    """
     return [
-        f"## {' '.join(column)} as papers print it\n",
-        f"{frame.to_markdown(index=False, disable_numparse=True, colalign=align)}\n",
+        (frame, frame_picture(Path(image), frame).as_posix() if frame else image)
+        for frame in shown_frames(frames)
     ]
 
 
-def _row(table: Table, line: TableRow, column: Column) -> dict[str, Any]:
-    """One line: tokens, and each score in percent; in brackets what it is above (+) or below (-) a printed
-    one."""
-    bound, counts = table.bound, line.counts[column]
-    row: dict[str, Any] = {"method": line.pruner, BUDGET: "all" if line.pruner == BOUND else str(line.budget)}
-    row[LLM] = "-" if line.tokens_llm is None else f"{line.tokens_llm:.6g}"
-    for name in FORM:
-        one, value = metrics.get(name), counts.get(name)
-        if value is None:
-            continue
-        ours, theirs = one.scale * value, _printed(table, line, column, name)
-        row[one.title] = f"{ours:.1f}" if theirs is None else f"{ours:.1f} ({ours - theirs:+.1f})"
-    if bound is not None and column in bound.counts and (whole := bound.counts[column][FORM[-1]]):
-        row["Rel. %"] = f"{100 * counts[FORM[-1]] / whole:.1f}"
-    if OWN in counts:
-        own = metrics.get(OWN)
-        row[own.title] = f"{own.scale * counts[OWN]:.1f}"
-    return row
+def points(frames: int, pictures: Sequence[int]) -> list[int]:
+    """Frames at which curves are drawn: all of a short clip, evenly spread ones of a long one, and those that
+    have a picture."""
+    spread = np.linspace(0, frames - 1, min(frames, POINTS)).round().astype(int).tolist()
+    return sorted({*spread, *pictures})
 
 
-def _printed(table: Table, line: TableRow, column: Column, name: str) -> float | None:
-    """What a publication printed of the same backbone, protocol, answers, pruner, budget and split."""
-    facts = table.group.facts
-    for published in published_of(facts["backbone"], name):
-        if (facts["protocol"], facts["answers"]) != (published.protocol, published.answers):
-            continue
-        twin, named = twin_of(published, line), published.column(name, column)
-        if named and named in twin:
-            return float(twin[named])
-    return None
+def nearest_view(shown: Sequence[int], frame: int) -> int:
+    """The frame, of those that the model saw, that is nearest in time; of two the earlier one.
+
+    >>> nearest_view((0, 4, 8), 6), nearest_view((0, 4, 8), 7)
+    (4, 8)
+    """
+    return min(shown, key=lambda one: (abs(one - frame), one))
+
+
+def kept_near(kept: NDArray[np.bool_], shown: Sequence[int], frame: int, regions: int) -> NDArray[np.bool_]:
+    """(R * N,) bool: the patches that are kept of the frame that the model saw nearest to one, region after
+    region; what is seen several times keeps what any of its views keeps.
+
+    Args:
+        kept: (V * N,) bool, view after view.
+        shown: number of the frame that each view shows.
+        regions: R views of one frame.
+    """
+    of_views = kept.reshape(len(shown), -1)[np.array(shown) == nearest_view(shown, frame)]
+    found: NDArray[np.bool_] = of_views.reshape(-1, regions, of_views.shape[1]).any(axis=0).ravel()
+    return found
+
+
+def clip_answer(
+    row: Mapping[Any, Any], regions: int, pictures: Sequence[int], drawn: Sequence[int]
+) -> dict[str, Any]:
+    """What the page shows of one answer about a clip.
+
+    Args:
+        row: of the records.
+        regions: views of one frame; 0 where the run does not say what they cover.
+        pictures: frames that are shown.
+        drawn: frames of the curves.
+
+    Returns:
+        `masks` and `keeps` of every frame that is shown: run lengths, and the bitmap of the patches of the
+        view that is nearest in time; `seen`, the frame that this view shows; `j` and `f` at the curves'
+        frames, and `means`, J&F, J and F, in percent; `matched`, whether these are of another expression's
+        mask; `patches` and `tokens` of all views. `keeps` and `seen` are None where the run does not say
+        which frames the model saw, scores where the truth is not known.
+    """
+    masks = str(row["mask"]).split(BETWEEN)
+    rows, columns = (int(side) for side in str(row["grid"]).split("x"))
+    kept = kept_tokens(str(row["kept"]), int(row["views"]) * rows * columns)
+    shown = [int(one) for one in str(row.get("shown") or "").split()]
+    seen = [nearest_view(shown, frame) for frame in pictures] if shown else None
+    keeps = shown and [_packed(kept_near(kept, shown, frame, max(1, regions))) for frame in pictures]
+    j, f = _curves(row, drawn)
+    mean = scores(row)
+    return {
+        "masks": [masks[frame] for frame in pictures],
+        "keeps": keeps or None,
+        "seen": seen,
+        "j": j,
+        "f": f,
+        "means": mean and [round(100 * one, 1) for one in (sum(mean) / 2, *mean)],
+        "matched": mean is not None and mean != (scores(row, ("j_fixed", "f_fixed")) or mean),
+        "patches": int(kept.sum()),
+        "tokens": int(row["tokens_final"]),
+        "views": int(row["views"]),
+    }
+
+
+def _packed(kept: NDArray[np.bool_]) -> str:
+    return base64.b64encode(np.packbits(kept).tobytes()).decode()
+
+
+def _curves(row: Mapping[Any, Any], drawn: Sequence[int]) -> tuple[list[float] | None, list[float] | None]:
+    curves = row.get("curves")
+    if not isinstance(curves, dict) or not all(name in curves for name in CURVES):
+        return None, None
+    j, f = ((100 * one[list(drawn)]).round(1).tolist() for one in frames_of(curves))
+    return j, f

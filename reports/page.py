@@ -16,7 +16,7 @@ from reports.gather import Runs
 from reports.tables import Against, Table, TableRow
 
 FOLDER = Path(__file__).parent / "web"
-SCRIPTS = ("common.js", "table.js", "charts.js", "masks.js", "start.js")
+SCRIPTS = ("common.js", "table.js", "charts.js", "masks.js", "clips.js", "start.js")
 
 
 def html(runs: Runs, tables: list[Table]) -> str:

@@ -146,7 +146,7 @@ def published_markdown(table: Table, runs: Runs) -> list[str]:
     twins = beside(table)
     if not twins:
         return [f"{sentence}\n" for sentence in asked_otherwise(table)]
-    if table.metric.medium == "video":  # `reports.clips` has them in the form of papers
+    if table.metric.medium == "video":  # `reports.papers` has them in the form of papers
         return [*(f"- {note}" for note in published_notes(table, runs)), ""]
     rows = []
     for twin in twins:

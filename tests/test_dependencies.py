@@ -49,7 +49,7 @@ def imported(*folders: str) -> Iterator[tuple[str, Path]]:
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
-        (("harness", "pruners", "backbones", "reports"), ("flash", "mmcv", "reasonseg")),
+        (("harness", "pruners", "backbones", "reports"), ("flash", "mmcv", "reasonseg", "video")),
         (("tests",), ("test",)),
     ],
 )
@@ -85,7 +85,7 @@ def test_the_inside_of_foreign_classes_is_known_to_the_parts_alone() -> None:
 
 def test_every_range_has_two_ends_and_holds_the_locked_version() -> None:
     exact = locked()
-    for name, wanted in declared("test", "distributed", "flash", "mmcv", "reasonseg").items():
+    for name, wanted in declared("test", "distributed", "flash", "mmcv", "reasonseg", "video").items():
         assert {one.operator for one in wanted.specifier} == {">=", "<"}, name
         if name in declared("test", "distributed"):
             assert wanted.specifier.contains(exact[name]), name

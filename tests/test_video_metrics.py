@@ -357,6 +357,17 @@ def test_objects_that_nobody_speaks_of_count_with_what_is_left_for_them() -> Non
     assert (other[1]["j"], other[0]["j_rest"]) == (0.0, 1.0)
 
 
+def test_a_record_has_scores_of_its_own() -> None:
+    table = {"j": [0.5, 0.75], "f": [0.25, 1.0], "j_fixed": [0.0, 0.5], "f_fixed": [0.25, 0.0]}
+    rest = {"j_rest": [1.0, 0.0], "f_rest": [0.5, 0.0], "n_rest": [2, 0]}
+    told = {"j": [0.5, 0.75], "f": [0.25, 1.0], "j&f": [0.375, 0.875], "j&f_fixed": [0.125, 0.25]}
+    assert told.keys() == {one.name for one in metrics.of_medium("video")}
+    for name, values in told.items():
+        assert metrics.get(name).each(table | rest).tolist() == values
+    assert metrics.get("j").value(table | rest) == 2.25 / 4
+    assert metrics.get("j&f_fixed").value(table | rest) == 0.375 / 2
+
+
 # --- curves
 
 

@@ -150,7 +150,8 @@ Out = Annotated[
     typer.Option(
         "--out",
         help="folder of a run, which goes on or grows if it is there (by default results/runs/<identity>); "
-        "of a diagnosis (by default the run's); of `try` a PNG, SVG or PDF file",
+        "of a diagnosis (by default the run's); of `try` a PNG, SVG or PDF file, beside which a clip's GIF "
+        "is written",
     ),
 ]
 Run = Annotated[
@@ -159,7 +160,12 @@ Run = Annotated[
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a finished run")]
 Image = Annotated[
-    str | None, typer.Argument(metavar="IMAGE", help="image file; without one, a built-in scene")
+    str | None,
+    typer.Argument(
+        metavar="IMAGE",
+        help="image file, of a video backbone a folder of frames or a video file; without one, a built-in "
+        "scene",
+    ),
 ]
 Expression = Annotated[str | None, typer.Argument(metavar="EXPRESSION", help="what to segment")]
 Baseline = Annotated[Path, typer.Option("--baseline", help="committed scores")]

@@ -1,8 +1,9 @@
-"""`try`: one image and one expression under many pruners."""
+"""`try`: one image, or of a video backbone one clip, and one expression under many pruners."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.commands.options import (
     Backbones,
@@ -22,6 +23,9 @@ from harness.commands.options import (
     one_backbone,
 )
 
+if TYPE_CHECKING:
+    from harness.plan import Plan
+
 PICTURE = Path("try.png")
 
 
@@ -40,7 +44,9 @@ def try_image(
     dtype: Dtype = "float32",
     debug: Debug = False,
 ) -> None:
-    """Draw what every pruner keeps of one image, and the mask that follows."""
+    """Draw what every pruner keeps of one image or clip, and the mask that follows."""
+    import backbones
+    from backbones.parts.clip_files import is_clip
     from harness.engine.budgets import tokens_of
     from harness.engine.ranks import Place
     from harness.engine.single_image import ask_pruners as ask
@@ -54,6 +60,14 @@ def try_image(
     if len(plan.budgets) != 1:
         raise UserError(f"--budget takes one budget here, not {budget!r}; write e.g. --budget 64.")
     chosen = plan.chosen()
+    if backbones.one(texts[0]).medium == "video":
+        _try_clip(image, expression, plan, out or PICTURE)
+        return
+    if image is not None and expression is not None and is_clip(image):
+        raise UserError(
+            f"{texts[0]} looks at images, and {image!r} is a clip; give an image file, or a video backbone, "
+            f"e.g. --backbone videoglamm-mini."
+        )
     pixels, text, truth = subject(image, expression)
 
     from reports.overlay import draw_overlay
@@ -62,11 +76,45 @@ def try_image(
     size = tokens_of(plan.budgets[0], model.grid[0] * model.grid[1])
     found = ask(model, pixels, text, chosen, size, truth)
     draw_overlay(found, model.grid, size, target)
-    for reason in found.lacking:
-        print(f"left out: {reason}")
-    if found.left_out:
-        print(f"left out, because only the truth tells them what to keep: {', '.join(found.left_out)}")
+    _tell_left_out(found.lacking, found.left_out)
     for one in found.answers:
         score = "" if one.iou is None else f"  IoU {100 * one.iou:5.1f} %"
         print(f"{one.name:<24} {one.answer.tokens_final:>4} tokens  {one.answer.seconds:6.3f} s{score}")
     print(f"picture: {target}")
+
+
+def _try_clip(named: str | None, expression: str | None, plan: Plan, out: Path) -> None:
+    """A strip of frames and a film of one clip under every pruner."""
+    from harness.engine.budgets import tokens_of
+    from harness.engine.ranks import Place
+    from harness.engine.single_clip import ask_of_clip, clip_subject
+
+    clip, text, truth = clip_subject(named, expression)
+
+    from reports.clip_overlay import draw_strip, write_film
+
+    model = plan.load(Place())
+    picture, film = (out.with_suffix(".png") if out.suffix == ".gif" else out), out.with_suffix(".gif")
+    size = tokens_of(plan.budgets[0], model.grid[0] * model.grid[1])
+    found = ask_of_clip(model, clip, text, plan.chosen(), size, truth)
+    draw_strip(found, model.grid, size, picture)
+    frames = write_film(found, model.grid, film)
+    _tell_left_out(found.lacking, found.left_out)
+    for one in found.answers:
+        scores = (
+            ""
+            if one.j is None or one.f is None
+            else f"  J {100 * one.j.mean():5.1f} %  F {100 * one.f.mean():5.1f} %"
+        )
+        print(f"{one.name:<24} {one.answer.tokens_final:>4} tokens  {one.answer.seconds:6.3f} s{scores}")
+    seen = ", ".join(str(number) for number in dict.fromkeys(found.answers[0].answer.shown))
+    print(f"clip: {len(clip)} frames of {clip.width}x{clip.height} px, of which the model sees {seen}")
+    print(f"picture: {picture}")
+    print(f"film: {film} ({frames} frames)")
+
+
+def _tell_left_out(lacking: tuple[str, ...], left_out: tuple[str, ...]) -> None:
+    for reason in lacking:
+        print(f"left out: {reason}")
+    if left_out:
+        print(f"left out, because only the truth tells them what to keep: {', '.join(left_out)}")

@@ -338,6 +338,7 @@ def _score(one: _Asked, result: Grounded, measured: dict[int, dict[str, Any]]) -
                 "cluster": sample.cluster,
                 "frames": len(sample.frames),
                 "views": len(one.seen.shown),
+                "shown": " ".join(map(str, one.seen.shown)) if len(sample.frames) > 1 else "",
                 "tokens_llm": result.tokens_llm,
                 "tokens_final": result.tokens_final,
                 "tokens_mean": result.tokens_mean,

@@ -91,6 +91,31 @@ def subject(
     return as_pixels(image), expression, None
 
 
+def askable(
+    backbone: Backbone, pruners: Sequence[Pruner], budget: int, truth_known: bool
+) -> tuple[list[Pruner], tuple[str, ...], tuple[str, ...]]:
+    """The pruners that can be asked, those that only the truth could tell what to keep, and why the backbone
+    cannot serve others, a sentence each.
+
+    Raises:
+        UserError: none can be asked.
+    """
+    able, lacking = served(pruners, backbone)
+    refused = impossible(able, [budget], backbone.grid, backbone.num_layers, backbone.stated)
+    able = [pruner for pruner in able if (pruner.unseeded().spec(), budget) not in refused]
+    if not able:
+        raise next(iter(refused.values()))
+    lacking |= {name: str(why) for (name, _), why in refused.items()}
+    blind = [pruner for pruner in able if truth_known or REFERENT not in pruner.needs]
+    if not blind:
+        raise UserError(
+            f"{able[0].spec()} sees the truth, which nobody knows here; add another pruner, e.g. --pruners "
+            f"all."
+        )
+    left_out = tuple(pruner.spec() for pruner in able if pruner not in blind)
+    return blind, left_out, tuple(lacking.values())
+
+
 def ask_pruners(
     backbone: Backbone,
     image: NDArray[np.uint8],
@@ -107,18 +132,7 @@ def ask_pruners(
     Raises:
         UserError: a pruner cannot end at the budget, or none of them can be asked here.
     """
-    able, lacking = served(pruners, backbone)
-    refused = impossible(able, [budget], backbone.grid, backbone.num_layers, backbone.stated)
-    able = [pruner for pruner in able if (pruner.unseeded().spec(), budget) not in refused]
-    if not able:
-        raise next(iter(refused.values()))
-    lacking |= {name: str(why) for (name, _), why in refused.items()}
-    blind = [pruner for pruner in able if truth is not None or REFERENT not in pruner.needs]
-    if not blind:
-        raise UserError(
-            f"{able[0].spec()} sees the truth, which nobody knows here; add another pruner, e.g. --pruners "
-            f"all."
-        )
+    blind, left_out, lacking = askable(backbone, pruners, budget, truth is not None)
     encoding = backbone.encode([image])[0]
     found = []
     for pruner in blind:
@@ -130,6 +144,5 @@ def ask_pruners(
             counts = metrics.counts(given.mask, truth.astype(np.uint8))
             iou = float(metrics.iou([counts[0]], [counts[1]])[0])
         found.append(Attempt(pruner.spec(), given, iou))
-    left_out = tuple(pruner.spec() for pruner in able if pruner not in blind)
     regions = backbone.regions(*image.shape[:2])
-    return Attempts(image, expression, truth, tuple(found), regions, left_out, tuple(lacking.values()))
+    return Attempts(image, expression, truth, tuple(found), regions, left_out, lacking)

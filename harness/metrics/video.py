@@ -70,7 +70,7 @@ class VideoMetric(Metric):
         """(n,) the score of every expression, without what is recorded with it of objects that nobody speaks
         of."""
         alone = {name: np.zeros(len(table["n_rest"])) for name in ("j_rest", "f_rest", "n_rest")}
-        return super().each({name: table[name] for name in ("j", "f")} | alone)
+        return super().each({name: table[name] for name in ("j", "f", "j_fixed", "f_fixed")} | alone)
 
 
 class RegionSimilarity(VideoMetric):

@@ -44,9 +44,10 @@ COUNTED = {
     "union": "int64",
     "iou": "float64",
 }
-# the medium, as `harness.data.Sample.cluster`; its frames, the views that the vision tower made of it, and
-# all tokens that the language model's first layer sees, None where the backbone does not say
-SEEN = {"cluster": "string", "frames": "int64", "views": "int64", "tokens_llm": "int64"}
+# the medium, as `harness.data.Sample.cluster`; its frames, the views that the vision tower made of it, of a
+# clip the number of the frame that each view shows ("0 5 10 15"), and all tokens that the language model's
+# first layer sees, None where the backbone does not say
+SEEN = {"cluster": "string", "frames": "int64", "views": "int64", "shown": "string", "tokens_llm": "int64"}
 # of generated answers whether the model wrote [SEG] (1) or not (0), and all that it wrote, None and "" of
 # forced ones; log-probability of [SEG] at its place, None where none was written or the backbone does not say
 ANSWERED = {"seg_said": "int64", "seg_logprob": "float64", "wrote": "string"}
@@ -64,7 +65,7 @@ STATUS = {
 # names
 OF_SCHEMA_3 = {"cluster": "", "frames": 1, "views": 1, "tokens_llm": None, "measures": {}}
 OF_SCHEMA_4 = {"seg_said": None, "seg_logprob": None, "wrote": ""}
-OF_SCHEMA_5: dict[str, Any] = {"curves": {}}
+OF_SCHEMA_5: dict[str, Any] = {"curves": {}, "shown": ""}
 OPTIONAL: dict[str, dict[str, Any]] = {
     "ok": {"code": "", "rounding_tokens": None, "rounding_iou": None}
     | OF_SCHEMA_3
@@ -78,6 +79,7 @@ NULLABLE = (*NUMBERS_OR_NONE, "content")
 LARGEST = 2**63
 # the letters of COCO's compressed run lengths, one blank between the frames of a clip
 RUN_LENGTHS = re.compile(r"[0-o]*( [0-o]+)*")
+FRAMES = re.compile(r"[0-9]{1,9}( [0-9]{1,9})*")
 CONTENT = re.compile(r"[0-9a-f]{16}")
 PICTURE = re.compile(r"images/[^/\\\x00]+\.jpg")
 
@@ -202,6 +204,18 @@ def _answer(row: dict[str, Any], cell: Mapping[str, Any]) -> None:
         raise ValueError(f"its [SEG] has a log-probability of {logprob}")
 
 
+def _shown(row: dict[str, Any]) -> None:
+    if not row["shown"]:  # of an image, or of before it was recorded
+        return
+    if not FRAMES.fullmatch(row["shown"]):
+        raise ValueError(f"its views show {row['shown'][:40]!r}, no numbers of frames")
+    shown = [int(one) for one in row["shown"].split(" ")]
+    if len(shown) != row["views"] or max(shown) >= row["frames"]:
+        raise ValueError(
+            f"its {row['views']} views show {len(shown)} frames up to {max(shown)} of {row['frames']}"
+        )
+
+
 def _curves(row: dict[str, Any]) -> None:
     odd = next((name for name, one in row["curves"].items() if len(one) != row["frames"]), None)
     if odd is not None:
@@ -228,6 +242,7 @@ def _counts(row: dict[str, Any], cell: Mapping[str, Any]) -> None:
         raise ValueError("its mask is no run-length code")
     if row["mask"] and (frames := row["mask"].count(" ") + 1) != row["frames"]:
         raise ValueError(f"its mask has {frames} frames and its clip {row['frames']}")
+    _shown(row)
     _curves(row)
     _answer(row, cell)
     if not row["cluster"] or min(row["frames"], row["views"]) < 1:

@@ -28,6 +28,21 @@ function maskOf(text, height, width) {
   return mask;
 }
 
+// pixels of a truth's outline; looked for once
+const outlines = new WeakMap();
+function outlineOf(item) {
+  if (outlines.has(item)) return outlines.get(item);
+  const { height, width } = item, truth = maskOf(item.truth, height, width), found = [];
+  const at = (row, column) => row >= 0 && column >= 0 && row < height && column < width && truth[row * width + column];
+  for (let row = 0; row < height; row++) {
+    for (let column = 0; column < width; column++) {
+      if (at(row, column) && !(at(row - 1, column) && at(row + 1, column) && at(row, column - 1) && at(row, column + 1))) found.push([row, column]);
+    }
+  }
+  outlines.set(item, found);
+  return found;
+}
+
 // view after view, each in raster order
 function keptOf({ kept, grid: [rows, columns], regions }) {
   const bytes = Uint8Array.from(atob(kept), (one) => one.charCodeAt(0));
@@ -36,7 +51,7 @@ function keptOf({ kept, grid: [rows, columns], regions }) {
 
 // dropped patches are dimmed, and so is what the model never saw
 function paint(canvas, image, item, answer, wish) {
-  const { height, width } = item, pen = canvas.getContext("2d");
+  const { height, width } = item, pen = canvas.getContext("2d", { willReadFrequently: true });
   canvas.width = width;
   canvas.height = height;
   pen.drawImage(image, 0, 0, width, height);
@@ -64,34 +79,31 @@ function paint(canvas, image, item, answer, wish) {
     pen.putImageData(layer, 0, 0);
   }
   if (!answer || wish.truth) {
-    const truth = maskOf(item.truth, height, width), thick = Math.max(1, Math.round(Math.min(height, width) / 130));
-    const at = (row, column) => row >= 0 && column >= 0 && row < height && column < width && truth[row * width + column];
+    const thick = Math.max(1, Math.round(Math.min(height, width) / 130));
     for (const [colour, wide] of [[PAINT.edge, 2 * thick], [PAINT.truth, thick]]) {
       pen.fillStyle = colour;
-      for (let row = 0; row < height; row++) {
-        for (let column = 0; column < width; column++) {
-          if (at(row, column) && !(at(row - 1, column) && at(row + 1, column) && at(row, column - 1) && at(row, column + 1)))
-            pen.fillRect(column - (wide - 1) / 2, row - (wide - 1) / 2, wide, wide);
-        }
-      }
+      for (const [row, column] of outlineOf(item)) pen.fillRect(column - (wide - 1) / 2, row - (wide - 1) / 2, wide, wide);
     }
   }
 }
 
 // merged, pooled and class tokens stand for no patch
-const patchesOf = (answer) => keptOf(answer).reduce((sum, one) => sum + one, 0);
+const patchesOf = (answer) => known(answer.patches) ? answer.patches : keptOf(answer).reduce((sum, one) => sum + one, 0);
 function tokensOf(answer, budget) {
   const patches = patchesOf(answer);
+  if (answer.masks) return `${whole(answer.tokens)} tokens of ${answer.views} views${patches ? `, ${whole(patches)} patches` : ""}`;
   const other = Math.max(0, budget - patches);
   return answer.pruner === "none" ? `${patches} patches` : [patches ? `${patches} patches` : "", other ? `${other} merged or pooled` : ""].filter(Boolean).join(", ");
 }
 
+const MATCHED = "another expression's: the official score matches masks with objects";
 function openAnswer(table, budget, item, answer) {
   const { facts: setting } = table;
-  openRecord(`${answer.pruner} · ${answer.pruner === "none" ? "all" : budget} tokens`, `“${item.text}”`, [number(answer.iou), "IoU in percent"], [
+  openRecord(`${answer.pruner} · ${answer.pruner === "none" ? "all" : budget} tokens`, `“${item.text}”`, answer.masks ? [number(answer.means && answer.means[0]), "J&F in percent"] : [number(answer.iou), "IoU in percent"], [
     ["Record", [
+      ...(answer.masks ? [["J / F", answer.means && `${number(answer.means[1])} / ${number(answer.means[2])}`], ["frames", item.length], ["scored mask", answer.matched && MATCHED]] : []),
       ["sample", item.sample], ["expression", item.expression], ["seed", answer.seed],
-      ["pixels", `${whole(answer.intersection)} in the intersection of ${whole(answer.union)} in the union`],
+      ["pixels", answer.masks && !item.scored ? null : `${whole(answer.intersection)} in the intersection of ${whole(answer.union)} in the union`],
       ["tokens", tokensOf(answer, budget)],
       ["referent's tokens kept", known(answer.coverage) ? `${number(answer.coverage)} %` : "it covers none"],
       ["cell", answer.cell], ["backbone", setting.backbone], ["protocol", setting.protocol],
@@ -105,7 +117,8 @@ function startMasks() {
     all("[data-needs=masks]").forEach((node) => (node.hidden = true));
     return;
   }
-  find("#pool").append(`Chosen among the ${whole(DATA.pictures.of)} images whose pictures the run kept; of a pruner that draws, its first seed. `,
+  const { of, clips } = DATA.pictures, media = [of && `${whole(of)} images`, clips && `${whole(clips)} clips`].filter(Boolean).join(" and ");
+  find("#pool").append(`Chosen among the ${media} whose pictures the run kept; of a pruner that draws, its first seed. ${clips ? "Arrow keys, a swipe over a picture or a click on the curve move through a clip. " : ""}`,
     make("span", { class: "key", style: `background:${PAINT.mask}` }), "prediction  ",
     make("span", { class: "key", style: `background:${PAINT.truth};border:2px solid ${PAINT.edge}` }), "truth  ",
     make("span", { class: "key", style: "background:#3b4046;border:1px solid #777" }), "dropped tokens");
@@ -135,23 +148,38 @@ function startMasks() {
     fill("kind", unique(here().filter((pick) => pick[2] === field("pruner").value).map((pick) => pick[3])), (kind) => `${kind} expression`);
   }
 
+  const player = clipPlayer();
   function show() {
     options();
     const pick = here().find((one) => one[2] === field("pruner").value && one[3] === field("kind").value);
-    const table = DATA.tables[pick[0]], item = items[pick[4]], image = loaded[item.image];
+    const table = DATA.tables[pick[0]], item = items[pick[4]];
     const wish = Object.fromEntries(["kept", "mask", "truth"].map((name) => [name, field(name).checked]));
     find("#said").replaceChildren("“", make("b", {}, item.text), "” ", make("small", {}, `${item.sample}, expression ${item.expression}`));
+    const wordsOf = (answer) => {
+      if (!answer) return [make("b", {}, "image"), item.frames && !item.scored ? "truth not public" : "with the truth"];
+      const name = make("b", {}, item.frames ? make("i", { class: "key", colour: DATA.colours[answer.pruner] }) : null, answer.pruner);
+      const score = item.frames ? [`J&F ${number(answer.means && answer.means[0])}`, make("small", { class: "here" }), answer.matched ? make("small", {}, "scored: another expression's mask") : null] : [`IoU ${number(answer.iou)}`];
+      const covered = known(answer.coverage) && patchesOf(answer) ? make("small", {}, `${number(answer.coverage, 0)} % of the referent's patches`) : "";
+      return [name, ...score.filter(Boolean), make("small", {}, tokensOf(answer, pick[1])), covered];
+    };
     const card = (answer) => {
       const canvas = make("canvas", { role: "img", "aria-label": answer ? `mask of ${answer.pruner}` : "image with truth" });
-      const words = answer ? [make("b", {}, answer.pruner), `IoU ${number(answer.iou)}`, make("small", {}, tokensOf(answer, pick[1])), known(answer.coverage) && patchesOf(answer) ? make("small", {}, `${number(answer.coverage, 0)} % of the referent's patches`) : ""] : [make("b", {}, "image"), "with the truth"];
       const act = answer ? { click: () => openAnswer(table, pick[1], item, answer) } : {};
-      const node = make(answer ? "button" : "div", { class: `card${answer && answer.pruner === pick[2] ? " chosen" : ""}`, type: answer ? "button" : null, on: act }, canvas, make("span", {}, ...words));
-      const draw = () => paint(canvas, image, item, answer, wish);
-      if (image.complete) draw();
-      else image.addEventListener("load", draw, { once: true });
-      return node;
+      const node = make(answer ? "button" : "div", { class: `card${answer && answer.pruner === pick[2] ? " chosen" : ""}`, type: answer ? "button" : null, on: act }, canvas, make("span", {}, ...wordsOf(answer)));
+      const draw = (place) => {
+        const image = loaded[item.frames ? item.frames[place].image : item.image];
+        canvas.dataset.place = place;
+        if (item.frames) canvas.setAttribute("aria-label", `${answer ? `mask of ${answer.pruner}` : "image with truth"} in frame ${item.frames[place].number}`);
+        if (item.frames && answer && answer.j) find(".here", node).textContent = `here J ${number(valueAt(item, answer.j, place))}, F ${number(valueAt(item, answer.f, place))}`;
+        const now = () => { if (canvas.dataset.place === String(place)) paint(canvas, image, shotOf(item, place), answer && answerAt(answer, place), wish); };
+        if (image.complete) now();
+        else image.addEventListener("load", now, { once: true });
+      };
+      return { node, draw };
     };
-    find("#cards").replaceChildren(card(null), ...answers[`${pick[0]}:${pick[1]}:${pick[4]}`].map(card));
+    const told = answers[`${pick[0]}:${pick[1]}:${pick[4]}`], cards = [null, ...told].map(card);
+    find("#cards").replaceChildren(...cards.map((one) => one.node));
+    player(item, told, pick[2], (place) => cards.forEach((one) => one.draw(place)));
   }
   picker.addEventListener("input", show);
   show();

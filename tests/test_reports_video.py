@@ -112,7 +112,7 @@ def clip_rows(dataset: str = "ref-davis17") -> list[dict[str, Any]]:
     ):
         for place in range(12):
             said = int(not (pruner == "vispruner" and place in (3, 7)))
-            found.append(clip_row(dataset, pruner, budget, place, score - 0.01 * place, said))
+            found.append(clip_row(dataset, pruner, budget, place, score - 0.0123 * place, said))
     return found
 
 

@@ -1,0 +1,438 @@
+"""Asking about one clip: folders of frames, video files, from Python and by the command line."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from backbones.clip_answer import answer_clip, as_clip, encode_clip, ground_clip
+from backbones.parts import clip_files
+from backbones.parts.clip_files import read_clip
+from backbones.parts.clips import Frames
+from backbones.registry import BACKBONES, Runtime, Settings
+from harness import cli, metrics
+from harness.engine import single_clip as attempt
+from pruners import UserError, parse
+from reports.clip_overlay import FILM_PIXELS, draw_strip, spread, write_film
+from tests.fake_backbone import SIDE, Fake, FakeBackbone, known
+from tests.fake_video import FakeVideo, a_clip
+
+TEXT = "the box that moves"
+FRAMES = 5
+
+
+def images(count: int = FRAMES, height: int = 24, width: int = 32) -> list[np.ndarray[Any, Any]]:
+    """A bright box that moves to the right over a still picture."""
+    found = []
+    still = np.random.default_rng(0).integers(40, 90, (height, width, 3), dtype=np.uint8)
+    for k in range(count):
+        image = still.copy()
+        image[4:12, 3 + 2 * k : 11 + 2 * k] = (220, 60, 60)
+        found.append(image)
+    return found
+
+
+def folder_of(path: Path, frames: list[np.ndarray[Any, Any]], first: int = 8) -> Path:
+    path.mkdir(parents=True)
+    for number, frame in enumerate(frames, start=first):
+        Image.fromarray(frame).save(path / f"frame{number}.png")
+    (path / "notes.txt").write_text("of a walk")
+    return path
+
+
+def video_of(
+    path: Path,
+    frames: list[np.ndarray[Any, Any]],
+    codec: str = "libx264",
+    pixels: str = "yuv444p",
+    **options: str,
+) -> Path:
+    """Nearly the same frames in a file."""
+    av = pytest.importorskip("av", reason="videos are read with PyAV: pip install 'groundprune[video]'")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10, options=options)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = pixels
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def turned_right(path: Path) -> None:
+    """Say in an mp4's head that it is to be shown a quarter turn clockwise, as upright phones do."""
+    content = bytearray(path.read_bytes())
+    start = content.index(b"tkhd") + 44
+    matrix = (0, 1 << 16, 0, (1 << 32) - (1 << 16), 0, 0, 0, 0, 1 << 30)
+    content[start : start + 36] = b"".join(one.to_bytes(4, "big") for one in matrix)
+    path.write_bytes(content)
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    @dataclass(frozen=True)
+    class FakeVideoSettings(Fake, Settings):
+        """For tests."""
+
+        name = "fake-video"
+        reference = "tests"
+        medium = "video"
+
+        def load(self, how: Runtime) -> FakeVideo:
+            return FakeVideo()
+
+    known(monkeypatch)
+    BACKBONES.register(FakeVideoSettings)
+    monkeypatch.setattr(sys, "argv", ["python -m harness", "try", *map(str, words)])
+    return cli.main()
+
+
+# -- files
+
+
+def test_a_folder_is_read_in_the_order_of_its_numbers(tmp_path: Path) -> None:
+    frames = images()
+    clip = read_clip(folder_of(tmp_path / "walk", frames))  # frame8, frame9, frame10
+    assert (len(clip), clip.height, clip.width) == (FRAMES, 24, 32)
+    assert all(np.array_equal(clip.frame(k), frames[k]) for k in range(FRAMES))
+
+
+def test_frames_of_several_sizes_and_damaged_ones_are_named(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "walk", images())
+    Image.new("RGB", (30, 24)).save(folder / "frame11.png")
+    with pytest.raises(UserError, match=r"differ in size \(frame8.png 32x24 px, frame11.png 30x24 px\)"):
+        read_clip(folder)
+    (folder / "frame11.png").write_bytes((folder / "frame10.png").read_bytes()[:100])
+    with pytest.raises(UserError, match=r"frame11.png' cannot be read"):
+        read_clip(folder).frame(3)
+    (folder / "frame11.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"frame11.png unreadable"):
+        read_clip(folder)
+
+
+def test_a_video_gives_the_frames_in_any_order(tmp_path: Path) -> None:
+    frames = images(9)
+    clip = read_clip(video_of(tmp_path / "walk.mp4", frames, crf="4"), window=4)
+    assert (len(clip), clip.height, clip.width) == (9, 24, 32)
+    for k in (0, 4, 4, 8, 1, 2, 3, 7):
+        gaps = [np.abs(clip.frame(k).astype(int) - frame).mean() for frame in frames]
+        assert int(np.argmin(gaps)) == k and gaps[k] < 6
+    assert clip.windows() == [range(4), range(4, 8), range(8, 9)]
+
+
+def test_a_frame_that_is_given_away_can_be_written_on(tmp_path: Path) -> None:
+    clip = read_clip(video_of(tmp_path / "walk.mp4", images(), crf="4"))
+    before = clip.frame(2).copy()
+    clip.frame(2)[:] = 0
+    assert np.array_equal(clip.frame(2), before)
+
+
+def test_one_frame_of_a_video_is_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = read_clip(video_of(tmp_path / "walk.mp4", images(9)))
+    read: list[int] = []
+    real = clip_files._decoded
+
+    def counting(path: Path) -> Any:
+        for number, frame in enumerate(real(path)):
+            read.append(number)
+            yield frame
+
+    monkeypatch.setattr(clip_files, "_decoded", counting)
+    for k in range(9):
+        clip.frame(k)
+    assert read == list(range(9))  # once through
+    clip.frame(3)
+    assert read == [*range(9), *range(4)]
+
+
+def test_a_video_is_turned_as_it_says(tmp_path: Path) -> None:
+    frames = images()
+    path = video_of(tmp_path / "upright.mp4", frames, crf="4")
+    turned_right(path)
+    clip = read_clip(path)
+    assert (clip.height, clip.width) == (32, 24)
+    assert np.abs(clip.frame(1).astype(int) - np.rot90(frames[1], -1)).mean() < 6
+    assert np.abs(clip.frame(1).astype(int) - np.rot90(frames[1], 1)).mean() > 20
+
+
+def test_odd_sizes_stay_what_they_are(tmp_path: Path) -> None:
+    frames = images(3, 23, 31)
+    clip = read_clip(video_of(tmp_path / "odd.mkv", frames, "ffv1", "bgr0"))
+    assert np.array_equal(clip.frame(2), frames[2])
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "cannot be read"),
+        (b"no video at all", "cannot be read"),
+        (b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n", "cannot be read"),
+        (None, "cannot be read"),  # half of one
+    ],
+)
+def test_what_is_no_video_is_one_sentence(content: bytes | None, told: str, tmp_path: Path) -> None:
+    whole = video_of(tmp_path / "whole.mp4", images()).read_bytes()
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(UserError, match=told) as caught:
+        read_clip(path)
+    assert "clip.mp4" in str(caught.value) and "give a folder" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_video_that_is_cut_short_while_it_is_read_is_told_so(tmp_path: Path) -> None:
+    path = video_of(tmp_path / "walk.mkv", images(9), "ffv1", "bgr0")
+    clip = read_clip(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"become shorter|cannot be read"):
+        clip.frame(8)
+
+
+def test_sound_alone_and_long_clips_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "sound.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), dtype=np.int16), layout="mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+    with pytest.raises(UserError, match="holds no video"):
+        read_clip(tmp_path / "sound.wav")
+    path = video_of(tmp_path / "walk.mp4", images())
+    monkeypatch.setattr(clip_files, "MOST_FRAMES", 4)
+    for long in (path, folder_of(tmp_path / "walk", images())):
+        with pytest.raises(UserError, match="more than 4 frames"):
+            read_clip(long)
+
+
+def test_without_the_package_a_video_names_the_extra_and_a_folder_needs_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "walk.mp4").write_bytes(b"\0" * 100)
+    with pytest.raises(
+        UserError, match=r"pip install 'groundprune\[video\]'.*folder of its frames.*needs none"
+    ):
+        read_clip(tmp_path / "walk.mp4")
+    assert len(read_clip(folder_of(tmp_path / "walk", images()))) == FRAMES
+
+
+# -- in Python
+
+
+def test_an_answer_has_a_mask_in_every_frame_and_what_every_view_keeps() -> None:
+    found = ground_clip(FakeVideo(), images(), TEXT, pruner="uniform", budget=16)
+    assert found.masks.shape == (FRAMES, 24, 32) and found.masks.dtype == np.bool_
+    assert np.array_equal(found.mask(3), found.masks[3])
+    assert found.shown == (0, FRAMES - 1)
+    assert found.kept.shape == (2 * SIDE * SIDE,) and found.kept.sum() == found.tokens_final == 32
+    assert found.seconds > 0
+
+
+def test_clips_come_as_folder_file_arrays_or_clip(tmp_path: Path) -> None:
+    frames = images()
+    first = ground_clip(FakeVideo(), frames, TEXT)
+    for clip in (folder_of(tmp_path / "walk", frames), str(tmp_path / "walk"), Frames.of(frames)):
+        assert ground_clip(FakeVideo(), clip, TEXT).runs == first.runs
+    film = video_of(tmp_path / "walk.mkv", frames, "ffv1", "bgr0")
+    assert ground_clip(FakeVideo(), film, TEXT).runs == first.runs
+
+
+def test_the_truth_of_the_views_frames_leads_the_oracle() -> None:
+    truth = np.zeros((FRAMES, 24, 32), dtype=bool)
+    truth[0, :3, :4] = truth[-1, -3:, -4:] = True  # the first patch, and the last one
+    found = ground_clip(FakeVideo(), images(), TEXT, "oracle", 1, truth)
+    assert found.kept.nonzero()[0].tolist() == [0, 2 * SIDE * SIDE - 1]
+
+
+@pytest.mark.parametrize(
+    ("clip", "told"),
+    [
+        ([], "has no frame"),
+        ([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5, 3), np.uint8)], "4x4 px and 5x4 px"),
+        ("no/such/clip", "is not there"),
+        ("tests", "no JPEG or PNG files"),
+    ],
+)
+def test_what_is_no_clip_is_refused(clip: Any, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        as_clip(clip)
+
+
+def test_a_backbone_of_images_says_so() -> None:
+    with pytest.raises(UserError, match="fake sees images alone"):
+        ground_clip(FakeBackbone(), images(), TEXT)
+    with pytest.raises(UserError, match="cannot keep 65"):
+        ground_clip(FakeVideo(), images(), TEXT, "uniform", 65)
+
+
+def test_scores_are_those_of_the_metrics() -> None:
+    video = a_clip("one", 6, 3)
+    truth = video.ids == 1
+    model = FakeVideo()
+    clip = Frames.of(list(video.frames))
+    found = attempt.ask_of_clip(model, clip, TEXT, parse("none,uniform,oracle"), 16, truth)
+    assert model.encoded == [1] and model.grounded == [1] * 4  # the first one twice
+    for one in found.answers:
+        (expected,) = metrics.measure(one.answer.masks[None], truth[None].astype(np.uint8), "video", "mevis")
+        assert one.j is not None and one.f is not None
+        assert (one.j.mean(), one.f.mean()) == (expected["j"], expected["f"])
+    blind = attempt.ask_of_clip(FakeVideo(), clip, TEXT, parse("none,oracle,fastv"), 16)
+    assert blind.left_out == ("oracle",) and blind.answers[0].j is None
+    assert "fastv" in blind.lacking[0]
+
+
+def test_no_pruner_gains_from_the_signals_of_another() -> None:
+    model = FakeVideo()
+    encoding = encode_clip(model, Frames.of(images()))
+    answer_clip(model, encoding, TEXT, parse("visionzip")[0], 16)
+    assert encoding.signals == {}
+
+
+# -- drawn
+
+
+def asked(count: int = FRAMES, pruners: str = "none,uniform,oracle") -> attempt.ClipAttempts:
+    truth = np.zeros((count, 24, 32), dtype=bool)
+    for k in range(count):
+        truth[k, 4:12, (3 + 2 * k) % 24 : (11 + 2 * k) % 24 + 3] = True
+    clip = Frames.of(images(count) if count < 8 else list(a_clip("long", count, 1).frames))
+    return attempt.ask_of_clip(FakeVideo(), clip, TEXT, parse(pruners), 4, truth)
+
+
+def test_the_strip_has_a_line_for_every_pruner(tmp_path: Path) -> None:
+    sizes = []
+    for pruners in ("none", "none,uniform", "none,uniform,oracle"):
+        draw_strip(asked(pruners=pruners), (SIDE, SIDE), 4, tmp_path / "new" / "a.png")
+        with Image.open(tmp_path / "new" / "a.png") as opened:
+            sizes.append(opened.size)
+    assert len({width for width, _ in sizes}) == 1
+    gaps = [two - one for (_, one), (_, two) in pairwise(sizes)]
+    assert min(gaps) > 100 and max(gaps) - min(gaps) <= 2
+    draw_strip(asked(), (SIDE, SIDE), 4, tmp_path / "b.png")
+    draw_strip(asked(), (SIDE, SIDE), 4, tmp_path / "c.svg")
+    with pytest.raises(UserError, match=r"picture.xyz"):
+        draw_strip(asked(), (SIDE, SIDE), 4, tmp_path / "picture.xyz")
+
+
+def test_the_film_shows_masks_and_kept_patches_of_every_frame(tmp_path: Path) -> None:
+    found = asked()
+    assert write_film(found, (SIDE, SIDE), tmp_path / "a.gif") == FRAMES
+    with Image.open(tmp_path / "a.gif") as film:
+        assert film.n_frames == FRAMES and film.info["loop"] == 0
+        film.seek(2)
+        sheet = np.asarray(film.convert("RGB")).astype(int)
+    assert sheet.shape == (24 + 15, 4 * 32, 3)
+    mask = found.answers[0].answer.mask(2)  # none, which keeps all: the second panel
+    panel = sheet[15:, 32:64]
+    pink = (panel[..., 0] > panel[..., 1] + 70) & (panel[..., 2] > panel[..., 1] + 70)
+    line = found.truth[2] ^ np.roll(found.truth[2], 1, 0) if found.truth is not None else mask
+    assert (pink == mask)[~line].mean() > 0.9
+    dark = sheet[15:, 64:96].mean() / sheet[15:, :32].mean()  # uniform keeps 4 patches of 64
+    assert dark < 0.75
+
+
+def test_a_long_film_stays_small(tmp_path: Path) -> None:
+    found = asked(60, "none,uniform")
+    count = write_film(found, (SIDE, SIDE), tmp_path / "a.gif")
+    assert count == 48
+    with Image.open(tmp_path / "a.gif") as film:
+        assert film.n_frames * film.size[0] * film.size[1] <= FILM_PIXELS
+        assert film.info["duration"] == 150
+    assert spread(60, 48)[0] == 0 and spread(60, 48)[-1] == 59
+
+
+def test_the_same_answers_give_the_same_files(tmp_path: Path) -> None:
+    found = asked()
+    for name in ("a", "b"):
+        draw_strip(found, (SIDE, SIDE), 4, tmp_path / f"{name}.png")
+        write_film(found, (SIDE, SIDE), tmp_path / f"{name}.gif")
+    for kind in ("png", "gif"):
+        assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
+
+
+# -- by the command line
+
+
+def test_the_command_writes_a_strip_and_a_film(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = folder_of(tmp_path / "walk", images())
+    out = tmp_path / "new" / "seen.png"
+    options = ("--backbone", "fake-video", "--budget", 16, "--pruners", "none,uniform,oracle", "--out", out)
+    assert command(monkeypatch, clip, TEXT, *options) == 0
+    told = capsys.readouterr().out
+    assert "only the truth tells them what to keep: oracle" in told
+    assert "uniform                    32 tokens" in told and " J " not in told
+    assert "clip: 5 frames of 32x24 px, of which the model sees 0, 4" in told
+    assert f"picture: {out}\nfilm: {out.with_suffix('.gif')} (5 frames)" in told
+    assert out.stat().st_size > 5_000 and out.with_suffix(".gif").stat().st_size > 1_000
+
+
+def test_the_command_takes_a_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film = video_of(tmp_path / "walk.mp4", images())
+    monkeypatch.chdir(tmp_path)
+    assert (
+        command(monkeypatch, film, TEXT, "--backbone", "fake-video", "--pruners", "uniform", "--budget", 8)
+        == 0
+    )
+    assert "uniform                    16 tokens" in capsys.readouterr().out
+    assert (tmp_path / "try.png").is_file() and (tmp_path / "try.gif").is_file()
+
+
+def test_without_a_clip_there_is_one_with_its_truth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--backbone", "fake-video", "--pruners", "uniform,oracle", "--budget", 16, "--out")
+    assert command(monkeypatch, *options, tmp_path / "a.png") == 0
+    told = capsys.readouterr().out
+    assert told.count(" J ") == told.count(" F ") == 2
+    assert command(monkeypatch, "what nobody said", *options, tmp_path / "a.png") == 0
+    told = capsys.readouterr().out
+    assert " J " not in told and "oracle" in told.splitlines()[0]
+
+
+def test_the_built_in_clip_is_the_first_by_its_motion() -> None:
+    clip, text, truth = attempt.built_in_clip()
+    assert truth is not None and truth.shape == (len(clip), clip.height, clip.width) and truth.any()
+    again, same, mask = attempt.built_in_clip(text)
+    assert same == text and mask is not None and np.array_equal(mask, truth)
+    assert np.array_equal(again.frame(0), clip.frame(0))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["no_such.mp4", "it"], "no_such.mp4"),
+        (["photo.jpg", "it"], "is a picture"),
+        (["walk"], "Add an expression"),
+        (["walk", " "], "expression is empty"),
+        (["walk", "it", "--budget", "99"], "cannot keep 99"),
+        (["walk", "it", "--out", "picture.xyz"], "picture.xyz"),
+        (["walk", "it", "--backbone", "fake"], "fake looks at images, and 'walk' is a clip"),
+        (["walk.mp4", "it", "--backbone", "fake"], "or a video backbone, e.g."),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    words: list[str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder_of(tmp_path / "walk", images())
+    Image.fromarray(images()[0]).save("photo.jpg")
+    options = [] if "--budget" in words else ["--budget", "8"]
+    options += [] if "--backbone" in words else ["--backbone", "fake-video"]
+    assert command(monkeypatch, *words, "--pruners", "uniform", *options) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
