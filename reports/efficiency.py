@@ -56,7 +56,7 @@ def cells(projection: Projection, printed: pd.DataFrame, on: Gpu) -> pd.DataFram
             {
                 "method": row["pruner"],
                 "budget": row["budget"],
-                "tokens mean": f"{row['tokens_mean']:.4g}",
+                "tokens mean": f"{row['tokens_mean']:.{4 if row['tokens_mean'] < 1e4 else 5}g}",
                 "per layer": row["per_layer"],
                 "FLOPs (T)": flops[0],
                 "paper": flops[1],

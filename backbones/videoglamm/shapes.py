@@ -299,7 +299,9 @@ class VideoGlammShapes(GlammShapes):
 
     def notes(self, prompt: Prompt) -> tuple[str, ...]:
         """What a clip is, and what is not pruned."""
-        last = f"{CELLS} tokens of a frame at every budget" if self.placement == "grid" else "what is kept"
+        last = "what is kept in front of it"
+        if self.placement == "grid":
+            last = f"{CELLS} tokens of a frame, whatever is kept in front of it"
         return (
             f"Placement {self.placement}: the language model gets {last}, of {self.frames} frames, and "
             f"behind them {self.tail} tokens of the video encoder, which no pruner sees. Tokens here are of "

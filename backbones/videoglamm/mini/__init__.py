@@ -34,7 +34,6 @@ class VideoGlammMini(VideoGlammFamily, Settings):
     frames: int | None = 4
     name = "videoglamm-mini"
     reference = "backbones/videoglamm/mini/README.md"
-    costs_by_default = "measured"
     images_by_default = 8
 
     def __post_init__(self) -> None:
