@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PATCHES = 576  # of a view
 FRAMES = 16  # where neither the settings nor config.json say
+MASKED = 64  # frames of a clip that get masks, where none is at hand: of a window of Ref-DAVIS
 BRANCHES = ("video", "framewise")
 NO_WEIGHTS = (
     "The backbone videoglamm needs weights: give --checkpoint DIR or 'owner/name@revision', or use "
@@ -193,7 +194,7 @@ class VideoGlamm3B8(VideoGlammFamily, Settings):
     placement: str = "grid"
     branch: str = "video"
     frames: int | None = FRAMES
-    masked: int = 64
+    masked: int = MASKED
     name = "videoglamm-3.8b"
     reference = VideoGlamm.reference
 

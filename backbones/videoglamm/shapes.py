@@ -23,6 +23,7 @@ from backbones.parts.tokenizer import IMAGE_TOKEN, LlamaTokenizer, Phi3Tokenizer
 from backbones.videoglamm import conversation
 from backbones.videoglamm.model import VideoGlammModel
 from backbones.videoglamm.placement import CELLS, POOL, VIDEO_POOL, of_cells, over_cells, pooled
+from backbones.videoglamm.settings import MASKED
 from pruners.base import (
     CLS,
     LLM_PATCHES,
@@ -37,7 +38,6 @@ from pruners.base import (
 # one expression of five words in LLaMA's tokens, and in CLIP's
 USUAL = Prompt(text=41, before=12, turns=1, words=20, sentence=4)
 LIKE = "man in the red shirt"
-MASKED = 64  # frames of a clip that get masks: of a window of Ref-DAVIS
 
 
 def without_weights(model: VideoGlammModel) -> VideoGlammModel:

@@ -32,7 +32,7 @@ from backbones.parts.staged import prefill
 from backbones.videoglamm.placement import CELLS, POOL, VIDEO_POOL, of_cells, over_cells, place, pooled
 from backbones.videoglamm.preprocess import sampled, video_pixels
 from backbones.videoglamm.segmenters import Prepared, segmenter
-from backbones.videoglamm.shapes import VideoGlammShapes, without_weights
+from backbones.videoglamm.shapes import MASKED, VideoGlammShapes, without_weights
 from pruners import checks
 from pruners.base import (
     CLS,
@@ -334,6 +334,7 @@ class VideoGlammStaged(Staged):
 
     def shapes(self, inputs: VideoInputs | None = None) -> VideoGlammShapes:
         """The same model on the meta device, and the same clip's length."""
-        own, how = self._backbone, {} if inputs is None else {"masked": len(inputs.frames)}
+        own, masked = self._backbone, MASKED if inputs is None else len(inputs.frames)
         assert own.frames is not None
-        return VideoGlammShapes(without_weights(self._model), own.placement, own.branch, own.frames, **how)
+        model = without_weights(self._model)
+        return VideoGlammShapes(model, own.placement, own.branch, own.frames, masked)

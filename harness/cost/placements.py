@@ -96,7 +96,7 @@ def placed(settings: Settings, frames: int | None) -> list[Settings]:
             f"{settings.name} has one place where a budget can act; give --backbone {' or '.join(able)}."
         )
     how: dict[str, Any] = {} if frames is None else {"frames": frames}
-    return [replace(settings, placement=one, **how) for one in found]
+    return [replace(settings, **how | {"placement": one}) for one in found]
 
 
 def compare(
