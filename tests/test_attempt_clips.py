@@ -21,6 +21,7 @@ from harness import cli, metrics
 from harness.engine import single_clip as attempt
 from pruners import UserError, parse
 from reports.clip_overlay import FILM_PIXELS, draw_strip, spread, write_film
+from tests import tiny_videoglamm
 from tests.fake_backbone import SIDE, Fake, FakeBackbone, known
 from tests.fake_video import FakeVideo, a_clip
 
@@ -285,6 +286,21 @@ def test_scores_are_those_of_the_metrics() -> None:
     blind = attempt.ask_of_clip(FakeVideo(), clip, TEXT, parse("none,oracle,fastv"), 16)
     assert blind.left_out == ("oracle",) and blind.answers[0].j is None
     assert "fastv" in blind.lacking[0]
+
+
+@pytest.mark.parametrize("placement", ["grid", "postpool"])
+def test_videoglamm_is_asked_about_a_clip(placement: str, tmp_path: Path) -> None:
+    model = tiny_videoglamm.load(tiny_videoglamm.write(tmp_path / "checkpoint"), placement=placement)
+    clip = tiny_videoglamm.clip(5)
+    patches = model.grid[0] * model.grid[1]
+    found = attempt.ask_of_clip(model, clip, "the dog", parse("none,uniform"), patches // 4)
+    whole, few = (one.answer for one in found.answers)
+    assert whole.masks.shape == few.masks.shape == (5, clip.height, clip.width)
+    assert whole.shown == few.shown and len(whole.kept) == len(whole.shown) * patches
+    assert whole.kept.all() and few.kept.sum() == len(few.shown) * (patches // 4)
+    assert few.tokens_final == len(few.shown) * model.sent(patches // 4)  # `grid` sends full grids
+    draw_strip(found, model.grid, patches // 4, tmp_path / "a.png")
+    assert write_film(found, model.grid, tmp_path / "a.gif") == 5
 
 
 def test_no_pruner_gains_from_the_signals_of_another() -> None:

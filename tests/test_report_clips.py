@@ -16,6 +16,8 @@ from backbones.parts.clips import BETWEEN
 from harness.engine.runner import Plan, Way, prepare, run
 from harness.metrics.video import frames_of
 from harness.store import records
+from harness.store.rows import validate
+from harness.store.run_folder import run_info
 from pruners import parse
 from reports import gallery, render
 from reports.clips import clip_answer, nearest_view, points
@@ -127,6 +129,18 @@ def test_an_item_has_its_frames_and_an_answer_what_it_is_in_each(folder: Path, r
             for text, seen in zip(one["keeps"], one["seen"], strict=True):
                 assert np.array_equal(records.kept_tokens(text, SIDE * SIDE), kept[int(seen == last)])
     assert {len(item["points"]) for item in found["items"]} <= {FRAMES, FRAMES + 1, FRAMES + 2}
+
+
+def test_frames_that_views_cannot_show_are_refused(folder: Path) -> None:
+    cells = run_info(folder)["cells"]
+    row = next(row for row in records.rows_of(next((folder / "records").iterdir())) if row["status"] == "ok")
+    assert row["shown"] == f"0 {row['frames'] - 1}"
+    assert validate(row | {"shown": ""}, cells)["shown"] == ""  # of before it was recorded
+    del row["shown"]
+    assert validate(dict(row), cells)["shown"] == ""
+    for wrong in ("0", "0 3 5", f"0 {row['frames']}", "0 -1", "0,3", "0 x"):
+        with pytest.raises(ValueError, match=r"views show"):
+            validate(row | {"shown": wrong}, cells)
 
 
 def test_best_and_worst_are_those_of_j_and_f(folder: Path, report: Path) -> None:
