@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from backbones.base import Turn
+    from backbones.parts.clips import Clip
     from backbones.parts.contexts import Context
     from backbones.parts.cuts import Choose, Cutting
     from backbones.parts.faithful import Stage
-    from pruners.base import Pruner, View
+    from pruners.base import Pruner, Selection, View
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,8 @@ class Passed:
 
     Attributes:
         lengths: sequence length that every layer of the language model saw.
-        logits: (M, H, W) float32 masks at the raw image's size, one per turn.
+        logits: (M, H, W) float32 masks at the raw image's size, one per turn; of a clip, of all its frames,
+            frame by frame.
     """
 
     lengths: tuple[int, ...]
@@ -153,7 +155,7 @@ class Traced:
 
 
 class Staged(ABC):
-    """A loaded model's forward pass, one image and one conversation, as its release runs it.
+    """A loaded model's forward pass, one image or clip and one conversation, as its release runs it.
 
     Attributes:
         stages: their names in the order in which they run. "prefill" is the decoder layers; what a pruner
@@ -174,10 +176,14 @@ class Staged(ABC):
     def length(self, turns: Sequence[Turn]) -> int:
         """Text tokens of a conversation."""
 
+    def shown(self, clip: Clip) -> tuple[int, ...]:
+        """Numbers of the frames of a clip that are its views."""
+        return (0,)
+
     @abstractmethod
     def prepare(
         self,
-        image: NDArray[np.uint8],
+        image: Any,
         turns: Sequence[Turn],
         sample: str = "",
         masks: NDArray[np.bool_] | None = None,
@@ -185,9 +191,10 @@ class Staged(ABC):
         """Pixels and tokens on the model's device.
 
         Args:
-            image: (H, W, 3) RGB.
+            image: (H, W, 3) uint8 RGB, or a `Clip` if the model sees clips.
             sample: seed of a pruner's draws.
-            masks: (M, H, W) the truth, for controls that may see it.
+            masks: (M, H, W) the truth, for controls that may see it; of a clip (T, M, H, W) of the frames
+                that are `shown`.
         """
 
     @abstractmethod
@@ -213,8 +220,12 @@ class Staged(ABC):
         """
 
     @abstractmethod
-    def shapes(self) -> Shapes:
-        """The same model without weights."""
+    def shapes(self, inputs: Any = None) -> Shapes:
+        """The same model without weights.
+
+        Args:
+            inputs: what `prepare` made, where costs follow from how long a clip is.
+        """
 
 
 # -- a model without weights
@@ -229,18 +240,31 @@ class CostPart:
 
     Attributes:
         name: of its column, as in `harness cost`.
-        over: how often it runs, over how many tokens. "image": once, whatever is asked; "questions": once per
-            conversation, for pruners that read its text; "conversation": once per conversation; "entering":
-            over the visual tokens that enter the language model; "sequence": over all that leave it, and
-            nothing reads the result; "marks": likewise, read at one token per turn.
+        over: how often it runs, over how many tokens. "image": once per image or clip, whatever is asked;
+            "questions": once per conversation, for pruners that read its text; "conversation": once per
+            conversation; "entering": over the visual tokens on their way into the language model, in front of
+            a pool if it has one; "sequence": over all that leave it, and nothing reads the result; "marks":
+            likewise, read at one token per turn.
         run: runs it on the meta device; takes the number of tokens, 0 where there are none.
         title: in a sentence, of one that no pruner changes.
+        times: how often it runs one after the other, as once for every frame.
+        more: what else it runs, and how often. Work that is linear in what is remembered is given by a few
+            runs: then a number may be negative, and 0 is of a run that only tells how much memory it takes.
+        frames: of a clip, among which its work is shared out; 0 where it is not of single frames.
     """
 
     name: str
     over: Over
     run: Callable[[int], object]
     title: str = ""
+    times: int = 1
+    more: tuple[tuple[int, Callable[[int], object]], ...] = ()
+    frames: int = 0
+
+    @property
+    def runs(self) -> tuple[tuple[int, Callable[[int], object]], ...]:
+        """All that it runs, and how often."""
+        return ((self.times, self.run), *self.more)
 
 
 class Layers(ABC):
@@ -264,7 +288,7 @@ class Layers(ABC):
 
         Args:
             before, after: (1, a) and (1, b) ids on the two sides of the image.
-            visual: (1, n, width) features behind the projector.
+            visual: (1, n, width) features behind the projector, with the tail that the context states.
             cut: what leaves the sequence on the way.
             context: which patches the visual tokens are, and where they stand.
             stage: entered around what a pruner computes.
@@ -276,11 +300,15 @@ class Shapes(ABC):
 
     Attributes:
         shape: of the language model.
-        grid: rows and columns of a view's patches.
+        grid: rows and columns of a view's patches, as pruners see them.
+        tail: tokens of the language model behind those of the views, which no pruner sees.
+        places: tokens that the language model has positions for; None where that bounds nothing.
     """
 
     shape: Shape
     grid: tuple[int, int]
+    tail: int = 0
+    places: int | None = None
 
     @abstractmethod
     def prompt(self, text: int | None = None, checkpoint: str | Path | None = None) -> Prompt:
@@ -295,8 +323,34 @@ class Shapes(ABC):
         """
 
     @abstractmethod
-    def parts(self, prompt: Prompt) -> tuple[CostPart, ...]:
-        """All parts but the language model's layers."""
+    def parts(self, prompt: Prompt, dtype: torch.dtype) -> tuple[CostPart, ...]:
+        """All parts but the language model's layers.
+
+        Args:
+            dtype: of weights and states.
+        """
+
+    def sent(self, count: int) -> int:
+        """Tokens of a view that the language model gets of so many that enter it; fewer or more where they
+        are pooled on the way."""
+        return count
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Rows and columns of a whole view's tokens in the language model."""
+        return self.grid
+
+    def projected(self, chosen: Sequence[Selection], views: int) -> int:
+        """Tokens that a part over "entering" sees.
+
+        Args:
+            chosen: of every view; empty where nothing chooses before the language model.
+        """
+        return sum(one.tokens for one in chosen) if chosen else views * self.grid[0] * self.grid[1]
+
+    def notes(self, prompt: Prompt) -> tuple[str, ...]:
+        """What else figures of this model rest on, a sentence each."""
+        return ()
 
     @abstractmethod
     def layers(self, count: int, attn: str, dtype: torch.dtype) -> Layers:

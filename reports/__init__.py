@@ -31,7 +31,7 @@ def render(
         out: folder to write to; by default that of the first run.
         baseline: a pruner that every row is compared with.
         latex: whether to write a LaTeX table too.
-        metric: name of the metric that tables rank by; by default cIoU.
+        metric: name of the metric that tables rank by; by default cIoU, and J&F of clips.
 
     Returns:
         What was written, leaderboard.md first.
@@ -41,20 +41,20 @@ def render(
             was not measured, or `out` cannot be written.
     """
     from pruners.base import UserError
-    from reports import comparable, figures, leaderboard, page, publication
-    from reports.columns import SCORE
+    from reports import comparable, figures, leaderboard, page, papers, publication
     from reports.gather import gather
     from reports.tables import tables
 
     named = [folders] if isinstance(folders, str | Path) else list(folders)
     runs = gather(named)
-    found = tables(runs, baseline, metric or SCORE)
+    found = tables(runs, baseline, metric)
     target = Path(out) if out is not None else Path(named[0])
     parts = [f"**{note}**\n" for note in (*comparable.why([table.group for table in found]), *runs.notes)]
     for table in found:
         notes = [f"**{warning}**\n" for warning in leaderboard.warnings(table, runs)]
         shown = [
             f"{leaderboard.leaderboard_markdown(table, runs.costs)}\n",
+            *papers.clip_markdown(table),
             *publication.published_markdown(table, runs),
         ]
         parts.append("\n".join([f"# {table.title}\n", *notes, *shown]))

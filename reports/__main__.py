@@ -27,7 +27,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--plugin", action="append", default=[], metavar="FILE", help="Python file that registers metrics"
     )
-    parser.add_argument("--metric", metavar="NAME", help="rank by this metric, e.g. giou; by default ciou")
+    parser.add_argument(
+        "--metric", metavar="NAME", help="rank by this metric, e.g. giou; by default ciou, of clips j&f"
+    )
     try:
         given = parser.parse_args(arguments)
     except SystemExit as stop:

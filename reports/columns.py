@@ -10,7 +10,11 @@ from harness.metrics import Metric
 
 # what a table of images ranks by and prints beside, where nothing else is asked for
 SCORE, BESIDE = ("ciou", ("giou",))
+# and of clips
+RANKED = {"image": SCORE, "video": "j&f"}
+THINGS = {"image": ("image", "images"), "video": ("clip", "clips")}
 SAID, LOGPROB = "[SEG] said %", "log p([SEG])"
+LLM, SILENT = "LLM tokens", "without [SEG]"
 
 
 def meanings(metric: Metric, beside: Sequence[Metric]) -> dict[str, str]:
@@ -20,6 +24,7 @@ def meanings(metric: Metric, beside: Sequence[Metric]) -> dict[str, str]:
         metric: what the table ranks by.
         beside: the other metrics that it prints.
     """
+    thing, things = THINGS[metric.medium]
     return {
         "method": "pruner as given on the command line; parameters that are not named have their default. "
         "Methods stand before "
@@ -30,15 +35,15 @@ def meanings(metric: Metric, beside: Sequence[Metric]) -> dict[str, str]:
         "Behind '±', where a pruner "
         "draws: half the distance between its best and its worst seed (not an interval).",
         "Rel. %": "Avg. as a share of the upper bound's Avg.",
-        "95 %": "interval of Avg. from a bootstrap that draws images again, the same ones for all rows and "
-        "for splits that share "
-        "images, corrected for few images; '-' where a split has fewer than five images.",
+        "95 %": f"interval of Avg. from a bootstrap that draws {things} again, the same ones for all rows "
+        f"and for splits that share {things}, corrected for few {things}; '-' where a split has fewer than "
+        f"five {things}.",
         "not apart from": "the row cannot be told apart from `random` of its budget, or from the best row "
         "of its budget that does "
         "not see the truth: the difference of the two Avg., drawn in pairs, is not significant at a "
         "false-discovery rate of 5 % over "
-        "the table; '?' where images are too few to say. The best row is chosen on the same images, which "
-        "favours it a little.",
+        f"the table; '?' where {things} are too few to say. The best row is chosen on the same {things}, "
+        "which favours it a little.",
         "vs baseline": "Avg. minus the Avg. of the pruner named with --baseline at the same budget, with "
         "the 95 % interval of the "
         "difference; '*' marks what is significant at a false-discovery rate of 5 % over the table.",
@@ -52,6 +57,11 @@ def meanings(metric: Metric, beside: Sequence[Metric]) -> dict[str, str]:
         "that stands before it in the answer, forced or its own; mean over the expressions that have one. It "
         "tells of forced answers what pruning does to a model that need not say [SEG].",
         "tokens": "visual tokens in the last layer of the language model, measured.",
+        LLM: "tokens that the first layer of the language model sees, text and all windows of a clip "
+        "included, measured, mean over expressions. Where a pooling stands behind the pruner it is the same "
+        "at every budget.",
+        SILENT: "answers, of all seeds, in which the model did not write [SEG]; their masks are empty in "
+        "every frame, and counted.",
         "mean over layers": "visual tokens that the layers of the language model process on average, "
         "measured; it exceeds tokens for "
         "methods that prune inside the model.",
@@ -61,7 +71,7 @@ def meanings(metric: Metric, beside: Sequence[Metric]) -> dict[str, str]:
         "points by which an "
         "expression's IoU moves then (mean of the absolute change), if another attention kernel or device "
         "rounded the vision "
-        "tower's states; from one image in eight, at most eight of a split."
+        f"tower's states; from one {thing} in eight, at most eight of a split."
         + (" The intervals and the tests count it as noise." if metric.of_iou else ""),
     }
 
@@ -71,7 +81,12 @@ def _of(one: Metric) -> str:
     return f" of {', '.join(one.datasets)}" if one.datasets else ""
 
 
-COLUMNS = meanings(metrics.get(SCORE), [metrics.get(name) for name in BESIDE])
+OF_CLIPS = (LLM, SILENT)  # columns that stand in tables of clips alone
+COLUMNS = {
+    name: text
+    for name, text in meanings(metrics.get(SCORE), [metrics.get(name) for name in BESIDE]).items()
+    if name not in OF_CLIPS
+}
 
 
 def explain(names: Iterable[str], known: dict[str, str]) -> list[str]:
@@ -85,6 +100,9 @@ def page() -> str:
     score = metrics.get(SCORE)
     bound = [one for one in metrics.of_medium(score.medium) if one.datasets and one.shown]
     known = meanings(score, bound)
+    clip = metrics.get(RANKED["video"])
+    others = [one for one in metrics.of_medium("video") if one.name != clip.name]
+    of_clips = meanings(clip, others)
     return "\n".join(
         [
             "# What each column means",
@@ -94,6 +112,13 @@ def page() -> str:
             "In tables with a data set that has metrics of its own:",
             "",
             *(f"- **{one.title}**: {known[one.title]}" for one in bound),
+            "",
+            "In tables of clips, where what is drawn again is the clip:",
+            "",
+            *(
+                f"- **{name}**: {of_clips[name]}"
+                for name in ("data set and split", *(one.title for one in others), *OF_CLIPS)
+            ),
             "",
             "Costs have a page of their own: [costs](costs.md).",
             "",

@@ -8,18 +8,21 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from harness.metrics import Metric
+
 COLUMN = ["dataset", "split"]
 LINE = ["pruner", "budget"]
 BOUND = "none"
 LABEL = "label"  # the kind of a budget that is a published row's name
 KEPT = ", positions kept"  # behind the name of a method whose tokens keep theirs because the run asks for it
-SETTING = ["backbone", "protocol", "answers", "device", "dtype", "attn", "fingerprint", "evaluation"]
+SETTING = ["backbone", "protocol", "answers", "device", "dtype", "attn", "model", "fingerprint", "evaluation"]
 WORDS = {
     "device": ("device", "a processor rounds in its own way, and rounding can turn a choice of tokens"),
     "dtype": ("precision", "fewer digits move masks, whatever the pruner"),
     "attn": ("attention implementation", "it rounds differently and limits what a pruner can read"),
     "answers": ("answers", "a model that writes its answer may forget the [SEG] that a forced one holds"),
     "protocol": ("protocol", "expressions asked alone are not those asked in one conversation"),
+    "model": ("the model's settings", "the same budget is another sequence in the language model"),
     "fingerprint": ("weights", "another checkpoint is another model"),
     "evaluation": ("code", "other code of backbone, data or metric may count otherwise"),
     "data": ("data", "the same split name stands for other images, expressions or masks"),
@@ -41,6 +44,19 @@ class Group:
 
     facts: dict[str, str]
     frame: pd.DataFrame
+
+
+def medium_of(frame: pd.DataFrame) -> pd.Series[str]:
+    """What each record is about, "image" or "video": the medium of its data set."""
+    clips = frame["frames"] > 1
+    if "j" in frame:  # a clip may have one frame
+        clips |= frame["j"].notna()
+    return clips.groupby(frame["dataset"]).transform("any").map({True: "video", False: "image"})
+
+
+def fitting(frame: pd.DataFrame, metric: Metric) -> pd.Series[bool]:
+    """Which records a metric is measured on: those of its medium, and of its data sets."""
+    return frame["dataset"].map(metric.fits).astype(bool) & (medium_of(frame) == metric.medium)
 
 
 def groups(frame: pd.DataFrame) -> list[Group]:

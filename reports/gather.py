@@ -16,7 +16,7 @@ from harness.store.provenance import differences
 from harness.store.run_folder import finished, run_info
 from pruners.base import UserError
 from reports import diagnosis
-from reports.comparable import KEPT
+from reports.comparable import COLUMN, KEPT, fitting, medium_of
 
 # runs on other images of a split stand in tables of their own
 RESULT = ["cell", "data", "sample", "expression"]
@@ -108,6 +108,8 @@ def gather(folders: Sequence[str | Path]) -> Runs:
     frame = _one_cluster_per_medium(pd.concat(frames, ignore_index=True))
     kept = (frame["positions"] == "kept") & ~frame["own_positions"].astype(bool)
     frame["pruner"] = frame["pruner"].where(~kept, frame["pruner"] + KEPT)
+    frame, unscored = _scored(frame)
+    notes += unscored
     notes += _measured_in_part(frame)
     frame, marked = _by_source(frame)
     notes += marked
@@ -143,11 +145,34 @@ def _one_cluster_per_medium(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(cluster=known.where(older & known.notna(), frame["cluster"]))
 
 
+def _scored(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Without the splits of clips whose masks are not there, so that nothing was measured, and which they
+    are.
+
+    Raises:
+        UserError: there are no others.
+    """
+    known = frame["j"].notna() if "j" in frame else pd.Series(False, index=frame.index)
+    split = [frame[name] for name in COLUMN]
+    unknown = (medium_of(frame) == "video") & ~known.groupby(split).transform("any")
+    if not unknown.any():
+        return frame, []
+    names = frame[unknown][COLUMN].drop_duplicates().itertuples(index=False, name=None)
+    told = ", ".join(" ".join(name) for name in names)
+    if unknown.all():
+        raise UserError(
+            f"The masks of {told} are not there, so nothing was measured that a report could show; a server "
+            f"scores these answers."
+        )
+    note = f"The masks of {told} are not there: its {unknown.sum()} answers have no score and no row."
+    return frame[~unknown].reset_index(drop=True), [note]
+
+
 def _measured_in_part(frame: pd.DataFrame) -> list[str]:
     """Metrics that some rows have and others do not."""
     found = []
     for one in metrics.made_of(frame.columns):
-        wanted = frame[frame["dataset"].map(one.fits).astype(bool)]
+        wanted = frame[fitting(frame, one)]
         absent = wanted[list(one.columns)].isna().any(axis=1)
         if absent.any():
             found.append(

@@ -11,8 +11,8 @@ from harness.metrics import Metric, bootstrap
 from harness.metrics.bootstrap import Estimate
 from harness.store.records import CUT_OFF
 from reports import costs
-from reports.columns import LOGPROB, SAID, explain, meanings
-from reports.comparable import COLUMN, SETTING
+from reports.columns import LLM, LOGPROB, SAID, SILENT, THINGS, explain, meanings
+from reports.comparable import COLUMN, SETTING, medium_of
 from reports.gather import Run, Runs
 from reports.tables import Against, Table, TableRow, column_rank, measured
 
@@ -73,7 +73,11 @@ def leaderboard_row(line: TableRow, table: Table) -> dict[str, str]:
         cells[SAID] = NONE if line.said is None else f"{100 * line.said:.1f}"
     if any(other.seg_logprob is not None for other in table.lines):
         cells[LOGPROB] = NONE if line.seg_logprob is None else f"{line.seg_logprob:.3g}"
+    if table.metric.medium == "video" and any(other.silent is not None for other in table.lines):
+        cells[SILENT] = NONE if line.silent is None else str(line.silent)
     cells["tokens"] = f"{line.tokens_final:g}"
+    if table.metric.medium == "video":
+        cells[LLM] = NONE if line.tokens_llm is None else f"{line.tokens_llm:.6g}"
     cells["mean over layers"] = f"{line.tokens_mean:.4g}"
     if _cut(table):
         cells["per layer"] = line.schedule if line.stage != "tower" else ""
@@ -159,15 +163,18 @@ def per_seed(frame: pd.DataFrame) -> pd.DataFrame:
     tokens; one row each."""
     rows = []
     known = measured(frame)
-    counts = list(dict.fromkeys(name for one in known for name in one.columns))
+    scores = {one.name for one in known}  # which may have the name of a column, whose sum says no more
+    counts = list(dict.fromkeys(name for one in known for name in one.columns if name not in scores))
     for key, part in frame.groupby([*CELL, "seed", *COLUMN], sort=False, dropna=False):
+        medium, dataset = medium_of(part).iloc[0], part["dataset"].iloc[0]
         rows.append(
             dict(zip([*CELL, "seed", *COLUMN], key, strict=True))
-            | {one.name: one.value(part) for one in known if one.fits(part["dataset"].iloc[0])}
+            | {one.name: one.value(part) for one in known if one.medium == medium and one.fits(dataset)}
             | {name: part[name].sum(min_count=1) for name in counts}
             | {
                 "tokens_final": part["tokens_final"].mean(),
                 "tokens_mean": part["tokens_mean"].mean(),
+                "tokens_llm": part["tokens_llm"].mean(),
                 "expressions": len(part),
                 "images": part["cluster"].nunique(),
                 "data": part["data"].iloc[0],
@@ -200,6 +207,7 @@ def compared(tables: list[Table]) -> pd.DataFrame:
 def warnings(table: Table, runs: Runs) -> list[str]:
     """Why rows of this table must not be compared, if they must not."""
     frame = table.group.frame
+    _, things = THINGS[table.metric.medium]
     found = []
     for run in (runs.runs[place] for place in sorted(set(frame["run"]))):
         which = f" ({run.name})" if len(runs.runs) > 1 else ""
@@ -229,10 +237,10 @@ def warnings(table: Table, runs: Runs) -> list[str]:
     if any(line.average is None for line in table.lines):
         found.append("Not comparable: rows without an Avg. lack columns that others have.")
     if (least := frame.groupby(COLUMN)["cluster"].nunique().min()) < bootstrap.FEWEST:
-        found.append("A split with so few images has no interval: no row can be told apart from another.")
+        found.append(f"A split with so few {things} has no interval: no row can be told apart from another.")
     elif least < 10:
         found.append(
-            f"As few as {least} images in a split: its intervals hold the truth somewhat less often than "
+            f"As few as {least} {things} in a split: its intervals hold the truth somewhat less often than "
             f"in 95 % of cases."
         )
     return found
@@ -252,6 +260,7 @@ def footer(runs: Runs, tables: list[Table]) -> list[str]:
         (d, s, counted[(counted["dataset"] == d) & (counted["split"] == s)]["cluster"]) for d, s in columns
     ]
     beside = list({one.name: one for table in tables for one in table.beside}.values())
+    clips = [table for table in tables if table.metric.medium == "video"]
     wanted = [
         "method",
         "data set and split",
@@ -262,7 +271,9 @@ def footer(runs: Runs, tables: list[Table]) -> list[str]:
         *(one.title for one in beside),
         *([SAID] if any(line.said is not None for table in tables for line in table.lines) else []),
         *([LOGPROB] if any(line.seg_logprob is not None for table in tables for line in table.lines) else []),
+        *([SILENT] if any(line.silent is not None for table in clips for line in table.lines) else []),
         "tokens",
+        *([LLM] if clips else []),
         "mean over layers",
         *(["per layer"] if any(map(_cut, tables)) else []),
         "on rounding",
@@ -271,8 +282,11 @@ def footer(runs: Runs, tables: list[Table]) -> list[str]:
         wanted.insert(6, "vs baseline")
     known = meanings(tables[0].metric, beside)
     lines = [*warning(runs), *explain(wanted, known), *costs.explain_costs(runs.costs)]
+    for one in dict.fromkeys(table.metric for table in tables if table.metric is not tables[0].metric):
+        lines.append(f"data set and split where it is {one.title}: {meanings(one, [])['data set and split']}")
+    things = " or ".join(THINGS[medium][1] for medium in THINGS if medium in set(medium_of(frame)))
     lines.append(
-        "Samples (images / expressions): "
+        f"Samples ({things} / expressions): "
         + ", ".join(f"{dataset} {split} {part.nunique()} / {len(part)}" for dataset, split, part in parts)
         + "."
     )

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from harness.plan import Plan
+from reports.columns import THINGS
 from reports.gather import Runs
 from reports.tables import Column, Table, TableRow
 
@@ -118,11 +120,8 @@ def beside(table: Table) -> list[Beside]:
     for published in published_of(facts["backbone"], metric):
         if (facts["protocol"], facts["answers"]) != (published.protocol, published.answers):
             continue
-        rows = {
-            (row["pruner"], row["budget"]): row for row in read_published(published.file).to_dict("records")
-        }
         for line in table.lines:
-            twin = rows.get((line.pruner, line.budget), {})
+            twin = twin_of(published, line)
             cells = {
                 split: (table.metric.scale * score.value, float(twin[column]))
                 for split, score in line.scores.items()
@@ -133,12 +132,22 @@ def beside(table: Table) -> list[Beside]:
     return found
 
 
+def twin_of(published: Published, line: TableRow) -> dict[Any, Any]:
+    """The published row of a pruner at a budget, or at any where the publication names none; empty without
+    one."""
+    rows = read_published(published.file)
+    same = (rows["pruner"] == line.pruner) & ((rows["budget"] == line.budget) | rows["budget"].isna())
+    return next(iter(rows[same].to_dict("records")), {})
+
+
 def published_markdown(table: Table, runs: Runs) -> list[str]:
     """The differences as a table with what to know of them, as blocks of lines; none without a published
     twin."""
     twins = beside(table)
     if not twins:
         return [f"{sentence}\n" for sentence in asked_otherwise(table)]
+    if table.metric.medium == "video":  # `reports.papers` has them in the form of papers
+        return [*(f"- {note}" for note in published_notes(table, runs)), ""]
     rows = []
     for twin in twins:
         row = {"method": twin.line.pruner, "budget": str(twin.line.budget), "published as": twin.method}
@@ -189,6 +198,7 @@ def published_notes(table: Table, runs: Runs) -> list[str]:
     }
     if any(limits):
         found.append(
-            f"This run saw only the first {max(limit or 0 for limit in limits)} images of each split."
+            f"This run saw only the first {max(limit or 0 for limit in limits)} "
+            f"{THINGS[table.metric.medium][1]} of each split."
         )
     return found

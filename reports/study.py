@@ -15,8 +15,8 @@ from harness import metrics
 from harness.metrics import Metric
 from harness.metrics.bootstrap import Estimate, adjusted
 from pruners.base import UserError
-from reports.columns import SCORE
-from reports.comparable import COLUMN, KEPT
+from reports.columns import RANKED
+from reports.comparable import COLUMN, KEPT, medium_of
 from reports.gather import gather
 from reports.style import COLOURS, GREY, STYLE, save
 from reports.tables import ALPHA, BOUND, Drawn, Weights, column_rank
@@ -119,7 +119,7 @@ def study(folders: Sequence[str | Path], axis: str) -> Study:
         raise UserError(
             f"No method was run with {axis} {' and '.join(values)} here; give others, e.g. --pruners all."
         )
-    metric = metrics.get(SCORE)
+    metric = metrics.get(RANKED[medium_of(frame).iloc[0]])
     columns = sorted(dict.fromkeys(frame[COLUMN].itertuples(index=False, name=None)), key=column_rank)
     drawn = Drawn(frame, columns, metric)
     found: list[tuple[Paired, list[Weights]]] = []

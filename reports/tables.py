@@ -16,8 +16,8 @@ from harness.metrics import SUM_EPSILON, Metric
 from harness.metrics.bootstrap import Estimate, Resampled, adjusted, estimate, resample
 from harness.store import records
 from pruners.base import REFERENT, UserError, nearest
-from reports.columns import SCORE
-from reports.comparable import BOUND, COLUMN, LABEL, LINE, Group, groups, title
+from reports.columns import RANKED
+from reports.comparable import BOUND, COLUMN, LABEL, LINE, Group, fitting, groups, medium_of, title
 from reports.gather import Runs
 
 Column = tuple[str, str]
@@ -65,6 +65,9 @@ class TableRow:
         against: 'random', 'best' and 'baseline', where there is such a row.
         said: share of the expressions whose answer, written by the model, holds a [SEG]; None if answers are
             forced.
+        tokens_llm: tokens that the language model's first layer sees, mean over expressions; None where
+            the backbone does not say.
+        silent: answers of all seeds that the model wrote without a [SEG]; None if answers are forced.
         schedule: visual tokens of every layer of the language model, `576 x 2, 64 x 30`; empty where nobody
             wrote it down.
         seg_logprob: log-probability of [SEG] at its place, mean over the expressions that have one; None
@@ -88,6 +91,8 @@ class TableRow:
     said: float | None = None
     seg_logprob: float | None = None
     schedule: str = ""
+    tokens_llm: float | None = None
+    silent: int | None = None
 
 
 @dataclass(frozen=True)
@@ -152,46 +157,62 @@ def column_rank(column: Column) -> tuple[int, str, int]:
     return (family, dataset, SPLITS.index(split) if split in SPLITS else len(SPLITS))
 
 
-def tables(runs: Runs, baseline: str | None = None, metric: str = SCORE) -> list[Table]:
+def tables(runs: Runs, baseline: str | None = None, metric: str | None = None) -> list[Table]:
     """All tables of the runs.
 
     Args:
         baseline: a pruner, as in the records, that every row is compared with.
-        metric: what is ranked by.
+        metric: what is ranked by; without, what is usual of a medium (`reports.columns.RANKED`), tables of
+            images first.
 
     Raises:
         UserError: no row has the baseline's name, there is no such metric, or the runs did not measure it.
     """
-    score = metrics.get(metric)
-    frame = runs.frame[runs.frame["dataset"].map(score.fits).astype(bool)]
-    if frame.empty:
-        raise UserError(
-            f"--metric {metric} is measured on {', '.join(score.datasets)} alone, which no run here has."
-        )
-    if lost := [column for column in score.columns if column not in runs.frame]:
-        raise UserError(
-            f"--metric {metric} is made of {', '.join(lost)}, which no run here measured; run again where "
-            f"the metric is "
-            "installed or given with --plugin."
-        )
-    if frame[list(score.columns)].isna().any(axis=None):
-        raise UserError(
-            f"--metric {metric} was not measured in all of these runs; report those alone that did."
-        )
-    parted = groups(frame)
-    known = sorted(set(frame["pruner"]))
+    media = set(medium_of(runs.frame))
+    named = [metric] if metric else [name for medium, name in RANKED.items() if medium in media]
+    frames = [(score, _measured_by(score, runs.frame)) for score in map(metrics.get, named)]
+    known = sorted({str(name) for _, frame in frames for name in frame["pruner"]})
     if baseline is not None and baseline not in known:
         raise UserError(
             f"--baseline {baseline!r} has no row; there are {', '.join(known)}.{nearest(baseline, known)}"
         )
-    return [_table(group, title(group, parted), baseline, score) for group in parted]
+    found = []
+    for score, frame in frames:
+        parted = groups(frame)
+        found += [_table(group, title(group, parted), baseline, score) for group in parted]
+    return found
+
+
+def _measured_by(score: Metric, frame: pd.DataFrame) -> pd.DataFrame:
+    """The records that a metric ranks.
+
+    Raises:
+        UserError: there are none, or it was not measured in all of them.
+    """
+    part = frame[fitting(frame, score)]
+    if part.empty and score.medium not in set(medium_of(frame)):
+        raise UserError(f"--metric {score.name} is measured on {score.medium}s alone, which no run here has.")
+    if part.empty:
+        raise UserError(
+            f"--metric {score.name} is measured on {', '.join(score.datasets)} alone, which no run here has."
+        )
+    if lost := [column for column in score.columns if column not in frame]:
+        raise UserError(
+            f"--metric {score.name} is made of {', '.join(lost)}, which no run here measured; run again "
+            f"where the metric is installed or given with --plugin."
+        )
+    if part[list(score.columns)].isna().any(axis=None):
+        raise UserError(
+            f"--metric {score.name} was not measured in all of these runs; report those alone that did."
+        )
+    return part
 
 
 def measured(frame: pd.DataFrame) -> list[Metric]:
-    """All metrics that are made of what every record holds, of those data sets that they are measured on."""
+    """All metrics that are made of what every record of their medium and data sets holds."""
     found = []
     for one in metrics.made_of(frame.columns):
-        values = frame[frame["dataset"].map(one.fits).astype(bool)][list(one.columns)]
+        values = frame[fitting(frame, one)][list(one.columns)]
         if len(values) and values.notna().all(axis=None):
             found.append(one)
     return found
@@ -308,14 +329,18 @@ def _counts(rows: pd.DataFrame, known: Sequence[Metric]) -> dict[str, Any]:
     sums: dict[str, Any] = {
         name: np.asarray(rows[name]).sum().item() for one in known for name in one.columns
     }
-    return facts | {
-        **sums,
-        "images": int(rows["cluster"].nunique()),
-        "expressions": int(len(rows) / len(seeds)),
-        "data": str(rows["data"].iloc[0]),
-        "cells": list(dict.fromkeys(rows["cell"])),
-        "run": sorted(set(rows["run"])),
-    }
+    # a metric may have the name of a column, whose sum says no more than its mean
+    return (
+        sums
+        | facts
+        | {
+            "images": int(rows["cluster"].nunique()),
+            "expressions": int(len(rows) / len(seeds)),
+            "data": str(rows["data"].iloc[0]),
+            "cells": list(dict.fromkeys(rows["cell"])),
+            "run": sorted(set(rows["run"])),
+        }
+    )
 
 
 def _line(
@@ -356,6 +381,8 @@ def _line(
         said=_mean_of(rows["seg_said"]),
         seg_logprob=_mean_of(rows["seg_logprob"]),
         schedule=str(rows["schedule"].iloc[0] or ""),
+        tokens_llm=_mean_of(rows["tokens_llm"]),
+        silent=None if rows["seg_said"].isna().all() else int((rows["seg_said"] == 0).sum()),
         sees_truth=REFERENT.kind in str(rows["needs"].iloc[0]).split(),
     )
 

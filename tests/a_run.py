@@ -130,7 +130,12 @@ def store(
         info: more of run.json.
     """
     rows = [
-        row | ({"iou": row["intersection"] / row["union"]} if row["status"] == "ok" else {"place": -1})
+        row
+        | (
+            {"iou": row["intersection"] / row["union"] if row["union"] else 1.0}
+            if row["status"] == "ok"
+            else {"place": -1}
+        )
         for row in rows
     ]
     shared = SETTING | (setting or {})

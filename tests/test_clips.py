@@ -181,3 +181,28 @@ def test_pictures_of_some_frames_are_kept(root: Path, tmp_path: Path) -> None:
         len(s.frames) for s in data.load_samples(*DAVIS[0], root, "video")
     )
     assert all(Image.open(path).format == "JPEG" for path in kept)
+
+
+def test_objects_that_no_expression_means_are_scored_as_officially(tmp_path: Path) -> None:
+    root = write_clips(tmp_path / "data", 1)
+    (known,) = data.load_samples(*DAVIS[0], root, "video")
+    folder = known.targets[0][0].files()[0].parent
+    for path in sorted(folder.glob("*.png")):
+        with Image.open(path) as opened:
+            ids, palette = np.array(opened), opened.getpalette()
+        ids[20:22, :4] = 3
+        third = Image.fromarray(ids, "P")
+        third.putpalette(palette)
+        third.save(path)
+    (sample,) = data.load_samples(*DAVIS[0], root, "video")
+    assert [one.id for one in sample.unspoken] == [3] and data.content(sample) != data.content(known)
+    rows = done(plan_of(root, pruners="none"), tmp_path / "run")
+    assert rows.groupby("group")["n_rest"].sum().tolist() == [1.0] * 4
+    truth = ClipTruth(sample)
+    scores = []
+    for _, mine in rows.groupby("group"):
+        masks = np.stack([decoded(mask, sample.height, sample.width) for mask in mine["mask"]])
+        padded = np.concatenate([masks, np.zeros_like(masks[:1])])
+        every = metrics.measure(padded, np.concatenate([truth.of([0, 4]), truth.unspoken()]), "video", "")
+        scores.append(sum(row["j"] for row in every) / 3)
+    assert metrics.get("j").value(rows) == pytest.approx(sum(scores) / 4, abs=1e-12)

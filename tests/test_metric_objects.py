@@ -145,7 +145,7 @@ def test_what_is_no_metric_is_told_where_it_stands(facts: dict[str, Any], said: 
         metrics.register(made(**facts))
     every = ["ciou", "giou", *(f"p@0.{k}" for k in range(5, 10))]
     generalised = ["n_acc", "t_acc", *(f"pr@0.{k}" for k in range(7, 10))]
-    assert metrics.names() == [*every, *generalised, "j", "f", "j&f"]
+    assert metrics.names() == [*every, *generalised, "j", "f", "j&f", "j&f_fixed"]
 
 
 def test_names() -> None:
@@ -311,7 +311,8 @@ def test_where_lower_is_better_the_lowest_comes_first(tmp_path: Path) -> None:
         ({"measures": {"hits": "1"}}, "its measures is"),
         ({"measures": [1]}, "its measures is"),
         ({"cluster": 3}, "its cluster is '3'"),
-        ({"frames": 0}, "its medium is"),
+        ({"frames": 0}, "its mask has 1 frames and its clip 0"),
+        ({"frames": 0, "mask": ""}, "its medium is"),
         ({"views": 0}, "its medium is"),
         ({"tokens_llm": 3}, "its language model saw 3 tokens, 576"),
         ({"tokens_llm": 700.5}, "its tokens_llm is '700.5'"),

@@ -14,13 +14,15 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from backbones.parts.clips import BETWEEN, run_lengths
+from backbones.parts.clips import BETWEEN, decoded, run_lengths
 from harness import cli
 from harness.data import DataError, Sample, content
 from harness.data.video.archive import Answer, validate_submission, write_davis_results, write_submission
+from harness.engine.runner import Plan, prepare, run
 from harness.store import records
 from harness.submission import answers, chosen
-from pruners import UserError
+from pruners import UserError, parse
+from tests.fake_video import FakeVideo
 from tests.video_trees import DAVIS, HEIGHT, MEVIS, WIDTH, YOUTUBE, change, davis, load, mevis, youtube
 
 SERVED = ["ref-youtube-vos:valid", "mevis:valid"]
@@ -298,3 +300,33 @@ def test_other_data_than_the_run_answered(
 def test_one_cell_needs_no_choice(tree: Path) -> None:
     rows = rows_of(load(tree, MEVIS))
     assert len(chosen(rows, "")) == len(rows)
+
+
+@pytest.mark.parametrize("which", [*SERVED, DAVIS])
+def test_a_real_run_is_submitted(tree: Path, tmp_path: Path, which: str) -> None:
+    pair = tuple(which.split(":"))
+    plan = Plan(tuple(parse("none,uniform")), (16,), (pair,), data=str(tree))  # type: ignore[arg-type]
+    backbone = FakeVideo()
+    assert run(plan, backbone, prepare(plan, backbone), tmp_path / "run")
+    rows = records.load_records(tmp_path / "run")
+    rows = rows[rows["pruner"] == "uniform"]
+    silent = int((rows["seg_said"] == 0).sum())
+    said = command(
+        tmp_path / "run",
+        "--data",
+        tree,
+        "--out",
+        tmp_path / "out",
+        "--cell",
+        "uniform@16",
+        "--datasets",
+        which,
+    )
+    assert f"{len(rows)} expressions of {which}, {silent} of them answered without [SEG]" in said
+    row = rows.iloc[0]
+    masks = decoded(str(row["mask"]), HEIGHT, WIDTH)
+    if which != DAVIS:
+        video = str(row["sample"]).split(":")[2]
+        top, step = ("Annotations/", 5) if which == YOUTUBE else ("", 1)
+        name = f"{top}{video}/0/{step * (len(masks) - 1):05d}.png"
+        assert (pixels(tmp_path / "out", name) == 255 * masks[-1]).all()

@@ -292,7 +292,7 @@ def test_a_group_has_the_best_matching(group: tuple[np.ndarray, np.ndarray]) -> 
         assert [row["j_fixed"], row["f_fixed"]] == pytest.approx(every[k, k], abs=1e-12)
         assert any([row["j"], row["f"]] == pytest.approx(pair, abs=1e-12) for pair in every[:, k])
         assert metrics.means_of(row) == (row["j"], row["f"])
-    table = {column: [row[column] for row in rows] for column in ("j", "f")}
+    table = {column: [row[column] for row in rows] for column in video.VideoMetric.columns}
     assert metrics.get("j&f").value(table) == pytest.approx(best / (2 * len(rows)), abs=1e-12)
 
 
@@ -308,7 +308,7 @@ def test_the_mean_of_annotators_is_the_mean_of_all_records() -> None:
             records += metrics.measure(answers, truths.astype(np.uint8), "video")
         annotators.append(records)
     every = [row for records in annotators for row in records]
-    for name in ("j", "f", "j&f"):
+    for name in ("j", "f", "j&f", "j&f_fixed"):
         one = metrics.get(name)
 
         def value(records: list[dict[str, Any]], one: metrics.Metric = one) -> float:
@@ -322,17 +322,50 @@ def test_the_mean_of_annotators_is_the_mean_of_all_records() -> None:
 
 
 def test_video_metrics_are_of_video_alone() -> None:
-    assert [one.name for one in metrics.of_medium("video")] == ["j", "f", "j&f"]
+    assert [one.name for one in metrics.of_medium("video")] == ["j", "f", "j&f", "j&f_fixed"]
     masks = clip((4, 4))
     assert "j" not in metrics.measure(masks, masks.astype(np.uint8))[0]
     assert set(metrics.measure(masks, masks.astype(np.uint8), "video")[0]) == {
         *video.VideoMetric.columns,
         *video.CURVES,
     }
-    assert metrics.get("j&f").value({"j": [0.5, 1.0], "f": [0.25, 0.0]}) == (0.375 + 0.5) / 2
+    none = {name: [0.0, 0.0] for name in ("j_rest", "f_rest", "n_rest")}
+    assert metrics.get("j&f").value({"j": [0.5, 1.0], "f": [0.25, 0.0]} | none) == (0.375 + 0.5) / 2
     for odd in ([math.nan], [1.5], [-0.1], [[0.5]]):
         with pytest.raises(ValueError, match="expected j to be numbers from 0 to 1"):
-            metrics.get("j").value({"j": odd})
+            metrics.get("j").value({"j": odd} | none)
+    for odd_rest in ({"n_rest": [0.5, 0]}, {"n_rest": [-1, 0]}, {"j_rest": [0.1, 0]}, {"j_rest": [-0.1, 0]}):
+        with pytest.raises(ValueError, match="expected"):
+            metrics.get("j").value({"j": [0.5, 1.0]} | none | odd_rest)
+
+
+def test_objects_that_nobody_speaks_of_count_with_what_is_left_for_them() -> None:
+    """As the official evaluation, which pads missing predictions with empty masks and matches all."""
+    truths = clip((4, 4), (24, 30), (4, 30)).astype(np.uint8)
+    answers = truths[:2].astype(bool)
+    whole = metrics.measure(np.concatenate([answers, np.zeros_like(answers[:1])]), truths, "video")
+    rows = metrics.measure(answers, truths, "video")
+    assert [row["n_rest"] for row in rows] == [1, 0] and rows[0]["j_rest"] == whole[2]["j"] == 0.0
+    table, of = (
+        {name: [row[name] for row in some] for name in video.VideoMetric.columns} for some in (rows, whole)
+    )
+    for name in ("j", "f", "j&f"):
+        assert metrics.get(name).value(table) == metrics.get(name).value(of) == pytest.approx(2 / 3)
+        assert metrics.get(name).each(table).tolist() == [1.0, 1.0], "of each expression alone"
+    # an answer that lies on the unspoken object is matched with it
+    other = metrics.measure(truths[[0, 2]].astype(bool), truths, "video")
+    assert (other[1]["j"], other[0]["j_rest"]) == (0.0, 1.0)
+
+
+def test_a_record_has_scores_of_its_own() -> None:
+    table = {"j": [0.5, 0.75], "f": [0.25, 1.0], "j_fixed": [0.0, 0.5], "f_fixed": [0.25, 0.0]}
+    rest = {"j_rest": [1.0, 0.0], "f_rest": [0.5, 0.0], "n_rest": [2, 0]}
+    told = {"j": [0.5, 0.75], "f": [0.25, 1.0], "j&f": [0.375, 0.875], "j&f_fixed": [0.125, 0.25]}
+    assert told.keys() == {one.name for one in metrics.of_medium("video")}
+    for name, values in told.items():
+        assert metrics.get(name).each(table | rest).tolist() == values
+    assert metrics.get("j").value(table | rest) == 2.25 / 4
+    assert metrics.get("j&f_fixed").value(table | rest) == 0.375 / 2
 
 
 # --- curves

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import backbones
 from backbones.parts import llama
-from backbones.parts.tokenizer import IMAGE_TOKEN, Phi3Tokenizer
+from backbones.parts.tokenizer import IMAGE_TOKEN, LlamaTokenizer, Phi3Tokenizer
 from backbones.videoglamm import checkpoint as files
 from backbones.videoglamm.full_size import on_meta
 from pruners import UserError
@@ -225,6 +225,19 @@ def test_words_are_transformers(tmp_path: Path) -> None:
         words = Phi3Tokenizer(folder)
         assert [words.encode(text) for text in held["texts"]] == wanted
         assert words.end_ids == {640, 641, 644} and words.seg_id == 646
+
+
+def test_words_without_flags_are_those_of_the_older_rule(tmp_path: Path) -> None:
+    folder = tiny.tokenizer(tmp_path)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"legacy": True}))
+
+    class Older(LlamaTokenizer):
+        needed = ("[SEG]",)
+
+    texts = json.loads(tiny.PHI3.read_text())["texts"]
+    assert [Phi3Tokenizer(folder).encode(one) for one in texts] == [
+        Older(folder).encode(one) for one in texts
+    ]
 
 
 def test_prompt(checkpoint2: Path) -> None:

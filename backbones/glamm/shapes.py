@@ -81,20 +81,21 @@ class GlammShapes(Shapes):
         """That conversation, as long as this tokenizer makes it."""
         return counted_prompt(tokenizer)
 
-    def parts(self, prompt: Prompt) -> tuple[CostPart, ...]:
+    def parts(self, prompt: Prompt, dtype: torch.dtype) -> tuple[CostPart, ...]:
         """Whole towers, projector and both heads, one mask per turn."""
-        model, encoder = self.model, self.model.grounding_encoder.config
+        model, encoder = self.model.to(dtype), self.model.grounding_encoder.config
         side, large = self._vision.image_size, encoder.vision_config.image_size
         width, grid = encoder.prompt_encoder_config.hidden_size, large // encoder.vision_config.patch_size
         with torch.device("meta"):
-            small, big = torch.empty(1, 3, side, side), torch.empty(1, 3, large, large)
+            small, big = (torch.empty(1, 3, pixels, pixels, dtype=dtype) for pixels in (side, large))
             words = {
                 "input_ids": torch.zeros(prompt.turns, prompt.words, dtype=torch.long),
                 # four dimensions are taken as they are; a mask per word would be asked for its values, which
                 # meta has not
-                "attention_mask": torch.zeros(prompt.turns, 1, prompt.words, prompt.words),
+                "attention_mask": torch.zeros(prompt.turns, 1, prompt.words, prompt.words, dtype=dtype),
             }
-            image, prompts = torch.empty(prompt.turns, width, grid, grid), torch.empty(prompt.turns, width)
+            image = torch.empty(prompt.turns, width, grid, grid, dtype=dtype)
+            prompts = torch.empty(prompt.turns, width, dtype=dtype)
         text = (
             f"text tower (CLIP, {prompt.turns} questions of {prompt.words} tokens; only for pruners "
             f"that read text)"

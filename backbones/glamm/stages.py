@@ -257,6 +257,6 @@ class GlammStaged(Staged):
         visual = torch.zeros(1, entering, self.shape.width, device=self.device, dtype=self.dtype)
         return Traced(llm, lambda given: prefill(llm, inputs.before, given, inputs.after, cut).hidden, visual)
 
-    def shapes(self) -> GlammShapes:
+    def shapes(self, inputs: GlammInputs | None = None) -> GlammShapes:
         """The same model on the meta device."""
         return GlammShapes(without_weights(self._model))

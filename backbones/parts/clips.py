@@ -60,7 +60,8 @@ class Frames(Clip):
     @classmethod
     def of(cls, images: Sequence[NDArray[np.uint8]], window: int = 0) -> Frames:
         """The clip of (H, W, 3) arrays."""
-        return cls(*images[0].shape[:2], window, images)
+        height, width = images[0].shape[:2]
+        return cls(height, width, window, images)
 
     def __len__(self) -> int:
         return len(self.images)

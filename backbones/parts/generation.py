@@ -82,6 +82,7 @@ class Writer:
             places = None if first is None else (first + step)[:, None]
             entering = llama.embed_ids(self.llm, chosen[:, None])
             states = run_layers(self.llm, entering, past=past, positions=places).hidden[:, -1]
+            past.before = None  # the latest keys and values hold all earlier ones, which would pile up
         return [
             Written(tuple(row), *found.get(number, (None, float("nan")))) for number, row in enumerate(ids)
         ]

@@ -45,7 +45,9 @@ INSIDE = (
     "no_memory_embedding",
     "memory_temporal_positional_encoding",
 )
+# the memory attention's first arguments, which are given by place, and the one that is given by name
 ATTENDS = ("current_vision_features", "memory", "current_vision_position_embeddings")
+POINTERS = "num_object_pointer_tokens"
 
 
 def sam2_config(numbers: Sam2Numbers) -> Any:
@@ -81,6 +83,9 @@ def sam2_config(numbers: Sam2Numbers) -> Any:
             "mlp_dim": numbers.decoder_hidden,
             "num_attention_heads": numbers.decoder_heads,
             "iou_head_hidden_dim": numbers.quality_hidden,
+            "dynamic_multimask_via_stability": True,
+            "dynamic_multimask_stability_delta": 0.05,
+            "dynamic_multimask_stability_thresh": 0.98,
         },
         image_size=numbers.image,
         num_maskmem=numbers.memories,
@@ -125,7 +130,8 @@ def check_inside(model: nn.Module) -> None:
     missing = [name for name in INSIDE if not _has(model, name)]
     if not missing:
         given = tuple(inspect.signature(model.memory_attention.forward).parameters)  # type: ignore[operator, union-attr]
-        missing = [f"memory_attention({name})" for name in ATTENDS if name not in given[: len(ATTENDS)]]
+        if given[: len(ATTENDS)] != ATTENDS or POINTERS not in given:
+            missing = [f"memory_attention({', '.join((*ATTENDS, '...', POINTERS))})"]
     if missing:
         (wanted,) = (one for one in versions.requirements() if one.name == "transformers")
         raise UserError(
@@ -269,8 +275,9 @@ class Tracker:
         self._pointers: deque[Tensor] = deque(maxlen=pointers - 1)  # each (B, P)
         self._place: Tensor | None = None  # (g * g, 1, 64), the same for all frames
 
+    @torch.no_grad()  # what is held stays bounded; no tracker is trained, officially either
     def step(self, frame: Frame) -> Tensor:
-        """The next frame's masks.
+        """The next frame's masks, without gradients.
 
         Args:
             frame: of a single frame.
@@ -322,7 +329,7 @@ class Tracker:
         features = [self._first[0], *self._features]
         steps = [len(codes), *range(len(self._features), 0, -1)]
         places = [(self._place + codes[step - 1]).expand(-1, count, -1) for step in steps]
-        vectors = torch.stack([self._first[1], *reversed(self._pointers)])  # (V, B, P), the latest second
+        vectors = torch.stack([self._first[1], *self._pointers])  # (V, B, P), with nothing on when they were
         pieces = vectors.unflatten(-1, (-1, features[0].shape[-1])).transpose(1, 2).flatten(0, 1)
         memory = torch.cat([*(one.to(frame.top.dtype) for one in features), pieces])
         looked = self.model.memory_attention(
@@ -330,7 +337,7 @@ class Tracker:
             memory,
             _flat(frame.place, count),
             torch.cat([*places, torch.zeros_like(pieces)]),
-            num_object_pointer_tokens=len(pieces),
+            **{POINTERS: len(pieces)},
         )
         return looked.reshape(count, height * width, -1).transpose(1, 2).unflatten(2, (height, width))
 

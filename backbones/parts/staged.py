@@ -28,11 +28,13 @@ def prefill(
 
     Args:
         cut: what leaves every row on the way.
-        context: which patches the tokens are, and where they stand; without, the first n.
+        context: which patches the tokens are, where they stand, of how many views, and the tail that is among
+            the n; without, the first n of one view.
     """
     embeds = torch.cat([llama.embed_ids(llm, before), visual, llama.embed_ids(llm, after)], dim=1)
     rows, start, count = len(visual), before.shape[1], visual.shape[1]
     patches = positions = None
+    views, tail = (context.views, context.tail) if context is not None else (1, 0)
     if context is not None:
         positions = whole_positions([context] * rows, start, after.shape[1], visual.device)
         patches = context.patches.expand(rows, -1)
@@ -40,7 +42,9 @@ def prefill(
         llm,
         embeds,
         visual_start=start,
-        visual_count=count,
+        visual_count=count - tail,
+        views=views,
+        tail=tail,
         cuttings=[cut] * rows if cut is not None else (),
         patches=patches,
         positions=positions,

@@ -186,7 +186,8 @@ class Phi3Tokenizer(LlamaTokenizer):
     """The same of transformers 4.41 with the settings of `tokenizer_config.json`, as Phi-3 comes with.
 
     Read are `add_bos_token`, `legacy`, `eos_token`, which tokens are special, and the flags `lstrip` and
-    `rstrip` in `added_tokens_decoder`. Not `legacy`, a text has one blank in front and its pieces none.
+    `rstrip` in `added_tokens_decoder`; without that the older rule holds. Not `legacy`, a text has one blank
+    in front and its pieces none.
     """
 
     needed = (SEG,)
@@ -199,6 +200,8 @@ class Phi3Tokenizer(LlamaTokenizer):
         flags = [one for one in held.get("added_tokens_decoder", {}).values() if isinstance(one, dict)]
         self._strips = {
             side: {str(one.get("content")) for one in flags if one.get(side) is True}
+            if flags
+            else {*self._added}
             for side in ("lstrip", "rstrip")
         }
         given = [held.get(f"{name}_token") for name in ("bos", "eos", "unk", "pad")]

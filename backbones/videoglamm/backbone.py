@@ -70,8 +70,8 @@ class VideoGlammBackbone(VideoGlammSeeing):
             numbers.append(torch.where(own < 0, own, own + view * each))
             if row.pruner.positions_for(row.positions) == "kept":
                 places.append(chosen.standing(each) + view * each)
-        kept = (torch.cat(places), views * each) if places else (None, None)
-        return Context(torch.cat(numbers), *kept, views=views, tail=tail)
+        found = Context(torch.cat(numbers), views=views, tail=tail)
+        return replace(found, places=torch.cat(places), end=views * each) if places else found
 
     def _content(self, row: Row) -> tuple[object, ...]:
         """As of an image; in the placement grid other patches make other tokens in the same places."""

@@ -15,7 +15,7 @@ SYSTEM = "<|system|>\nYou are a helpful AI assistant.<|end|>"
 # all frames' tokens stand as one block in the place of one mark
 CLIP = "<image>\n"
 QUESTION = "What is {} in this video? Please respond with segmentation masks."
-ANSWER = "Sure, [SEG]."
+ANSWER = "It is [SEG]."  # the first of those that it was trained on
 
 
 def turn(expression: str) -> Turn:

@@ -51,13 +51,14 @@ class VideoGlammModel(nn.Module):
         self.grounding_encoder: Any
         if isinstance(segmenter, SamConfig):
             self.grounding_encoder = sams.build_sam(segmenter, attn)
-            prompt = segmenter.prompt_encoder_config.hidden_size
+            prompts: Any = segmenter.prompt_encoder_config
+            prompt = prompts.hidden_size
         else:
             from backbones.parts.sam2 import build_sam2
 
             self.grounding_encoder, prompt = build_sam2(segmenter, attn), segmenter.width
-        width = llm.hidden_size
-        self.projector = _adapter(clip.vision_config.hidden_size, width)
+        width, vision = llm.hidden_size, clip.vision_config
+        self.projector = _adapter(vision.hidden_size, width)  # type: ignore[union-attr]
         self.video_projector = _adapter(video.width, width)
         self.text_hidden_fcs = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, prompt))
         self.lm_head = nn.Linear(width, llm.vocab_size, bias=False)

@@ -45,7 +45,7 @@ class Window(ClipEncoding):
     first: int = 0
 
 
-class VideoGlammSeeing(VideoGlammFamily, GlammLanguage):
+class VideoGlammSeeing(VideoGlammFamily, GlammLanguage):  # type: ignore[misc]
     """The half of a loaded VideoGLaMM that ends where the language model begins; arguments are those of
     `GlammSeeing`, and where and how it prunes and segments, as in `VideoGlammFamily`."""
 
@@ -117,7 +117,7 @@ class VideoGlammSeeing(VideoGlammFamily, GlammLanguage):
         """Encode clips."""
         return self.encode_pixels([self.preprocess_clip(clip) for clip in images])
 
-    def encode_pixels(self, pixels: Sequence[ClipPixels]) -> list[Encoding]:
+    def encode_pixels(self, pixels: Sequence[Any]) -> list[Encoding]:
         """Both towers, window by window, so that one in company rounds as one alone.
 
         Raises:

@@ -50,6 +50,7 @@ class VideoGlammFamily(Family):
         "videoglamm": "every expression alone in one fixed wording, as officially",
         "each": "every expression alone, which is the same",
     }
+    drawn: ClassVar[tuple[str, ...]] = ()
     positions = POSITIONS
     answers: ClassVar[tuple[str, ...]] = ("generated", "forced")
     costs_by_default = "off"

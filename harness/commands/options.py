@@ -76,7 +76,9 @@ Costs = Annotated[
 ]
 Data = Annotated[
     Path | None,
-    typer.Option("--data", help="folder that holds Refer_Segm/ or refer_seg/, reason_seg/, or own data"),
+    typer.Option(
+        "--data", help="folder that holds Refer_Segm/ or refer_seg/, reason_seg/, video or own data"
+    ),
 ]
 Plugins = Annotated[
     list[str],

@@ -120,6 +120,7 @@ class Sample:
         source: the file that holds sizes and segmentations, for sentences about what is wrong with it.
         window: frames that one call of the language model is about; 0 for all of them.
         scored: whether the truth is known; of one whose masks are not public, targets are empty.
+        unspoken: objects that the official evaluation counts though no expression means them.
     """
 
     id: str
@@ -135,6 +136,7 @@ class Sample:
     source: str = "instances.json"
     window: int = 0
     scored: bool = True
+    unspoken: tuple[Annotation, ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.cluster:
@@ -182,9 +184,16 @@ class Sample:
                 f"{MOST_MASK_BYTES >> 30} GiB together; split its expressions or scale image and "
                 f"annotations down."
             )
+        return self._rasterised(self.targets, frame)
+
+    def unspoken_masks(self, frame: int = 0) -> NDArray[np.uint8]:
+        """The same of every object that no expression means, (X, H, W) uint8."""
+        return self._rasterised([(one,) for one in self.unspoken], frame)
+
+    def _rasterised(self, targets: Sequence[tuple[Annotation, ...]], frame: int) -> NDArray[np.uint8]:
         known: dict[int, NDArray[np.uint8]] = {}
-        masks = np.zeros((len(self.expressions), self.height, self.width), dtype=np.uint8)
-        for mask, target in zip(masks, self.targets, strict=True):
+        masks = np.zeros((len(targets), self.height, self.width), dtype=np.uint8)
+        for mask, target in zip(masks, targets, strict=True):
             for annotation in target:
                 if annotation.id not in known:
                     known[annotation.id] = self._mask(annotation, frame)
@@ -323,6 +332,8 @@ def _identity(sample: Sample) -> Iterator[bytes]:
     head = [sample.id, name, sample.height, sample.width, said, meant]
     if sample.window or not sample.scored:
         head += [sample.window, sample.scored]
+    if sample.unspoken:
+        head.append([[a.id, a.segmentation] for a in sample.unspoken])
     yield json.dumps(head, sort_keys=True).encode()
     classes = {type(sample), *(type(one) for target in sample.targets for one in target)}
     yield "".join(code.of_others(classes)).encode()

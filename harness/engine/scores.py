@@ -35,10 +35,12 @@ def measured(sample: data.Sample, truth: Truth, answers: Mapping[int, Mask]) -> 
             predictions = np.stack([_dense(answers[place], sample) for place in places])
             truths = truth.of(places)
             medium: Medium = "video" if video else "image"
+            if sample.expressions[places[0]].group:
+                truths = np.concatenate([truths, truth.unspoken()])
             counts = metrics.measure(predictions, truths, medium, sample.dataset)
             if video:
                 counts = [
-                    one | _overlap(*pair) for one, *pair in zip(counts, predictions, truths, strict=True)
+                    one | _overlap(*pair) for one, *pair in zip(counts, predictions, truths, strict=False)
                 ]
         for place, counted in zip(places, counts, strict=True):
             mask, inner, outer = answers[place], counted.pop("intersection"), counted.pop("union")

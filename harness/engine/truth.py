@@ -24,6 +24,10 @@ class Truth(ABC):
     def of(self, places: Sequence[int]) -> NDArray[np.uint8]:
         """(M, T, H, W) targets of some expressions, as metrics take them."""
 
+    def unspoken(self) -> NDArray[np.uint8]:
+        """(X, T, H, W) targets that count though no expression means them; of an image none."""
+        return self.of(())
+
     @abstractmethod
     def seen(self, places: Sequence[int], shown: Sequence[int]) -> NDArray[np.bool_]:
         """Referents of some expressions, as `Backbone.views` takes them: (M, H, W) of an image, (V, M, H, W)
@@ -70,11 +74,11 @@ class ClipTruth(Truth):
 
     def __init__(self, sample: Sample) -> None:
         self._size = sample.height, sample.width
-        self._count = len(sample.expressions)
+        self._count, self._rest = len(sample.expressions), len(sample.unspoken)
         self._targets: list[list[str]] = []  # frame by frame, of every expression
         self._void: list[list[str]] = []
         for frame in range(len(sample.frames)):
-            masks = sample.masks(frame)
+            masks = np.concatenate([sample.masks(frame), sample.unspoken_masks(frame)])
             self._targets.append([run_lengths((one != 0) & (one != IGNORED)) for one in masks])
             self._void.append(
                 [run_lengths(one == IGNORED) if (one == IGNORED).any() else "" for one in masks]
@@ -91,6 +95,9 @@ class ClipTruth(Truth):
                 if void[place]:
                     one[decoded(void[place], *self._size)[0]] = IGNORED
         return found
+
+    def unspoken(self) -> NDArray[np.uint8]:
+        return self.of(range(self._count, self._count + self._rest))
 
     def seen(self, places: Sequence[int], shown: Sequence[int]) -> NDArray[np.bool_]:
         frames = [[decoded(self._targets[t][place], *self._size)[0] for place in places] for t in shown]

@@ -71,7 +71,7 @@ class Metric(ABC):
                 (`Expression.group`), in the order of the sample; T frames, 1 of an image. Of a clip, M is
                 more than 1 only where a group was named: what nobody in particular said comes one by one.
             truths: (M, T, H, W) uint8: 1 is the target, 0 is not, 255 is ignored; any other value is no
-                class.
+                class. Of a group behind these the objects that count though no expression means them.
 
         Returns:
             For each expression its `columns`, finite numbers, and its `curves`.

@@ -12,7 +12,7 @@ import numpy as np
 from harness.metrics.base import Masks, Medium, Metric, Truths
 from harness.metrics.generalised import PRECISION_AT, NoTargetAccuracy, TargetAccuracy, TargetPrecision
 from harness.metrics.overlap import THRESHOLDS, CumulativeIoU, GeneralIoU, Overlap, Precision
-from harness.metrics.video import BoundaryAccuracy, RegionAndBoundary, RegionSimilarity
+from harness.metrics.video import BoundaryAccuracy, OwnIdentity, RegionAndBoundary, RegionSimilarity
 from harness.registry import InstanceRegistry
 from pruners.base import UserError
 from pruners.registry import source_of
@@ -76,6 +76,7 @@ for _threshold in PRECISION_AT:
 register(RegionSimilarity)
 register(BoundaryAccuracy)
 register(RegionAndBoundary)
+register(OwnIdentity)
 
 
 def of_medium(medium: Medium) -> list[Metric]:

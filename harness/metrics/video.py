@@ -8,8 +8,10 @@ expressions. What one annotator's expressions gave (a group of M answers) is mer
 per frame, in which the lower number wins where masks overlap; then predictions are matched one to one with
 targets so that the mean of J and F is largest. Which expression belongs to which object is thus not tested:
 two answers exchanged score the same. So `j_fixed` and `f_fixed` are recorded too, those of every merged
-answer against its own target. The data set's score is the mean of four annotators; since all of them describe
-the same objects, it is the mean of all records.
+answer against its own target. Objects of the first annotation that nobody speaks of count, too, with
+whatever prediction is left for them: they are recorded with the group's first expression. The data set's
+score is the mean of four annotators; since all of them describe the same objects, it is the mean over all
+records and what these say of other objects.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ class VideoMetric(Metric):
     """Made of J and F of an expression, means over its frames.
 
     Attributes:
+        columns: J and F of the prediction that was matched to the expression's target; of its own prediction;
+            and of a group's first expression the sums over objects that nobody speaks of, and their number.
         curves: pixels of each frame's intersection and union; predicted boundary pixels that are matched, and
             all of them; the target's that are matched, and all of them. Of a group they are those of the
             prediction that was matched to the expression's target, as `j` and `f` are.
@@ -39,21 +43,34 @@ class VideoMetric(Metric):
 
     reference = "DAVIS, https://github.com/davischallenge/davis2017-evaluation"
     weighs = "every expression weighs the same, and so does every frame of it"
-    columns = ("j", "f", "j_fixed", "f_fixed")
+    columns = ("j", "f", "j_fixed", "f_fixed", "j_rest", "f_rest", "n_rest")
     curves: ClassVar[tuple[str, ...]] = CURVES
     medium: ClassVar[Medium] = "video"
 
     def measure(self, predictions: Masks, truths: Truths) -> list[dict[str, Any]]:
         void = (truths == IGNORED).any(axis=0)
-        counts = clip_counts(merged(predictions), truths == FOREGROUND, void)
+        spoken, every = len(predictions), merged(predictions)
+        if spoken < len(truths):  # what is missing is empty
+            none = np.zeros((len(truths) - spoken, *predictions.shape[1:]), dtype=np.bool_)
+            every = np.concatenate([every, none])
+        counts = clip_counts(every, truths == FOREGROUND, void)
         rows, targets = matching(counts)
         row_of = dict(zip(targets.tolist(), rows.tolist(), strict=True))
+        rest = [_means(counts[row_of[target], target]) for target in range(spoken, len(truths))]
+        others = (sum(j for j, _ in rest), sum(f for _, f in rest), len(rest))
         found = []
-        for target in range(len(truths)):
+        for target in range(spoken):
             own, fixed = counts[row_of[target], target], counts[target, target]
             curves = dict(zip(self.curves, own.T.tolist(), strict=True))
-            found.append(dict(zip(self.columns, (*_means(own), *_means(fixed)), strict=True)) | curves)
+            means = *_means(own), *_means(fixed), *(others if target == 0 else (0.0, 0.0, 0))
+            found.append(dict(zip(self.columns, means, strict=True)) | curves)
         return found
+
+    def each(self, table: Columns) -> NDArray[np.float64]:
+        """(n,) the score of every expression, without what is recorded with it of objects that nobody speaks
+        of."""
+        alone = {name: np.zeros(len(table["n_rest"])) for name in ("j_rest", "f_rest", "n_rest")}
+        return super().each({name: table[name] for name in ("j", "f", "j_fixed", "f_fixed")} | alone)
 
 
 class RegionSimilarity(VideoMetric):
@@ -65,8 +82,7 @@ class RegionSimilarity(VideoMetric):
     meaning = "intersection over union of a frame, mean over an expression's frames, mean over expressions"
 
     def terms(self, table: Columns) -> tuple[NDArray[Any], NDArray[Any]]:
-        scores = _scores(table, "j")
-        return scores, np.ones(len(scores))
+        return _scores(table, "j") + _sums(table, "j_rest"), 1 + _number(table)
 
 
 class BoundaryAccuracy(VideoMetric):
@@ -80,8 +96,7 @@ class BoundaryAccuracy(VideoMetric):
     )
 
     def terms(self, table: Columns) -> tuple[NDArray[Any], NDArray[Any]]:
-        scores = _scores(table, "f")
-        return scores, np.ones(len(scores))
+        return _scores(table, "f") + _sums(table, "f_rest"), 1 + _number(table)
 
 
 class RegionAndBoundary(VideoMetric):
@@ -92,7 +107,23 @@ class RegionAndBoundary(VideoMetric):
     meaning = "the mean of J and F"
 
     def terms(self, table: Columns) -> tuple[NDArray[Any], NDArray[Any]]:
-        scores = (_scores(table, "j") + _scores(table, "f")) / 2
+        both = [_scores(table, name) + _sums(table, f"{name}_rest") for name in ("j", "f")]
+        return (both[0] + both[1]) / 2, 1 + _number(table)
+
+
+class OwnIdentity(VideoMetric):
+    """J&F of every merged answer against the object that its expression is about, in 0..1."""
+
+    name = "j&f_fixed"
+    title = "J&F, own object"
+    meaning = (
+        "the mean of J and F of each answer against its own expression's object, where J and F match answers "
+        "and objects so that they fit best, as officially"
+    )
+    datasets: ClassVar[tuple[str, ...]] = ("ref-davis17",)
+
+    def terms(self, table: Columns) -> tuple[NDArray[Any], NDArray[Any]]:
+        scores = (_scores(table, "j_fixed") + _scores(table, "f_fixed")) / 2
         return scores, np.ones(len(scores))
 
 
@@ -177,6 +208,21 @@ def _means(counts: Counts) -> tuple[float, float]:
     """J and F of one prediction against one target, from its counts (T, 6)."""
     j, f = over_frames(counts)
     return float(j.mean()), float(f.mean())
+
+
+def _number(table: Columns) -> NDArray[np.float64]:
+    """How many objects that nobody speaks of are recorded with each expression."""
+    found = np.asarray(table["n_rest"], dtype=np.float64)
+    if found.ndim != 1 or not ((found >= 0) & (found == np.floor(found))).all():
+        raise ValueError("expected n_rest to be whole numbers, one of each record")
+    return found
+
+
+def _sums(table: Columns, name: str) -> NDArray[np.float64]:
+    found = np.asarray(table[name], dtype=np.float64)
+    if not ((found >= 0) & (found <= _number(table))).all():
+        raise ValueError(f"expected {name} to be from 0 to n_rest, one of each record")
+    return found
 
 
 def _scores(table: Columns, name: str) -> NDArray[np.float64]:

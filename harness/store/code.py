@@ -31,6 +31,7 @@ EVALUATES = (
     "backbones/parts/*.py",
     "backbones/glamm/*.py",
     "backbones/lisa/*.py",
+    "backbones/videoglamm/*.py",
     "harness/data/*.py",
     "harness/data/video/*.py",
     "harness/engine/cells.py",
@@ -74,6 +75,9 @@ HARMLESS = (
     "backbones/lisa/full_size.py",
     "backbones/lisa/shapes.py",
     "backbones/parts/staged.py",
+    "backbones/videoglamm/examine.py",
+    "backbones/videoglamm/full_size.py",
+    "backbones/videoglamm/mini/__init__.py",
     "backbones/mini/__init__.py",  # where the weights lie, which have a fingerprint
 )
 # files that count and time what evaluates

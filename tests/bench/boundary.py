@@ -1,5 +1,5 @@
-"""Processor seconds of J and F against the way of the official code, OpenCV's dilation of whole boundary maps with a
-disk.
+"""Processor seconds of J and F against the way of the official code: OpenCV's dilation of whole boundary maps
+with a disk.
 
 python -m tests.bench.boundary [FOLDER] reads the masks of tests/golden/video, or of another folder of its
 layout, and holds both to the stored scores while it measures.

@@ -27,12 +27,13 @@ from backbones.parts import clip as clips_of
 from backbones.parts import sam as sams
 from backbones.parts.tokenizer import IMAGE_TOKEN, Phi3Tokenizer
 from backbones.videoglamm.mini_training.data import scaled, seen_frames
-from backbones.videoglamm.mini_training.model import VideoParts
+from backbones.videoglamm.mini_training.model import spliced
 from backbones.videoglamm.mini_training.prompt import conversation
 from backbones.videoglamm.mini_training.talk import CROP, LOOKING, NAMING, Talking, batched
 from backbones.videoglamm.mini_training.teach import RESIZED, WayCode, grounding_pixels
 from backbones.videoglamm.mini_training.train import Work
 from backbones.videoglamm.mini_training.watch import video_pixels
+from backbones.videoglamm.model import VideoGlammModel
 from harness.data.refclips.language import FAMILIES, describe_surely
 from harness.data.refclips.scenes import HEIGHT, WIDTH, PaintedClip
 from harness.data.refclips.splits import painted
@@ -69,16 +70,16 @@ def asked_of(clip: PaintedClip, rng: np.random.Generator) -> list[Asked]:
 
 
 @torch.no_grad()
-def visual_tokens(parts: VideoParts, frames: NDArray[np.uint8]) -> Tensor:
+def visual_tokens(model: VideoGlammModel, frames: NDArray[np.uint8]) -> Tensor:
     """(1, 832, width) of the four sampled frames (4, H, W, 3)."""
     pixels = normalised_clip(frames[:, :, CROP], torch.device("cpu"))
-    images = clips_of.hidden_states(parts.clip, pixels)[-1][:, 1:].flatten(0, 1)
-    return parts.visual(images[None], parts.video.encode(video_pixels(frames)[None]))
+    images = clips_of.hidden_states(model.clip, pixels)[-1][:, 1:].flatten(0, 1)
+    return spliced(model, images[None], model.video_tower.encode(video_pixels(frames)[None]))
 
 
 @torch.no_grad()
 def written(
-    parts: VideoParts, words: Phi3Tokenizer, visual: Tensor, texts: Sequence[str]
+    model: VideoGlammModel, words: Phi3Tokenizer, visual: Tensor, texts: Sequence[str]
 ) -> list[tuple[Tensor | None, list[int]]]:
     """Greedy answers up to the first [SEG]: its prompt for the mask decoder or None, and the ids."""
     first = words.encode(conversation("x"))
@@ -93,19 +94,19 @@ def written(
         # one more token of fill, which is never read
         rows = [([*asked[k], *answers[k], 0], 1, -1) for k in open_]
         branches = batched(first[:start], rows, (1, len(rows)))
-        states = run_branches(parts.language_model, visual, branches, LOOKING, NAMING)[0][0, :, 0]
-        chosen = parts.lm_head(states).argmax(-1)
+        states = run_branches(model.language_model, visual, branches, LOOKING, NAMING)[0][0, :, 0]
+        chosen = model.lm_head(states).argmax(-1)
         for row, k in enumerate(open_):
             answers[k].append(int(chosen[row]))
             if answers[k][-1] == words.seg_id:
-                prompts[k] = parts.text_hidden_fcs(states[row])
+                prompts[k] = model.text_hidden_fcs(states[row])
     return [(prompts.get(k), ids) for k, ids in enumerate(answers)]
 
 
 @torch.no_grad()
-def masks(parts: VideoParts, embeddings: Tensor, prompt: Tensor) -> NDArray[np.bool_]:
+def masks(model: VideoGlammModel, embeddings: Tensor, prompt: Tensor) -> NDArray[np.bool_]:
     """(T, H, W) masks of one prompt on the image embeddings (T, P, g, g) of all frames."""
-    logits = sams.decode_masks(parts.sam, embeddings, prompt.expand(len(embeddings), -1))
+    logits = sams.decode_masks(model.grounding_encoder, embeddings, prompt.expand(len(embeddings), -1))
     return (masks_to_image(logits, IMAGE, RESIZED, (HEIGHT, WIDTH)) > 0).numpy()
 
 
@@ -116,7 +117,9 @@ def overlap(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
 
 
 @torch.no_grad()
-def judge(parts: VideoParts, code: WayCode, words: Phi3Tokenizer, split: str, count: int) -> pd.DataFrame:
+def judge(
+    model: VideoGlammModel, code: WayCode, words: Phi3Tokenizer, split: str, count: int
+) -> pd.DataFrame:
     """J in percent and how often the answer said [SEG], by condition and family, on the first clips of a
     split."""
     rows = []
@@ -124,29 +127,29 @@ def judge(parts: VideoParts, code: WayCode, words: Phi3Tokenizer, split: str, co
     for index in tqdm(range(count + 1), desc=split, mininterval=10):
         clip = painted(split, index)
         seen = clip.frames[seen_frames(len(clip.frames))]
-        visual = visual_tokens(parts, seen)
+        visual = visual_tokens(model, seen)
         if other is None:
             other = visual
             continue
         given = {
             "all tokens": visual,
-            "frames reversed": visual_tokens(parts, seen[::-1]),
+            "frames reversed": visual_tokens(model, seen[::-1]),
             "another clip's tokens": other,
             "no visual tokens": visual[:, :0],
         }
         other = visual
         asked = asked_of(clip, np.random.default_rng(index))
-        embeddings = sams.encode(parts.sam, grounding_pixels(clip.frames))
+        embeddings = sams.encode(model.grounding_encoder, grounding_pixels(clip.frames))
         for name in CONDITIONS:
             if name in given:
-                answers = written(parts, words, given[name], [one.text for one in asked])
+                answers = written(model, words, given[name], [one.text for one in asked])
             else:
                 ways = np.array([(*a.start, *a.end) for a in clip.actors], dtype=np.float32)
                 codes = code(torch.from_numpy(scaled(ways)))
                 answers = [(codes[one.target], [words.seg_id]) for one in asked]
             for one, (prompt, ids) in zip(asked, answers, strict=True):
                 truth = clip.masks[one.target]
-                mask = np.zeros_like(truth) if prompt is None else masks(parts, embeddings, prompt)
+                mask = np.zeros_like(truth) if prompt is None else masks(model, embeddings, prompt)
                 said = ids[-1] == words.seg_id
                 row = {"condition": name, "family": one.family, "J": 100 * overlap(mask, truth), "said": said}
                 rows.append(row | {"answer": words.decode(ids)})
@@ -174,10 +177,10 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     work = Work(given.work, given.train, 0)
-    talking = Talking(work.parts, work.ways.code, work.clips, work.words)
+    talking = Talking(work.model, work.ways.code, work.clips, work.words)
     for stage, module in (("ways", work.ways), ("watch", work.watching), ("talk", talking)):
         work.restore(stage, module)
-    found = judge(work.parts, work.ways.code, work.words, given.split, given.clips)
+    found = judge(work.model, work.ways.code, work.words, given.split, given.clips)
     print(table(found).to_markdown())
     print(found[found.condition == "all tokens"].answer.value_counts().to_string())
 

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from backbones.glamm.model import GlammModel
-from backbones.mini.training.config import PROMPT_WIDTH, mini_llm_config
+from backbones.mini.training.config import CLIP_PATCH, IMAGE, mini_llm_config
 from backbones.mini.training.ground import init_heads
-from backbones.parts import llama
-from backbones.parts.internvideo2 import VideoEncoder
 from backbones.parts.tokenizer import LlamaTokenizer
 from backbones.videoglamm.mini_training import watch
+from backbones.videoglamm.model import VideoGlammModel
+from backbones.videoglamm.placement import POOL, VIDEO_POOL
 
-CLIP_SIDE, CLIP_POOL = 24, 12  # patches of a frame's side, and tokens after the pool
-VIDEO_SIDE, VIDEO_POOL = watch.NUMBERS.grid[0], 8
-
-
-def adapter(width: int, out: int) -> nn.Sequential:
-    """Linear-GELU-Linear."""
-    return nn.Sequential(nn.Linear(width, out), nn.GELU(), nn.Linear(out, out))
+CLIP_SIDE = IMAGE // CLIP_PATCH
+WINDOW = 2048  # of the language model's attention, longer than any sequence here
 
 
 def pooled(tokens: Tensor, side: int, to: int) -> Tensor:
@@ -30,52 +25,46 @@ def pooled(tokens: Tensor, side: int, to: int) -> Tensor:
     return small.unflatten(0, (len(tokens), -1)).flatten(1, 2)
 
 
-class VideoParts(nn.Module):
-    """What is trained after CLIP: video encoder, two adapters, language model, [SEG] head, mask decoder."""
-
-    def __init__(self, seeing: GlammModel, vocab: int) -> None:
-        super().__init__()
-        config = mini_llm_config(vocab)
-        width = config.hidden_size
-        self.video = VideoEncoder(watch.NUMBERS)
-        self.image_projector = adapter(seeing.clip.config.vision_config.hidden_size, width)
-        self.video_projector = adapter(watch.NUMBERS.width, width)
-        self.language_model = llama.build_llama(config, "sdpa")
-        self.text_hidden_fcs = nn.Sequential(
-            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, PROMPT_WIDTH)
-        )
-        self.lm_head = nn.Linear(width, vocab, bias=False)
-        self.sam = seeing.grounding_encoder
-        self.clip = seeing.clip
-
-    def visual(self, images: Tensor, videos: Tensor) -> Tensor:
-        """The visual tokens in their order.
-
-        Args:
-            images: (B, 4 * 576, C) CLIP's patch features, frame by frame.
-            videos: (B, 4 * 256, C') the video encoder's.
-
-        Returns:
-            (B, 4 * 144 + 4 * 64, width).
-        """
-        first = pooled(self.image_projector(images), CLIP_SIDE, CLIP_POOL)
-        second = pooled(self.video_projector(videos), VIDEO_SIDE, VIDEO_POOL)
-        return torch.cat([first, second], dim=1)
+def build(seeing: GlammModel, vocab: int) -> VideoGlammModel:
+    """The model with glamm-mini's CLIP and mask decoder; the rest has new weights."""
+    config = mini_llm_config(vocab)
+    config.sliding_window = WINDOW  # type: ignore[attr-defined]
+    model = VideoGlammModel(seeing.clip.config, watch.NUMBERS, config, seeing.grounding_encoder.config)
+    model.clip.load_state_dict(seeing.clip.state_dict())
+    model.grounding_encoder.load_state_dict(seeing.grounding_encoder.state_dict())
+    return model
 
 
-def warm_start(parts: VideoParts, seeing: GlammModel, words: LlamaTokenizer, known: LlamaTokenizer) -> int:
+def spliced(model: VideoGlammModel, images: Tensor, videos: Tensor) -> Tensor:
+    """The visual tokens in their order.
+
+    Args:
+        images: (B, 4 * 576, C) CLIP's patch features, frame by frame.
+        videos: (B, 4 * 256, C') the video encoder's.
+
+    Returns:
+        (B, 4 * 144 + 4 * 64, width).
+    """
+    first = pooled(model.projector(images), CLIP_SIDE, POOL)
+    second = pooled(model.video_projector(videos), watch.NUMBERS.grid[0], VIDEO_POOL)
+    return torch.cat([first, second], dim=1)
+
+
+def warm_start(
+    model: VideoGlammModel, seeing: GlammModel, words: LlamaTokenizer, known: LlamaTokenizer
+) -> int:
     """Begin with glamm-mini's language side; returns how many tokens had a row to take over.
 
     Args:
         words: this model's tokenizer.
         known: glamm-mini's, whose rows go to the tokens of the same text.
     """
-    init_heads(parts)  # type: ignore[arg-type]
-    old, new = seeing.language_model, parts.language_model
+    init_heads(model)  # type: ignore[arg-type]
+    old, new = seeing.language_model, model.language_model
     new.layers.load_state_dict(old.layers.state_dict())
     new.norm.load_state_dict(old.norm.state_dict())
-    parts.image_projector.load_state_dict(seeing.projector.state_dict())
-    parts.text_hidden_fcs[0].load_state_dict(seeing.text_hidden_fcs[0].state_dict())
+    model.projector.load_state_dict(seeing.projector.state_dict())
+    model.text_hidden_fcs[0].load_state_dict(seeing.text_hidden_fcs[0].state_dict())
     mine, theirs = words.tokens(), known.tokens()
     taken = 0
     with torch.no_grad():
@@ -84,7 +73,7 @@ def warm_start(parts: VideoParts, seeing: GlammModel, words: LlamaTokenizer, kno
                 taken += 1
                 for a, b in (
                     (new.embed_tokens.weight, old.embed_tokens.weight),
-                    (parts.lm_head.weight, seeing.lm_head.weight),
+                    (model.lm_head.weight, seeing.lm_head.weight),
                 ):
                     a[row] = b[theirs[text]]
     return taken

@@ -35,10 +35,12 @@ from backbones.videoglamm.mini_training.data import (
     Clips,
     scaled,
 )
-from backbones.videoglamm.mini_training.model import CLIP_POOL, CLIP_SIDE, VIDEO_POOL, VideoParts
+from backbones.videoglamm.mini_training.model import CLIP_SIDE, spliced
 from backbones.videoglamm.mini_training.prompt import ANSWERS, SHARES, conversation
 from backbones.videoglamm.mini_training.teach import WayCode
 from backbones.videoglamm.mini_training.watch import owners
+from backbones.videoglamm.model import VideoGlammModel
+from backbones.videoglamm.placement import POOL, VIDEO_POOL
 from harness.data.refclips.scenes import HEIGHT, WIDTH
 
 LOOKING = (3, 4)  # layers whose heads are asked to look at the referent
@@ -65,7 +67,7 @@ def cache_features(clip: CLIPModel, clips: Clips, path: Path, batch: int = 4) ->
 def token_owners(owner: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """(T, H, W) object numbers -> (T * 144 + T * 64, 4): which visual tokens lie on which object."""
     found = []
-    for part, side in ((owner[..., CROP], CLIP_POOL), (owner, VIDEO_POOL)):
+    for part, side in ((owner[..., CROP], POOL), (owner, VIDEO_POOL)):
         pixels = part[0].size / side**2
         found.append(owners(part, (side, side)).reshape(-1, MOST_OBJECTS) > COVERED * pixels)
     return np.concatenate(found)
@@ -74,7 +76,7 @@ def token_owners(owner: NDArray[np.uint8]) -> NDArray[np.bool_]:
 def token_frames() -> Tensor:
     """(832,) the frame of every visual token."""
     frames = torch.arange(SAMPLED)
-    return torch.cat([frames.repeat_interleave(side**2) for side in (CLIP_POOL, VIDEO_POOL)])
+    return torch.cat([frames.repeat_interleave(side**2) for side in (POOL, VIDEO_POOL)])
 
 
 class Conversations:
@@ -136,7 +138,7 @@ class Talking(nn.Module):
 
     def __init__(
         self,
-        parts: VideoParts,
+        model: VideoGlammModel,
         code: WayCode,
         clips: Clips,
         words: Phi3Tokenizer,
@@ -146,15 +148,15 @@ class Talking(nn.Module):
         steps: int = 1,
     ) -> None:
         super().__init__()
-        self.language_model, self.lm_head = parts.language_model, parts.lm_head
-        self.image_projector, self.video_projector = parts.image_projector, parts.video_projector
-        self.text_hidden_fcs = parts.text_hidden_fcs
-        width = parts.lm_head.in_features
+        self.language_model, self.lm_head = model.language_model, model.lm_head
+        self.projector, self.video_projector = model.projector, model.video_projector
+        self.text_hidden_fcs = model.text_hidden_fcs
+        width = model.lm_head.in_features
         self.way = nn.Linear(width, 4)
         self.naming = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, sum(len(values) for values in VALUES))
         )
-        self._parts, self._code = [parts], [code]  # kept out of the module tree: frozen
+        self._model, self._code = [model], [code]  # kept out of the module tree: frozen
         self.clips, self.talk = clips, Conversations(words)
         self.batch, self.count, self.steps = batch, count, steps
         self.images: NDArray[np.float16] | None = None
@@ -168,7 +170,7 @@ class Talking(nn.Module):
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         """One batch of clips."""
         assert self.images is not None and self.videos is not None
-        parts, clips = self._parts[0], self.clips
+        model, clips = self._model[0], self.clips
         picks = np.sort(rng.choice(len(clips), self.batch, replace=False))
         branches = self.talk.draw(clips, picks, self.count, rng)
         images, videos = (
@@ -176,7 +178,7 @@ class Talking(nn.Module):
             for rows in (self.images, self.videos)
         )
         hidden, shares, halfway = run_branches(
-            self.language_model, parts.visual(images, videos), branches, LOOKING, NAMING
+            self.language_model, spliced(model, images, videos), branches, LOOKING, NAMING
         )
         asked = branches.target >= 0  # (B, E, R)
         at, early = hidden[asked], halfway[asked]

@@ -20,11 +20,12 @@ import torch
 from torch import nn
 
 from backbones.glamm.checkpoint import load_checkpoint
+from backbones.mini.training.config import SAM_DIMS
 from backbones.mini.training.loop import run_stage
 from backbones.parts import llama
 from backbones.parts.tokenizer import LlamaTokenizer, Phi3Tokenizer
+from backbones.videoglamm.checkpoint import save_checkpoint
 from backbones.videoglamm.mini_training import data, model, talk, teach, text, watch
-from backbones.videoglamm.mini_training.export import export
 
 STAGES = ("clips", "ways", "watch", "talk", "export")
 STEPS = {"ways": 1000, "watch": 1200, "talk": 2000}
@@ -46,11 +47,11 @@ class Work:
         self.words = Phi3Tokenizer(self.tokenizer)
         seeing = load_checkpoint(SEEING / "checkpoint", str(SEEING / "clip"))
         torch.manual_seed(seed)
-        self.parts = model.VideoParts(seeing, vocab)
-        watch.initialise(self.parts.video)
-        model.warm_start(self.parts, seeing, self.words, LlamaTokenizer(SEEING / "checkpoint"))
-        self.ways = teach.WaySegmentation(self.parts.sam, self.clips.first(WAY_CLIPS))
-        self.watching = watch.Watching(self.parts.video, self.clips)
+        self.model = model.build(seeing, vocab)
+        watch.initialise(self.model.video_tower)
+        model.warm_start(self.model, seeing, self.words, LlamaTokenizer(SEEING / "checkpoint"))
+        self.ways = teach.WaySegmentation(self.model.grounding_encoder, self.clips.first(WAY_CLIPS))
+        self.watching = watch.Watching(self.model.video_tower, self.clips)
 
     def restore(self, stage: str, module: nn.Module) -> None:
         """Load what a stage has learned, if it has begun."""
@@ -59,11 +60,13 @@ class Work:
             module.load_state_dict(torch.load(path, weights_only=True)["modules"])
 
 
-def train(folder: Path, stages: Sequence[str], clips: int, steps: dict[str, int], seed: int) -> None:
+def train(
+    folder: Path, stages: Sequence[str], clips: int, steps: dict[str, int], seed: int, out: Path | None = None
+) -> None:
     """Run the chosen stages in order; earlier ones are read from `folder`."""
     work = Work(folder, clips, seed)
-    parts = work.parts
-    parts.requires_grad_(False)
+    whole = work.model
+    whole.requires_grad_(False)
 
     def run(
         stage: str,
@@ -92,20 +95,29 @@ def train(folder: Path, stages: Sequence[str], clips: int, steps: dict[str, int]
     ways, watching = work.ways, work.watching
 
     def see_frames() -> None:
-        ways.embeddings = teach.cache_embeddings(parts.sam, ways.clips, folder / "embeddings.npy")
+        ways.embeddings = teach.cache_embeddings(
+            whole.grounding_encoder, ways.clips, folder / "embeddings.npy"
+        )
 
     run("ways", ways, see_frames, [ways])
-    run("watch", watching, lambda: None, [watching], watch.matrices(parts.video))
-    talking = talk.Talking(parts, ways.code, work.clips, work.words, steps=steps["talk"])
+    run("watch", watching, lambda: None, [watching], watch.matrices(whole.video_tower))
+    talking = talk.Talking(whole, ways.code, work.clips, work.words, steps=steps["talk"])
 
     def see_clips() -> None:
-        talking.images = talk.cache_features(parts.clip, work.clips, folder / "images.npy")
-        talking.videos = watch.cache_states(parts.video, work.clips, folder / "videos.npy")
+        talking.images = talk.cache_features(whole.clip, work.clips, folder / "images.npy")
+        talking.videos = watch.cache_states(whole.video_tower, work.clips, folder / "videos.npy")
 
-    learned = [linear.weight for _, linear in llama.matrices(parts.language_model)]
+    learned = [linear.weight for _, linear in llama.matrices(whole.language_model)]
     run("talk", talking, see_clips, [talking], learned)
     if "export" in stages:
-        export(parts, work.tokenizer, folder / "weights" / "checkpoint")
+        save_checkpoint(
+            whole,
+            (out or folder / "weights") / "checkpoint",
+            SEEING / "clip",
+            tokenizer=work.tokenizer,
+            frames=data.SAMPLED,
+            segmenter=SAM_DIMS,
+        )
 
 
 def main() -> None:
@@ -119,6 +131,7 @@ def main() -> None:
     parser.add_argument("--stages", default=",".join(STAGES), help="which to run, comma separated")
     parser.add_argument("--clips", type=int, default=CLIPS, help="size of the train split (1 MB each)")
     parser.add_argument("--steps", default="", help="e.g. 'ways=1000,talk=2000'")
+    parser.add_argument("--out", type=Path, help="folder that gets checkpoint/, by default WORK/weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
@@ -128,7 +141,7 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown stage {sorted(unknown)}; there are {', '.join(STAGES)}")
     steps = STEPS | {stage: int(count) for stage, count in asked.items()}
-    train(given.work, given.stages.split(","), given.clips, steps, given.seed)
+    train(given.work, given.stages.split(","), given.clips, steps, given.seed, given.out)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ Two people described every object, once from the first frame and once from the f
 expressions, which are answered and scored apart. Expression 4k + a is that of the k-th object in text file a;
 objects are sorted by their id as a text, as the official converter does
 (https://github.com/wjn922/ReferFormer). The official score counts the objects of the first annotation, which
-may be more than those that are spoken of; see `annotated`.
+may be more than those that are spoken of (`annotated`): the texts are of the annotations of 2017, and the
+unsupervised ones were made anew in 2019, so that ids need not agree either.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +196,12 @@ def _sample(split: str, place: int, video: ListedVideo, jpegs: Path, masks: Path
         object_id = _object(split, video, one.record)
         expressions.append(Expression(one.id, one.text, object_id, group=group))
         targets.append((painted(object_id, object_id, masks, video.frames, void=True),))
-    return clip_sample(NAME, split, place, video, jpegs, expressions, targets, MASKS, WINDOW)
+    sample = clip_sample(NAME, split, place, video, jpegs, expressions, targets, MASKS, WINDOW)
+    with suppress(DataError):  # an annotation that cannot be read fails its clip alone, when it is measured
+        spoken = {one.ref_id for one in expressions}
+        unspoken = tuple(one for one in annotated(sample) if one.id not in spoken)
+        sample = replace(sample, unspoken=unspoken)
+    return sample
 
 
 def _object(split: str, video: ListedVideo, record: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -70,21 +71,28 @@ def read_ids(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint
         DamagedSegmentation: it is gone, unreadable, of another size, or holds colours instead of ids.
     """
     try:
-        with Image.open(path, formats=["PNG"]) as opened:
-            width, height = opened.size
-            check_size(height, width)
-            if size is not None and size != (height, width):
-                raise UnreadableImage(
-                    f"it has {width}x{height} px, and its frame {size[1]}x{size[0]}",
-                )
-            if opened.mode not in MODES:
-                raise UnreadableImage(f"it has the mode {opened.mode}, and object ids need a palette")
-            return np.array(opened, dtype=np.uint8)
+        state = path.stat()
+        return _decoded(path, size, state.st_mtime_ns, state.st_size)
     except FileNotFoundError:
         raise DamagedSegmentation(f"Mask '{path}' is gone") from None
     except Exception as error:  # a damaged file can raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DamagedSegmentation(f"Mask '{path}' cannot be used ({reason})") from None
+
+
+@lru_cache(maxsize=1)  # all objects of a frame are read one after the other
+def _decoded(path: Path, size: tuple[int, int] | None, *stamp: int) -> NDArray[np.uint8]:
+    """A picture's object ids; the stamp only makes the memory forget a file that has changed."""
+    with Image.open(path, formats=["PNG"]) as opened:
+        width, height = opened.size
+        check_size(height, width)
+        if size is not None and size != (height, width):
+            raise UnreadableImage(f"it has {width}x{height} px, and its frame {size[1]}x{size[0]}")
+        if opened.mode not in MODES:
+            raise UnreadableImage(f"it has the mode {opened.mode}, and object ids need a palette")
+        ids = np.array(opened, dtype=np.uint8)
+    ids.setflags(write=False)
+    return ids
 
 
 def palette() -> list[int]:
