@@ -226,15 +226,6 @@ def test_a_picture_that_is_gone_takes_its_frame_along_alone(folder: Path, tmp_pa
     assert any(1 not in one and len(one) == 11 for one in numbers) and any(1 in one for one in numbers)
 
 
-def test_clips_whose_truth_is_not_public_have_masks_and_no_scores(tmp_path: Path) -> None:
-    root = write_clips(tmp_path / "data", 1)
-    plan = Plan(tuple(parse("none,uniform")), (16,), (("ref-youtube-vos", "valid"),), data=str(root))
-    assert run(plan, FakeVideo(), prepare(plan, FakeVideo()), tmp_path / "run", Way())
-    found = pictures(next(path for path in render(tmp_path / "run") if path.suffix == ".html"))
-    assert found["picks"] and not any(item["scored"] for item in found["items"])
-    assert all(one["means"] is None and one["masks"] for part in found["answers"].values() for one in part)
-
-
 # --- what the page does
 # ------------------------------------------------------------------------------------------------------
 
