@@ -76,9 +76,11 @@ class VideoGlammSeeing(VideoGlammFamily, GlammLanguage):  # type: ignore[misc]
         return None
 
     @property
-    def staged(self) -> None:
-        """None: its costs are not known."""
-        return None
+    def staged(self) -> Any:
+        """Its forward pass in stages."""
+        from backbones.videoglamm.stages import VideoGlammStaged
+
+        return VideoGlammStaged(cast("Any", self))
 
     def _grounding_size(self) -> int:
         config = self.model.grounding_encoder.config

@@ -14,9 +14,11 @@ from pruners.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from backbones.base import Backbone
+    from backbones.costs import Shapes
 
 PATCHES = 576  # of a view
 FRAMES = 16  # where neither the settings nor config.json say
+MASKED = 64  # frames of a clip that get masks, where none is at hand: of a window of Ref-DAVIS
 BRANCHES = ("video", "framewise")
 NO_WEIGHTS = (
     "The backbone videoglamm needs weights: give --checkpoint DIR or 'owner/name@revision', or use "
@@ -36,6 +38,7 @@ class VideoGlammFamily(Family):
         branch: how masks are made: "video" follows the first frame's through the clip, "framewise" segments
             every frame by itself.
         frames: that the language model sees of a clip; None for what config.json says, else 16.
+        placements: all that there are.
     """
 
     placement: str = "grid"
@@ -53,7 +56,8 @@ class VideoGlammFamily(Family):
     drawn: ClassVar[tuple[str, ...]] = ()
     positions = POSITIONS
     answers: ClassVar[tuple[str, ...]] = ("generated", "forced")
-    costs_by_default = "off"
+    costs_by_default = "projected"
+    placements: ClassVar[tuple[str, ...]] = PLACEMENTS
 
     @property
     def facts(self) -> Mapping[str, str]:
@@ -168,18 +172,51 @@ class VideoGlamm(VideoGlammFamily, Settings):
 
         return examine_files(self.checkpoint, self.clip, self.video)
 
+    def shapes(self, attn: str = "sdpa") -> Shapes:
+        """The checkpoint's model on the meta device; of its files only configurations are read."""
+        if self.checkpoint is None:
+            raise UserError(NO_WEIGHTS)
+        from backbones.videoglamm.full_size import of_folder
+
+        return of_folder(self, self.checkpoint, self.clip, attn)
+
 
 @register
 @dataclass(frozen=True)
 class VideoGlamm3B8(VideoGlammFamily, Settings):
-    """The numbers of the released VideoGLaMM without its weights."""
+    """The numbers of the released VideoGLaMM without its weights, to project costs.
 
+    Attributes:
+        placement, branch, frames: as in `VideoGlammFamily`.
+        masked: frames of the clip, all of which get masks.
+    """
+
+    placement: str = "grid"
+    branch: str = "video"
+    frames: int | None = FRAMES
+    masked: int = MASKED
     name = "videoglamm-3.8b"
     reference = VideoGlamm.reference
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self)
+        if self.masked < 1:
+            raise UserError(f"{self.name} masks {self.masked} frames of a clip; give masked=1 or more.")
+
+    def shapes(self, attn: str = "sdpa") -> Shapes:
+        """Phi-3-mini, CLIP ViT-L/14-336, InternVideo2 1B and SAM2 Hiera-L on the meta device."""
+        from backbones.videoglamm.full_size import on_meta
+        from backbones.videoglamm.shapes import VideoGlammShapes
+        from backbones.videoglamm.sizes import frame_count
+
+        model = on_meta(attn)
+        frames = frame_count({}, self.frames, model.video_tower.numbers)
+        return VideoGlammShapes(model, self.placement, self.branch, frames, self.masked)
 
     def load(self, how: Runtime) -> Backbone:
         """Refuse: there are no weights."""
         raise UserError(
-            "videoglamm-3.8b is numbers alone; to run it, give "
+            "videoglamm-3.8b is numbers alone, for python -m harness cost; to run it, give "
             "--backbones \"videoglamm(checkpoint='DIR')\" with the released weights."
         )

@@ -14,6 +14,7 @@ from pruners.errors import UserError
 
 if TYPE_CHECKING:
     from backbones.base import Backbone
+    from backbones.costs import Shapes
 
 CHECKPOINT = Path(__file__).parent / "weights" / "checkpoint"
 
@@ -50,3 +51,9 @@ class VideoGlammMini(VideoGlammFamily, Settings):
     def examine(self) -> Iterator[Finding]:
         """The shipped files, as those of a release."""
         return VideoGlamm(str(CHECKPOINT), str(MINI / "clip")).examine()
+
+    def shapes(self, attn: str = "sdpa") -> Shapes:
+        """The embedded model's numbers."""
+        from backbones.videoglamm.full_size import of_folder
+
+        return of_folder(self, str(CHECKPOINT), str(MINI / "clip"), attn)
