@@ -141,7 +141,7 @@ class VideoGlammShapes(GlammShapes):
 
         chunks, frames = self.frames // numbers.frames, self.frames
         text = (
-            f"text tower (CLIP, {prompt.turns} questions of {prompt.words} tokens; only for pruners that "
+            f"text tower (CLIP, {prompt.turns} x {prompt.words} tokens of questions; only for pruners that "
             f"read text)"
         )
         return (
