@@ -91,13 +91,15 @@ def clip_answer(
     rows, columns = (int(side) for side in str(row["grid"]).split("x"))
     kept = kept_tokens(str(row["kept"]), int(row["views"]) * rows * columns)
     shown = [int(one) for one in str(row.get("shown") or "").split()]
-    seen = [nearest_view(shown, frame) for frame in pictures] if shown else None
-    keeps = shown and [_packed(kept_near(kept, shown, frame, max(1, regions))) for frame in pictures]
+    seen, keeps = None, None
+    if shown:
+        seen = [nearest_view(shown, frame) for frame in pictures]
+        keeps = [_packed(kept_near(kept, shown, frame, max(1, regions))) for frame in pictures]
     j, f = _curves(row, drawn)
     mean = scores(row)
     return {
         "masks": [masks[frame] for frame in pictures],
-        "keeps": keeps or None,
+        "keeps": keeps,
         "seen": seen,
         "j": j,
         "f": f,

@@ -16,7 +16,7 @@ import torch
 import backbones
 from backbones.parts.clips import BETWEEN, decoded
 from backbones.videoglamm.backbone import VideoGlammBackbone
-from backbones.videoglamm.placement import CELLS, PLACEMENTS, VIDEO_POOL
+from backbones.videoglamm.budgets import CELLS, PLACEMENTS, VIDEO_POOL
 from harness import cli, cost, plan
 from harness.cost import formulas, kinds, measure, placements, projection, roofline
 from harness.cost.lines import lines_of

@@ -134,7 +134,7 @@ def test_branches_are_sequences_of_their_own(mini: GlammBackbone, tmp_path: Path
     visual = torch.randn(2, 40, 128, generator=torch.Generator().manual_seed(0))
     llm = model.language_model
     with torch.no_grad():
-        states, _, _ = run_branches(llm, visual, drawn, POINT_LAYERS, NAMING_LAYER)
+        states, _, _, _ = run_branches(llm, visual, drawn, POINT_LAYERS, NAMING_LAYER)
         for b, e in np.ndindex(2, 3):
             words = [llama.embed_ids(llm, ids) for ids in (drawn.prefix, drawn.lead, drawn.ids[b, e])]
             hidden = torch.cat([words[0], visual[b], *words[1:]])[None]

@@ -138,7 +138,7 @@ def test_clips_are_ranked_by_the_mean_of_both(tmp_path: Path) -> None:
     assert (best["J"], best["F"]) == (f"{j:.1f}", f"{f:.1f}")
     assert best["J&F, own object"] == f"{(j + f) / 4:.1f}"
     assert "cIoU" not in best and "gIoU" not in best  # sums over all frames are no score of clips
-    assert best["LLM tokens"] == "3400" and best["tokens"] == "392"
+    assert best["LLM tokens"] == "3400" and best["tokens"] == "196"
     assert lines["vispruner"]["without [SEG]"] == "2" and best["without [SEG]"] == "0"
     assert lines["vispruner"]["[SEG] said %"] == f"{100 * 10 / 12:.1f}"
     assert "- data set and split: J&F in percent: the mean of J and F, so every expression weighs" in text

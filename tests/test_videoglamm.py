@@ -18,7 +18,8 @@ from backbones.base import Grounded, Row
 from backbones.parts.clips import Clip, decoded
 from backbones.parts.tokenizer import IMAGE_TOKEN, Phi3Tokenizer
 from backbones.videoglamm.backbone import VideoGlammBackbone
-from backbones.videoglamm.placement import CELLS, members
+from backbones.videoglamm.budgets import CELLS
+from backbones.videoglamm.placement import members
 from pruners import ImpossibleBudget, LayerPruner, LayerView, Need, Selection, UserError, registry
 from tests import tiny_videoglamm as tiny
 

@@ -92,7 +92,7 @@ def test_branches_are_sequences_of_their_own(work: Work) -> None:
     visual = torch.randn(2, 50, 128, generator=torch.Generator().manual_seed(0))
     llm = work.model.language_model
     with torch.no_grad():
-        states, _, _ = run_branches(llm, visual, drawn, talk.LOOKING, talk.NAMING)
+        states, _, _, _ = run_branches(llm, visual, drawn, talk.LOOKING, talk.NAMING)
         for b, e in np.ndindex(2, 3):
             words = [llama.embed_ids(llm, ids) for ids in (drawn.prefix, drawn.lead, drawn.ids[b, e])]
             hidden = torch.cat([words[0], visual[b], *words[1:]])[None]

@@ -19,7 +19,8 @@ from backbones.parts.contexts import Context
 from backbones.parts.cuts import Cutting, cutting
 from backbones.parts.errors import not_finite, too_long
 from backbones.parts.shared import filled_up
-from backbones.videoglamm.placement import CELLS, POOL, VIDEO_POOL, members, place, square_side
+from backbones.videoglamm.budgets import CELLS, POOL, VIDEO_POOL, square_side
+from backbones.videoglamm.placement import members, place
 from backbones.videoglamm.seeing import VideoGlammSeeing, Window
 from backbones.videoglamm.segmenters import Prepared, ahead, segmenter, sound
 from pruners import checks

@@ -25,8 +25,9 @@ from backbones.parts.errors import not_finite
 from backbones.parts.geometry import Region
 from backbones.parts.tokenizer import LlamaTokenizer
 from backbones.videoglamm import conversation
+from backbones.videoglamm.budgets import POOL, VIDEO_POOL
 from backbones.videoglamm.model import VideoGlammModel
-from backbones.videoglamm.placement import POOL, VIDEO_POOL, of_cells, over_cells, pooled
+from backbones.videoglamm.placement import of_cells, over_cells, pooled
 from backbones.videoglamm.preprocess import sampled, video_pixels
 from backbones.videoglamm.release import VIDEOGLAMM
 from backbones.videoglamm.settings import VideoGlammFamily

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from backbones.registry import KINDS, POSITIONS, Family, Finding, Runtime, Settings, register
-from backbones.videoglamm.placement import CELLS, PLACEMENTS, check_placement, square_side
+from backbones.videoglamm.budgets import CELLS, PLACEMENTS, check_placement, square_side
 from pruners.base import Pruner
 from pruners.errors import UserError, nearest
 
@@ -34,7 +34,7 @@ class VideoGlammFamily(Family):
     frame by itself, too; the video encoder's tokens are never pruned.
 
     Attributes:
-        placement: where a budget acts, one of `placement.PLACEMENTS`.
+        placement: where a budget acts, one of `budgets.PLACEMENTS`.
         branch: how masks are made: "video" follows the first frame's through the clip, "framewise" segments
             every frame by itself.
         frames: that the language model sees of a clip; None for what config.json says, else 16.

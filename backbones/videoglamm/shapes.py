@@ -21,8 +21,9 @@ from backbones.glamm.shapes import SEED, GlammShapes, over_tokens
 from backbones.parts import clip, sam
 from backbones.parts.tokenizer import IMAGE_TOKEN, LlamaTokenizer, Phi3Tokenizer, behind_image
 from backbones.videoglamm import conversation
+from backbones.videoglamm.budgets import CELLS, POOL, VIDEO_POOL
 from backbones.videoglamm.model import VideoGlammModel
-from backbones.videoglamm.placement import CELLS, POOL, VIDEO_POOL, of_cells, over_cells, pooled
+from backbones.videoglamm.placement import of_cells, over_cells, pooled
 from backbones.videoglamm.settings import MASKED
 from pruners.base import (
     CLS,

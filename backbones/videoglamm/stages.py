@@ -29,7 +29,8 @@ from backbones.parts.contexts import Context
 from backbones.parts.cuts import Choose, Cutting, cutting
 from backbones.parts.faithful import Stage
 from backbones.parts.staged import prefill
-from backbones.videoglamm.placement import CELLS, POOL, VIDEO_POOL, of_cells, over_cells, place, pooled
+from backbones.videoglamm.budgets import CELLS, POOL, VIDEO_POOL
+from backbones.videoglamm.placement import of_cells, over_cells, place, pooled
 from backbones.videoglamm.preprocess import sampled, video_pixels
 from backbones.videoglamm.segmenters import Prepared, segmenter
 from backbones.videoglamm.shapes import MASKED, VideoGlammShapes, without_weights

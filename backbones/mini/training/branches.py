@@ -81,7 +81,7 @@ def attend_branches(
 
 def run_branches(
     llm: Any, visual: Tensor, branches: Branches, looking: Container[int], naming: int
-) -> tuple[Tensor, list[Tensor], Tensor]:
+) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
     """The language model over a shared image and its branches, as far as the read positions need it.
 
     Args:
@@ -91,8 +91,8 @@ def run_branches(
 
     Returns:
         hidden states (B, E, R, width) at the read positions behind the last norm; for every layer of
-        `looking` the attention (B, H, E, R, N) of the read positions on the visual tokens; and the hidden
-        states (B, E, R, width) behind layer `naming`.
+        `looking` the attention (B, H, E, R, N) of the read positions on the visual tokens; the hidden states
+        (B, E, R, width) behind layer `naming`, and there those (B, N, width) of the visual tokens.
     """
     device = visual.device
     batch, count, length = branches.ids.shape
@@ -112,7 +112,7 @@ def run_branches(
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else own.dtype
     by_c = llama.rotary(llm, torch.arange(context, device=device)[None], dtype)
     by_o = llama.rotary(llm, (context + places).repeat(count)[None], dtype)
-    looks, halfway = [], own
+    looks, halfway, tokens = [], own, visual
     every = llama.layers(llm)
     for number, layer in enumerate(every):
         last = number == len(every) - 1
@@ -130,5 +130,7 @@ def run_branches(
             halfway = llama.tokens_at(own, flat)
         if not last:
             shared = layer.finish(shared, attend_causally(q_c, k_c, v_c).transpose(1, 2).flatten(2))
+        if number == naming:
+            tokens = shared[:, start : start + n]
     shape = (count, branches.read.shape[-1])
-    return llama.norm(llm, own).unflatten(1, shape), looks, halfway.unflatten(1, shape)
+    return llama.norm(llm, own).unflatten(1, shape), looks, halfway.unflatten(1, shape), tokens

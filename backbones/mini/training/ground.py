@@ -178,7 +178,7 @@ class Pointing(nn.Module):
             [patch_owner(scenes.owner[i])[order] for i, order in zip(picks, orders, strict=True)]
         )
         with torch.autocast(device.type, torch.bfloat16):
-            hidden, shares, halfway = run_branches(
+            hidden, shares, halfway, _ = run_branches(
                 model.language_model, self.projector(tokens), branches, POINT_LAYERS, NAMING_LAYER
             )
         looks = [share[:, :2].float().mean(1) for share in shares]

@@ -6,7 +6,9 @@ it.
 
 Helpers, dropped afterwards: the prompt imitates the teacher's code of the referent's way; the way is read out
 linearly; heads look at the referent, in the last layer head f at frame f; half-way up the read position knows
-the referent's looks and motion. The answer's tokens are learned, too, so that the model writes them itself.
+the referent's looks and motion, and every visual token those of the object that it lies on (CLIP's tokens
+know shapes, the video encoder's motion). The answer's tokens are learned, too, so that the model writes them
+itself.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from backbones.mini.training.loop import cache
 from backbones.mini.training.see import normalised_clip
 from backbones.parts import clip as clips_of
 from backbones.parts.tokenizer import IMAGE_TOKEN, Phi3Tokenizer
+from backbones.videoglamm.budgets import POOL, VIDEO_POOL
 from backbones.videoglamm.mini_training.data import (
     ATTRIBUTES,
     MOST_OBJECTS,
@@ -40,7 +43,6 @@ from backbones.videoglamm.mini_training.prompt import ANSWERS, SHARES, conversat
 from backbones.videoglamm.mini_training.teach import WayCode
 from backbones.videoglamm.mini_training.watch import owners
 from backbones.videoglamm.model import VideoGlammModel
-from backbones.videoglamm.placement import POOL, VIDEO_POOL
 from harness.data.refclips.scenes import HEIGHT, WIDTH
 
 LOOKING = (3, 4)  # layers whose heads are asked to look at the referent
@@ -177,7 +179,7 @@ class Talking(nn.Module):
             torch.from_numpy(np.stack([rows[i] for i in picks])).float()
             for rows in (self.images, self.videos)
         )
-        hidden, shares, halfway = run_branches(
+        hidden, shares, halfway, tokens = run_branches(
             self.language_model, spliced(model, images, videos), branches, LOOKING, NAMING
         )
         asked = branches.target >= 0  # (B, E, R)
@@ -194,12 +196,11 @@ class Talking(nn.Module):
         look = self._look(shares, asked, owned[clip_of, :, thing])
         said = branches.labels >= 0
         spoken = F.cross_entropy(self.lm_head(hidden[said]), branches.labels[said])
-        traits = torch.from_numpy(clips.traits[picks]).long()[clip_of, thing]
-        told = self.naming(early).split([len(values) for values in VALUES], dim=-1)
-        named = torch.stack([F.cross_entropy(told[a], traits[:, a]) for a in range(len(ATTRIBUTES))]).mean()
+        named = self._trait_loss(early, torch.from_numpy(clips.traits[picks]).long()[clip_of, thing])
+        dense = self._named(tokens, owned, torch.from_numpy(clips.traits[picks]).long())
         # the code's fine waves cannot be met before the referent is found, and would drown what finds it
         exact = 0.3 + min(1.0, 2 * step / self.steps)
-        loss = exact * imitate + 2 * off + look + named + 0.1 * spoken
+        loss = exact * imitate + 2 * off + look + named + dense + 0.1 * spoken
         with torch.no_grad():
             # right if the guessed way is nearer to the referent's than to any other object's
             every = torch.from_numpy(scaled(clips.ways[picks]))[clip_of]
@@ -211,10 +212,26 @@ class Talking(nn.Module):
             "px": off * UNIT,
             "look": look,
             "named": named,
+            "dense": dense,
             "spoken": spoken,
             "hit": hit,
         }
         return loss, {name: float(value.detach()) for name, value in figures.items()}
+
+    def _trait_loss(self, states: Tensor, traits: Tensor) -> Tensor:
+        """Mean cross-entropy of the traits (M, 6) read out of states (M, width)."""
+        told = self.naming(states).split([len(values) for values in VALUES], dim=-1)
+        return torch.stack([F.cross_entropy(told[a], traits[:, a]) for a in range(len(ATTRIBUTES))]).mean()
+
+    def _named(self, tokens: Tensor, owned: Tensor, traits: Tensor) -> Tensor:
+        """The same of the visual tokens (B, N, width) that lie on one object alone.
+
+        Args:
+            owned: (B, N, 4) which tokens lie on which object.
+            traits: (B, 4, 6) of the objects.
+        """
+        clip, token = (owned.sum(-1) == 1).nonzero(as_tuple=True)
+        return self._trait_loss(tokens[clip, token], traits[clip, owned[clip, token].int().argmax(-1)])
 
     def _look(self, shares: list[Tensor], asked: Tensor, referent: Tensor) -> Tensor:
         """Mean surprise of the heads at where the referent is.

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -73,7 +74,7 @@ def train(
         module: nn.Module,
         prepare: Callable[[], None],
         learned: Sequence[nn.Module],
-        matrices: Sequence[nn.Parameter] = (),
+        matrices: Sequence[Any] = (),
     ) -> None:
         if stage in stages:
             prepare()

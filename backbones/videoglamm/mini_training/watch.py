@@ -67,7 +67,7 @@ def initialise(encoder: VideoEncoder) -> None:
     place[..., first + 2 * WAVES : first + 4 * WAVES] = 0.7 * axis[None, :, None]
     encoder.pos_embed.copy_(torch.cat([torch.zeros(1, width), place.flatten(0, 2)])[None])
     nn.init.normal_(encoder.patch_embed.proj.weight, std=0.06)
-    encoder.patch_embed.proj.bias.zero_()  # type: ignore[union-attr]
+    encoder.patch_embed.proj.bias.zero_()
     content = slice(first + 4 * WAVES, width)  # channels that hold no place
     for block in encoder.blocks:
         query, key = 0.02 * torch.randn(2, width, width)
@@ -85,14 +85,14 @@ def initialise(encoder: VideoEncoder) -> None:
                         query[row, channel] = key[row, channel] = 0.8
         attention = block.attn
         told = width**-0.5 * torch.randn(width, width)
-        attention.qkv.weight.copy_(torch.cat([query, key, told]))  # type: ignore[union-attr]
-        attention.q_norm.weight.fill_(2.5)  # type: ignore[union-attr]
-        attention.k_norm.weight.fill_(1.5)  # type: ignore[union-attr]
-        for linear in (attention.proj, block.mlp.fc1, block.mlp.fc2):  # type: ignore[union-attr]
+        attention.qkv.weight.copy_(torch.cat([query, key, told]))
+        attention.q_norm.weight.fill_(2.5)
+        attention.k_norm.weight.fill_(1.5)
+        for linear in (attention.proj, block.mlp.fc1, block.mlp.fc2):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
             linear.bias.zero_()
         for factor in (block.ls1, block.ls2):
-            factor.gamma.fill_(0.4)  # type: ignore[union-attr, operator]
+            factor.gamma.fill_(0.4)
 
 
 def matrices(encoder: VideoEncoder) -> list[nn.Parameter]:

@@ -174,7 +174,8 @@ def _cast(rng: np.random.Generator) -> list[Actor] | None:
     for k in range(count):
         twin = k == 1 and twins
         look = looks[0] if twin else _look(rng, looks)
-        radius = actors[0].radius if twin else float(rng.integers(*(10 * r for r in SIZES[look[3]]))) / 10
+        least, most = SIZES[look[3]]
+        radius = actors[0].radius if twin else float(rng.integers(10 * least, 10 * most)) / 10
         edge, motion = "", str(rng.choice(list(DIRECTION), p=(0.2, 0.2, 0.2, 0.2, 0.2)))
         if twin:
             first = actors[0].motion
