@@ -133,7 +133,7 @@ class Plan:
         """
         from harness import data
 
-        found = [(name, split) for name, split in self.pairs(family.medium)]
+        found = self.pairs(family.medium)
         fit = [pair for pair in found if data.medium_of(pair[0], self.data) == family.medium]
         if not fit:
             raise _wrong(

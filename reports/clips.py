@@ -42,8 +42,7 @@ def pictured(image: str, frames: int) -> list[tuple[int, str]]:
 def points(frames: int, pictures: Sequence[int]) -> list[int]:
     """Frames at which curves are drawn: all of a short clip, evenly spread ones of a long one, and those that
     have a picture."""
-    spread = np.linspace(0, frames - 1, min(frames, POINTS)).round().astype(int).tolist()
-    return sorted({*spread, *pictures})
+    return sorted({*shown_frames(frames, POINTS), *pictures})
 
 
 def nearest_view(shown: Sequence[int], frame: int) -> int:

@@ -17,8 +17,9 @@ from backbones.parts.clips import Frames
 from backbones.registry import BACKBONES, Runtime, Settings
 from harness import cli, metrics
 from harness.engine import single_clip as attempt
+from harness.store.run_folder import shown_frames
 from pruners import UserError, parse
-from reports.clip_overlay import FILM_PIXELS, draw_strip, spread, write_film
+from reports.clip_overlay import FILM_PIXELS, draw_strip, write_film
 from tests import tiny_videoglamm
 from tests.fake_backbone import SIDE, Fake, FakeBackbone, known
 from tests.fake_video import FakeVideo, a_clip
@@ -182,7 +183,7 @@ def test_a_long_film_stays_small(tmp_path: Path) -> None:
     with Image.open(tmp_path / "a.gif") as film:
         assert film.n_frames * film.size[0] * film.size[1] <= FILM_PIXELS
         assert film.info["duration"] == 150
-    assert spread(60, 48)[0] == 0 and spread(60, 48)[-1] == 59
+    assert shown_frames(60, 48)[0] == 0 and shown_frames(60, 48)[-1] == 59
 
 
 def test_the_same_answers_give_the_same_files(tmp_path: Path) -> None:

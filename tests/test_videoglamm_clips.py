@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import backbones
 from backbones.parts.clips import Clip
 from backbones.parts.generation import Writer
 from backbones.parts.llama import Past
@@ -183,7 +184,14 @@ def test_both_branches_of_sam2(checkpoint2: Path) -> None:
 
 
 def test_sam_follows_nothing(checkpoint: Path) -> None:
-    assert tiny.load(checkpoint, branch="video").branch == "framewise"
+    assert tiny.load(checkpoint).branch == "framewise"
+    asked = backbones.get("videoglamm")(checkpoint=str(checkpoint), clip=str(tiny.CLIP), branch="video")
+    with pytest.raises(UserError, match="SAM here, which follows nothing"):
+        backbones.load(asked)
+    with pytest.raises(UserError, match="SAM here, which follows nothing"):
+        asked.shapes()
+    (last,) = [one for one in asked.examine() if one.level == "wrong"]
+    assert "give branch='framewise'" in last.what
 
 
 @pytest.fixture(autouse=True)

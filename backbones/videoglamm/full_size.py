@@ -50,12 +50,14 @@ def of_folder(settings: Settings, checkpoint: str, clip: str | None, attn: str =
     from backbones.parts import reading
     from backbones.videoglamm import loading, sizes
     from backbones.videoglamm.release import VIDEOGLAMM
+    from backbones.videoglamm.settings import branch_of
     from backbones.videoglamm.shapes import VideoGlammShapes
 
-    placement, branch, asked = (getattr(settings, name) for name in ("placement", "branch", "frames"))
+    placement, asked = (getattr(settings, name) for name in ("placement", "frames"))
     folder = reading.checkpoint_folder(checkpoint, weights=False)
     tower = reading.clip_folder(clip, VIDEOGLAMM, weights=False)
     model, config = loading.on_meta(Path(folder), Path(tower), attn)
     frames = sizes.frame_count(config, asked, model.video_tower.numbers)
     model = model.eval().requires_grad_(False)
+    branch = branch_of(settings, model.tracks)
     return VideoGlammShapes(model, placement, branch, frames, checkpoint=Path(folder))

@@ -3,12 +3,15 @@ pruner sees of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbones.videoglamm.budgets import CELLS, POOL, square_side
-from pruners.base import CLS, Need
+from backbones.parts.contexts import Context
+from backbones.videoglamm.budgets import CELLS, POOL, VIDEO_POOL, square_side
+from pruners.base import CLS, Need, Selection
 
 
 def pooled(tokens: Tensor, cells: int) -> Tensor:
@@ -61,14 +64,15 @@ def keys_together(rows: Tensor, side: int) -> Tensor:
     return beside_class(rows[..., None], side, total=True)[..., 0]
 
 
-def of_cells(need: Need, found: Tensor, side: int, cls_row: Tensor | None = None) -> Tensor:
-    """A signal of all patches as one of the cells.
+def of_cells(need: Need, of_patches: Callable[[Need], Tensor], side: int) -> Tensor:
+    """A signal of the cells.
 
     Args:
-        found: the signal as `Need` has it.
-        cls_row: (H, N+1) the class token's attention of the same layer, for `received_attention`: the mean
-            over the rows of a map of cells is not that of a map of patches.
+        of_patches: a signal of all patches, as `Need` has it. For `received_attention` the class token's
+            attention of the same layer is asked for, too: the mean over the rows of a map of cells is not
+            that of a map of patches.
     """
+    found = of_patches(need)
     if need.kind in UNPOOLED:
         return found
     if need.kind in ("projected_patches", "llm_patches"):
@@ -80,7 +84,7 @@ def of_cells(need: Need, found: Tensor, side: int, cls_row: Tensor | None = None
     if need.kind == "attention":
         return beside_class(keys_together(found, side), side)
     if need.kind == "received_attention":
-        assert cls_row is not None
+        cls_row = of_patches(Need("cls_attention", need.layer))
         patches = found * found.shape[-1] - cls_row  # sums over the patches' rows
         rows = (cls_row + patches / (side // POOL) ** 2) / (CELLS + 1)
         return keys_together(rows, side)
@@ -108,3 +112,31 @@ def place(
         if own_class is not None:
             tokens = torch.where((indices == CLS)[:, None], own_class, tokens)
     return pooled(tokens, POOL) if placement == "grid" else tokens
+
+
+def context_of(
+    placement: str,
+    chosen: Sequence[Selection],
+    views: int,
+    each: int,
+    kept: bool = False,
+    device: str | None = None,
+) -> Context:
+    """A window's tokens, numbered through from view to view, and the video encoder's behind them.
+
+    Args:
+        chosen: of every view; empty where nothing chooses in front of the language model.
+        each: tokens of a whole view in the language model.
+        kept: whether they keep the position ids of the whole sequence.
+    """
+    tail = views * VIDEO_POOL**2
+    if not chosen or placement == "grid":
+        return Context(torch.arange(views * each, device=device), views=views, tail=tail)
+    numbers = [
+        torch.where(one.indices < 0, one.indices, one.indices + view * each)
+        for view, one in enumerate(chosen)
+    ]
+    if not kept:
+        return Context(torch.cat(numbers), views=views, tail=tail)
+    places = [one.standing(each) + view * each for view, one in enumerate(chosen)]
+    return Context(torch.cat(numbers), torch.cat(places), views * each, views, tail)

@@ -36,13 +36,13 @@ class VideoGlammFamily(Family):
     Attributes:
         placement: where a budget acts, one of `budgets.PLACEMENTS`.
         branch: how masks are made: "video" follows the first frame's through the clip, "framewise" segments
-            every frame by itself.
+            every frame by itself; None for "video" of SAM2, and "framewise" of SAM, which follows nothing.
         frames: that the language model sees of a clip; None for what config.json says, else 16.
         placements: all that there are.
     """
 
     placement: str = "grid"
-    branch: str = "video"
+    branch: str | None = None
     frames: int | None = None
 
     signals = KINDS
@@ -63,7 +63,8 @@ class VideoGlammFamily(Family):
     def facts(self) -> Mapping[str, str]:
         """Placement, frames and branch."""
         frames = "as config.json says" if self.frames is None else str(self.frames)
-        return {"placement": self.placement, "frames": frames, "branch": self.branch}
+        branch = "as its segmenter can" if self.branch is None else self.branch
+        return {"placement": self.placement, "frames": frames, "branch": branch}
 
     def sent(self, budget: int) -> int:
         """Tokens of a view that the language model gets of so many chosen ones.
@@ -123,13 +124,31 @@ def check_choices(settings: Settings) -> None:
     """Raise UserError unless placement, branch and frames of some settings exist."""
     check_placement(settings.placement)  # type: ignore[attr-defined]
     branch, frames = settings.branch, settings.frames  # type: ignore[attr-defined]
-    if branch not in BRANCHES:
+    if branch not in (None, *BRANCHES):
         raise UserError(
             f"{settings.name} has no branch {branch!r}, there are {', '.join(BRANCHES)}."
             f"{nearest(branch, BRANCHES)}"
         )
     if frames is not None and frames < 1:
         raise UserError(f"{settings.name} cannot see {frames} frames of a clip; give frames=1 or more.")
+
+
+def branch_of(settings: Settings, tracks: bool) -> str:
+    """The branch of a model: the one that is asked for, else what its segmenter can.
+
+    Args:
+        tracks: whether the segmenter is SAM2.
+
+    Raises:
+        UserError: SAM is asked to follow an object.
+    """
+    asked: str | None = settings.branch  # type: ignore[attr-defined]
+    if asked == "video" and not tracks:
+        raise UserError(
+            f"The segmenter of {settings.name} is SAM here, which follows nothing through a clip, so it has "
+            f"no branch 'video'; give branch='framewise', or a checkpoint with SAM2."
+        )
+    return asked or BRANCHES[0 if tracks else 1]
 
 
 @register
@@ -149,7 +168,7 @@ class VideoGlamm(VideoGlammFamily, Settings):
     clip: str | None = None
     video: str | None = None
     placement: str = "grid"
-    branch: str = "video"
+    branch: str | None = None
     frames: int | None = None
     name = "videoglamm"
     reference = "VideoGLaMM (Munasinghe et al., CVPR 2025), https://arxiv.org/abs/2411.04923"
@@ -170,7 +189,7 @@ class VideoGlamm(VideoGlammFamily, Settings):
         """Key lists, shapes, configs and tokenizers; nothing is fetched."""
         from backbones.videoglamm.examine import examine_files
 
-        return examine_files(self.checkpoint, self.clip, self.video)
+        return examine_files(self)
 
     def shapes(self, attn: str = "sdpa") -> Shapes:
         """The checkpoint's model on the meta device; of its files only configurations are read."""

@@ -287,12 +287,7 @@ class VideoGlammShapes(GlammShapes):
                 return torch.randn(len(tokens), self.shape.width, generator=draw)
             if need == LLM_TEXT_EMBEDS:
                 return torch.randn(prompt.turns * prompt.words, self.shape.width, generator=draw)
-            if not pools:
-                return of_patches(need)
-            row = None
-            if need.kind == "received_attention":
-                row = of_patches(Need("cls_attention", need.layer))
-            return of_cells(need, of_patches(need), self.side, row)
+            return of_cells(need, of_patches, self.side) if pools else of_patches(need)
 
         heads, of = self._vision.num_attention_heads, self.frames
         sample = f"projection#{number}"

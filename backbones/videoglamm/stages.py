@@ -22,6 +22,7 @@ from torch import Tensor
 from backbones.base import Turn
 from backbones.costs import Passed, Prompt, Shape, Staged, Traced
 from backbones.glamm.preprocess import clip_pixels, patch_shares
+from backbones.glamm.signals import question_ids
 from backbones.glamm.stages import split_ids
 from backbones.parts import clip, llama
 from backbones.parts.clips import Clip
@@ -30,7 +31,7 @@ from backbones.parts.cuts import Choose, Cutting, cutting
 from backbones.parts.faithful import Stage
 from backbones.parts.staged import prefill
 from backbones.videoglamm.budgets import CELLS, POOL, VIDEO_POOL
-from backbones.videoglamm.placement import of_cells, over_cells, place, pooled
+from backbones.videoglamm.placement import context_of, of_cells, over_cells, place, pooled
 from backbones.videoglamm.preprocess import sampled, video_pixels
 from backbones.videoglamm.segmenters import Prepared, segmenter
 from backbones.videoglamm.shapes import MASKED, VideoGlammShapes, without_weights
@@ -142,7 +143,6 @@ class VideoGlammStaged(Staged):
         frames = (makes.prepare(image.frame(number)) for number in image.windows()[0])
         questions = tuple(turn.question for turn in turns)
         before, after, seg = split_ids(own.ids(turns), own.tokenizer.seg_id)
-        words = [number for question in questions for number in own.tokenizer.words(question)]
         referent = None
         if masks is not None:
             shares = [patch_shares(one, own.image_size, own.grid) for one in masks]
@@ -155,7 +155,7 @@ class VideoGlammStaged(Staged):
             after.to(device),
             seg,
             own.clip_words(questions),
-            torch.tensor(words, device=device),
+            torch.tensor(question_ids(own.tokenizer, questions), device=device),
             own.answer_length(turns),
             referent,
             sample,
@@ -244,12 +244,7 @@ class VideoGlammStaged(Staged):
             if need == LLM_PATCHES:
                 projected = model.projector(states[-1][1:])
                 return over_cells(projected, side) if pools else projected
-            if not pools:
-                return of_patches(need)
-            row = None
-            if need.kind == "received_attention":
-                row = of_patches(Need("cls_attention", need.layer))
-            return of_cells(need, of_patches(need), side, row)
+            return of_cells(need, of_patches, side) if pools else of_patches(need)
 
         tokens = over_cells(states[-1][1:], side) if pools else states[-1][1:]
         grid, heads, of = self._backbone.grid, self._backbone.num_heads, len(inputs.small)
@@ -257,15 +252,8 @@ class VideoGlammStaged(Staged):
         return View(tokens, states[-1][0], grid, heads, answer, sample, number=number, of=of)
 
     def context(self, chosen: Sequence[Selection], views: int) -> Context:
-        """As `VideoGlammBackbone` numbers a window's tokens, which stand compactly here."""
-        each, tail = self.patches, views * VIDEO_POOL**2
-        if not chosen or self._placement == "grid":
-            return Context(torch.arange(views * each, device=self.device), views=views, tail=tail)
-        numbers = [
-            torch.where(one.indices < 0, one.indices, one.indices + view * each)
-            for view, one in enumerate(chosen)
-        ]
-        return Context(torch.cat(numbers), views=views, tail=tail)
+        """The clip's, whose tokens stand compactly."""
+        return context_of(self._placement, chosen, views, self.patches, device=self.device)
 
     def _projected(
         self, states: Tensor, chosen: Sequence[Selection], features: Sequence[Tensor | None]

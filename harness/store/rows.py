@@ -253,8 +253,6 @@ def _counts(row: dict[str, Any], cell: Mapping[str, Any]) -> None:
         raise ValueError(f"it is number {row['place']} of {row['of']}")
     if not 0 <= (row["rounding_tokens"] or 0) <= row["tokens_final"] or abs(row["rounding_iou"] or 0) > 1:
         raise ValueError(f"its rounding is {row['rounding_tokens']} tokens and {row['rounding_iou']} of IoU")
-    if min(row["views"], row["frames"]) < 1:
-        raise ValueError(f"it is of {row['views']} views in {row['frames']} frames")
     final, mean, views = row["tokens_final"], row["tokens_mean"], row["views"]
     # a budget is one of each view, of which a model that pools sends something else
     budget = cell.get("sent", row["budget"]) * views

@@ -50,7 +50,8 @@ class VideoGlammMini(VideoGlammFamily, Settings):
 
     def examine(self) -> Iterator[Finding]:
         """The shipped files, as those of a release."""
-        return VideoGlamm(str(CHECKPOINT), str(MINI / "clip")).examine()
+        how = {"placement": self.placement, "branch": self.branch, "frames": self.frames}
+        return VideoGlamm(str(CHECKPOINT), str(MINI / "clip"), **how).examine()  # type: ignore[arg-type]
 
     def shapes(self, attn: str = "sdpa") -> Shapes:
         """The embedded model's numbers."""
