@@ -48,6 +48,8 @@ from harness.data.refclips.scenes import HEIGHT, WIDTH
 LOOKING = (3, 4)  # layers whose heads are asked to look at the referent
 NAMING = 2  # behind this layer the read position is asked for the referent's traits
 PER_FAMILY = 6
+WEIGHTS = {"looks": 1.0, "place": 0.4, "motion": 2.0}  # of an expression among those of its clip
+OUTSIDE = 2.0  # times that, of an object that enters or leaves
 CROP = slice((WIDTH - HEIGHT) // 2, (WIDTH + HEIGHT) // 2)  # columns that CLIP sees
 COVERED = 0.2  # of a token's cell, from which on it counts as the object's
 
@@ -101,13 +103,20 @@ class Conversations:
         prefix: list[int] = []
         for index in picks:
             found = clips.expressions(int(index), rng, PER_FAMILY)
-            order = np.resize(rng.permutation(len(found)), count)
+            chances = np.array([self._weight(clips, int(index), *one[:2]) for one in found])
+            order = rng.choice(len(found), count, replace=len(found) < count, p=chances / chances.sum())
             for place in order:
                 target, _, text = found[int(place)]
                 answer = ANSWERS[int(rng.choice(len(ANSWERS), p=SHARES))]
                 prefix, ids, own = self.tokenize(text, answer)
                 rows.append((ids, own, target))
         return batched(prefix, rows, (len(picks), count))
+
+    @staticmethod
+    def _weight(clips: Clips, index: int, target: int, family: str) -> float:
+        """How often an expression is drawn: more often what is hard, motions and what is not always there."""
+        stays = VALUES[5][clips.traits[index, target, 5]] == "stays"
+        return WEIGHTS[family] * (1.0 if stays else OUTSIDE)
 
 
 def batched(

@@ -62,7 +62,13 @@ class Work:
 
 
 def train(
-    folder: Path, stages: Sequence[str], clips: int, steps: dict[str, int], seed: int, out: Path | None = None
+    folder: Path,
+    stages: Sequence[str],
+    clips: int,
+    steps: dict[str, int],
+    rates: dict[str, float],
+    seed: int,
+    out: Path | None = None,
 ) -> None:
     """Run the chosen stages in order; earlier ones are read from `folder`."""
     work = Work(folder, clips, seed)
@@ -86,7 +92,7 @@ def train(
                 module.loss,  # type: ignore[arg-type]
                 folder=folder,
                 steps=steps[stage],
-                lr=RATES[stage],
+                lr=rates[stage],
                 seed=seed,
                 matrices=matrices,
             )
@@ -132,17 +138,21 @@ def main() -> None:
     parser.add_argument("--stages", default=",".join(STAGES), help="which to run, comma separated")
     parser.add_argument("--clips", type=int, default=CLIPS, help="size of the train split (1 MB each)")
     parser.add_argument("--steps", default="", help="e.g. 'ways=1000,talk=2000'")
+    parser.add_argument("--rates", default="", help="learning rates, e.g. 'talk=3e-3'")
     parser.add_argument("--out", type=Path, help="folder that gets checkpoint/, by default WORK/weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    asked = dict(pair.split("=") for pair in given.steps.split(",") if pair)
-    unknown = {*given.stages.split(","), *asked} - set(STAGES)
+    asked, faster = (
+        dict(pair.split("=") for pair in pairs.split(",") if pair) for pairs in (given.steps, given.rates)
+    )
+    unknown = {*given.stages.split(","), *asked, *faster} - set(STAGES)
     if unknown:
         parser.error(f"unknown stage {sorted(unknown)}; there are {', '.join(STAGES)}")
     steps = STEPS | {stage: int(count) for stage, count in asked.items()}
-    train(given.work, given.stages.split(","), given.clips, steps, given.seed, given.out)
+    rates = RATES | {stage: float(rate) for stage, rate in faster.items()}
+    train(given.work, given.stages.split(","), given.clips, steps, rates, given.seed, given.out)
 
 
 if __name__ == "__main__":
