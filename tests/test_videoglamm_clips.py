@@ -17,8 +17,11 @@ from backbones.parts.generation import Writer
 from backbones.parts.llama import Past
 from backbones.videoglamm.backbone import VideoGlammBackbone
 from backbones.videoglamm.preprocess import sampled, stretched
-from pruners import UserError
+from harness.engine.runner import Plan, prepare, run
+from harness.store.records import load_records
+from pruners import UserError, parse
 from tests import tiny_videoglamm as tiny
+from tests.fake_video import write_clips
 from tests.test_videoglamm import NEW, VISUAL, masks, one, same, short
 
 
@@ -96,6 +99,15 @@ def test_clips_of_any_length(
     inside = one(model, tiny.row(model, encoding, "fastv(layer=1)", 30, answers="forced"))
     assert inside.lengths[-1] == calls * tiny.FRAMES * 30
     assert sorted(set((inside.retained // 576).tolist())) == list(range(calls * tiny.FRAMES))
+
+
+def test_what_cuts_inside_counts_what_the_pool_leaves(model: VideoGlammBackbone, tmp_path: Path) -> None:
+    """A mean of 80 of 144 cells, which could not be a mean over 576 patches."""
+    root = write_clips(tmp_path, 1, 2)
+    plan = Plan(tuple(parse("none,feather")), (81,), (("mevis", "valid_u"),), data=str(root))
+    assert run(plan, model, prepare(plan, model), tmp_path / "run")
+    rows = load_records(tmp_path / "run")
+    assert set(rows["pruner"]) == {"none", "feather"}
 
 
 def test_windows_are_clips_of_their_own(model: VideoGlammBackbone) -> None:

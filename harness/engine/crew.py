@@ -18,8 +18,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from backbones.base import Backbone
+from harness.engine.cells import Job
 from harness.engine.claims import Claims
-from harness.engine.evaluate import description_rows, fill
+from harness.engine.evaluate import description_rows, failed, fill
 from harness.engine.interrupts import Stops
 from harness.engine.noise import NoiseWatch
 from harness.engine.prefetch import Key, Loaded, Parts, read_ahead
@@ -247,7 +248,7 @@ class Crew:
             for code in dict.fromkeys(job.cell.setting.code for job in jobs):
                 yield from description_rows(one, image, code)
         setting = jobs[0].cell.setting
-        yield from fill(
+        found = fill(
             [one for _, one in chosen],
             jobs,
             self.backbone,
@@ -256,6 +257,21 @@ class Crew:
             share=self.way.share,
             probed={self.parts[number][part][0].id} if part < PROBED else set(),
         )
+        yield from self._unchanged(found, chosen, jobs) if self.backbone.medium == "video" else found
+
+    def _unchanged(
+        self,
+        rows: Iterator[dict[str, Any]],
+        chosen: Sequence[tuple[int, Loaded]],
+        jobs: Sequence[Job],
+    ) -> Iterator[dict[str, Any]]:
+        """Results of clips, whose frames are read again while they are grounded; of a clip that is another
+        one by then, why there is none."""
+        made = list(rows)
+        for _, one in chosen:
+            after = one.again()
+            mine = [row for row in made if row["sample"] == one.sample.id]
+            yield from failed(one.sample, jobs, after.error) if after.error and not one.error else mine
 
     def _picture(self, number: int, one: Loaded) -> str:
         """Keep a small picture of the first samples of a split for reports; its path below the run folder."""
