@@ -142,6 +142,15 @@ class Plan:
             )
         return fit
 
+    def check_looked_at(self, families: Sequence[Family]) -> None:
+        """Raise UserError if a split is named that none of the plan's backbones can look at."""
+        left = [set(self.pairs(one.medium)) - set(self.pairs_of(one)) for one in families]
+        if left and (nobodys := sorted(set.intersection(*left))):
+            raise _wrong(
+                f"None of {', '.join(one.name for one in families)} can look at "
+                f"{', '.join(map(':'.join, nobodys))}; leave that out of --datasets, or add a backbone"
+            )
+
     def on(self, backbone: str | Backbone) -> Plan:
         """The plan for one of its backbones, whose own defaults are filled in: images per split, protocol and
         answers.

@@ -209,6 +209,18 @@ def test_backbones_get_the_data_that_they_can_look_at(root: Path, tmp_path: Path
         prepare(replace(plan, data=None, datasets="refshapes:val"), FakeVideo())
 
 
+def test_a_data_set_that_no_backbone_looks_at_is_refused() -> None:
+    both = Plan(datasets="refshapes:val,refclips-davis:val")
+    image, video = FakeBackbone(), FakeVideo()
+    assert both.pairs_of(image) == [("refshapes", "val")]
+    both.check_looked_at([image, video])
+    Plan().check_looked_at([video])
+    with pytest.raises(UserError, match="None of fake can look at refclips-davis:val; leave that out"):
+        both.check_looked_at([image])
+    with pytest.raises(UserError, match="None of fake-video can look at refshapes:val"):
+        both.check_looked_at([video])
+
+
 def test_pictures_of_some_frames_are_kept(root: Path, tmp_path: Path) -> None:
     done(plan_of(root, pruners="none"), tmp_path / "run")
     kept = sorted((tmp_path / "run" / "images").iterdir())

@@ -175,9 +175,9 @@ def save_checkpoint(
         segmenter: its numbers: SAM's, or SAM2's where the model has one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (*LLAMA_WORDS, *PHI3_WORDS):
-        if (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, folder / name)
+    for words in (*LLAMA_WORDS, *PHI3_WORDS):
+        if (tokenizer / words).is_file():
+            shutil.copyfile(tokenizer / words, folder / words)
     names = names_of(model)
     official = (
         (name, tensor.to(dtype))
