@@ -32,7 +32,11 @@ def test_frames_of_several_sizes_and_damaged_ones_are_named(tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"frame11.png' cannot be read"):
         read_clip(folder).frame(3)
     (folder / "frame11.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"frame11.png unreadable"):
+    with pytest.raises(UserError, match=r"frame11.png' cannot be read"):
+        read_clip(folder)
+    (folder / "frame11.png").unlink()
+    (folder / "frame11.png").symlink_to("nowhere.png")  # passed over, it would make a shorter clip
+    with pytest.raises(UserError, match=r"frame11.png' is gone"):
         read_clip(folder)
 
 

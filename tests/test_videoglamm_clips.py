@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import backbones
+from backbones.clip_answer import ground_clip
 from backbones.parts.clips import Clip
 from backbones.parts.generation import Writer
 from backbones.parts.llama import Past
@@ -108,6 +109,12 @@ def test_what_cuts_inside_counts_what_the_pool_leaves(model: VideoGlammBackbone,
     assert run(plan, model, prepare(plan, model), tmp_path / "run")
     rows = load_records(tmp_path / "run")
     assert set(rows["pruner"]) == {"none", "feather"}
+
+
+def test_half_a_character_is_no_expression(model: VideoGlammBackbone) -> None:
+    """As the command line makes one of a byte that is no UTF-8."""
+    with pytest.raises(UserError, match="is no text in UTF-8"):
+        ground_clip(model, tiny.clip(1), "the \udcff star", "uniform", 81)
 
 
 def test_windows_are_clips_of_their_own(model: VideoGlammBackbone) -> None:

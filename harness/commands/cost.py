@@ -66,7 +66,7 @@ def cost(
     grid, layers, stated = model.grid, model.shape.layers, settings.stated
     lines = lines_of(able, plan.budgets, 0, grid, layers, stated)
     refused = impossible(able, plan.budgets, grid, layers, stated)
-    for why in (*left_out.values(), *map(str, refused.values())):
+    for why in dict.fromkeys((*left_out.values(), *map(str, refused.values()))):
         print(why, file=sys.stderr)
     if sweep:
         lines = [line for line in lines if line.pruner.kind == "method" or line.name == BASELINE]
