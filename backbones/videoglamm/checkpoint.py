@@ -180,9 +180,9 @@ def save_checkpoint(
             shutil.copyfile(tokenizer / words, folder / words)
     names = names_of(model)
     official = (
-        (name, tensor.to(dtype))
+        (said, tensor.to(dtype))
         for key, tensor in model.state_dict().items()
-        if key != second_copy(model.tracks) and (name := names.official(key)) is not None
+        if key != second_copy(model.tracks) and (said := names.official(key)) is not None
     )
     state = {name: tensor.contiguous() for name, tensor in fused(official)}
     save_file(state, folder / "model.safetensors", {"format": "pt"})
