@@ -21,7 +21,7 @@ from backbones.videoglamm.mini_training.data import seen_frames
 from backbones.videoglamm.mini_training.teach import grounding_pixels
 from harness.data.refclips.splits import painted
 
-CLIPS = range(100, 106)
+CLIPS = range(100, 105)
 
 
 @pytest.fixture(scope="module")
@@ -72,5 +72,5 @@ def test_it_sees(mini: VideoGlammBackbone) -> None:
                 found[name].append(judge.overlap(mask, truth))
                 said += [ids[-1] == words.seg_id] if name == "seeing" else []
         other = visual
-    assert np.mean(found["seeing"]) > 0.5 and np.mean(said) > 0.8
-    assert np.mean(found["elsewhere"]) < 0.7 * np.mean(found["seeing"])
+    assert np.mean(found["seeing"]) > 0.6 and np.mean(said) > 0.9
+    assert np.mean(found["elsewhere"]) < 0.6 * np.mean(found["seeing"])
