@@ -26,7 +26,7 @@ from harness.engine.noise import NoiseWatch
 from harness.engine.prefetch import Key, Loaded, Parts, read_ahead
 from harness.engine.ranks import Place
 from harness.engine.recorded import Recorded
-from harness.engine.splits import Split
+from harness.engine.splits import IMAGES_AT_ONCE, Split
 from harness.store import closing
 from harness.store.editions import LOCK, Opened
 from harness.store.journal import alone
@@ -35,7 +35,8 @@ from harness.store.rows import row_key
 from harness.store.run_folder import frame_picture, shown_frames, split_folder
 from pruners.base import UserError
 
-PROBED = 8  # parts of a split whose first image is looked at for what rounding changes
+# images or clips of a split that are looked at for what rounding changes: one of every IMAGES_AT_ONCE
+PROBED = 8
 PATIENCE = 0.5  # seconds between looks at what others work on
 FIRST_WORD = 10.0  # seconds of waiting for others before it is said, then after twice as long again and again
 PICTURES, PICTURE_SIDE, PICTURE_FOLDER = 24, 384, "images"  # per split, pixels of the longest side
@@ -255,7 +256,7 @@ class Crew:
             setting.protocol,
             setting.draws,
             share=self.way.share,
-            probed={self.parts[number][part][0].id} if part < PROBED else set(),
+            probed=self._probed(number, part),
         )
         yield from self._unchanged(found, chosen, jobs) if self.backbone.medium == "video" else found
 
@@ -272,6 +273,11 @@ class Crew:
             after = one.again()
             mine = [row for row in made if row["sample"] == one.sample.id]
             yield from failed(one.sample, jobs, after.error) if after.error and not one.error else mine
+
+    def _probed(self, number: int, part: int) -> set[str]:
+        """The samples of a part that are looked at for what rounding changes."""
+        eighth, rest = divmod(part * self.splits[number].at_once, IMAGES_AT_ONCE)
+        return {self.parts[number][part][0].id} if not rest and eighth < PROBED else set()
 
     def _picture(self, number: int, one: Loaded) -> str:
         """Keep a small picture of the first samples of a split for reports; its path below the run folder."""

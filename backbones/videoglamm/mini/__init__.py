@@ -34,7 +34,7 @@ class VideoGlammMini(VideoGlammFamily, Settings):
     frames: int | None = 4
     name = "videoglamm-mini"
     reference = "backbones/videoglamm/mini/README.md"
-    images_by_default = 8
+    images_by_default = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()
