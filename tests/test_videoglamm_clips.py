@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import backbones
 from backbones.clip_answer import ground_clip
 from backbones.parts.clips import Clip
 from backbones.parts.generation import Writer
@@ -48,6 +49,12 @@ def test_frames_that_are_seen() -> None:
     """Evenly, cut to whole numbers; the last one again and again of a short clip."""
     assert sampled(64, 16) == tuple(int(k * 63 / 15) for k in range(16))
     assert sampled(16, 16) == tuple(range(16)) and sampled(3, 4) == (0, 1, 2, 2)
+
+
+@pytest.mark.parametrize("frames", [0, -3, 1025])
+def test_how_many_frames_can_be_seen(frames: int) -> None:
+    with pytest.raises(UserError, match=f"cannot see {frames} frames of a clip; give frames=1 to 1024"):
+        backbones.get("videoglamm-3.8b")(frames=frames)
 
 
 @pytest.mark.parametrize("size", [(480, 854), (96, 171), (97, 333), (100, 80), (1, 1), (3, 700)])
