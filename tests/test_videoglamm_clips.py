@@ -51,6 +51,12 @@ def test_frames_that_are_seen() -> None:
     assert sampled(16, 16) == tuple(range(16)) and sampled(3, 4) == (0, 1, 2, 2)
 
 
+@pytest.mark.parametrize("frames", [0, -3, 1025])
+def test_how_many_frames_can_be_seen(frames: int) -> None:
+    with pytest.raises(UserError, match=f"cannot see {frames} frames of a clip; give frames=1 to 1024"):
+        backbones.get("videoglamm-3.8b")(frames=frames)
+
+
 @pytest.mark.parametrize("size", [(480, 854), (96, 171), (97, 333), (100, 80), (1, 1), (3, 700)])
 def test_frames_are_stretched_as_officially(size: tuple[int, int]) -> None:
     opencv = pytest.importorskip("cv2")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PATCHES = 576  # of a view
 FRAMES = 16  # where neither the settings nor config.json say
+MOST_FRAMES = 1024  # that may be seen; 4096 positions hold some 19, and more take hours
 MASKED = 64  # frames of a clip that get masks, where none is at hand: of a window of Ref-DAVIS
 BRANCHES = ("video", "framewise")
 NO_WEIGHTS = (
@@ -129,8 +130,10 @@ def check_choices(settings: Settings) -> None:
             f"{settings.name} has no branch {branch!r}, there are {', '.join(BRANCHES)}."
             f"{nearest(branch, BRANCHES)}"
         )
-    if frames is not None and frames < 1:
-        raise UserError(f"{settings.name} cannot see {frames} frames of a clip; give frames=1 or more.")
+    if frames is not None and not 1 <= frames <= MOST_FRAMES:
+        raise UserError(
+            f"{settings.name} cannot see {frames} frames of a clip; give frames=1 to {MOST_FRAMES}."
+        )
 
 
 def branch_of(settings: Settings, tracks: bool) -> str:
