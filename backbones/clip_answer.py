@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from backbones.base import Backbone, ClipEncoding, Row, as_pixels, clock, kept_bitmap, one_pruner
+from backbones.base import Backbone, ClipEncoding
+from backbones.image_answer import as_pixels, ask, clock, kept_bitmap, one_pruner
 from backbones.parts.clip_files import read_clip
 from backbones.parts.clips import BETWEEN, Clip, Frames, decoded
-from pruners import checks
 from pruners.base import Pruner
 from pruners.errors import UserError
 
-Film = (
-    Clip | str | Path | Sequence[NDArray[np.uint8]]
-)  # a folder of frames, a video file, or (H, W, 3) arrays
+# a folder of frames, a video file, or (H, W, 3) arrays
+Film = Clip | str | Path | Sequence[NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -117,28 +115,15 @@ def answer_clip(
     truth: NDArray[np.bool_] | None = None,
 ) -> ClipAnswer:
     """The answer for an encoded clip; arguments and errors are those of `ground_clip`."""
-    if lacking := backbone.lacks(pruner):
-        raise UserError(lacking)
-    patches = backbone.grid[0] * backbone.grid[1]
-    budget = patches if pruner.name == "none" else budget
-    backbone.stated(pruner, budget, patches, backbone.num_layers)
-    turns = (backbone.turn(expression),)
-    fresh = dataclasses.replace(encoding, signals={})  # no pruner gains from what another one had computed
     seen = truth[list(encoding.shown)][:, None] if truth is not None else None
-    start = clock(backbone.device)
-    views = backbone.views(fresh, turns, expression, seen)
-    selections = checks.select_views(pruner, views, budget, backbone.num_layers)
-    row = Row(fresh, turns, pruner, budget, selections, expression)
-    # whole, so that no earlier answer shortens this one's time
-    (result,) = backbone.ground_rows([row], share=False)
-    if result.error:
-        raise UserError(result.error)
+    result, start = ask(backbone, encoding, expression, pruner, budget, seen)
     assert result.runs is not None, "a backbone that sees clips gives run lengths"
+    patches = len(encoding.shown) * backbone.grid[0] * backbone.grid[1]
     return ClipAnswer(
         result.runs[0],
         encoding.original,
         encoding.shown,
-        kept_bitmap(result.retained.tolist(), len(encoding.shown) * patches),
+        kept_bitmap(result.retained.tolist(), patches),
         result.tokens_final,
         result.tokens_mean,
         clock(backbone.device) - start,

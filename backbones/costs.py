@@ -331,8 +331,8 @@ class Shapes(ABC):
         """
 
     def sent(self, count: int) -> int:
-        """Tokens of a view that the language model gets of so many that enter it; fewer or more where they
-        are pooled on the way."""
+        """Tokens of a view that the language model gets of so many that a pruner left; another number where
+        they are pooled on the way."""
         return count
 
     @property

@@ -133,7 +133,7 @@ class Plan:
         """
         from harness import data
 
-        found = [(name, split) for name, split in self.pairs(family.medium)]
+        found = self.pairs(family.medium)
         fit = [pair for pair in found if data.medium_of(pair[0], self.data) == family.medium]
         if not fit:
             raise _wrong(
@@ -141,6 +141,15 @@ class Plan:
                 f"give --datasets all, or another backbone"
             )
         return fit
+
+    def check_looked_at(self, families: Sequence[Family]) -> None:
+        """Raise UserError if a split is named that none of the plan's backbones can look at."""
+        left = [set(self.pairs(one.medium)) - set(self.pairs_of(one)) for one in families]
+        if left and (nobodys := sorted(set.intersection(*left))):
+            raise _wrong(
+                f"None of {', '.join(one.name for one in families)} can look at "
+                f"{', '.join(map(':'.join, nobodys))}; leave that out of --datasets, or add a backbone"
+            )
 
     def on(self, backbone: str | Backbone) -> Plan:
         """The plan for one of its backbones, whose own defaults are filled in: images per split, protocol and

@@ -18,9 +18,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from backbones.parts.geometry import seen
 from harness.metrics.boundary import boundary_map
+from harness.store.run_folder import shown_frames
 from pruners.errors import UserError
 from reports.clips import kept_near, nearest_view
-from reports.style import COVER, DIM, EDGE, MASK, TRUTH
+from reports.style import DIM, EDGE, TRUTH, save_as_asked, tinted
 
 if TYPE_CHECKING:
     from harness.engine.single_clip import ClipAttempt, ClipAttempts
@@ -31,11 +32,8 @@ CELL = 1.9  # inches
 COLUMNS = 4  # pruners beside each other in a film
 FILM_FRAMES, FILM_PIXELS = 48, 12_000_000  # of a film at most, the pixels of all its frames together
 FILM_SIDE = 240  # longest side of a frame in it
-BAR, LETTERS, COLOURS = (
-    15,
-    11,
-    96,
-)  # height of a panel's title and of its letters in pixels; colours of a frame
+BAR, LETTERS = 15, 11  # height of a panel's title and of its letters in pixels
+COLOURS = 96  # of a frame
 PACE = 120  # milliseconds of a frame, more where frames are left out
 SLOWEST = 500
 NOTE = (
@@ -73,8 +71,7 @@ class _Painter:
         bright = seen(self.size, kept, self.grid, regions)
         shown = np.where(bright[..., None], image, image * DIM)
         mask = self._small(one.answer.mask(number))
-        tinted = (1 - COVER) * shown + COVER * 255 * np.array(to_rgb(MASK))
-        return self.outlined(np.where(mask[..., None], tinted, shown).astype(np.uint8), number)
+        return self.outlined(tinted(shown, mask), number)
 
     def outlined(self, image: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
         """The truth's outline over it, where it is known."""
@@ -97,15 +94,6 @@ def _thick(line: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:] | line
 
 
-def spread(length: int, most: int) -> list[int]:
-    """At most so many of a clip's frames, evenly from the first to the last.
-
-    >>> spread(3, 6), spread(100, 3)
-    ([0, 1, 2], [0, 50, 99])
-    """
-    return sorted({round(one) for one in np.linspace(0, length - 1, min(length, most)).tolist()})
-
-
 # -- strip
 
 
@@ -119,7 +107,7 @@ def draw_strip(found: ClipAttempts, grid: tuple[int, int], budget: int, path: Pa
     Raises:
         UserError: the file cannot be written, its ending names no picture, or a frame cannot be read.
     """
-    numbers = spread(len(found.clip), SHOWN)
+    numbers = shown_frames(len(found.clip), SHOWN)
     painter = _Painter(found, grid, PANEL)
     height = CELL * found.clip.height / found.clip.width
     lines = len(found.answers) + 1
@@ -139,13 +127,7 @@ def draw_strip(found: ClipAttempts, grid: tuple[int, int], budget: int, path: Pa
     axes[0, 0].set_ylabel("clip", fontsize=7, rotation=0, ha="right", va="center")
     figure.suptitle(f"“{found.expression}”, {budget} visual tokens of every view", fontsize=11)
     figure.supxlabel(fill(NOTE, int(18 * size[0])), fontsize=6.5)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110, metadata={"Software": None} if path.suffix == ".png" else None)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"Cannot write {str(path)!r} ({error}); give --out a PNG file that you may write."
-        ) from error
+    save_as_asked(figure, path)
 
 
 def _show(axes: Axes, pixels: NDArray[np.uint8], title: str) -> None:
@@ -178,7 +160,7 @@ def write_film(found: ClipAttempts, grid: tuple[int, int], path: Path) -> int:
     Raises:
         UserError: the file cannot be written, or a frame cannot be read.
     """
-    numbers = spread(len(found.clip), FILM_FRAMES)
+    numbers = shown_frames(len(found.clip), FILM_FRAMES)
     painter = _Painter(found, grid, _film_side(found, len(numbers)))
     pace = min(SLOWEST, round(PACE * len(found.clip) / len(numbers)))
     pictures = _pictures(painter, numbers)

@@ -42,8 +42,7 @@ def pictured(image: str, frames: int) -> list[tuple[int, str]]:
 def points(frames: int, pictures: Sequence[int]) -> list[int]:
     """Frames at which curves are drawn: all of a short clip, evenly spread ones of a long one, and those that
     have a picture."""
-    spread = np.linspace(0, frames - 1, min(frames, POINTS)).round().astype(int).tolist()
-    return sorted({*spread, *pictures})
+    return sorted({*shown_frames(frames, POINTS), *pictures})
 
 
 def nearest_view(shown: Sequence[int], frame: int) -> int:
@@ -91,13 +90,15 @@ def clip_answer(
     rows, columns = (int(side) for side in str(row["grid"]).split("x"))
     kept = kept_tokens(str(row["kept"]), int(row["views"]) * rows * columns)
     shown = [int(one) for one in str(row.get("shown") or "").split()]
-    seen = [nearest_view(shown, frame) for frame in pictures] if shown else None
-    keeps = shown and [_packed(kept_near(kept, shown, frame, max(1, regions))) for frame in pictures]
+    seen, keeps = None, None
+    if shown:
+        seen = [nearest_view(shown, frame) for frame in pictures]
+        keeps = [_packed(kept_near(kept, shown, frame, max(1, regions))) for frame in pictures]
     j, f = _curves(row, drawn)
     mean = scores(row)
     return {
         "masks": [masks[frame] for frame in pictures],
-        "keeps": keeps or None,
+        "keeps": keeps,
         "seen": seen,
         "j": j,
         "f": f,

@@ -56,7 +56,8 @@ def meanings(metric: Metric, beside: Sequence[Metric]) -> dict[str, str]:
         LOGPROB: "natural logarithm of the probability that the model gives [SEG] at its place, behind all "
         "that stands before it in the answer, forced or its own; mean over the expressions that have one. It "
         "tells of forced answers what pruning does to a model that need not say [SEG].",
-        "tokens": "visual tokens in the last layer of the language model, measured.",
+        "tokens": "visual tokens in the last layer of the language model, measured; of a clip per frame that "
+        "the model sees, as budgets are.",
         LLM: "tokens that the first layer of the language model sees, text and all windows of a clip "
         "included, measured, mean over expressions. Where a pooling stands behind the pruner it is the same "
         "at every budget.",

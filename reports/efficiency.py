@@ -11,8 +11,10 @@ from harness.cost.formulas import GIB
 from harness.cost.projection import Projection
 from harness.cost.roofline import Gpu, compute_seconds, prefill_seconds
 from harness.cost.sharing import Account
+from harness.cost.store import BASELINE, MODULES
 from reports import publication
 
+LANGUAGE_MODEL = MODULES["prefill"]
 FASTV = (
     "fastv: layers before the cut see every token, so K=2 at 192 / 64 gives {ours} T by the paper's own "
     "counter where it prints "
@@ -54,7 +56,7 @@ def cells(projection: Projection, printed: pd.DataFrame, on: Gpu) -> pd.DataFram
             {
                 "method": row["pruner"],
                 "budget": row["budget"],
-                "tokens mean": f"{row['tokens_mean']:.4g}",
+                "tokens mean": f"{row['tokens_mean']:.{4 if row['tokens_mean'] < 1e4 else 5}g}",
                 "per layer": row["per_layer"],
                 "FLOPs (T)": flops[0],
                 "paper": flops[1],
@@ -74,16 +76,33 @@ def cells(projection: Projection, printed: pd.DataFrame, on: Gpu) -> pd.DataFram
     return pd.DataFrame(rows).sort_values(["budget", "method"], ascending=[False, True], kind="stable")
 
 
-def shared(projection: Projection, on: Gpu) -> pd.DataFrame:
-    """What no pruner changes."""
-    return pd.DataFrame(
-        {
-            "module": projection.parts[name].title or name,
-            "GMAC": f"{macs / 1e9:.2f}",
-            "roofline (ms)": f"{1e3 * compute_seconds(macs, on):.2f}",
-        }
-        for name, macs in projection.shared.items()
-    )
+def modules(projection: Projection, on: Gpu) -> pd.DataFrame:
+    """What no pruner changes, and behind it the rest of an unpruned pass."""
+    unpruned = projection.cells[projection.cells["pruner"] == BASELINE].iloc[0]
+    whole, rows = float(unpruned["macs_measured"]), []
+    for name, macs in (projection.shared | _changed(projection, unpruned)).items():
+        part, peak = projection.parts.get(name), projection.peaks.get(name)
+        if name == LANGUAGE_MODEL:
+            peak = int(unpruned["activation_peak"])
+        frames = part.frames if part is not None else 0
+        rows.append(
+            {
+                "module": part.title if part is not None and part.title else f"{name} of `{BASELINE}`",
+                "GMAC": f"{macs / 1e9:.2f}",
+                "GMAC a frame": f"{macs / frames / 1e9:.2f}" if frames else "",
+                "share": f"{100 * macs / whole:.1f} %" if unpruned[f"macs.{name}"] else "",
+                "roofline (ms)": f"{1e3 * compute_seconds(macs, on):.2f}",
+                "peak (MiB)": "" if peak is None else f"{peak / 2**20:.1f}",
+            }
+        )
+    table = pd.DataFrame(rows)
+    return table if table["GMAC a frame"].any() else table.drop(columns="GMAC a frame")
+
+
+def _changed(projection: Projection, unpruned: pd.Series[Any]) -> dict[str, int]:
+    """Multiply-adds of the modules that pruners change."""
+    own = (name for name in projection.parts if name not in projection.shared)
+    return {name: int(unpruned[f"macs.{name}"]) for name in (*own, LANGUAGE_MODEL)}
 
 
 def projection_notes(
@@ -113,13 +132,30 @@ def projection_notes(
         found.append(FASTV.format(ours=told[0], theirs=told[1]))
     if len(printed):
         found.append(f"Paper: {printed['source'].iloc[0]}.")
+    if too_long := _too_long(projection):
+        found.append(
+            f"The language model has {projection.places} positions. {', '.join(too_long)} need more: these "
+            f"rows cannot run, their figures are of what they would cost."
+        )
+    found += projection.notes
     return found
+
+
+def _too_long(projection: Projection) -> list[str]:
+    """Rows with more tokens than the language model has positions for."""
+    if projection.places is None:
+        return []
+    return [
+        f"{row['pruner']} at {row['budget']} ({row['lengths'][0]} tokens)"
+        for row in projection.cells.to_dict("records")
+        if row["lengths"][0] > projection.places
+    ]
 
 
 def render_projection(projection: Projection, backbone: str, prompt: Prompt, attn: str, on: Gpu) -> str:
     """Markdown of a projection."""
     printed = published(backbone)
-    parts = [cells(projection, printed, on), shared(projection, on)]
+    parts = [cells(projection, printed, on), modules(projection, on)]
     tables = [part.to_markdown(index=False, disable_numparse=True) for part in parts]
     return "\n\n".join(
         [*tables, "\n".join(f"- {note}" for note in projection_notes(projection, printed, prompt, attn, on))]

@@ -150,16 +150,15 @@ def _item(facts: dict[Any, Any], shots: Shots, images: dict[str, int]) -> dict[s
     }
     if facts["frames"] == 1:
         return found | {"image": _place(facts, facts["image"], images)}
-    truth = str(facts["truth"]).split(BETWEEN)  # one text, and that empty, where it is not public
+    truth = str(facts["truth"]).split(BETWEEN)
     there = _shots(facts, shots)
     return found | {
         "truth": "",
         "length": facts["frames"],
-        "scored": bool(facts["truth"]),
         "frames": [
             {
                 "number": number,
-                "truth": truth[number] if number < len(truth) else "",
+                "truth": truth[number],
                 "image": _place(facts, name, images),
             }
             for number, name in there

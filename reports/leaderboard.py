@@ -77,7 +77,7 @@ def leaderboard_row(line: TableRow, table: Table) -> dict[str, str]:
         cells[SILENT] = NONE if line.silent is None else str(line.silent)
     cells["tokens"] = f"{line.tokens_final:g}"
     if table.metric.medium == "video":
-        cells[LLM] = NONE if line.tokens_llm is None else f"{line.tokens_llm:.6g}"
+        cells[LLM] = NONE if line.tokens_llm is None else f"{line.tokens_llm:.0f}"
     cells["mean over layers"] = f"{line.tokens_mean:.4g}"
     if _cut(table):
         cells["per layer"] = line.schedule if line.stage != "tower" else ""
@@ -172,8 +172,8 @@ def per_seed(frame: pd.DataFrame) -> pd.DataFrame:
             | {one.name: one.value(part) for one in known if one.medium == medium and one.fits(dataset)}
             | {name: part[name].sum(min_count=1) for name in counts}
             | {
-                "tokens_final": part["tokens_final"].mean(),
-                "tokens_mean": part["tokens_mean"].mean(),
+                "tokens_final": (part["tokens_final"] / part["views"]).mean(),
+                "tokens_mean": (part["tokens_mean"] / part["views"]).mean(),
                 "tokens_llm": part["tokens_llm"].mean(),
                 "expressions": len(part),
                 "images": part["cluster"].nunique(),

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from backbones.parts.geometry import seen
-from pruners.errors import UserError
-from reports.style import COVER, DIM, EDGE, MASK, TRUTH
+from reports.style import DIM, EDGE, TRUTH, save_as_asked, tinted
 
 if TYPE_CHECKING:
     from harness.engine.single_image import Attempts
@@ -37,8 +35,7 @@ NOTE = (
 def overlay(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """The image in grey with a mask over it."""
     grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2) * 0.7
-    tinted = (1 - COVER) * grey + COVER * 255 * np.array(to_rgb(MASK))
-    return np.where(mask[..., None], tinted, grey).astype(np.uint8)
+    return tinted(grey, mask)
 
 
 def _show(axes: Axes, pixels: NDArray[np.uint8], title: str, truth: NDArray[np.bool_] | None = None) -> None:
@@ -88,10 +85,4 @@ def draw_overlay(found: Attempts, grid: tuple[int, int], budget: int, path: Path
         "\n".join(fill(line, int(LETTERS * figure.get_figwidth())) for line in NOTE.splitlines()),
         fontsize=6.5,
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110, metadata={"Software": None} if path.suffix == ".png" else None)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"Cannot write {str(path)!r} ({error}); give --out a PNG file that you may write."
-        ) from error
+    save_as_asked(figure, path)

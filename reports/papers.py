@@ -40,7 +40,7 @@ def _row(table: Table, line: TableRow, column: Column) -> dict[str, Any]:
     one."""
     bound, counts = table.bound, line.counts[column]
     row: dict[str, Any] = {"method": line.pruner, BUDGET: "all" if line.pruner == BOUND else str(line.budget)}
-    row[LLM] = "-" if line.tokens_llm is None else f"{line.tokens_llm:.6g}"
+    row[LLM] = "-" if line.tokens_llm is None else f"{line.tokens_llm:.0f}"
     for name in FORM:
         one, value = metrics.get(name), counts.get(name)
         if value is None:

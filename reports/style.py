@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pruners.errors import UserError
+
 # Okabe and Ito's colours, told apart by colour-blind readers; then Tol's for what is beyond eight
 COLOURS = (
     "#0072B2",
@@ -46,3 +51,26 @@ def save(figure: Any, stem: Path) -> list[Path]:
         written.append(stem.parent / f"{stem.name}.{kind}")
         figure.savefig(written[-1], metadata=metadata, dpi=150, bbox_inches="tight")
     return written
+
+
+def save_as_asked(figure: Any, path: Path) -> None:
+    """Write a figure to a file that a person named.
+
+    Raises:
+        UserError: it cannot be written, or its ending names no picture.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110, metadata={"Software": None} if path.suffix == ".png" else None)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"Cannot write {str(path)!r} ({error}); give --out a PNG file that you may write."
+        ) from error
+
+
+def tinted(picture: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """(H, W, 3) levels 0 to 255 with a mask over them."""
+    from matplotlib.colors import to_rgb
+
+    covered = (1 - COVER) * picture + COVER * 255 * np.array(to_rgb(MASK))
+    return np.where(mask[..., None], covered, picture).astype(np.uint8)

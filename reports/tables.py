@@ -375,8 +375,9 @@ def _line(
         counts={column: counts[column] for column in scores},
         average=None if whole is None else drawn.estimate(whole),
         seeds=tuple(seeds),
-        tokens_final=float(rows["tokens_final"].mean()),
-        tokens_mean=float(rows["tokens_mean"].mean()),
+        # as budgets count them: of a view, which is an image, or a frame of a clip
+        tokens_final=float((rows["tokens_final"] / rows["views"]).mean()),
+        tokens_mean=float((rows["tokens_mean"] / rows["views"]).mean()),
         rounding=_hanging(rows),
         said=_mean_of(rows["seg_said"]),
         seg_logprob=_mean_of(rows["seg_logprob"]),

@@ -12,7 +12,7 @@ from tests.browser import chromium, opened
 
 
 def main(report: Path, folder: Path) -> None:
-    """The leaderboard and what it costs by day, masks by night, and a phone."""
+    """The leaderboard and what it costs by day, masks by night, a phone, and of clips one amid its way."""
     folder.mkdir(parents=True, exist_ok=True)
     with chromium() as browser:
         _shot(opened(browser, report, 1280, 860).page, "header", folder / "leaderboard-light.png")
@@ -24,6 +24,12 @@ def main(report: Path, folder: Path) -> None:
         page = opened(browser, report, 1280, 600).page
         if page.locator("#cost").is_visible():
             _shot(page, "#cost", folder / "cost-light.png")
+        page = opened(browser, report, 1280, 820).page
+        if page.locator("#clip").is_visible():
+            page.get_by_label("Frame of the clip").focus()
+            for _ in range(5):
+                page.keyboard.press("ArrowRight")
+            _shot(page, "#masks", folder / "clip-light.png")
 
 
 def _shot(page: Any, section: str, path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from backbones.base import Backbone, Encoding, Grounded, Row, answer
+from backbones.base import Backbone, Encoding, Grounded, Row
+from backbones.image_answer import answer
 from backbones.parts.geometry import Region, centre_crop, seen
 from harness import cli
 from harness.engine import single_image as attempt

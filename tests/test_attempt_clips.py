@@ -1,4 +1,4 @@
-"""Asking about one clip: folders of frames, video files, from Python and by the command line."""
+"""Asking about one clip: from Python, drawn, and by the command line."""
 
 from __future__ import annotations
 
@@ -13,66 +13,19 @@ import pytest
 from PIL import Image
 
 from backbones.clip_answer import answer_clip, as_clip, encode_clip, ground_clip
-from backbones.parts import clip_files
-from backbones.parts.clip_files import read_clip
 from backbones.parts.clips import Frames
 from backbones.registry import BACKBONES, Runtime, Settings
 from harness import cli, metrics
 from harness.engine import single_clip as attempt
+from harness.store.run_folder import shown_frames
 from pruners import UserError, parse
-from reports.clip_overlay import FILM_PIXELS, draw_strip, spread, write_film
+from reports.clip_overlay import FILM_PIXELS, draw_strip, write_film
+from tests import tiny_videoglamm
 from tests.fake_backbone import SIDE, Fake, FakeBackbone, known
 from tests.fake_video import FakeVideo, a_clip
+from tests.films import FRAMES, folder_of, images, video_of
 
 TEXT = "the box that moves"
-FRAMES = 5
-
-
-def images(count: int = FRAMES, height: int = 24, width: int = 32) -> list[np.ndarray[Any, Any]]:
-    """A bright box that moves to the right over a still picture."""
-    found = []
-    still = np.random.default_rng(0).integers(40, 90, (height, width, 3), dtype=np.uint8)
-    for k in range(count):
-        image = still.copy()
-        image[4:12, 3 + 2 * k : 11 + 2 * k] = (220, 60, 60)
-        found.append(image)
-    return found
-
-
-def folder_of(path: Path, frames: list[np.ndarray[Any, Any]], first: int = 8) -> Path:
-    path.mkdir(parents=True)
-    for number, frame in enumerate(frames, start=first):
-        Image.fromarray(frame).save(path / f"frame{number}.png")
-    (path / "notes.txt").write_text("of a walk")
-    return path
-
-
-def video_of(
-    path: Path,
-    frames: list[np.ndarray[Any, Any]],
-    codec: str = "libx264",
-    pixels: str = "yuv444p",
-    **options: str,
-) -> Path:
-    """Nearly the same frames in a file."""
-    av = pytest.importorskip("av", reason="videos are read with PyAV: pip install 'groundprune[video]'")
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=10, options=options)
-        stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = pixels
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return path
-
-
-def turned_right(path: Path) -> None:
-    """Say in an mp4's head that it is to be shown a quarter turn clockwise, as upright phones do."""
-    content = bytearray(path.read_bytes())
-    start = content.index(b"tkhd") + 44
-    matrix = (0, 1 << 16, 0, (1 << 32) - (1 << 16), 0, 0, 0, 0, 1 << 30)
-    content[start : start + 36] = b"".join(one.to_bytes(4, "big") for one in matrix)
-    path.write_bytes(content)
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
@@ -91,135 +44,6 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     BACKBONES.register(FakeVideoSettings)
     monkeypatch.setattr(sys, "argv", ["python -m harness", "try", *map(str, words)])
     return cli.main()
-
-
-# -- files
-
-
-def test_a_folder_is_read_in_the_order_of_its_numbers(tmp_path: Path) -> None:
-    frames = images()
-    clip = read_clip(folder_of(tmp_path / "walk", frames))  # frame8, frame9, frame10
-    assert (len(clip), clip.height, clip.width) == (FRAMES, 24, 32)
-    assert all(np.array_equal(clip.frame(k), frames[k]) for k in range(FRAMES))
-
-
-def test_frames_of_several_sizes_and_damaged_ones_are_named(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path / "walk", images())
-    Image.new("RGB", (30, 24)).save(folder / "frame11.png")
-    with pytest.raises(UserError, match=r"differ in size \(frame8.png 32x24 px, frame11.png 30x24 px\)"):
-        read_clip(folder)
-    (folder / "frame11.png").write_bytes((folder / "frame10.png").read_bytes()[:100])
-    with pytest.raises(UserError, match=r"frame11.png' cannot be read"):
-        read_clip(folder).frame(3)
-    (folder / "frame11.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"frame11.png unreadable"):
-        read_clip(folder)
-
-
-def test_a_video_gives_the_frames_in_any_order(tmp_path: Path) -> None:
-    frames = images(9)
-    clip = read_clip(video_of(tmp_path / "walk.mp4", frames, crf="4"), window=4)
-    assert (len(clip), clip.height, clip.width) == (9, 24, 32)
-    for k in (0, 4, 4, 8, 1, 2, 3, 7):
-        gaps = [np.abs(clip.frame(k).astype(int) - frame).mean() for frame in frames]
-        assert int(np.argmin(gaps)) == k and gaps[k] < 6
-    assert clip.windows() == [range(4), range(4, 8), range(8, 9)]
-
-
-def test_a_frame_that_is_given_away_can_be_written_on(tmp_path: Path) -> None:
-    clip = read_clip(video_of(tmp_path / "walk.mp4", images(), crf="4"))
-    before = clip.frame(2).copy()
-    clip.frame(2)[:] = 0
-    assert np.array_equal(clip.frame(2), before)
-
-
-def test_one_frame_of_a_video_is_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clip = read_clip(video_of(tmp_path / "walk.mp4", images(9)))
-    read: list[int] = []
-    real = clip_files._decoded
-
-    def counting(path: Path) -> Any:
-        for number, frame in enumerate(real(path)):
-            read.append(number)
-            yield frame
-
-    monkeypatch.setattr(clip_files, "_decoded", counting)
-    for k in range(9):
-        clip.frame(k)
-    assert read == list(range(9))  # once through
-    clip.frame(3)
-    assert read == [*range(9), *range(4)]
-
-
-def test_a_video_is_turned_as_it_says(tmp_path: Path) -> None:
-    frames = images()
-    path = video_of(tmp_path / "upright.mp4", frames, crf="4")
-    turned_right(path)
-    clip = read_clip(path)
-    assert (clip.height, clip.width) == (32, 24)
-    assert np.abs(clip.frame(1).astype(int) - np.rot90(frames[1], -1)).mean() < 6
-    assert np.abs(clip.frame(1).astype(int) - np.rot90(frames[1], 1)).mean() > 20
-
-
-def test_odd_sizes_stay_what_they_are(tmp_path: Path) -> None:
-    frames = images(3, 23, 31)
-    clip = read_clip(video_of(tmp_path / "odd.mkv", frames, "ffv1", "bgr0"))
-    assert np.array_equal(clip.frame(2), frames[2])
-
-
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
-        (b"", "cannot be read"),
-        (b"no video at all", "cannot be read"),
-        (b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n", "cannot be read"),
-        (None, "cannot be read"),  # half of one
-    ],
-)
-def test_what_is_no_video_is_one_sentence(content: bytes | None, told: str, tmp_path: Path) -> None:
-    whole = video_of(tmp_path / "whole.mp4", images()).read_bytes()
-    path = tmp_path / "clip.mp4"
-    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
-    with pytest.raises(UserError, match=told) as caught:
-        read_clip(path)
-    assert "clip.mp4" in str(caught.value) and "give a folder" in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_video_that_is_cut_short_while_it_is_read_is_told_so(tmp_path: Path) -> None:
-    path = video_of(tmp_path / "walk.mkv", images(9), "ffv1", "bgr0")
-    clip = read_clip(path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UserError, match=r"become shorter|cannot be read"):
-        clip.frame(8)
-
-
-def test_sound_alone_and_long_clips_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    av = pytest.importorskip("av")
-    with av.open(str(tmp_path / "sound.wav"), "w") as container:
-        stream = container.add_stream("pcm_s16le", rate=8000)
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), dtype=np.int16), layout="mono")
-        sound.sample_rate = 8000
-        container.mux(stream.encode(sound))
-    with pytest.raises(UserError, match="holds no video"):
-        read_clip(tmp_path / "sound.wav")
-    path = video_of(tmp_path / "walk.mp4", images())
-    monkeypatch.setattr(clip_files, "MOST_FRAMES", 4)
-    for long in (path, folder_of(tmp_path / "walk", images())):
-        with pytest.raises(UserError, match="more than 4 frames"):
-            read_clip(long)
-
-
-def test_without_the_package_a_video_names_the_extra_and_a_folder_needs_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "av", None)
-    (tmp_path / "walk.mp4").write_bytes(b"\0" * 100)
-    with pytest.raises(
-        UserError, match=r"pip install 'groundprune\[video\]'.*folder of its frames.*needs none"
-    ):
-        read_clip(tmp_path / "walk.mp4")
-    assert len(read_clip(folder_of(tmp_path / "walk", images()))) == FRAMES
 
 
 # -- in Python
@@ -287,6 +111,21 @@ def test_scores_are_those_of_the_metrics() -> None:
     assert "fastv" in blind.lacking[0]
 
 
+@pytest.mark.parametrize("placement", ["grid", "postpool"])
+def test_videoglamm_is_asked_about_a_clip(placement: str, tmp_path: Path) -> None:
+    model = tiny_videoglamm.load(tiny_videoglamm.write(tmp_path / "checkpoint"), placement=placement)
+    clip = tiny_videoglamm.clip(5)
+    patches = model.grid[0] * model.grid[1]
+    found = attempt.ask_of_clip(model, clip, "the dog", parse("none,uniform"), patches // 4)
+    whole, few = (one.answer for one in found.answers)
+    assert whole.masks.shape == few.masks.shape == (5, clip.height, clip.width)
+    assert whole.shown == few.shown and len(whole.kept) == len(whole.shown) * patches
+    assert whole.kept.all() and few.kept.sum() == len(few.shown) * (patches // 4)
+    assert few.tokens_final == len(few.shown) * model.sent(patches // 4)  # `grid` sends full grids
+    draw_strip(found, model.grid, patches // 4, tmp_path / "a.png")
+    assert write_film(found, model.grid, tmp_path / "a.gif") == 5
+
+
 def test_no_pruner_gains_from_the_signals_of_another() -> None:
     model = FakeVideo()
     encoding = encode_clip(model, Frames.of(images()))
@@ -344,7 +183,7 @@ def test_a_long_film_stays_small(tmp_path: Path) -> None:
     with Image.open(tmp_path / "a.gif") as film:
         assert film.n_frames * film.size[0] * film.size[1] <= FILM_PIXELS
         assert film.info["duration"] == 150
-    assert spread(60, 48)[0] == 0 and spread(60, 48)[-1] == 59
+    assert shown_frames(60, 48)[0] == 0 and shown_frames(60, 48)[-1] == 59
 
 
 def test_the_same_answers_give_the_same_files(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ nothing that a damaged frame takes along."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from backbones.base import Grounded, Row
 from backbones.parts.clips import BETWEEN, Frames, decoded, run_lengths
 from harness import data, metrics
 from harness.engine.runner import Plan, Way, prepare, run
@@ -135,6 +137,28 @@ def test_a_damaged_frame_fails_its_clip_alone(root: Path, tmp_path: Path, frame:
     pd.testing.assert_frame_equal(rows.drop(columns="data"), left.drop(columns="data"))
 
 
+class Swapping(FakeVideo):
+    """Another process exchanges a frame of one clip after it was loaded, before its masks are made."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def ground_rows(self, rows: Sequence[Row], share: bool = True) -> Iterator[Grounded]:
+        if rows[0].sample.endswith("clip1"):
+            Image.new("RGB", Image.open(self.path).size).save(self.path)
+        return super().ground_rows(rows, share)
+
+
+def test_a_clip_that_changes_while_it_is_grounded_becomes_no_number(root: Path, tmp_path: Path) -> None:
+    own = write_clips(tmp_path / "data")
+    plan = plan_of(own)
+    clip = next(one for one in data.load_samples(*DAVIS[0], own, "video") if one.id.endswith("clip1"))
+    rows = done(plan, tmp_path / "run", Swapping(clip.frames[2]))
+    assert clip.id not in set(rows["sample"]) and rows["sample"].nunique() == 3
+    assert "changed while the run went on" in records.failures(tmp_path / "run")[clip.id]
+
+
 def test_what_is_not_public_is_answered_and_not_scored(root: Path, tmp_path: Path) -> None:
     rows = done(plan_of(root, (("ref-youtube-vos", "valid"),), "none"), tmp_path / "run")
     assert len(rows) and rows["mask"].str.len().min() > 3
@@ -155,6 +179,18 @@ def test_a_row_that_its_frames_do_not_make_is_refused(root: Path, tmp_path: Path
         ({"curves": row["curves"] | {"j_inner": row["curves"]["j_inner"][:-1]}}, "has .* frames"),
         ({"mask": row["mask"].rpartition(" ")[0]}, "its mask has"),
         ({"frames": row["frames"] + 1}, "frames"),
+        ({"mask": ""}, "its mask has 0 frames"),
+        ({"curves": {}}, "it has no j_inner"),
+        ({"curves": {}, "measures": {}}, "neither J and F nor their frames"),
+        ({"measures": {}}, "its J and F are"),
+        *(
+            ({"measures": {key: value for key, value in row["measures"].items() if key != name}}, why)
+            for name, why in (("j", "its J and F are"), ("f_fixed", "no f_fixed"), ("n_rest", "no n_rest"))
+        ),
+        *(
+            ({"measures": row["measures"] | {name: value}}, name)
+            for name, value in (("j_fixed", 2.0), ("n_rest", -1), ("n_rest", 0.5), ("j_rest", 1.5))
+        ),
     ):
         with pytest.raises(ValueError, match=why):
             validate(row | wrong, cells)
@@ -171,6 +207,18 @@ def test_backbones_get_the_data_that_they_can_look_at(root: Path, tmp_path: Path
         prepare(plan_of(root), FakeBackbone())
     with pytest.raises(UserError, match="fake-video looks at clips"):
         prepare(replace(plan, data=None, datasets="refshapes:val"), FakeVideo())
+
+
+def test_a_data_set_that_no_backbone_looks_at_is_refused() -> None:
+    both = Plan(datasets="refshapes:val,refclips-davis:val")
+    image, video = FakeBackbone(), FakeVideo()
+    assert both.pairs_of(image) == [("refshapes", "val")]
+    both.check_looked_at([image, video])
+    Plan().check_looked_at([video])
+    with pytest.raises(UserError, match="None of fake can look at refclips-davis:val; leave that out"):
+        both.check_looked_at([image])
+    with pytest.raises(UserError, match="None of fake-video can look at refshapes:val"):
+        both.check_looked_at([video])
 
 
 def test_pictures_of_some_frames_are_kept(root: Path, tmp_path: Path) -> None:

@@ -135,7 +135,13 @@ def test_cost_of_attention_that_no_counter_sees_is_an_error(
     """A kernel that is called past torch's dispatcher leaves no trace but the missing multiply-adds."""
 
     def hidden(
-        kind: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, causal: bool
+        kind: str,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        causal: bool,
+        window: None,
     ) -> Any:
         return torch.from_numpy(
             np.zeros((query.shape[0], query.shape[2], query.shape[1] * query.shape[3]), dtype=np.float32)

@@ -47,7 +47,7 @@ class Frames(Shapes):
     def prompt(self, text: int | None = None, checkpoint: object = None) -> Prompt:
         return PROMPT
 
-    def parts(self, prompt: Prompt) -> tuple[CostPart, ...]:
+    def parts(self, prompt: Prompt, dtype: torch.dtype) -> tuple[CostPart, ...]:
         with torch.device("meta"):
             tower, projector, head = nn.Linear(8, 8), nn.Linear(8, 32), nn.Linear(32, 3)
 

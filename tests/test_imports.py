@@ -49,6 +49,13 @@ def test_backbones_do_not_import_what_uses_them() -> None:
             assert not [name for name in imported(path) if name.split(".")[0] in ("harness", "reports")], path
 
 
+def test_what_is_rendered_or_commanded_is_known_to_no_room_below() -> None:
+    for room in ("data", "metrics", "store", "engine", "cost", "gate"):
+        for path in sorted((ROOT / "harness" / room).rglob("*.py")):
+            for name in imported(path):
+                assert not name.startswith(("reports", "harness.commands")), (path, name)
+
+
 def test_pruners_import_torch_and_themselves() -> None:
     for path in sorted((ROOT / "pruners").rglob("*.py")):
         for name in imported(path):

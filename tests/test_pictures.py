@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backbones.base import as_pixels
+from backbones.image_answer import as_pixels
 from backbones.parts.image_files import MOST_RATIO, UnreadableImage, WrongSize, check_size, read_image
 from pruners import UserError
 

@@ -203,6 +203,10 @@ def test_layouts_read_back_equal(dataset: str, tmp_path: Path, monkeypatch: pyte
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     load_samples(dataset, split, medium="video")
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    # what was generated cannot be unpacked again
+    next(folder.rglob("*.jpg")).unlink()
+    with pytest.raises(DataError, match=rf"'{folder}' is damaged \(.*\); delete it and run again"):
+        load_samples(dataset, split, medium="video")
 
 
 def test_what_the_data_sets_hold() -> None:

@@ -305,12 +305,12 @@ def test_list_shows_which_pruner_runs_where(
     rows = {name: marks for name, *marks in lines if set(marks) <= {"yes", "-"}}
     column = head.split().index("sample")
     assert {name for name, marks in rows.items() if marks and marks[column] == "-"} == LACKING | {"far"}
-    places = len(head.split())
+    assert set(rows["trim"]) == {"yes"}
+    assert rows["far"] == ["-" if name == "sample" else "yes" for name in head.split()]
     # in front of the pool of the placement grid and behind it, a method cannot prune
-    clips = [name.startswith("videoglamm") for name in head.split()]
-    assert rows["trim"] == ["-" if one else "yes" for one in clips] and rows["far"] == ["yes"] * (
-        places - 1
-    ) + ["-"]
+    clips = {name for name in head.split() if name.startswith("videoglamm")}
+    unable = {name for name, mark in zip(head.split(), rows["nuwa"], strict=True) if mark == "-"}
+    assert clips and unable == {*clips, "sample"}
     assert "visionzip reads cls_attention[-2], keys[-2], which sample cannot answer." in told
     assert "methods: divprune, far; controls: none, downsample, random, uniform" in told
     assert "sample(sharpness=50.0)  Masks by colour" in told and "protocols: each:" in told

@@ -16,6 +16,8 @@ from backbones.parts.clips import BETWEEN
 from harness.engine.runner import Plan, Way, prepare, run
 from harness.metrics.video import frames_of
 from harness.store import records
+from harness.store.rows import validate
+from harness.store.run_folder import run_info
 from pruners import parse
 from reports import gallery, render
 from reports.clips import clip_answer, nearest_view, points
@@ -129,6 +131,18 @@ def test_an_item_has_its_frames_and_an_answer_what_it_is_in_each(folder: Path, r
     assert {len(item["points"]) for item in found["items"]} <= {FRAMES, FRAMES + 1, FRAMES + 2}
 
 
+def test_frames_that_views_cannot_show_are_refused(folder: Path) -> None:
+    cells = run_info(folder)["cells"]
+    row = next(row for row in records.rows_of(next((folder / "records").iterdir())) if row["status"] == "ok")
+    assert row["shown"] == f"0 {row['frames'] - 1}"
+    assert validate(row | {"shown": ""}, cells)["shown"] == ""  # of before it was recorded
+    del row["shown"]
+    assert validate(dict(row), cells)["shown"] == ""
+    for wrong in ("0", "0 3 5", f"0 {row['frames']}", "0 -1", "0,3", "0 x"):
+        with pytest.raises(ValueError, match=r"views show"):
+            validate(row | {"shown": wrong}, cells)
+
+
 def test_best_and_worst_are_those_of_j_and_f(folder: Path, report: Path) -> None:
     frame, found = records.load_records(folder), pictures(report)
     for _, budget, pruner, kind, place in found["picks"]:
@@ -210,15 +224,6 @@ def test_a_picture_that_is_gone_takes_its_frame_along_alone(folder: Path, tmp_pa
         gone.write_bytes(content)
     numbers = [[shown["number"] for shown in item["frames"]] for item in found["items"]]
     assert any(1 not in one and len(one) == 11 for one in numbers) and any(1 in one for one in numbers)
-
-
-def test_clips_whose_truth_is_not_public_have_masks_and_no_scores(tmp_path: Path) -> None:
-    root = write_clips(tmp_path / "data", 1)
-    plan = Plan(tuple(parse("none,uniform")), (16,), (("ref-youtube-vos", "valid"),), data=str(root))
-    assert run(plan, FakeVideo(), prepare(plan, FakeVideo()), tmp_path / "run", Way())
-    found = pictures(next(path for path in render(tmp_path / "run") if path.suffix == ".html"))
-    assert found["picks"] and not any(item["scored"] for item in found["items"])
-    assert all(one["means"] is None and one["masks"] for part in found["answers"].values() for one in part)
 
 
 # --- what the page does

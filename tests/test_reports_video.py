@@ -13,6 +13,7 @@ import pytest
 from harness import metrics
 from harness.engine.runner import Plan, prepare, run
 from harness.metrics import bootstrap as statistics
+from harness.metrics.video import means_of
 from harness.store import records
 from pruners import UserError, parse
 from reports import columns, figures, page, publication
@@ -56,7 +57,12 @@ def clip_row(
     dataset: str, pruner: str, budget: int, place: int, score: float, said: int = 1, seed: int = 0
 ) -> dict[str, Any]:
     """One answer about a clip of two frames: J is `score`, F a tenth more, and half of both by identity."""
-    f = score + 0.1
+    whole = [10**4] * 2
+    parts = {"j_inner": [round(10**4 * score)] * 2} | {
+        name: [round(10**4 * (score + 0.1))] * 2 for name in ("f_hits", "f_found")
+    }
+    curves = parts | {name: whole for name in ("j_outer", "f_drawn", "f_edge")}
+    j, f = means_of(curves)
     inner = round(100 * score) if said else 0
     return {
         "backbone": "videoglamm",
@@ -89,7 +95,7 @@ def clip_row(
         "seg_logprob": -0.25 if said else None,
         "wrote": "It is [SEG]." if said else "I see nothing.",
         "measures": {
-            "j": score,
+            "j": j,
             "f": f,
             "j_fixed": score / 2,
             "f_fixed": f / 2,
@@ -97,6 +103,7 @@ def clip_row(
             "f_rest": 0,
             "n_rest": 0,
         },
+        "curves": curves,
     }
 
 
@@ -138,7 +145,7 @@ def test_clips_are_ranked_by_the_mean_of_both(tmp_path: Path) -> None:
     assert (best["J"], best["F"]) == (f"{j:.1f}", f"{f:.1f}")
     assert best["J&F, own object"] == f"{(j + f) / 4:.1f}"
     assert "cIoU" not in best and "gIoU" not in best  # sums over all frames are no score of clips
-    assert best["LLM tokens"] == "3400" and best["tokens"] == "392"
+    assert best["LLM tokens"] == "3400" and best["tokens"] == "196"
     assert lines["vispruner"]["without [SEG]"] == "2" and best["without [SEG]"] == "0"
     assert lines["vispruner"]["[SEG] said %"] == f"{100 * 10 / 12:.1f}"
     assert "- data set and split: J&F in percent: the mean of J and F, so every expression weighs" in text
@@ -242,7 +249,7 @@ def test_another_placement_is_another_table(tmp_path: Path) -> None:
 
 def test_splits_without_masks_have_no_row(tmp_path: Path) -> None:
     hidden = [
-        row | {"measures": {}, "intersection": 0, "union": 0, "iou": 1.0}
+        row | {"measures": {}, "curves": {}, "intersection": 0, "union": 0, "iou": 1.0}
         for row in clip_rows("ref-youtube-vos")
     ]
     text = render(stored(tmp_path / "both", clip_rows() + hidden))

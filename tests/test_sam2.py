@@ -16,7 +16,7 @@ from transformers import Sam2VideoInferenceSession, Sam2VideoModel
 from backbones.parts import sam2 as sams
 from backbones.parts.sam2 import Frame, Tracker, build_sam2, check_inside, encode_frame, framewise
 from backbones.parts.sam2_frames import masks_to_frame
-from backbones.parts.sam2_keys import official_name, own_name
+from backbones.parts.sam2_keys import COPY, official_name, own_name
 from backbones.parts.sam2_sizes import MEMORY_WIDTH, Sam2Numbers
 from pruners.errors import UserError
 from tests.golden.official_weights import drawn
@@ -304,12 +304,10 @@ def test_full_size_is_the_official_one() -> None:
     assert sum(tensor.numel() for tensor in model.parameters()) == 224_430_130
     listed = json.loads((FOLDER / "sam2_hiera_l.json").read_text())
     built = {
-        official_name(name): list(tensor.shape)
-        for name, tensor in model.state_dict().items()
-        if not sams.tied(name)
+        official_name(name): list(tensor.shape) for name, tensor in model.state_dict().items() if name != COPY
     }
     assert built == listed and len(listed) == 900
-    assert {own_name(name) for name in listed} == {one for one in model.state_dict() if not sams.tied(one)}
+    assert {own_name(name) for name in listed} == {one for one in model.state_dict() if one != COPY}
 
 
 def test_a_model_of_the_meta_device_is_filled() -> None:

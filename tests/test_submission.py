@@ -206,6 +206,24 @@ def test_ref_davis_wants_every_answer_once(tree: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=said):
             write_davis_results(bad, samples, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"data"}, "nothing is left behind"
+
+
+def test_ref_davis_mixes_no_answers(tree: Path, tmp_path: Path) -> None:
+    """Pictures of another run would be scored with these."""
+    samples = load(tree, DAVIS)
+    old = tmp_path / "out" / "anno_0" / "bear" / "00099.png"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    (tmp_path / "file").touch()
+    for out, why in (
+        (tmp_path / "out", "is there already and not empty"),
+        (tmp_path / "file", "is there already and not empty"),
+        (tmp_path / "file" / "out", "cannot be written"),
+    ):
+        with pytest.raises(DataError, match=why):
+            write_davis_results(answers(rows_of(samples), samples), samples, out)
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "out", "file"}
 
 
 # --- of a run

@@ -18,7 +18,8 @@ from backbones.base import Grounded, Row
 from backbones.parts.clips import Clip, decoded
 from backbones.parts.tokenizer import IMAGE_TOKEN, Phi3Tokenizer
 from backbones.videoglamm.backbone import VideoGlammBackbone
-from backbones.videoglamm.placement import CELLS, members
+from backbones.videoglamm.budgets import CELLS
+from backbones.videoglamm.placement import members
 from pruners import ImpossibleBudget, LayerPruner, LayerView, Need, Selection, UserError, registry
 from tests import tiny_videoglamm as tiny
 
@@ -112,6 +113,8 @@ def test_methods_inside_the_model_count_by_frame(placed: VideoGlammBackbone) -> 
 def test_shared_equals_apart(placed: VideoGlammBackbone, text: str, positions: str) -> None:
     (encoding,) = placed.encode([tiny.clip(5)])
     budget = 121 if placed.placement == "grid" and text in ("uniform", "visionzip") else 60
+    if placed.placement == "direct" and text == "pyramiddrop":
+        budget = 160  # its mean over the layers is no smaller than a quarter of 576
     for answers in ("generated", "forced"):
         rows = [
             tiny.row(placed, encoding, text, budget, words, answers=answers, positions=positions)

@@ -11,13 +11,18 @@ import numpy as np
 import pytest
 import torch
 
+import backbones
+from backbones.clip_answer import ground_clip
 from backbones.parts.clips import Clip
 from backbones.parts.generation import Writer
 from backbones.parts.llama import Past
 from backbones.videoglamm.backbone import VideoGlammBackbone
 from backbones.videoglamm.preprocess import sampled, stretched
-from pruners import UserError
+from harness.engine.runner import Plan, prepare, run
+from harness.store.records import load_records
+from pruners import UserError, parse
 from tests import tiny_videoglamm as tiny
+from tests.fake_video import write_clips
 from tests.test_videoglamm import NEW, VISUAL, masks, one, same, short
 
 
@@ -44,6 +49,12 @@ def test_frames_that_are_seen() -> None:
     """Evenly, cut to whole numbers; the last one again and again of a short clip."""
     assert sampled(64, 16) == tuple(int(k * 63 / 15) for k in range(16))
     assert sampled(16, 16) == tuple(range(16)) and sampled(3, 4) == (0, 1, 2, 2)
+
+
+@pytest.mark.parametrize("frames", [0, -3, 1025])
+def test_how_many_frames_can_be_seen(frames: int) -> None:
+    with pytest.raises(UserError, match=f"cannot see {frames} frames of a clip; give frames=1 to 1024"):
+        backbones.get("videoglamm-3.8b")(frames=frames)
 
 
 @pytest.mark.parametrize("size", [(480, 854), (96, 171), (97, 333), (100, 80), (1, 1), (3, 700)])
@@ -95,6 +106,21 @@ def test_clips_of_any_length(
     inside = one(model, tiny.row(model, encoding, "fastv(layer=1)", 30, answers="forced"))
     assert inside.lengths[-1] == calls * tiny.FRAMES * 30
     assert sorted(set((inside.retained // 576).tolist())) == list(range(calls * tiny.FRAMES))
+
+
+def test_what_cuts_inside_counts_what_the_pool_leaves(model: VideoGlammBackbone, tmp_path: Path) -> None:
+    """A mean of 80 of 144 cells, which could not be a mean over 576 patches."""
+    root = write_clips(tmp_path, 1, 2)
+    plan = Plan(tuple(parse("none,feather")), (81,), (("mevis", "valid_u"),), data=str(root))
+    assert run(plan, model, prepare(plan, model), tmp_path / "run")
+    rows = load_records(tmp_path / "run")
+    assert set(rows["pruner"]) == {"none", "feather"}
+
+
+def test_half_a_character_is_no_expression(model: VideoGlammBackbone) -> None:
+    """As the command line makes one of a byte that is no UTF-8."""
+    with pytest.raises(UserError, match="is no text in UTF-8"):
+        ground_clip(model, tiny.clip(1), "the \udcff star", "uniform", 81)
 
 
 def test_windows_are_clips_of_their_own(model: VideoGlammBackbone) -> None:
@@ -183,7 +209,14 @@ def test_both_branches_of_sam2(checkpoint2: Path) -> None:
 
 
 def test_sam_follows_nothing(checkpoint: Path) -> None:
-    assert tiny.load(checkpoint, branch="video").branch == "framewise"
+    assert tiny.load(checkpoint).branch == "framewise"
+    asked = backbones.get("videoglamm")(checkpoint=str(checkpoint), clip=str(tiny.CLIP), branch="video")
+    with pytest.raises(UserError, match="SAM here, which follows nothing"):
+        backbones.load(asked)
+    with pytest.raises(UserError, match="SAM here, which follows nothing"):
+        asked.shapes()
+    (last,) = [one for one in asked.examine() if one.level == "wrong"]
+    assert "give branch='framewise'" in last.what
 
 
 @pytest.fixture(autouse=True)

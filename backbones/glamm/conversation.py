@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Sequence
 
 from backbones.base import Conversation, Turn
+from pruners.errors import UserError
 
 MOST_TURNS = 3
 SYSTEM = (
@@ -49,7 +50,13 @@ def plain_turn(expression: str) -> Turn:
 
 
 def said(expression: str) -> str:
-    """The expression as it goes into a question."""
+    """The expression as it goes into a question.
+
+    Raises:
+        UserError: it holds half a character, which no tokenizer takes.
+    """
+    if any("\ud800" <= letter <= "\udfff" for letter in expression):
+        raise UserError(f"The expression {expression[:60]!r} is no text in UTF-8; type it anew.")
     # the image's placeholder inside an expression, in capitals too, would be taken for a second image
     return expression.lower().replace("<image>", " ").strip()
 

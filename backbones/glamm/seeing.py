@@ -213,6 +213,16 @@ class GlammSeeing(GlammFamily, Backbone):
     def _answer(
         self, encoding: Encoding, questions: tuple[str, ...], masks: NDArray[np.bool_] | None, need: Need
     ) -> Tensor:
+        if (told := self._beside(questions, masks, need)) is not None:
+            return told
+        if need not in encoding.signals:
+            encoding.signals[need] = signals.of_image(self.model, encoding.hidden_states, need)
+        return encoding.signals[need]
+
+    def _beside(
+        self, questions: tuple[str, ...], masks: NDArray[np.bool_] | None, need: Need
+    ) -> Tensor | None:
+        """A signal of the text, or of the truth masks (M, H, W); None of those that the encoding tells."""
         if need.kind == "text_embeds":
             return self.text_embeds(questions)
         if need.kind == "llm_text_embeds":
@@ -224,9 +234,7 @@ class GlammSeeing(GlammFamily, Backbone):
                     "This pruner sees the truth, and no truth masks were given; leave it out here."
                 )
             return self.patch_shares(masks)
-        if need not in encoding.signals:
-            encoding.signals[need] = signals.of_image(self.model, encoding.hidden_states, need)
-        return encoding.signals[need]
+        return None
 
     def text_embeds(self, questions: tuple[str, ...]) -> Tensor:
         """(M, P) CLIP text projection of the questions, tokenised together, cut at 77 tokens, not

@@ -102,7 +102,8 @@ class GlammShapes(Shapes):
         )
 
         def see(_: int) -> None:
-            clip.layer(model.clip, -1, clip.hidden_states(model.clip, small)[-1])
+            states = clip.hidden_states(model.clip, small)  # held until pruners have read them
+            clip.layer(model.clip, -1, states[-1])
 
         def decode(_: int) -> None:
             sam.decode_masks(model.grounding_encoder, image, prompts)
@@ -110,9 +111,9 @@ class GlammShapes(Shapes):
         return (
             CostPart("vision_tower", "image", see, "vision tower (CLIP)"),
             CostPart("text_tower", "questions", lambda _: clip.embed_text(model.clip, words), text),
-            CostPart("projector", "entering", partial(_linear, model.projector)),
-            CostPart("lm_head", "sequence", partial(_linear, model.lm_head)),
-            CostPart("seg_head", "marks", partial(_linear, model.text_hidden_fcs)),
+            CostPart("projector", "entering", partial(over_tokens, model.projector)),
+            CostPart("lm_head", "sequence", partial(over_tokens, model.lm_head)),
+            CostPart("seg_head", "marks", partial(over_tokens, model.text_hidden_fcs)),
             CostPart(
                 "grounding_encoder",
                 "image",
@@ -140,7 +141,7 @@ class GlammShapes(Shapes):
             if need in given:
                 return given[need]
             if need == LLM_PATCHES:
-                return torch.randn(_linear(self.model.projector, patches)[0].shape, generator=draw)
+                return torch.randn(over_tokens(self.model.projector, patches)[0].shape, generator=draw)
             if need == LLM_TEXT_EMBEDS:
                 return torch.randn(prompt.turns * prompt.words, self.shape.width, generator=draw)
             near = need.layer if need.layer in (None, -1, -2) else -2
@@ -150,7 +151,7 @@ class GlammShapes(Shapes):
         return [View(states[-1][1:], states[-1][0], self.grid, heads, answer, "projection")]
 
 
-def _linear(module: nn.Module, tokens: int) -> Tensor:
+def over_tokens(module: nn.Module, tokens: int) -> Tensor:
     """A part that works token by token, over so many of them."""
     width = next(m for m in module.modules() if isinstance(m, nn.Linear)).in_features
     dtype = next(module.parameters()).dtype

@@ -74,6 +74,8 @@ class FrameFolder(Clip):
         _check_length(folder, len(files))
         height, width = _read(files[0]).shape[:2]
         sizes = {_declared(one): one for one in reversed(files)}
+        if None in sizes:
+            _read(sizes[None])
         if len(sizes) > 1:
             (one, first), (other, second) = list(sizes.items())[:2]
             raise UserError(
@@ -97,7 +99,8 @@ class FrameFolder(Clip):
 
 
 def _is_frame(path: Path) -> bool:
-    return path.suffix.lower() in FRAME_FILES and not path.name.startswith(".") and path.is_file()
+    """Whether a file is a frame; a link that leads nowhere is a lost one."""
+    return path.suffix.lower() in FRAME_FILES and not path.name.startswith(".") and not path.is_dir()
 
 
 def _in_order(path: Path) -> tuple[list[Any], str]:

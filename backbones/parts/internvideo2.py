@@ -158,7 +158,7 @@ class PatchEmbed(nn.Module):
 
 
 class VideoEncoder(nn.Module):
-    """The encoder up to its penultimate block, new weights drawn by torch's own rules; see `initialise`.
+    """The encoder up to its penultimate block, new weights drawn by torch's own rules.
 
     Args:
         attn: attention implementation ("eager", "sdpa", "flash_attention_2").
@@ -217,59 +217,3 @@ def own_name(name: str, depth: int) -> str | None:
     block = _BLOCK.match(name)
     last = block is not None and int(block[1]) == depth - 1
     return None if last or UNNEEDED.match(name) else name
-
-
-# -- new weights
-
-
-@torch.no_grad()
-def initialise(encoder: VideoEncoder, scale: float = 0.1, draw: torch.Generator | None = None) -> None:
-    """Weights to begin training with, in place.
-
-    Matrices are normal with deviation 0.02, cut at two deviations, and those that write into the residual
-    stream are divided by sqrt(2 l) in block l = 1, 2 ..; biases are 0; positions are `sines`, to be trained.
-
-    Args:
-        scale: of the layer scales. The official 1e-5 is meant for 40 blocks; 0.1 lets a few learn at once.
-    """
-    for name, weight in encoder.named_parameters():
-        if name.endswith("bias"):
-            weight.zero_()
-        elif name.endswith("gamma"):
-            weight.fill_(scale)
-        elif weight.dim() == 1:
-            weight.fill_(1)
-        else:
-            nn.init.trunc_normal_(weight, std=0.02, a=-0.04, b=0.04, generator=draw)
-    for index, block in enumerate(encoder.blocks, start=1):
-        block.attn.proj.weight.div_((2 * index) ** 0.5)  # type: ignore[union-attr, operator]
-        block.mlp.fc2.weight.div_((2 * index) ** 0.5)  # type: ignore[union-attr, operator]
-    encoder.pos_embed[0, 0].zero_()
-    encoder.pos_embed[0, 1:] = sines(encoder.numbers)
-
-
-def sines(numbers: VideoNumbers) -> Tensor:
-    """(T * P, C): the first quarter of the channels codes the frame, the others half column and half row.
-
-    A position p becomes sin(p w_i) and cos(p w_i) with w_i = 10000^(-i/n) for the n pairs that it has.
-
-    Raises:
-        UserError: the width is no multiple of 16.
-    """
-    if numbers.width % 16:
-        raise UserError(f"Positions are coded in widths that are multiples of 16, not {numbers.width}.")
-    time, half = numbers.width // 4, numbers.width // 8 * 3
-    rows, columns = numbers.grid
-    frame, row, column = torch.meshgrid(
-        *(torch.arange(count, dtype=torch.float64) for count in (numbers.frames, rows, columns)),
-        indexing="ij",
-    )
-    coded = [_waves(frame, time), _waves(column, half), _waves(row, half)]
-    return torch.cat(coded, dim=-1).flatten(0, 2).float()
-
-
-def _waves(places: Tensor, width: int) -> Tensor:
-    """(...) -> (..., width)."""
-    pairs = width // 2
-    angles = places[..., None] * 10000.0 ** -(torch.arange(pairs, dtype=torch.float64) / pairs)
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)

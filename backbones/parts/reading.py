@@ -9,6 +9,7 @@ import pickletools
 import re
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -128,6 +129,24 @@ def _load_bin(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
 
 
+@contextmanager
+def _blamed(path: Path) -> Iterator[None]:
+    """Whatever goes wrong inside is told as this file's fault."""
+    try:
+        yield
+    except Exception as error:  # a damaged file can raise nearly anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{str(path)!r} is damaged or holds more than tensors ({reason}); copy it again."
+        ) from error
+
+
+def _named(content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise TypeError(f"a {type(content).__name__}, not named tensors")
+    return content
+
+
 def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """All (name, tensor) pairs of a folder.
 
@@ -135,24 +154,17 @@ def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         UserError: a file is missing, damaged, or holds something else.
     """
     for path in weight_files(folder):
-        try:
+        with _blamed(path):
             if path.suffix == ".safetensors":
                 with safe_open(path, framework="pt") as handle:
                     for name in handle.keys():  # noqa: SIM118
                         yield name, handle.get_tensor(name)
             else:
-                content = _load_bin(path)
-                if not isinstance(content, dict):
-                    raise TypeError(f"a {type(content).__name__}, not named tensors")
+                content = _named(_load_bin(path))
                 strange = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
                 if strange:
                     raise TypeError(f"{strange[0]} is a {type(content[strange[0]]).__name__}, not a tensor")
                 yield from content.items()
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"{str(path)!r} is damaged or holds more than tensors ({reason}); copy it again."
-            ) from error
 
 
 def packed(path: Path, within: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
@@ -163,19 +175,9 @@ def packed(path: Path, within: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
     """
     if not path.is_file():
         raise UserError(f"There is no file {str(path)!r}; give the name of one that torch.save wrote.")
-    try:
-        content = _load_bin(path)
-        for name in within:
-            if isinstance(content, dict) and isinstance(content.get(name), dict):
-                content = content[name]
-                break
-        if not isinstance(content, dict):
-            raise TypeError(f"a {type(content).__name__}, not named tensors")
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{str(path)!r} is damaged or holds more than tensors ({reason}); copy it again."
-        ) from error
+    with _blamed(path):
+        content = _named(_load_bin(path))
+    content = next((content[name] for name in within if isinstance(content.get(name), dict)), content)
     yield from ((name, tensor) for name, tensor in content.items() if isinstance(tensor, Tensor))
 
 

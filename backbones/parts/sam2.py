@@ -156,11 +156,6 @@ def _one_by_one(model: Any) -> None:
     materialise_sam2(model, None)
 
 
-def tied(name: str) -> bool:
-    """Whether a tensor of the model is a second copy of another, so that no checkpoint holds it."""
-    return name == "shared_image_embedding.positional_embedding"
-
-
 def materialise_sam2(model: Any, device: str | None) -> None:
     """Tie the second copy of the positional code to the one that checkpoints hold, and give a model of the
     meta device the tables that none holds: the memory attention's positions.

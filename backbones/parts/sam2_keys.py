@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable
 
 Pairs = tuple[tuple[str, str], ...]
+# a second copy of the positional code, so that no checkpoint holds it
+COPY = "shared_image_embedding.positional_embedding"
 
 
 def _chain(theirs: str, ours: str, names: Iterable[str]) -> Pairs:

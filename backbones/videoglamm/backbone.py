@@ -19,7 +19,8 @@ from backbones.parts.contexts import Context
 from backbones.parts.cuts import Cutting, cutting
 from backbones.parts.errors import not_finite, too_long
 from backbones.parts.shared import filled_up
-from backbones.videoglamm.placement import CELLS, POOL, VIDEO_POOL, members, place, square_side
+from backbones.videoglamm.budgets import CELLS, POOL, VIDEO_POOL, square_side
+from backbones.videoglamm.placement import context_of, members, place
 from backbones.videoglamm.seeing import VideoGlammSeeing, Window
 from backbones.videoglamm.segmenters import Prepared, ahead, segmenter, sound
 from pruners import checks
@@ -59,19 +60,10 @@ class VideoGlammBackbone(VideoGlammSeeing):
         return self._inside
 
     def _context(self, row: Row) -> Context:
-        """A window's tokens, numbered through from view to view, and the video encoder's behind them."""
-        each, views = self._inside, len(row.encoding.hidden_states[-1])
-        tail = views * VIDEO_POOL**2
-        if not row.selections or self.placement == "grid":
-            return Context(torch.arange(views * each), views=views, tail=tail)
-        numbers, places = [], []
-        for view, chosen in enumerate(row.selections):
-            own = chosen.indices
-            numbers.append(torch.where(own < 0, own, own + view * each))
-            if row.pruner.positions_for(row.positions) == "kept":
-                places.append(chosen.standing(each) + view * each)
-        found = Context(torch.cat(numbers), views=views, tail=tail)
-        return replace(found, places=torch.cat(places), end=views * each) if places else found
+        """A window's."""
+        kept = row.pruner.positions_for(row.positions) == "kept"
+        views = len(row.encoding.hidden_states[-1])
+        return context_of(self.placement, row.selections, views, self._inside, kept)
 
     def _content(self, row: Row) -> tuple[object, ...]:
         """As of an image; in the placement grid other patches make other tokens in the same places."""
@@ -202,11 +194,9 @@ class VideoGlammBackbone(VideoGlammSeeing):
         Raises:
             UserError: a frame cannot be read.
         """
-        clip, makes = (
-            encoding.clip,
-            segmenter(self.model.grounding_encoder, self.sam_size, self.model.tracks, self.branch),
-        )
+        clip = encoding.clip
         assert clip is not None
+        makes = segmenter(self.model.grounding_encoder, self.sam_size, self.model.tracks, self.branch)
         asked = [k for k, prompt in enumerate(prompts) if prompt is not None]
         nothing = run_lengths(np.zeros((clip.height, clip.width), dtype=np.bool_))
         runs: list[list[str]] = [[] if prompt is not None else [nothing] * len(frames) for prompt in prompts]

@@ -23,7 +23,8 @@ from backbones.parts import llama
 from backbones.parts import sam as sams
 from backbones.parts.errors import sample
 from backbones.parts.internvideo2 import VideoNumbers
-from backbones.parts.reading import packed, tensors
+from backbones.parts.reading import LLAMA_WORDS, packed, tensors
+from backbones.parts.sam2_keys import COPY
 from backbones.videoglamm import sizes
 from backbones.videoglamm.keys import Names
 from backbones.videoglamm.model import VideoGlammModel
@@ -41,8 +42,7 @@ OURS = (
     "grounding_encoder.",
 )
 VIDEO = "video_tower."
-# SAM's second copy of the point code, and SAM2's
-COPIES = (TIED, "grounding_encoder.shared_image_embedding.positional_embedding")
+PHI3_WORDS = ("special_tokens_map.json", "tokenizer_config.json")  # of the tokenizer, beside Llama's
 WITHIN = ("model", "module")  # under which InternVideo2's own file has its tensors
 
 
@@ -52,13 +52,17 @@ def parted(folder: Path, config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
         yield from llama.parted(name, tensor, config)
 
 
+def second_copy(sam2: bool) -> str:
+    """The segmenter's tensor that is another one under a second name, so that no checkpoint holds it."""
+    return f"grounding_encoder.{COPY}" if sam2 else TIED
+
+
 def main_part(model: VideoGlammModel, folder: Path, names: Names) -> Part:
     """The model and its official folder; with the video encoder, where the names say that it is read
     there."""
     prefixes = (*OURS, VIDEO) if names.video else OURS
     stored = partial(parted, config=model.language_model.config)
-    copies = COPIES[1:] if names.sam2 else COPIES[:1]
-    return Part(model, folder, names.ours, names.official, prefixes, stored, copies)
+    return Part(model, folder, names.ours, names.official, prefixes, stored, (second_copy(names.sam2),))
 
 
 def video_part(model: VideoGlammModel, file: Path, names: Names) -> Part:
@@ -171,16 +175,14 @@ def save_checkpoint(
         segmenter: its numbers: SAM's, or SAM2's where the model has one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for file in tokenizer.glob("*"):
-        if file.name in ("tokenizer.model", "added_tokens.json", "special_tokens_map.json") or (
-            file.name == "tokenizer_config.json"
-        ):
-            shutil.copyfile(file, folder / file.name)
+    for words in (*LLAMA_WORDS, *PHI3_WORDS):
+        if (tokenizer / words).is_file():
+            shutil.copyfile(tokenizer / words, folder / words)
     names = names_of(model)
     official = (
-        (name, tensor.to(dtype))
+        (said, tensor.to(dtype))
         for key, tensor in model.state_dict().items()
-        if key not in COPIES[model.tracks :][:1] and (name := names.official(key)) is not None
+        if key != second_copy(model.tracks) and (said := names.official(key)) is not None
     )
     state = {name: tensor.contiguous() for name, tensor in fused(official)}
     save_file(state, folder / "model.safetensors", {"format": "pt"})

@@ -12,13 +12,13 @@ from backbones.registry import Finding
 from backbones.videoglamm import checkpoint as files
 from backbones.videoglamm import loading, sizes
 from backbones.videoglamm.release import VIDEOGLAMM
-from backbones.videoglamm.settings import BRANCHES, PLACEMENTS
+from backbones.videoglamm.settings import VideoGlamm, branch_of
 from pruners.errors import UserError
 
 
-def examine_files(checkpoint: str | None, clip: str | None, video: str | None) -> Iterator[Finding]:
-    """Findings about a checkpoint and its towers; arguments are those of `settings.VideoGlamm`. Without a
-    checkpoint, of CLIP alone."""
+def examine_files(asked: VideoGlamm) -> Iterator[Finding]:
+    """Findings about a checkpoint and its towers; without a checkpoint, of CLIP alone."""
+    checkpoint, clip = asked.checkpoint, asked.clip
     if checkpoint is None:
         if clip is not None:
             yield from examine_clip(local(clip, VIDEOGLAMM), VIDEOGLAMM)
@@ -29,17 +29,18 @@ def examine_files(checkpoint: str | None, clip: str | None, video: str | None) -
         return
     yield from examine_clip(tower, VIDEOGLAMM)
     try:
-        yield from _checkpoint(local(checkpoint, VIDEOGLAMM), tower, Path(video) if video else None)
+        yield from _checkpoint(local(checkpoint, VIDEOGLAMM), tower, asked)
     except UserError as error:
         yield Finding("wrong", str(error))
 
 
-def _checkpoint(folder: Path, tower: Path, video: Path | None) -> Iterator[Finding]:
+def _checkpoint(folder: Path, tower: Path, asked: VideoGlamm) -> Iterator[Finding]:
     """Config, tokenizer, key list and shapes of a checkpoint folder and of the video encoder's file."""
     if not folder.is_dir():
         raise UserError(
             f"There is no checkpoint folder {str(folder)!r}; give --checkpoint the folder with config.json."
         )
+    video = Path(asked.video) if asked.video is not None else None
     model, settings = loading.on_meta(folder, tower, "sdpa")
     names = files.names_of(model, video)
     count = files.main_part(model, folder, names).check()
@@ -47,9 +48,9 @@ def _checkpoint(folder: Path, tower: Path, video: Path | None) -> Iterator[Findi
         count += files.video_part(model, video, names).check()
     words, rows = Phi3Tokenizer(folder), model.language_model.config.vocab_size
     words.check(rows)
-    frames = sizes.frame_count(settings, None, model.video_tower.numbers)
-    branch = BRANCHES[0] if model.tracks else BRANCHES[1]
-    mark = loading.fingerprint(folder, tower, video, PLACEMENTS[0], branch, frames)
+    frames = sizes.frame_count(settings, asked.frames, model.video_tower.numbers)
+    branch = branch_of(asked, model.tracks)
+    mark = loading.fingerprint(folder, tower, video, asked.placement, branch, frames)
     yield Finding(
         "ok",
         f"checkpoint '{folder}': {count} tensors, {rows} embedding rows, {frames} frames, fingerprint {mark}",

@@ -21,7 +21,7 @@ from backbones.videoglamm import checkpoint as files
 from backbones.videoglamm import sizes
 from backbones.videoglamm.backbone import VideoGlammBackbone
 from backbones.videoglamm.release import VIDEOGLAMM
-from backbones.videoglamm.settings import called
+from backbones.videoglamm.settings import branch_of, called
 from pruners.errors import UserError
 
 
@@ -53,14 +53,13 @@ def read_model(
     Raises:
         UserError: files are missing or unfit, or the model does not fit into the device.
     """
-    placement, branch, asked = (getattr(settings, name) for name in ("placement", "branch", "frames"))
+    placement, asked = (getattr(settings, name) for name in ("placement", "frames"))
     folder = reading.checkpoint_folder(checkpoint)
     tower, own = reading.clip_folder(clip, VIDEOGLAMM), Path(video) if video is not None else None
     tokenizer = Phi3Tokenizer(folder)
     model, config = on_meta(folder, tower, how.attn)
     frames = sizes.frame_count(config, asked, model.video_tower.numbers)
-    if branch == "video" and not model.tracks:
-        branch = "framewise"  # SAM follows nothing
+    branch = branch_of(settings, model.tracks)
     team = mesh(how.tensor_parallel, how.device) if how.tensor_parallel > 1 else None
     try:
         # a model that is shared is read into main memory, and each device gets its part

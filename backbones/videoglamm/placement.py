@@ -1,63 +1,17 @@
-"""Where a budget acts between CLIP's patches and the language model: in front of the pool that VideoGLaMM has
-there, in its place, or behind it.
-
-Officially all patches of a frame are projected and averaged over a pool of 12 x 12 cells, so that 576 patches
-become 144 tokens. The published budgets 576, 196 and 81 can be read in more than one way:
-
-    grid     the kept patches, in the order of the selection, are laid out as a square and pooled as if they
-             were an image: 144 tokens at every budget, as the public code makes of that many patches
-    direct   no pool: every kept patch is a token of its own
-    postpool the pooled cells are what is pruned
-"""
+"""What becomes of a view's tokens in each placement of the budget (`budgets`): pools, cells, and what a
+pruner sees of them."""
 
 from __future__ import annotations
 
-from math import isqrt
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pruners.base import CLS, Need
-from pruners.errors import ImpossibleBudget, UserError, nearest
-
-PLACEMENTS = ("grid", "direct", "postpool")
-POOL, VIDEO_POOL = 12, 8  # cells along a side: of CLIP's patches, of the video encoder's
-CELLS = POOL * POOL
-
-
-def check_placement(name: str) -> str:
-    """The name, if it is a placement.
-
-    Raises:
-        UserError: it is none.
-    """
-    if name not in PLACEMENTS:
-        raise UserError(
-            f"videoglamm has no placement {name!r}, there are {', '.join(PLACEMENTS)}."
-            f"{nearest(name, PLACEMENTS)}"
-        )
-    return name
-
-
-def square_side(count: int, what: str = "the placement grid") -> int:
-    """The side of a square of so many tokens.
-
-    Raises:
-        ImpossibleBudget: they make none.
-
-    Example:
-        >>> square_side(196)
-        14
-    """
-    side = isqrt(count)
-    if side * side != count or not count:
-        below, above = max(side, 1) ** 2, (side + 1) ** 2
-        raise ImpossibleBudget(
-            f"{what} lays the kept patches out as a square, and {count} make none; give {below} or {above}, "
-            f"or placement='direct'."
-        )
-    return side
+from backbones.parts.contexts import Context
+from backbones.videoglamm.budgets import CELLS, POOL, VIDEO_POOL, square_side
+from pruners.base import CLS, Need, Selection
 
 
 def pooled(tokens: Tensor, cells: int) -> Tensor:
@@ -110,14 +64,15 @@ def keys_together(rows: Tensor, side: int) -> Tensor:
     return beside_class(rows[..., None], side, total=True)[..., 0]
 
 
-def of_cells(need: Need, found: Tensor, side: int, cls_row: Tensor | None = None) -> Tensor:
-    """A signal of all patches as one of the cells.
+def of_cells(need: Need, of_patches: Callable[[Need], Tensor], side: int) -> Tensor:
+    """A signal of the cells.
 
     Args:
-        found: the signal as `Need` has it.
-        cls_row: (H, N+1) the class token's attention of the same layer, for `received_attention`: the mean
-            over the rows of a map of cells is not that of a map of patches.
+        of_patches: a signal of all patches, as `Need` has it. For `received_attention` the class token's
+            attention of the same layer is asked for, too: the mean over the rows of a map of cells is not
+            that of a map of patches.
     """
+    found = of_patches(need)
     if need.kind in UNPOOLED:
         return found
     if need.kind in ("projected_patches", "llm_patches"):
@@ -129,7 +84,7 @@ def of_cells(need: Need, found: Tensor, side: int, cls_row: Tensor | None = None
     if need.kind == "attention":
         return beside_class(keys_together(found, side), side)
     if need.kind == "received_attention":
-        assert cls_row is not None
+        cls_row = of_patches(Need("cls_attention", need.layer))
         patches = found * found.shape[-1] - cls_row  # sums over the patches' rows
         rows = (cls_row + patches / (side // POOL) ** 2) / (CELLS + 1)
         return keys_together(rows, side)
@@ -157,3 +112,31 @@ def place(
         if own_class is not None:
             tokens = torch.where((indices == CLS)[:, None], own_class, tokens)
     return pooled(tokens, POOL) if placement == "grid" else tokens
+
+
+def context_of(
+    placement: str,
+    chosen: Sequence[Selection],
+    views: int,
+    each: int,
+    kept: bool = False,
+    device: str | None = None,
+) -> Context:
+    """A window's tokens, numbered through from view to view, and the video encoder's behind them.
+
+    Args:
+        chosen: of every view; empty where nothing chooses in front of the language model.
+        each: tokens of a whole view in the language model.
+        kept: whether they keep the position ids of the whole sequence.
+    """
+    tail = views * VIDEO_POOL**2
+    if not chosen or placement == "grid":
+        return Context(torch.arange(views * each, device=device), views=views, tail=tail)
+    numbers = [
+        torch.where(one.indices < 0, one.indices, one.indices + view * each)
+        for view, one in enumerate(chosen)
+    ]
+    if not kept:
+        return Context(torch.cat(numbers), views=views, tail=tail)
+    places = [one.standing(each) + view * each for view, one in enumerate(chosen)]
+    return Context(torch.cat(numbers), torch.cat(places), views * each, views, tail)

@@ -19,14 +19,14 @@ from backbones.glamm import signals
 from backbones.glamm.language import GlammLanguage
 from backbones.glamm.preprocess import clip_pixels
 from backbones.parts import clip as clips
-from backbones.parts import llama
 from backbones.parts.clips import Clip
 from backbones.parts.errors import not_finite
 from backbones.parts.geometry import Region
 from backbones.parts.tokenizer import LlamaTokenizer
 from backbones.videoglamm import conversation
+from backbones.videoglamm.budgets import POOL, VIDEO_POOL
 from backbones.videoglamm.model import VideoGlammModel
-from backbones.videoglamm.placement import POOL, VIDEO_POOL, of_cells, over_cells, pooled
+from backbones.videoglamm.placement import of_cells, over_cells, pooled
 from backbones.videoglamm.preprocess import sampled, video_pixels
 from backbones.videoglamm.release import VIDEOGLAMM
 from backbones.videoglamm.settings import VideoGlammFamily
@@ -49,6 +49,7 @@ class VideoGlammSeeing(VideoGlammFamily, GlammLanguage):  # type: ignore[misc]
     """The half of a loaded VideoGLaMM that ends where the language model begins; arguments are those of
     `GlammSeeing`, and where and how it prunes and segments, as in `VideoGlammFamily`."""
 
+    branch: str
     release = VIDEOGLAMM
     image_sentence = f"{conversation.CLIP}What is"
 
@@ -76,9 +77,11 @@ class VideoGlammSeeing(VideoGlammFamily, GlammLanguage):  # type: ignore[misc]
         return None
 
     @property
-    def staged(self) -> None:
-        """None: its costs are not known."""
-        return None
+    def staged(self) -> Any:
+        """Its forward pass in stages."""
+        from backbones.videoglamm.stages import VideoGlammStaged
+
+        return VideoGlammStaged(cast("Any", self))
 
     def _grounding_size(self) -> int:
         config = self.model.grounding_encoder.config
@@ -226,18 +229,8 @@ class VideoGlammSeeing(VideoGlammFamily, GlammLanguage):  # type: ignore[misc]
         view: int,
         need: Need,
     ) -> Tensor:
-        if need.kind == "text_embeds":
-            return self.text_embeds(questions)
-        if need.kind == "llm_text_embeds":
-            words = [number for question in questions for number in self.tokenizer.words(question)]
-            ids = torch.tensor(words, device=self.device)
-            return llama.embed_ids(self.model.language_model, ids)
-        if need.kind == "referent":
-            if truth is None:
-                raise UserError(
-                    "This pruner sees the truth, and no truth masks were given; leave it out here."
-                )
-            return self.patch_shares(truth)
+        if (told := self._beside(questions, truth, need)) is not None:
+            return told
         key = need, view
         if key not in encoding.signals:
             encoding.signals[key] = self._signal(encoding, view, need)
@@ -248,21 +241,8 @@ class VideoGlammSeeing(VideoGlammFamily, GlammLanguage):  # type: ignore[misc]
         if need == LLM_PATCHES:
             return self.projected(encoding, view, view)
         states = tuple(state[view] for state in encoding.hidden_states)
-        found = signals.of_image(self.model, states, need)
-        if self.placement != "postpool":
-            return found
-        row = None
-        if need.kind == "received_attention":
-            row = signals.of_image(self.model, states, Need("cls_attention", need.layer))
-        return of_cells(need, found, self.side, row)
-
-    def patch_shares(
-        self, masks: NDArray[np.bool_], number: int = 0, size: tuple[int, int] | None = None
-    ) -> Tensor:
-        """As of images, of every view alike; of the cells in the placement postpool."""
-        from backbones.glamm.preprocess import patch_shares
-
-        return patch_shares(masks, self.image_size, self.grid).to(self.device)
+        of_patches = partial(signals.of_image, self.model, states)
+        return of_cells(need, of_patches, self.side) if self.placement == "postpool" else of_patches(need)
 
     # -- what the language model gets of them
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from backbones.glamm.preprocess import masks_to_image, sam_pixels
 from backbones.parts import sam
+from backbones.parts.sam2_frames import masks_to_frame, sam2_pixels
 
 Ready = TypeVar("Ready")
 Step = Callable[[Any], Tensor]  # an encoded frame -> (B, h, w) logits of the prompts
@@ -86,8 +87,6 @@ class Sam2Frames(Segmenter):
     """SAM2 on every frame by itself, as VideoGLaMM is trained."""
 
     def prepare(self, frame: NDArray[np.uint8]) -> Prepared:
-        from backbones.parts.sam2_frames import sam2_pixels
-
         return Prepared(sam2_pixels(frame, self.size), (self.size,) * 2, frame.shape[:2])
 
     def encode(self, pixels: Tensor) -> Any:
@@ -101,8 +100,6 @@ class Sam2Frames(Segmenter):
         return lambda frame: sam2.framewise(self.model, frame, prompts)
 
     def back(self, logits: Tensor, frame: Prepared) -> Tensor:
-        from backbones.parts.sam2_frames import masks_to_frame
-
         return masks_to_frame(logits[None], frame.original)[0]
 
 

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, SamConfig
 from backbones.glamm import sizes as glamm
 from backbones.parts.internvideo2 import VideoNumbers
 from backbones.parts.json_files import read_json
-from backbones.videoglamm.placement import POOL, VIDEO_POOL
+from backbones.videoglamm.budgets import POOL, VIDEO_POOL
 from backbones.videoglamm.release import VIDEOGLAMM
 from backbones.videoglamm.settings import FRAMES
 from pruners.errors import UserError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from harness.commands.options import (
     Attn,
     Backbones,
@@ -47,6 +49,8 @@ def cost(
     from harness.cost.lines import lines_of
     from harness.cost.roofline import gpu as sheet
     from harness.cost.store import BASELINE
+    from harness.engine.cells import impossible
+    from harness.engine.served import served
     from pruners.errors import UserError
     from reports import efficiency
 
@@ -58,7 +62,12 @@ def cost(
         ]
         raise UserError(f"The shapes of {settings.name} are not known; give {' or '.join(known)}.")
     prompt = model.prompt(text_tokens, checkpoint)
-    lines = lines_of(chosen, plan.budgets, 0, model.grid, model.shape.layers)
+    able, left_out = served(chosen, settings)
+    grid, layers, stated = model.grid, model.shape.layers, settings.stated
+    lines = lines_of(able, plan.budgets, 0, grid, layers, stated)
+    refused = impossible(able, plan.budgets, grid, layers, stated)
+    for why in dict.fromkeys((*left_out.values(), *map(str, refused.values()))):
+        print(why, file=sys.stderr)
     if sweep:
         lines = [line for line in lines if line.pruner.kind == "method" or line.name == BASELINE]
         accounts = {}

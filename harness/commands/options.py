@@ -181,6 +181,10 @@ TextTokens = Annotated[
     ),
 ]
 Gpu = Annotated[str, typer.Option("--gpu", help="data sheet for the roofline: h100, h200, a100")]
+Frames = Annotated[
+    int | None,
+    typer.Option("--frames", help="frames of a clip that the language model sees; by default the backbone's"),
+]
 Explain = Annotated[bool, typer.Option("--explain", help="say what every column is")]
 Sharing = Annotated[
     bool, typer.Option("--sweep", help="what cells save that share encodings, instead of the table")

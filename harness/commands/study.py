@@ -1,4 +1,5 @@
-"""`study`: what positions, or answers, do to every method at every budget."""
+"""`study`: what positions, or answers, do to every method at every budget; what placements of a budget
+cost."""
 
 from __future__ import annotations
 
@@ -18,19 +19,31 @@ from harness.commands.options import (
     Debug,
     Device,
     Dtype,
+    Frames,
+    Gpu,
     Limit,
     Out,
     Plugins,
     Protocol,
     Pruners,
     Seed,
+    TextTokens,
+    import_plugins,
+    one_backbone,
 )
+
+PLACEMENTS = "placements"
+# backbone and budgets, where none are given
+USUAL: tuple[str, str] = ("glamm-mini", "64,128,192")
+PLACED: tuple[str, str] = ("videoglamm-3.8b", "576,196,81")
 
 Axis = Annotated[
     str,
     typer.Argument(
         metavar="AXIS",
-        help="positions: kept tokens numbered anew, or with their position ids; answers: forced or generated",
+        help="positions: kept tokens numbered anew, or with their position ids; answers: forced or generated "
+        "(both on glamm-mini at 64,128,192 by default); placements: where a budget acts, by shapes alone (on "
+        "videoglamm-3.8b at 576,196,81)",
     ),
 ]
 
@@ -38,8 +51,8 @@ Axis = Annotated[
 def study(
     axis: Axis,
     pruners: Pruners = "all",
-    budgets: Budgets = "64,128,192",
-    backbones: Backbones = "glamm-mini",
+    budgets: Budgets = "",
+    backbones: Backbones = "",
     datasets: Datasets = "all",
     protocol: Protocol = None,
     limit: Limit = None,
@@ -48,19 +61,33 @@ def study(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     batch_size: BatchSize = 16,
+    frames: Frames = None,
+    text_tokens: TextTokens = None,
+    gpu: Gpu = "h100",
     out: Out = None,
     plugin: Plugins = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
-    """Run all methods both ways and compare them in pairs: a sentence, a table and a figure per backbone."""
+    """Run all methods both ways and compare them in pairs: a sentence, a table and a figure per backbone. Of
+    placements nothing runs: --frames, --text-tokens and --gpu are theirs."""
     from harness.commands.sweep import evaluate
     from harness.plan import Plan
     from pruners.base import UserError, nearest
     from reports.study import AXES, markdown, write_study
     from reports.study import study as compare
 
-    if axis not in AXES:
-        raise UserError(f"There is no study {axis!r}; there are {', '.join(AXES)}.{nearest(axis, AXES)}")
+    known = (*AXES, PLACEMENTS)
+    if axis not in known:
+        raise UserError(f"There is no study {axis!r}; there are {', '.join(known)}.{nearest(axis, known)}")
+    usual = PLACED if axis == PLACEMENTS else USUAL
+    backbones, budgets = backbones or usual[0], budgets or usual[1]
+    command = shlex.join(["python", "-m", "harness", *sys.argv[1:]])
+    if axis == PLACEMENTS:
+        import_plugins(plugin)
+        _placements(backbones, budgets, frames, text_tokens, gpu, out, command)
+        return
+    if frames is not None:
+        raise UserError(f"--frames is of the study {PLACEMENTS}; give it a video backbone as {PLACED[0]}.")
     both = {axis: AXES[axis][0]}
     plan = Plan(
         pruners=pruners,  # type: ignore[arg-type]
@@ -79,7 +106,6 @@ def study(
         **both,  # type: ignore[arg-type]
     )
     base = out or Path("results") / f"study-{axis}"
-    command = shlex.join(["python", "-m", "harness", *sys.argv[1:]])
     for text in plan.backbones:
         name = text.partition("(")[0].strip()
         folder = base / name if len(plan.backbones) > 1 else base
@@ -87,3 +113,27 @@ def study(
         found = compare(result.folders, axis)
         written = write_study(found, folder, command)
         print(f"{markdown(found)}\n\n{found.sentence}\n\nstudy: " + "\n       ".join(map(str, written)))
+
+
+def _placements(
+    backbone: str,
+    budgets: str,
+    frames: int | None,
+    text: int | None,
+    gpu: str,
+    out: Path | None,
+    command: str,
+) -> None:
+    """Project every placement at every budget."""
+    import backbones
+    from harness.cost.placements import compare
+    from harness.cost.roofline import gpu as sheet
+    from harness.plan import Plan
+    from reports import placements
+
+    plan = Plan(budgets=budgets, backbones=one_backbone(backbone))  # type: ignore[arg-type]
+    settings = backbones.one(plan.backbones[0])
+    found = compare(settings, plan.budgets, frames, text, sheet(gpu))
+    written = placements.write(found, out or Path("results") / f"study-{PLACEMENTS}", command)
+    said = placements.markdown(found), placements.sentence(found)
+    print("\n\n".join(said), "\n\nstudy: " + "\n       ".join(map(str, written)), sep="")

@@ -219,6 +219,10 @@ def _runs(
             one.check_protocol(plan.protocol or one.protocol)
             one.check_can("positions", plan.positions)
             one.check_can("answers", plan.answers)
+    for plan in plans:
+        plan.check_looked_at(
+            [one for text, one in zip(texts, settings, strict=True) if text in plan.backbones]
+        )
     names = [one.name for one in settings]
     if len(set(names)) < len(names) and out is not None:
         raise UserError(

@@ -10,6 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import _disable_current_modes
 
+from backbones.costs import Shapes
 from harness.cost import meters
 from harness.engine.cells import Line
 from pruners import checks
@@ -100,12 +101,30 @@ class Blind:
             return (drawn.softmax(-1) if rows else drawn).to(found.dtype)
 
 
-def entering(line: Line, views: Sequence[View], num_layers: int) -> tuple[int, bool, int]:
-    """Visual tokens of all views that enter the language model, whether all do because nothing chooses, and
-    multiply-adds of signals and choice before it."""
+@dataclass(frozen=True)
+class Entering:
+    """What a line lets into the language model.
+
+    Attributes:
+        tokens: of all views, in the language model.
+        projected: of all views, on their way into it.
+        whole: whether all tokens enter because nothing chooses.
+        macs: multiply-adds of signals and choice before the language model.
+    """
+
+    tokens: int
+    projected: int
+    whole: bool
+    macs: int
+
+
+def entering(line: Line, model: Shapes, views: Sequence[View]) -> Entering:
+    """What a line lets into the language model of these views."""
     counting = meters.counter()
     with torch.no_grad(), counting:
-        chosen = checks.select_views(line.pruner, views, line.budget, num_layers)
-        kept = [len(one.gather(view)) for one, view in zip(chosen, views, strict=False)]
-    every = sum(map(len, views))
-    return sum(kept) if chosen else every, not chosen, counting.get_total_flops() // 2
+        chosen = checks.select_views(line.pruner, views, line.budget, model.shape.layers)
+        for one, view in zip(chosen, views, strict=False):
+            one.gather(view)
+    left = [one.tokens for one in chosen] or [len(view) for view in views]
+    projected = model.projected(chosen, len(views))
+    return Entering(sum(map(model.sent, left)), projected, not chosen, counting.get_total_flops() // 2)

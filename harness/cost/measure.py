@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from backbones.base import Backbone
@@ -23,6 +25,7 @@ from harness.cost.choices import Recall
 from harness.cost.formulas import language_model_macs
 from harness.cost.lines import lines_of_run
 from harness.cost.store import BASELINE, LOCK, SCHEMA, Ledgers, complete, cost_key, counted, timed
+from harness.data.sample import Sample
 from harness.engine.cells import Line
 from harness.engine.evaluate import conversations
 from harness.engine.runner import Plan, Split
@@ -73,15 +76,25 @@ def typical(plan: Plan, splits: Sequence[Split], backbone: Backbone, staged: Sta
     talks.sort(key=lambda pair: staged.length(pair[1].turns))
     for sample, talk in talks[len(talks) // 2 :] + talks[: len(talks) // 2]:
         try:
-            image, masks = sample.image(), sample.masks()
+            seen, truth = _seen(sample, list(talk.expressions), backbone, staged)
+            inputs = staged.prepare(seen, talk.turns, sample.id, truth)
         except UserError:
             continue
-        truth = masks[list(talk.expressions)] == metrics.FOREGROUND
-        return Measured(staged.prepare(image, talk.turns, sample.id, truth), sample.id, talk.expressions)
+        return Measured(inputs, sample.id, talk.expressions)
     raise UserError(
-        "Costs cannot be measured: no image of the chosen splits can be read; give other --datasets or "
+        "Costs cannot be measured: nothing of the chosen splits can be read; give other --datasets or "
         "--costs off."
     )
+
+
+def _seen(
+    sample: Sample, asked: list[int], backbone: Backbone, staged: Staged
+) -> tuple[Any, NDArray[np.bool_]]:
+    """An image, or a clip, and the truth about some expressions in what is shown of it."""
+    if backbone.medium == "image":
+        return sample.image(), sample.masks()[asked] == metrics.FOREGROUND
+    clip = sample.clip()
+    return clip, np.stack([sample.masks(frame)[asked] == metrics.FOREGROUND for frame in staged.shown(clip)])
 
 
 def count(staged: Staged, inputs: Inputs, line: Line) -> dict[str, Any]:
@@ -271,7 +284,8 @@ def project_costs(plan: Plan, splits: Sequence[Split], backbone: Backbone, folde
 def _project(ledgers: Ledgers, inputs: Inputs, lines: Sequence[Line], staged: Staged, attn: str) -> None:
     try:
         there = counted(ledgers.lines)
-        projected = projection.project(staged.shapes(), lines, inputs.prompt, attn=attn, dtype=staged.dtype)
+        model = staged.shapes(inputs)
+        projected = projection.project(model, lines, inputs.prompt, attn=attn, dtype=staged.dtype)
         for line in projection.counts_lines(projected):
             if cost_key(line["pruner"], line["budget"]) not in there:
                 ledgers.append(line)

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
@@ -160,6 +162,28 @@ class Counter(FlopCounterMode):
 def counter() -> Counter:
     """A new counter."""
     return Counter()
+
+
+class Fused(TorchFunctionMode):
+    """Attention of tensors that have no values through the fused CPU kernel, as tensors with values get it;
+    torch would take it apart there and make whole maps."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function, attention by the fused kernel where that kernel can."""
+        named = dict(kwargs or {})
+        if func is not F.scaled_dot_product_attention or not _fits(args, named):
+            return func(*args, **named)
+        mask, scale, causal = (named.get(name) for name in ("attn_mask", "scale", "is_causal"))
+        return aten._scaled_dot_product_flash_attention_for_cpu(
+            *args, 0.0, bool(causal), attn_mask=mask, scale=scale
+        )[0]
+
+
+def _fits(args: Any, named: dict[str, Any]) -> bool:
+    """Whether attention as it is called is what the fused CPU kernel does, and has no values."""
+    known = named.keys() <= {"attn_mask", "scale", "is_causal", "dropout_p", "enable_gqa"}
+    plain = known and len(args) == 3 and not named.get("dropout_p") and not named.get("enable_gqa")
+    return plain and args[0].is_meta and len({(one.ndim, one.shape[-1]) for one in args}) == 1
 
 
 # -- what is read at the edges of stages

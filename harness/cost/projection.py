@@ -7,9 +7,9 @@ computes depends on sizes, apart from how often VisPruner's rounds repeat, which
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -39,7 +39,12 @@ class Projection:
         whole: whether all visual tokens of a row enter the language model because nothing chooses before.
         parts: of the model beside the language model's layers, by name.
         shared: multiply-adds of those that no pruner changes: towers, encoders, mask decoder.
+        peaks: the most bytes alive at once in each part, without weights and what it is given; of one that
+            pruners change, in the first line.
         shape: of the language model.
+        places: tokens that it has positions for; None where that bounds nothing.
+        tail: of its tokens, those that no pruner sees.
+        notes: what else the figures rest on.
     """
 
     cells: pd.DataFrame
@@ -47,16 +52,21 @@ class Projection:
     whole: tuple[bool, ...]
     parts: dict[str, CostPart]
     shared: dict[str, int]
+    peaks: dict[str, int]
     shape: Shape
+    places: int | None = None
+    tail: int = 0
+    notes: tuple[str, ...] = ()
 
 
 class _Layers:
     """The language model's layers as fake tensors: same operators, no memory; one run per length, whatever
     the depth."""
 
-    def __init__(self, model: Shapes, prompt: Prompt, attn: str, dtype: torch.dtype) -> None:
+    def __init__(self, model: Shapes, prompt: Prompt, views: int, attn: str, dtype: torch.dtype) -> None:
         # flash-attn cannot be imported without a GPU; SDPA's fused kernel multiplies and stores the same
         self.model, self.shape, self.prompt, self.dtype = model, model.shape, prompt, dtype
+        self.views = views
         self.attn = "eager" if attn == "eager" else "sdpa"
         self.fake = FakeTensorMode()
         self.one_layer = cache(self._one_layer)
@@ -95,7 +105,7 @@ class _Layers:
 
         def cut(choose: Blind) -> Cutting | None:
             return (
-                Cutting(pruner, cuts, choose=choose, grid=self.model.grid)
+                Cutting(pruner, cuts, choose=choose, grid=self.model.cells)
                 if pruner is not None and cuts
                 else None
             )
@@ -105,22 +115,36 @@ class _Layers:
             before, after = (
                 torch.zeros(1, n, dtype=torch.long) for n in (self.prompt.before, self.prompt.after)
             )
-            features = torch.empty(1, visual, self.shape.width, dtype=self.dtype)
-            context = Context(torch.arange(visual))
+            features = torch.empty(1, visual + self.model.tail, self.shape.width, dtype=self.dtype)
+            context = self._context(visual)
             with counting, ledger("prefill"):
                 llm.prefill(before, features, after, cut(asked), context, ledger)
             with live, peaks("prefill"):
                 lengths = llm.prefill(before, features, after, cut(again), context)
-        rest = self.shape.layers - layers
+        rest = self.shape.layers - layers  # they see what the last one that ran sees
         inside = int(ledger.spent().get("prefill/pruner", 0))
         return lengths + lengths[-1:] * rest, OfPruner(0, asked.first, inside), peaks.rise["prefill"]
 
+    def _context(self, visual: int) -> Context:
+        """So many tokens of all views together, equally many of each where they can be cut, and the tail."""
+        rows, columns = self.model.cells
+        each = visual // self.views
+        patches = torch.arange(self.views)[:, None] * rows * columns + torch.arange(each)
+        if each * self.views != visual:  # of one view more than of another: nothing is cut
+            return Context(torch.arange(visual), tail=self.model.tail)
+        return Context(patches.flatten(), views=self.views, tail=self.model.tail)
 
-def _count(run: Callable[[], Any]) -> int:
-    counting = meters.counter()
-    with counting, torch.no_grad():
-        run()
-    return counting.get_total_flops() // 2
+
+def _of_part(part: CostPart, tokens: int) -> tuple[int, int]:
+    """Multiply-adds of a part over so many tokens, and the most bytes alive in it."""
+    total = peak = 0
+    for times, run in part.runs:
+        counting, live = meters.counter(), meters.LiveStorages()
+        with meters.Fused(), live, counting, torch.no_grad():
+            run(tokens)
+        total += times * (counting.get_total_flops() // 2)
+        peak = max(peak, live.peak)
+    return total, peak
 
 
 def project(
@@ -130,27 +154,27 @@ def project(
     *,
     attn: str = "sdpa",
     dtype: torch.dtype = torch.bfloat16,
+    like: Projection | None = None,
 ) -> Projection:
     """Costs of every line.
 
     Args:
         attn: "eager", or one of the fused kernels, which cost the same.
-        dtype: of the language model, for bytes.
+        dtype: of the model, for bytes.
+        like: of the same model under other settings, whose parts that no pruner changes cost the same.
     """
-    shape, layers, views = model.shape, _Layers(model, prompt, attn, dtype), model.views(prompt)
-    parts = {part.name: part for part in model.parts(prompt)}
-    shared = {name: _count(partial(part.run, 0)) for name, part in parts.items() if part.over in FIXED}
+    shape, views = model.shape, model.views(prompt)
+    layers = _Layers(model, prompt, len(views), attn, dtype)
+    parts = _Parts(model.parts(prompt, dtype), like)
     rows, pruners, wholes = [], [], []
     for line in lines:
-        entered, whole, tower = entering(line, views, shape.layers)
-        cuts = line.pruner.cuts(line.budget, len(views[0]), shape.layers)
-        cuts = tuple(replace(cut, keep=cut.keep * len(views)) for cut in cuts)  # a budget is that of a view
-        lengths, inside, peak = layers.run(entered, line.pruner, cuts)
-        pruners.append(own := replace(inside, tower=tower))
-        wholes.append(whole)
+        into = entering(line, model, views)
+        cuts = line.pruner.cuts(line.budget, model.sent(len(views[0])), shape.layers)
+        lengths, inside, peak = layers.run(into.tokens, line.pruner, cuts)
+        pruners.append(own := replace(inside, tower=into.macs))
+        wholes.append(into.whole)
         seen = [n - prompt.text for n in lengths]
-        macs = {name: _of_part(part, shared, line, seen[0], lengths[-1]) for name, part in parts.items()}
-        macs |= {
+        macs = parts.of(line, into.projected, lengths[-1]) | {
             "pruner": own.tower + own.inside,
             "language_model": sum(layers.one_layer(n) for n in lengths),
         }
@@ -168,21 +192,50 @@ def project(
                 **{f"macs.{module}": count for module, count in macs.items()},
             }
         )
-    return Projection(pd.DataFrame(rows), tuple(pruners), tuple(wholes), parts, shared, shape)
+    return Projection(
+        pd.DataFrame(rows),
+        tuple(pruners),
+        tuple(wholes),
+        parts.known,
+        parts.shared,
+        parts.peaks,
+        shape,
+        model.places,
+        model.tail,
+        model.notes(prompt),
+    )
 
 
-def _of_part(part: CostPart, shared: dict[str, int], line: Line, entered: int, left: int) -> int:
-    """Multiply-adds of a part in one line.
+class _Parts:
+    """A model's parts, those that no pruner changes counted once."""
 
-    Args:
-        entered: visual tokens that enter the language model.
-        left: tokens that leave it, text included.
-    """
-    if part.over == "questions" and TEXT_EMBEDS not in line.pruner.needs:
-        return 0
-    if part.over in FIXED:
-        return shared[part.name]
-    return _count(partial(part.run, entered if part.over == "entering" else left))
+    def __init__(self, parts: Sequence[CostPart], like: Projection | None) -> None:
+        self.known = {part.name: part for part in parts}
+        self.shared: dict[str, int] = {}
+        self.peaks: dict[str, int] = {}
+        for name, part in self.known.items():
+            if part.over in FIXED:
+                counted = like is not None and name in like.shared
+                found = (like.shared[name], like.peaks[name]) if counted else _of_part(part, 0)  # type: ignore[union-attr]
+                self.shared[name], self.peaks[name] = found
+
+    def of(self, line: Line, projected: int, left: int) -> dict[str, int]:
+        """Multiply-adds of all parts in one line.
+
+        Args:
+            projected: visual tokens on their way into the language model.
+            left: tokens that leave it, text included.
+        """
+        return {name: self._one(part, line, projected, left) for name, part in self.known.items()}
+
+    def _one(self, part: CostPart, line: Line, projected: int, left: int) -> int:
+        if part.over == "questions" and TEXT_EMBEDS not in line.pruner.needs:
+            return 0
+        if part.over in FIXED:
+            return self.shared[part.name]
+        macs, peak = _of_part(part, projected if part.over == "entering" else left)
+        self.peaks.setdefault(part.name, peak)
+        return macs
 
 
 def counts_lines(projected: Projection) -> list[dict[str, Any]]:

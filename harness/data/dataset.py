@@ -32,7 +32,7 @@ class DataSet(ABC):
         name: of the data set, or of the layout.
         reference: where it comes from.
         medium: what its samples are.
-        generated: whether it makes itself, so that `all` means it where no data folder is named.
+        generated: whether it makes itself, so that `all` of a data folder leaves it out.
         told: how to get at it, for `python -m harness list`; without, the reference is shown.
     """
 

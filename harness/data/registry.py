@@ -25,6 +25,7 @@ from pruners.base import nearest
 
 ENTRY_POINTS = "groundprune.datasets"
 REFSHAPES_COLUMNS = tuple((family, split) for family, held in REFSHAPES.items() for split in held)
+REFCLIPS_COLUMNS = (("refclips-davis", "val"),)  # a board of it takes minutes; the others are named
 # the eight columns of the published tables
 COLUMNS = (
     *((family, split) for family in ("refcoco", "refcoco+") for split in ("val", "testA", "testB")),
@@ -54,7 +55,8 @@ def parse_datasets(
     Args:
         text: comma-separated `dataset:split`, `dataset` (all its evaluation splits), or `all`: the eight
             columns of RefCOCO/+/g if `root` is given, all of it if there are ReasonSeg and own data alone,
-            those of RefShapes without a root. Of clips `all` is all evaluation splits that there are.
+            those of RefShapes without a root. Of clips `all` is all evaluation splits of
+            `root`, or those of RefClips in the layout of Ref-DAVIS.
         root: folder with the official REFER layout, ReasonSeg, video or own data; RefShapes needs none.
         medium: what `all` is all of.
 
@@ -135,8 +137,10 @@ def medium_of(dataset: str, root: str | Path | None = None) -> Medium:
 
 
 def _all(root: Path | None, medium: Medium) -> Iterable[tuple[str, str]]:
+    if medium == "video" and root is None:
+        return REFCLIPS_COLUMNS
     if medium == "video":
-        found = [one for one in sets.all() if one.medium == medium and one.generated == (root is None)]
+        found = [one for one in sets.all() if one.medium == medium and not one.generated]
         return [
             (dataset, split)
             for one in found

@@ -18,14 +18,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from backbones.base import Backbone
+from harness.engine.cells import Job
 from harness.engine.claims import Claims
-from harness.engine.evaluate import description_rows, fill
+from harness.engine.evaluate import description_rows, failed, fill
 from harness.engine.interrupts import Stops
 from harness.engine.noise import NoiseWatch
 from harness.engine.prefetch import Key, Loaded, Parts, read_ahead
 from harness.engine.ranks import Place
 from harness.engine.recorded import Recorded
-from harness.engine.splits import Split
+from harness.engine.splits import IMAGES_AT_ONCE, Split
 from harness.store import closing
 from harness.store.editions import LOCK, Opened
 from harness.store.journal import alone
@@ -34,7 +35,8 @@ from harness.store.rows import row_key
 from harness.store.run_folder import frame_picture, shown_frames, split_folder
 from pruners.base import UserError
 
-PROBED = 8  # parts of a split whose first image is looked at for what rounding changes
+# images or clips of a split that are looked at for what rounding changes: one of every IMAGES_AT_ONCE
+PROBED = 8
 PATIENCE = 0.5  # seconds between looks at what others work on
 FIRST_WORD = 10.0  # seconds of waiting for others before it is said, then after twice as long again and again
 PICTURES, PICTURE_SIDE, PICTURE_FOLDER = 24, 384, "images"  # per split, pixels of the longest side
@@ -247,15 +249,35 @@ class Crew:
             for code in dict.fromkeys(job.cell.setting.code for job in jobs):
                 yield from description_rows(one, image, code)
         setting = jobs[0].cell.setting
-        yield from fill(
+        found = fill(
             [one for _, one in chosen],
             jobs,
             self.backbone,
             setting.protocol,
             setting.draws,
             share=self.way.share,
-            probed={self.parts[number][part][0].id} if part < PROBED else set(),
+            probed=self._probed(number, part),
         )
+        yield from self._unchanged(found, chosen, jobs) if self.backbone.medium == "video" else found
+
+    def _unchanged(
+        self,
+        rows: Iterator[dict[str, Any]],
+        chosen: Sequence[tuple[int, Loaded]],
+        jobs: Sequence[Job],
+    ) -> Iterator[dict[str, Any]]:
+        """Results of clips, whose frames are read again while they are grounded; of a clip that is another
+        one by then, why there is none."""
+        made = list(rows)
+        for _, one in chosen:
+            after = one.again()
+            mine = [row for row in made if row["sample"] == one.sample.id]
+            yield from failed(one.sample, jobs, after.error) if after.error and not one.error else mine
+
+    def _probed(self, number: int, part: int) -> set[str]:
+        """The samples of a part that are looked at for what rounding changes."""
+        eighth, rest = divmod(part * self.splits[number].at_once, IMAGES_AT_ONCE)
+        return {self.parts[number][part][0].id} if not rest and eighth < PROBED else set()
 
     def _picture(self, number: int, one: Loaded) -> str:
         """Keep a small picture of the first samples of a split for reports; its path below the run folder."""

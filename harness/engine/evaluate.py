@@ -148,8 +148,9 @@ def _asked(
 ) -> Iterator[_Asked]:
     """The rows of one image under one cell; behind each whose choice hangs on rounding, its twin from
     `other`."""
-    patches = backbone.grid[0] * backbone.grid[1]
-    cuts = job.pruner.cuts(job.cell.budget, patches, backbone.num_layers)
+    # of what the language model gets of a view, where the model pools in front of it
+    inside = backbone.sent(backbone.grid[0] * backbone.grid[1])
+    cuts = job.pruner.cuts(job.cell.budget, inside, backbone.num_layers)
     chosen = list(_select(backbone, seen, encoding, talks, job))
     again: list[tuple[Conversation, tuple[Selection, ...]]] = []
     if other is not None:

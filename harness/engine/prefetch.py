@@ -49,6 +49,10 @@ class Loaded(NamedTuple):
         why = f"{self.sample.id} was changed while the run went on; put its image back, or begin a new run."
         return Loaded(self.sample, None, None, None, why)
 
+    def again(self) -> Loaded:
+        """The same, if its files still hold what was read; otherwise why there is nothing."""
+        return self if self.error else self._replace(content=content(self.sample)).held_to(self.content)
+
 
 class Parts(Dataset[tuple[Key, list[Loaded]]]):
     """Parts of all splits; `parts[split][number]` are the samples of one.

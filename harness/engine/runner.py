@@ -49,7 +49,7 @@ def run(
     cut_off, (able, left_out) = _cut_off(plan, backbone, splits), served(plan.chosen(), backbone)
     refused = impossible(able, plan.budgets, backbone.grid, backbone.num_layers, backbone.stated)
     left_out |= {f"{name} at {budget}": str(why) for (name, budget), why in refused.items()}
-    for sentence in left_out.values() if way.place.rank == 0 else ():
+    for sentence in dict.fromkeys(left_out.values()) if way.place.rank == 0 else ():
         print(f"left out: {sentence}", file=sys.stderr)
     if (count := cut_off.total()) and way.place.rank == 0:
         print(f"{count} {CUT_OFF}", file=sys.stderr)

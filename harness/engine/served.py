@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from backbones.base import Backbone
+from backbones.registry import Family
 from pruners.base import Pruner
 from pruners.errors import UserError
 
 
-def served(pruners: Sequence[Pruner], backbone: Backbone) -> tuple[list[Pruner], dict[str, str]]:
+def served(pruners: Sequence[Pruner], backbone: Family) -> tuple[list[Pruner], dict[str, str]]:
     """The pruners that a backbone can serve, and why it cannot serve the others: text to sentence.
 
     Raises:

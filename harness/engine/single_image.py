@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from backbones.base import Answer, Backbone, answer, as_pixels
+from backbones.base import Backbone
+from backbones.image_answer import Answer, answer, as_pixels
 from backbones.parts.geometry import Region
 from harness import metrics
 from harness.engine.cells import impossible

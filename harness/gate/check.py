@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -51,7 +52,8 @@ class GateRun:
         frame: its records.
         prints: fingerprints of the weights and of every split.
         costs: own multiply-adds of every (pruner, budget); empty for a backbone whose costs are not known.
-        patches: visual tokens of an image.
+        patches: visual tokens of an image; of clips, which have as many views as they have windows, at least
+            those of the one that has most.
     """
 
     frame: pd.DataFrame
@@ -102,12 +104,17 @@ def run_subset(plan: Plan, backbone: Backbone | None = None) -> GateRun:
             costs = {
                 (str(a), int(b)): int(macs) for (a, b), macs in zip(keys, table["macs.pruner"], strict=True)
             }
-        return GateRun(
-            records.load_records(folder),
-            {"weights": backbone.fingerprint, **prints},
-            costs,
-            backbone.grid[0] * backbone.grid[1],
-        )
+        frame, patches = records.load_records(folder), backbone.grid[0] * backbone.grid[1]
+        if backbone.medium == "video":
+            frame, patches = _of_one_length(frame)
+        return GateRun(frame, {"weights": backbone.fingerprint, **prints}, costs, patches)
+
+
+def _of_one_length(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Records whose bitmaps of kept tokens are filled up to the longest one, and its bits."""
+    bitmaps = [base64.b64decode(text) for text in frame["kept"]]
+    size = max(map(len, bitmaps), default=0)
+    return frame.assign(kept=[base64.b64encode(one.ljust(size, b"\0")).decode() for one in bitmaps]), 8 * size
 
 
 def check(path: Path, plugins: tuple[str, ...] = ()) -> Comparison:

@@ -189,6 +189,21 @@ def means_of(curves: Mapping[str, Sequence[int]]) -> tuple[float, float]:
     return _means(_counts_of(curves))
 
 
+def check_measures(measures: Mapping[str, float]) -> None:
+    """See that an expression's measures can have been measured.
+
+    Raises:
+        ValueError: one is missing or out of its range.
+    """
+    if missing := [name for name in VideoMetric.columns if name not in measures]:
+        raise ValueError(f"it has no {missing[0]}")
+    one = {name: np.array([measures[name]], dtype=np.float64) for name in VideoMetric.columns}
+    for name in ("j", "f", "j_fixed", "f_fixed"):
+        _scores(one, name)
+    for name in ("j_rest", "f_rest"):
+        _sums(one, name)
+
+
 def _counts_of(curves: Mapping[str, Sequence[int]]) -> Counts:
     """Curves as counts (T, 6)."""
     if missing := [name for name in CURVES if name not in curves]:

@@ -61,7 +61,8 @@ HARMLESS = (
     "harness/data/video/archive.py",  # written of what was answered
     "harness/data/video/writer.py",
     "harness/engine/budgets.py",
-    "backbones/clip_answer.py",  # asked by a person, of whose own clip nothing is recorded
+    "backbones/clip_answer.py",  # asked by a person, of whose own media nothing is recorded
+    "backbones/image_answer.py",
     "backbones/parts/clip_files.py",
     "backbones/costs.py",
     "backbones/probes.py",
@@ -74,15 +75,19 @@ HARMLESS = (
     "backbones/glamm/stages.py",
     "backbones/lisa/full_size.py",
     "backbones/lisa/shapes.py",
-    "backbones/parts/staged.py",
     "backbones/videoglamm/examine.py",
     "backbones/videoglamm/full_size.py",
+    "backbones/videoglamm/shapes.py",
+    "backbones/videoglamm/stages.py",
+    "backbones/parts/sam2_shapes.py",
+    "backbones/parts/staged.py",
     "backbones/videoglamm/mini/__init__.py",
     "backbones/mini/__init__.py",  # where the weights lie, which have a fingerprint
 )
 # files that count and time what evaluates
 COSTS = (
     "backbones/costs.py",
+    "backbones/parts/sam2_shapes.py",
     "backbones/parts/staged.py",
     "backbones/*/shapes.py",
     "backbones/*/stages.py",

@@ -281,10 +281,10 @@ def load_records(path: str | Path) -> pd.DataFrame:
 
     Returns:
         A frame with COLUMNS, FROM_RUN and what metrics of others counted; of clips with `curves`, per-frame
-        counts by name, too. Counts are int64 pixels, `iou` is
-        their ratio (1 for an empty union), `coverage` the share of the referent's area whose visual tokens
-        were kept (NaN without a referent, or where all tokens are pooled), `kept` for `kept_tokens`, `mask`
-        the `counts` of the predicted mask's COCO run lengths. Rows of before schema 4 have the image id for
+        counts by name, too. Counts are int64 pixels, `iou` is their ratio (1 for an empty union), `coverage`
+        the share of the referent's area whose visual tokens were kept (NaN without a referent, or where all
+        tokens are pooled), `kept` for `kept_tokens`, `mask` the `counts` of the predicted mask's COCO run
+        lengths, of a clip frame by frame with blanks between. Rows of before schema 4 have the image id for
         `cluster`, and no `tokens_llm`.
 
     Raises:

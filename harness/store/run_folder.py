@@ -28,13 +28,14 @@ def split_folder(folder: Path, dataset: str, split: str) -> Path:
     return folder / FOLDER / name
 
 
-def shown_frames(count: int) -> list[int]:
-    """The frames of a clip of which pictures are kept, from the first to the last.
+def shown_frames(count: int, most: int = SHOWN_FRAMES) -> list[int]:
+    """At most so many frames of a clip, evenly from the first to the last; by default those of which
+    pictures are kept.
 
-    >>> shown_frames(3), shown_frames(100)[:4]
-    ([0, 1, 2], [0, 9, 18, 27])
+    >>> shown_frames(3), shown_frames(100)[:4], shown_frames(100, 3)
+    ([0, 1, 2], [0, 9, 18, 27], [0, 50, 99])
     """
-    many = min(count, SHOWN_FRAMES)
+    many = min(count, most)
     return [round(k * (count - 1) / (many - 1)) for k in range(many)] if many > 1 else [0]
 
 

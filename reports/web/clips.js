@@ -48,7 +48,7 @@ function clipPlayer() {
     const text = frameWords(open.item, chosen(), place());
     words.textContent = text;
     slider.setAttribute("aria-valuetext", text);
-    if (!open.item.scored || !open.answers.some((answer) => answer.j)) return curve.replaceChildren();
+    if (!open.answers.some((answer) => answer.j)) return curve.replaceChildren();
     const { svg, frameAt } = curveOf(open.item, open.answers, open.chosen, place(), Math.max(260, Math.min(root.clientWidth, 760)));
     read = frameAt;
     curve.replaceChildren(svg, make("figcaption", {}, "J of every frame, in percent; a line for each pruner, the chosen one's is thick."));

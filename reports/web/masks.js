@@ -103,7 +103,7 @@ function openAnswer(table, budget, item, answer) {
     ["Record", [
       ...(answer.masks ? [["J / F", answer.means && `${number(answer.means[1])} / ${number(answer.means[2])}`], ["frames", item.length], ["scored mask", answer.matched && MATCHED]] : []),
       ["sample", item.sample], ["expression", item.expression], ["seed", answer.seed],
-      ["pixels", answer.masks && !item.scored ? null : `${whole(answer.intersection)} in the intersection of ${whole(answer.union)} in the union`],
+      ["pixels", `${whole(answer.intersection)} in the intersection of ${whole(answer.union)} in the union`],
       ["tokens", tokensOf(answer, budget)],
       ["referent's tokens kept", known(answer.coverage) ? `${number(answer.coverage)} %` : "it covers none"],
       ["cell", answer.cell], ["backbone", setting.backbone], ["protocol", setting.protocol],
@@ -156,7 +156,7 @@ function startMasks() {
     const wish = Object.fromEntries(["kept", "mask", "truth"].map((name) => [name, field(name).checked]));
     find("#said").replaceChildren("“", make("b", {}, item.text), "” ", make("small", {}, `${item.sample}, expression ${item.expression}`));
     const wordsOf = (answer) => {
-      if (!answer) return [make("b", {}, "image"), item.frames && !item.scored ? "truth not public" : "with the truth"];
+      if (!answer) return [make("b", {}, "image"), "with the truth"];
       const name = make("b", {}, item.frames ? make("i", { class: "key", colour: DATA.colours[answer.pruner] }) : null, answer.pruner);
       const score = item.frames ? [`J&F ${number(answer.means && answer.means[0])}`, make("small", { class: "here" }), answer.matched ? make("small", {}, "scored: another expression's mask") : null] : [`IoU ${number(answer.iou)}`];
       const covered = known(answer.coverage) && patchesOf(answer) ? make("small", {}, `${number(answer.coverage, 0)} % of the referent's patches`) : "";

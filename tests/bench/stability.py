@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 import backbones
-from backbones.base import Answer, Backbone, Encoding, answer
+from backbones.base import Backbone, Encoding
+from backbones.image_answer import Answer, answer
 from harness import data, metrics
 from pruners import parse
 from pruners.base import Pruner

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from backbones.parts.internvideo2 import VideoEncoder, VideoNumbers, initialise, own_name, sines
+from backbones.parts.internvideo2 import VideoEncoder, VideoNumbers, own_name
 from backbones.parts.sam2 import ABSENT, Tracker, framewise
 from backbones.parts.sam2_frames import masks_to_frame
 from backbones.parts.sam2_keys import official_name
@@ -88,8 +88,6 @@ def test_it_learns() -> None:
     lower a loss."""
     torch.manual_seed(0)
     made = VideoEncoder(VideoNumbers(width=64, depth=4, heads=4, hidden=128, patch=6, image=24, frames=4))
-    initialise(made, draw=torch.Generator().manual_seed(0))
-    assert torch.equal(made.pos_embed[0, 1:], sines(made.numbers))
     frames, target = torch.randn(4, 8, 3, 24, 24), torch.randn(4, 1, 64)
     steps = torch.optim.AdamW(made.parameters(), lr=2e-3)
     losses: list[float] = []
@@ -101,18 +99,6 @@ def test_it_learns() -> None:
         steps.step()
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0], losses
-
-
-def test_positions_tell_frame_row_and_column() -> None:
-    numbers = VideoNumbers(width=64, depth=2, heads=4, hidden=64, patch=6, image=24, frames=4)
-    codes = sines(numbers).view(4, 4, 4, 64)
-    assert len(torch.unique(codes.flatten(0, 2), dim=0)) == 64
-    assert torch.equal(codes[1, ..., :16], codes[1, :1, :1, :16].expand(4, 4, 16)), "the frame's quarter"
-    assert torch.equal(codes[..., 2, 16:40], codes[:1, :1, 2, 16:40].expand(4, 4, 24)), "the column's part"
-    assert torch.equal(codes[:, 3, :, 40:], codes[:1, 3, :1, 40:].expand(4, 4, 24)), "the row's part"
-    assert codes[1, 0, 0, 0] == pytest.approx(np.sin(1), abs=1e-6)
-    with pytest.raises(UserError, match="multiples of 16, not 24"):
-        sines(VideoNumbers(width=24, depth=2, heads=4, hidden=64, patch=6, image=24, frames=4))
 
 
 def test_half_precision_stays_near(arrays: Arrays) -> None:

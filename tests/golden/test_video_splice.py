@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backbones.videoglamm.placement import POOL, VIDEO_POOL, place, pooled
+from backbones.videoglamm.budgets import POOL, VIDEO_POOL
+from backbones.videoglamm.placement import place, pooled
 from pruners import ImpossibleBudget
 from tests.golden.arrays import Arrays
 

@@ -14,6 +14,7 @@ from pruners.errors import UserError
 
 if TYPE_CHECKING:
     from backbones.base import Backbone
+    from backbones.costs import Shapes
 
 CHECKPOINT = Path(__file__).parent / "weights" / "checkpoint"
 
@@ -33,7 +34,7 @@ class VideoGlammMini(VideoGlammFamily, Settings):
     frames: int | None = 4
     name = "videoglamm-mini"
     reference = "backbones/videoglamm/mini/README.md"
-    images_by_default = 8
+    images_by_default = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,4 +50,11 @@ class VideoGlammMini(VideoGlammFamily, Settings):
 
     def examine(self) -> Iterator[Finding]:
         """The shipped files, as those of a release."""
-        return VideoGlamm(str(CHECKPOINT), str(MINI / "clip")).examine()
+        how = {"placement": self.placement, "branch": self.branch, "frames": self.frames}
+        return VideoGlamm(str(CHECKPOINT), str(MINI / "clip"), **how).examine()  # type: ignore[arg-type]
+
+    def shapes(self, attn: str = "sdpa") -> Shapes:
+        """The embedded model's numbers."""
+        from backbones.videoglamm.full_size import of_folder
+
+        return of_folder(self, str(CHECKPOINT), str(MINI / "clip"), attn)

@@ -10,9 +10,9 @@ from backbones.glamm.model import GlammModel
 from backbones.mini.training.config import CLIP_PATCH, IMAGE, mini_llm_config
 from backbones.mini.training.ground import init_heads
 from backbones.parts.tokenizer import LlamaTokenizer
+from backbones.videoglamm.budgets import POOL, VIDEO_POOL
 from backbones.videoglamm.mini_training import watch
 from backbones.videoglamm.model import VideoGlammModel
-from backbones.videoglamm.placement import POOL, VIDEO_POOL
 
 CLIP_SIDE = IMAGE // CLIP_PATCH
 WINDOW = 2048  # of the language model's attention, longer than any sequence here

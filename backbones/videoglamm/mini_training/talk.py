@@ -28,6 +28,7 @@ from backbones.mini.training.loop import cache
 from backbones.mini.training.see import normalised_clip
 from backbones.parts import clip as clips_of
 from backbones.parts.tokenizer import IMAGE_TOKEN, Phi3Tokenizer
+from backbones.videoglamm.budgets import POOL, VIDEO_POOL
 from backbones.videoglamm.mini_training.data import (
     ATTRIBUTES,
     MOST_OBJECTS,
@@ -42,7 +43,6 @@ from backbones.videoglamm.mini_training.prompt import ANSWERS, SHARES, conversat
 from backbones.videoglamm.mini_training.teach import WayCode
 from backbones.videoglamm.mini_training.watch import owners
 from backbones.videoglamm.model import VideoGlammModel
-from backbones.videoglamm.placement import POOL, VIDEO_POOL
 from harness.data.refclips.scenes import HEIGHT, WIDTH
 
 LOOKING = (3, 4)  # layers whose heads are asked to look at the referent

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.data.dataset import DataSet, Splits
 from harness.data.refclips.writer import SETS, prepare_refclips
-from harness.data.sample import Sample
+from harness.data.sample import DataError, Sample
 from harness.data.video.davis import RefDavis
 from harness.data.video.mevis import MeViS
 from harness.data.video.youtube import RefYouTube
@@ -36,7 +36,14 @@ class RefClips(DataSet):
 
     def load(self, dataset: str, split: str, root: Path | None) -> list[Sample]:
         reader = READERS[dataset]()
-        read = reader.load(reader.name, split, prepare_refclips(dataset))
+        root = prepare_refclips(dataset)
+        try:
+            read = reader.load(reader.name, split, root)
+        except DataError as error:
+            if split not in self.splits(dataset, None).evaluation:
+                raise
+            why = str(error).partition("; ")[0].rstrip(".")
+            raise DataError(f"'{root}' is damaged ({why}); delete it and run again.") from None
         return [_renamed(sample, reader.name, dataset) for sample in read]
 
 

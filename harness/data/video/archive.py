@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import secrets
+import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -208,14 +209,33 @@ def write_davis_results(answers: Iterable[Answer], samples: Sequence[Sample], fo
     Args:
         answers: all of a video one behind the other.
         samples: of the split.
+        folder: that is not there yet, or empty; it is there whole or not at all.
 
     Returns:
         How many pictures are there.
 
     Raises:
-        DataError: an answer is missing, stands there twice or has other frames than its clip.
+        DataError: an answer is missing, stands there twice or has other frames than its clip, or the folder
+            holds something or cannot be written.
     """
-    known = {name_of(sample): sample for sample in samples}
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise DataError(f"'{folder}' is there already and not empty; name a new folder.")
+        partial.mkdir(parents=True)
+        count = _write_groups(answers, {name_of(sample): sample for sample in samples}, partial)
+        partial.replace(folder)
+    except OSError as error:
+        raise DataError(
+            f"'{folder}' cannot be written ({error.strerror}); name a new folder in one of yours."
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return count
+
+
+def _write_groups(answers: Iterable[Answer], known: Mapping[str, Sample], folder: Path) -> int:
+    """The folders of all groups; how many pictures are in them."""
     colours, count = palette(), 0
     done: set[str] = set()
     current: _Merged | None = None

@@ -38,6 +38,7 @@ from harness.data.video.lists import (
     check_files,
     clip_sample,
     file_names,
+    located,
     no_split,
     number,
     of_kind,
@@ -181,12 +182,7 @@ def expected(root: Path | None) -> str:
 
 
 def _place(root: Path | None) -> Place:
-    if root is None:
-        raise DataError(f"{NAME} is not shipped; name the folder that holds {FOLDERS[0]} with --data DIR.")
-    place = found(root)
-    if place is None:
-        raise DataError(f"{NAME} is not in '{root}'; {expected(root)}.")
-    return place
+    return located(found(root), NAME, root, FOLDERS[0], expected(root))
 
 
 def _sample(split: str, place: int, video: ListedVideo, jpegs: Path, masks: Path) -> Sample:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from backbones.parts.json_files import load_json
 from harness.data.headers import size_of
@@ -20,6 +20,7 @@ from pruners.base import nearest
 
 MOST_BYTES = 2**28  # of a list; the largest has some ten MiB
 MOST_NUMBER = 254  # of an object in a picture of ids: 0 is none, 255 void
+Place = TypeVar("Place")
 WHOLE = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
@@ -203,6 +204,24 @@ def file_names(folder: Path, ending: str) -> list[str]:
         for name in _names(folder)
         if name.endswith(ending) and not name.startswith(".")
     )
+
+
+def located(place: Place | None, dataset: str, root: Path | None, folder: str, expected: str) -> Place:
+    """What was found of a data set in a data folder.
+
+    Args:
+        place: None if it is not there.
+        folder: of the data set in a data folder.
+        expected: the tree that it needs, as the end of a sentence.
+
+    Raises:
+        DataError: it is not there, or no data folder was named.
+    """
+    if root is None:
+        raise DataError(f"{dataset} is not shipped; name the folder that holds {folder} with --data DIR.")
+    if place is None:
+        raise DataError(f"{dataset} is not in '{root}'; {expected}.")
+    return place
 
 
 def no_split(dataset: str, split: str, held: Sequence[str]) -> DataError:

@@ -24,6 +24,7 @@ from harness.data.video.lists import (
     blamed,
     check_files,
     clip_sample,
+    located,
     no_split,
     number,
     of_kind,
@@ -92,12 +93,7 @@ def version(split: str, expressions: int) -> str | None:
 
 
 def _place(root: Path | None) -> Path:
-    if root is None:
-        raise DataError(f"{NAME} is not shipped; name the folder that holds {FOLDERS[0]} with --data DIR.")
-    place = found(root)
-    if place is None:
-        raise DataError(f"{NAME} is not in '{root}'; {expected(root)}.")
-    return place
+    return located(found(root), NAME, root, FOLDERS[0], expected(root))
 
 
 def _lists(place: Path, split: str) -> list[Path]:

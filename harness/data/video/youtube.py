@@ -24,6 +24,7 @@ from harness.data.video.lists import (
     blamed,
     check_files,
     clip_sample,
+    located,
     no_split,
     number,
     read_list,
@@ -105,12 +106,7 @@ def masks_are_there(folder: Path, videos: list[ListedVideo]) -> bool:
 
 
 def _place(root: Path | None) -> Path:
-    if root is None:
-        raise DataError(f"{NAME} is not shipped; name the folder that holds {FOLDERS[0]} with --data DIR.")
-    place = found(root)
-    if place is None:
-        raise DataError(f"{NAME} is not in '{root}'; {expected(root)}.")
-    return place
+    return located(found(root), NAME, root, FOLDERS[0], expected(root))
 
 
 def _list(place: Path, split: str) -> Path:
