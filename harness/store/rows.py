@@ -222,7 +222,7 @@ def _curves(row: dict[str, Any]) -> None:
     if odd is not None:
         raise ValueError(f"its {odd} has {len(curves[odd])} frames and its clip {row['frames']}")
     # an image's measures are anybody's; before schema 6 there was nothing else
-    if row["frames"] == 1 and not curves and "j_fixed" not in said:
+    if row["frames"] <= 1 and not curves and "j_fixed" not in said:
         return
     from harness.metrics.video import CURVES, check_measures, means_of
 
