@@ -70,5 +70,5 @@ def _dense(mask: Mask, sample: data.Sample) -> NDArray[np.bool_]:
 
 def _overlap(prediction: NDArray[np.bool_], truth: NDArray[np.uint8]) -> dict[str, int]:
     """Pixels in the intersection and in the union of all frames."""
-    both = [metrics.counts(*frame) for frame in zip(prediction, truth, strict=True)]
-    return {"intersection": sum(inner for inner, _ in both), "union": sum(outer for _, outer in both)}
+    inner, outer = metrics.counts(*(one.reshape(-1, one.shape[-1]) for one in (prediction, truth)))
+    return {"intersection": inner, "union": outer}

@@ -12,6 +12,8 @@ from backbones.parts.clips import BETWEEN, decoded, run_lengths
 from harness.data import Sample
 from harness.metrics import FOREGROUND, IGNORED
 
+MOST_HELD = 2**28  # bytes of a clip's masks that are kept decoded
+
 
 class Truth(ABC):
     """The targets of E expressions."""
@@ -74,6 +76,7 @@ class ClipTruth(Truth):
 
     def __init__(self, sample: Sample) -> None:
         self._size = sample.height, sample.width
+        self._dense: dict[tuple[int, ...], NDArray[np.uint8]] = {}
         self._count, self._rest = len(sample.expressions), len(sample.unspoken)
         self._targets: list[list[str]] = []  # frame by frame, of every expression
         self._void: list[list[str]] = []
@@ -88,6 +91,14 @@ class ClipTruth(Truth):
         return self._count
 
     def of(self, places: Sequence[int]) -> NDArray[np.uint8]:
+        if (key := tuple(places)) not in self._dense:
+            found = self._decoded(key)
+            if sum(one.nbytes for one in self._dense.values()) + found.nbytes > MOST_HELD:
+                return found
+            self._dense[key] = found  # every cell asks for the same ones again
+        return self._dense[key]
+
+    def _decoded(self, places: Sequence[int]) -> NDArray[np.uint8]:
         found = np.zeros((len(places), len(self._targets), *self._size), dtype=np.uint8)
         for mask, place in zip(found, places, strict=True):
             for one, target, void in zip(mask, self._targets, self._void, strict=True):
