@@ -72,7 +72,7 @@ def warm_start(
             if text in theirs:
                 taken += 1
                 for a, b in (
-                    (new.embed_tokens.weight, old.embed_tokens.weight),
+                    (new.get_input_embeddings().weight, old.get_input_embeddings().weight),
                     (model.lm_head.weight, seeing.lm_head.weight),
                 ):
                     a[row] = b[theirs[text]]
