@@ -70,5 +70,6 @@ def _dense(mask: Mask, sample: data.Sample) -> NDArray[np.bool_]:
 
 def _overlap(prediction: NDArray[np.bool_], truth: NDArray[np.uint8]) -> dict[str, int]:
     """Pixels in the intersection and in the union of all frames."""
-    inner, outer = metrics.counts(*(one.reshape(-1, one.shape[-1]) for one in (prediction, truth)))
+    width = prediction.shape[-1]
+    inner, outer = metrics.counts(prediction.reshape(-1, width), truth.reshape(-1, width))
     return {"intersection": inner, "union": outer}
