@@ -143,7 +143,7 @@ def test_a_registered_data_set_is_loaded_run_and_recorded(tmp_path: Path) -> Non
         replace(a_sample(tmp_path / str(k), number=k), cluster="squares/one") for k in range(3)
     )
     data.register(Squares)
-    clips = ["ref-davis17", "ref-youtube-vos", "mevis"]
+    clips = ["ref-davis17", "ref-youtube-vos", "mevis", "refclips"]
     assert data.names() == ["refshapes", "refer", "reasonseg", "own", *clips, "squares"]
     assert data.parse_datasets("squares,refshapes:val") == [("squares", "val"), ("refshapes", "val")]
     plan = Plan(tuple(parse("none,uniform")), (8,), (("squares", "val"),))
