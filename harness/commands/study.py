@@ -6,14 +6,10 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from harness.commands.options import (
-    Backbones,
+    Axis,
     BatchSize,
-    Budgets,
     Data,
     Datasets,
     Debug,
@@ -22,12 +18,15 @@ from harness.commands.options import (
     Frames,
     Gpu,
     Limit,
-    Out,
     Plugins,
     Protocol,
     Pruners,
     Seed,
+    StudiedBackbones,
+    StudiedBudgets,
+    StudyOut,
     TextTokens,
+    check_out,
     import_plugins,
     one_backbone,
 )
@@ -37,34 +36,24 @@ PLACEMENTS = "placements"
 USUAL: tuple[str, str] = ("glamm-mini", "64,128,192")
 PLACED: tuple[str, str] = ("videoglamm-3.8b", "576,196,81")
 
-Axis = Annotated[
-    str,
-    typer.Argument(
-        metavar="AXIS",
-        help="positions: kept tokens numbered anew, or with their position ids; answers: forced or generated "
-        "(both on glamm-mini at 64,128,192 by default); placements: where a budget acts, by shapes alone (on "
-        "videoglamm-3.8b at 576,196,81)",
-    ),
-]
-
 
 def study(
     axis: Axis,
     pruners: Pruners = "all",
-    budgets: Budgets = "",
-    backbones: Backbones = "",
+    budgets: StudiedBudgets = "",
+    backbones: StudiedBackbones = "",
     datasets: Datasets = "all",
     protocol: Protocol = None,
     limit: Limit = None,
     seed: Seed = 0,
     data: Data = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = "float32",
     batch_size: BatchSize = 16,
     frames: Frames = None,
     text_tokens: TextTokens = None,
     gpu: Gpu = "h100",
-    out: Out = None,
+    out: StudyOut = None,
     plugin: Plugins = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
@@ -72,10 +61,13 @@ def study(
     placements nothing runs: --frames, --text-tokens and --gpu are theirs."""
     from harness.commands.sweep import evaluate
     from harness.plan import Plan
+    from harness.ranges import check_numbers
     from pruners.base import UserError, nearest
     from reports.study import AXES, markdown, write_study
     from reports.study import study as compare
 
+    check_numbers(frames=frames, text_tokens=text_tokens)
+    check_out(out)
     known = (*AXES, PLACEMENTS)
     if axis not in known:
         raise UserError(f"There is no study {axis!r}; there are {', '.join(known)}.{nearest(axis, known)}")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.commands.options import (
-    Backbones,
-    Budgets,
     Checkpoint,
     Clip,
     Debug,
@@ -15,10 +14,13 @@ from harness.commands.options import (
     Dtype,
     Expression,
     Image,
-    Out,
+    OneBackbone,
+    OneBudget,
+    PictureOut,
     Plugins,
     Pruners,
     SamDims,
+    check_out,
     import_plugins,
     one_backbone,
 )
@@ -33,19 +35,20 @@ def try_image(
     image: Image = None,
     expression: Expression = None,
     pruners: Pruners = "all",
-    budget: Budgets = "64",
-    out: Out = None,
-    backbone: Backbones = "glamm-mini",
+    budget: OneBudget = "64",
+    out: PictureOut = None,
+    backbone: OneBackbone = "glamm-mini",
     plugin: Plugins = [],  # noqa: B006
     checkpoint: Checkpoint = None,
     clip: Clip = None,
     sam_dims: SamDims = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = "float32",
     debug: Debug = False,
 ) -> None:
     """Draw what every pruner keeps of one image or clip, and the mask that follows."""
     import backbones
+    from backbones.device import told
     from backbones.parts.clip_files import is_clip
     from harness.engine.budgets import tokens_of
     from harness.engine.ranks import Place
@@ -54,6 +57,7 @@ def try_image(
     from harness.plan import Plan, with_settings
     from pruners.base import UserError
 
+    check_out(out, file=True)
     import_plugins(plugin)
     texts = with_settings([one_backbone(backbone)], checkpoint=checkpoint, clip=clip, sam_dims=sam_dims)
     plan = Plan(pruners=pruners, budgets=budget, backbones=texts, device=device, dtype=dtype)  # type: ignore[arg-type]
@@ -73,6 +77,7 @@ def try_image(
     from reports.overlay import draw_overlay
 
     model, target = plan.load(Place()), out or PICTURE
+    print(told(device, model.device), file=sys.stderr)
     size = tokens_of(plan.budgets[0], model.grid[0] * model.grid[1])
     found = ask(model, pixels, text, chosen, size, truth)
     draw_overlay(found, model.grid, size, target)
@@ -85,6 +90,7 @@ def try_image(
 
 def _try_clip(named: str | None, expression: str | None, plan: Plan, out: Path) -> None:
     """A strip of frames and a film of one clip under every pruner."""
+    from backbones.device import told
     from harness.engine.budgets import tokens_of
     from harness.engine.ranks import Place
     from harness.engine.single_clip import ask_of_clip, clip_subject
@@ -94,6 +100,7 @@ def _try_clip(named: str | None, expression: str | None, plan: Plan, out: Path) 
     from reports.clip_overlay import draw_strip, write_film
 
     model = plan.load(Place())
+    print(told(plan.device, model.device), file=sys.stderr)
     picture, film = (out.with_suffix(".png") if out.suffix == ".gif" else out), out.with_suffix(".gif")
     size = tokens_of(plan.budgets[0], model.grid[0] * model.grid[1])
     found = ask_of_clip(model, clip, text, plan.chosen(), size, truth)

@@ -65,6 +65,7 @@ HARMLESS = (
     "backbones/image_answer.py",
     "backbones/parts/clip_files.py",
     "backbones/costs.py",
+    "backbones/device.py",  # the one that a model runs on is part of the cell
     "backbones/probes.py",
     "backbones/registry.py",
     "backbones/versions.py",
