@@ -111,5 +111,6 @@ def _usage(error: Any) -> str:
         shown = [one for one in context.command.params if not getattr(one, "hidden", False)]
         options = [text for one in shown for text in (*one.opts, *one.secondary_opts) if text[:2] == "--"]
         said = f"{command} has no option {error.option_name[:100]}"
-        hint = nearest(error.option_name, [*options, "--help"])
+        hint = nearest(error.option_name.lstrip("-"), [text.lstrip("-") for text in options])
+        hint = hint.replace("mean '", "mean '--")
     return f"{finished(said)}{hint} See {command} --help."

@@ -47,7 +47,8 @@ def split_list(text: str, what: str, example: str = "'name(parameter=value),name
         else:
             depth += (letter in "([") - (letter in ")]")
     if depth or quote:
-        raise UserError(f"The {what} list {short(text)} has an unclosed bracket; write e.g. {example}.")
+        wrong = "an unclosed quote" if quote else "an unclosed bracket" if depth > 0 else "a bracket too many"
+        raise UserError(f"The {what} list {short(text)} has {wrong}; write e.g. {example}.")
     parts = [part.strip() for part in (*parts, text[start:])]
     if any(parts) and not all(parts):
         raise UserError(f"The {what} list {short(text)} has a comma too many; write e.g. {example}.")
@@ -176,12 +177,10 @@ class Registry(Names[type[T]], ABC):
         """
         try:
             with warnings.catch_warnings(action="ignore"):  # of the parser, about odd literals
+                if not rest.endswith(")"):
+                    raise ValueError("something stands behind the bracket")
                 call = ast.parse(f"f({rest}", mode="eval").body
-                if (
-                    not isinstance(call, ast.Call)
-                    or not isinstance(call.func, ast.Name)
-                    or not rest.endswith(")")
-                ):
+                if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
                     raise ValueError("something stands behind the bracket")
                 if call.args or any(word.arg is None for word in call.keywords):
                     raise ValueError("give parameters by name")

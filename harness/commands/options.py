@@ -337,14 +337,11 @@ def import_plugins(paths: list[str]) -> None:
         load_plugin(path)
 
 
-def check_out(path: Path | None, file: bool = False) -> None:
-    """See that a command can write where `--out` says, before it works for it.
-
-    Args:
-        file: whether it is a file, not a folder.
+def check_out(path: Path | None) -> None:
+    """See that a command can write into the folder that `--out` names, before it works for it.
 
     Raises:
-        UserError: it is the other of the two, or a folder on its way is none or may not be written.
+        UserError: it, or a folder on its way, is a file or may not be written.
     """
     import os
 
@@ -352,25 +349,18 @@ def check_out(path: Path | None, file: bool = False) -> None:
 
     if path is None:
         return
-    wanted = "a file" if file else "a folder"
-    if path.exists() and path.is_dir() == file:
-        raise UserError(
-            f"Cannot write to --out {str(path)!r}, which is {'a folder' if file else 'a file'}; give "
-            f"{wanted} that you may write."
-        )
     there = path
     while not there.exists() and there != there.parent:
         there = there.parent
-    if there != path and not there.is_dir():
-        raise UserError(
-            f"Cannot write to --out {str(path)!r}, because {str(there)!r} is a file; give {wanted} that you "
-            f"may write."
+    wrong = None
+    if not there.is_dir():
+        wrong = f"because {str(there)!r} is a file" if there != path else "which is a file"
+    elif not os.access(there, os.W_OK):
+        wrong = (
+            f"because {str(there)!r} is read-only for you" if there != path else "which is read-only for you"
         )
-    if not os.access(there, os.W_OK):
-        raise UserError(
-            f"Cannot write to --out {str(path)!r}, because {str(there)!r} is read-only for you; give "
-            f"{wanted} that you may write."
-        )
+    if wrong:
+        raise UserError(f"Cannot write to --out {str(path)!r}, {wrong}; give a folder that you may write.")
 
 
 def one_backbone(text: str) -> str:

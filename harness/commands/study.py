@@ -7,6 +7,8 @@ import shlex
 import sys
 from pathlib import Path
 
+import typer
+
 from harness.commands.options import (
     Axis,
     BatchSize,
@@ -38,6 +40,7 @@ PLACED: tuple[str, str] = ("videoglamm-3.8b", "576,196,81")
 
 
 def study(
+    context: typer.Context,
     axis: Axis,
     pruners: Pruners = "all",
     budgets: StudiedBudgets = "",
@@ -71,6 +74,7 @@ def study(
     known = (*AXES, PLACEMENTS)
     if axis not in known:
         raise UserError(f"There is no study {axis!r}; there are {', '.join(known)}.{nearest(axis, known)}")
+    _check_given(context, axis)
     usual = PLACED if axis == PLACEMENTS else USUAL
     backbones, budgets = backbones or usual[0], budgets or usual[1]
     command = shlex.join(["python", "-m", "harness", *sys.argv[1:]])
@@ -78,8 +82,6 @@ def study(
         import_plugins(plugin)
         _placements(backbones, budgets, frames, text_tokens, gpu, out, command)
         return
-    if frames is not None:
-        raise UserError(f"--frames is of the study {PLACEMENTS}; give it a video backbone as {PLACED[0]}.")
     both = {axis: AXES[axis][0]}
     plan = Plan(
         pruners=pruners,  # type: ignore[arg-type]
@@ -105,6 +107,20 @@ def study(
         found = compare(result.folders, axis)
         written = write_study(found, folder, command)
         print(f"{markdown(found)}\n\n{found.sentence}\n\nstudy: " + "\n       ".join(map(str, written)))
+
+
+def _check_given(context: typer.Context, axis: str) -> None:
+    """Raise UserError if an option was given that has no meaning in this study."""
+    from harness.commands.settings import given
+    from pruners.errors import UserError
+
+    of_shapes = {"frames", "text_tokens", "gpu"}
+    shared = {"axis", "budgets", "backbones", "out", "plugin", "debug"}
+    for one in context.command.params:
+        meant = one.name in shared or (one.name in of_shapes) == (axis == PLACEMENTS)
+        if not meant and given(context, str(one.name)):
+            others = PLACEMENTS if one.name in of_shapes else "positions and answers"
+            raise UserError(f"{one.opts[0]} belongs to the study of {others}; leave it out of {axis}.")
 
 
 def _placements(

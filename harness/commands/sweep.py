@@ -46,6 +46,7 @@ from harness.commands.options import (
     Workers,
     check_out,
 )
+from harness.commands.settings import given as was_given
 from harness.plan import Plan
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def sweep(
     version: Version = False,
 ) -> None:
     """Run a sweep and print its leaderboard."""
-    given = {name: value for name, value in context.params.items() if _given(context, name)}
+    given = {name: value for name, value in context.params.items() if was_given(context, name)}
     if context.invoked_subcommand is not None:
         _none_before(context, given)
         return
@@ -126,12 +127,6 @@ def _none_before(context: typer.Context, given: Iterable[str]) -> None:
             f"{', '.join(lost)} before the command {command} would be lost; write options behind it, see "
             f"python -m harness {command} --help."
         )
-
-
-def _given(context: typer.Context, name: str) -> bool:
-    """Whether an option stands on the command line or in a settings file."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from harness.commands.options import (
     Plugins,
     Pruners,
     SamDims,
-    check_out,
     import_plugins,
     one_backbone,
 )
@@ -57,7 +56,6 @@ def try_image(
     from harness.plan import Plan, with_settings
     from pruners.base import UserError
 
-    check_out(out, file=True)
     import_plugins(plugin)
     texts = with_settings([one_backbone(backbone)], checkpoint=checkpoint, clip=clip, sam_dims=sam_dims)
     plan = Plan(pruners=pruners, budgets=budget, backbones=texts, device=device, dtype=dtype)  # type: ignore[arg-type]

@@ -23,7 +23,10 @@ def check_budget(text: str) -> str:
     """
     if COUNT.fullmatch(text):
         if not 1 <= int(text) <= MOST:
-            raise UserError(f"--budgets {text} is no count of visual tokens; give 1 to {MOST}, {EXAMPLES}.")
+            raise UserError(
+                f"--budgets {text} is no count of visual tokens; give 1 or more, and no more than the "
+                f"backbone has, e.g. --budgets 64,128,192."
+            )
         return text
     if not PERCENT.fullmatch(text) and not FRACTION.fullmatch(text):
         raise UserError(f"--budgets takes whole numbers and shares, not {text[:100]!r}; {EXAMPLES}.")
