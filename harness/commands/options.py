@@ -352,15 +352,14 @@ def check_out(path: Path | None) -> None:
     there = path
     while not there.exists() and there != there.parent:
         there = there.parent
-    wrong = None
-    if not there.is_dir():
-        wrong = f"because {str(there)!r} is a file" if there != path else "which is a file"
-    elif not os.access(there, os.W_OK):
-        wrong = (
-            f"because {str(there)!r} is read-only for you" if there != path else "which is read-only for you"
-        )
+    wrong = "" if there.is_dir() else "is a file"
+    if not wrong and not os.access(there, os.W_OK):
+        wrong = "may not be written by you"
     if wrong:
-        raise UserError(f"Cannot write to --out {str(path)!r}, {wrong}; give a folder that you may write.")
+        raise UserError(
+            f"Cannot write to --out {str(path)!r}, because {str(there)!r} {wrong}; give a "
+            "folder that you may write."
+        )
 
 
 def one_backbone(text: str) -> str:

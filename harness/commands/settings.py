@@ -30,7 +30,7 @@ def apply_settings(context: typer.Context, path: Path | None) -> Path | None:
 def _values(context: typer.Context, path: Path) -> dict[str, Any]:
     import tomllib
 
-    from pruners.errors import UserError, nearest, reason
+    from pruners.errors import UserError, nearest
 
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -40,9 +40,10 @@ def _values(context: typer.Context, path: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:  # TOMLDecodeError and text that is no UTF-8
         raise UserError(
-            f"The settings file {str(path)!r} is no TOML ({reason(error)}); write lines such as limit = 2."
+            f"The settings file {str(path)!r} is no TOML ({error}); write lines such as limit = 2."
         ) from error
-    options, names = {}, []
+    options: dict[str, Any] = {}
+    names = []
     for parameter in context.command.params:
         if parameter.name not in NOT_HERE:
             names.append(parameter.opts[0].removeprefix("--"))
@@ -56,37 +57,31 @@ def _values(context: typer.Context, path: Path) -> dict[str, Any]:
                 f"{str(path)!r} sets {name!r}, which is no option; there are "
                 f"{', '.join(names)}.{nearest(key, options)}"
             )
-        parameter = options[key]
-        _check_kind(path, name, value)
-        if f"--{key}" in parameter.secondary_opts:  # no-share = true
-            value = not value
-        if isinstance(value, list) and not parameter.multiple:
-            value = ",".join(map(str, value))
-        if parameter.multiple and not isinstance(value, list):
-            value = [value]
         try:
-            parameter.type_cast_value(context, value)
-        except Exception as error:  # click's, or that of newer versions of typer
-            raise UserError(
-                f"{str(path)!r} sets {name} = {value!r}, which --{key} does not take ({_said(error)})."
-            ) from error
-        found[str(parameter.name)] = value
+            found[str(options[key].name)] = _value(context, options[key], key, value)
+        except Exception as error:  # ours, click's, or that of newer versions of typer
+            said = str(getattr(error, "message", "") or error).rstrip(".")
+            raise UserError(f"{str(path)!r} sets {name} to {value!r}: {said}.") from error
     return found
 
 
-def _check_kind(path: Path, name: str, value: Any) -> None:
-    """Raise UserError unless a value is one that can stand on a command line, or a list of such."""
-    from pruners.errors import UserError
+def _value(context: typer.Context, parameter: Any, key: str, value: Any) -> Any:
+    """A value as the option takes it for its default.
 
-    for one in value if isinstance(value, list) else [value]:
-        if not isinstance(one, str | int | float | bool):
-            raise UserError(
-                f"{str(path)!r} sets {name} to {type(one).__name__} {one!r}; write a text in quotes, a number, "
-                f"true, false, or a list of them."
-            )
-
-
-def _said(error: Exception) -> str:
-    from pruners.errors import reason
-
-    return str(getattr(error, "message", "") or reason(error)).rstrip(".")
+    Raises:
+        Exception: the option takes no such value.
+    """
+    if not all(isinstance(one, str | int | float) for one in (value if isinstance(value, list) else [value])):
+        raise ValueError("write a text in quotes, a number, true, false, or a list of them")
+    if isinstance(value, bool) != bool(getattr(parameter, "is_flag", False)):
+        raise ValueError(
+            f"--{key} takes a text or a number" if isinstance(value, bool) else "write true or false"
+        )
+    if f"--{key}" in parameter.secondary_opts:  # no-share = true
+        value = not value
+    if isinstance(value, list) and not parameter.multiple:
+        value = ",".join(map(str, value))
+    if parameter.multiple and not isinstance(value, list):
+        value = [value]
+    parameter.process_value(context, value)
+    return value
