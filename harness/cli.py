@@ -69,16 +69,20 @@ app.command()(study)
 app.command()(submission)
 
 
-def main() -> int:
-    """Run the command line; a user's mistake is one sentence and exit code 2."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; a user's mistake is one sentence and exit code 2.
+
+    Args:
+        arguments: None for those of the process.
+    """
     signal.signal(signal.SIGTERM, terminate)
     try:
-        code = int(app(standalone_mode=False, prog_name=PROGRAM) or 0)
+        code = int(app(arguments, standalone_mode=False, prog_name=PROGRAM) or 0)
     except Terminated:
         code = TERMINATED
     except Exception as error:
         message = _sentence(error)
-        if message is None or "--debug" in sys.argv:
+        if message is None or "--debug" in (sys.argv if arguments is None else arguments):
             raise
         print(f"error: {message}", file=sys.stderr)
         return 2

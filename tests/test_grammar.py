@@ -3,17 +3,18 @@ wrong is one finished sentence before anything is loaded."""
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
-import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.models import OptionInfo
 
 import backbones
 from backbones import device as devices
@@ -24,10 +25,9 @@ from harness.plan import Plan
 from harness.ranges import RANGES
 from pruners import UserError, parse
 from pruners.errors import reason
-from tests.fake_backbone import known, write_data
+from tests.fake_backbone import FakeBackbone, known, write_data
 
 PANELS = {options.ASKED, options.MODEL, options.DATA, options.RUN, options.COSTS, options.OUTPUT}
-LOADS = ("--device", "--dtype")  # of every command that loads a model
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
@@ -35,20 +35,30 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     return cli.main()
 
 
+def names(option: OptionInfo) -> tuple[str, ...]:
+    """All spellings of an option, the first one as it is called; typer takes that for a default at first."""
+    words = (option.default, *(option.param_decls or ()))
+    return tuple(word for word in words if isinstance(word, str) and word.startswith("--"))
+
+
 def commands() -> dict[str, Any]:
-    """Every command by its name; the sweep, which needs none, by an empty one."""
-    group: Any = typer.main.get_command(cli.app)
-    return {"": group, **group.commands}
+    """The function of every command by its name; the sweep, which needs none, by an empty one."""
+    found = {"": cli.app.registered_callback.callback}  # type: ignore[union-attr]
+    for one in cli.app.registered_commands:
+        found[one.name or one.callback.__name__] = one.callback  # type: ignore[union-attr]
+    return found
 
 
-def shown() -> list[tuple[str, Any]]:
-    """(command, option) of all that `--help` shows."""
-    return [
-        (name, one)
-        for name, found in commands().items()
-        for one in found.params
-        if one.param_type_name == "option" and not one.hidden and one.name not in ("help", "debug", "version")
-    ]
+def shown() -> list[tuple[str, Any, Any, Any]]:
+    """(command, option, its type, its default) of all that `--help` shows."""
+    found = []
+    for name, function in commands().items():
+        parameters = inspect.signature(function).parameters
+        for word, hint in get_type_hints(function, include_extras=True).items():
+            option = next(iter(get_args(hint)[1:]), None)
+            if isinstance(option, OptionInfo) and not option.hidden and word not in ("debug", "version"):
+                found.append((name, option, get_args(hint)[0], parameters[word].default))
+    return found
 
 
 def declared() -> dict[str, set[str]]:
@@ -56,8 +66,8 @@ def declared() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for alias in vars(options).values():
         for fact in get_args(alias)[1:]:
-            if getattr(fact, "param_decls", None):
-                found.setdefault(fact.param_decls[0].partition("/")[0], set()).add(fact.help)
+            if isinstance(fact, OptionInfo):
+                found.setdefault(names(fact)[0], set()).add(fact.help)  # type: ignore[index, arg-type]
     return found
 
 
@@ -66,37 +76,35 @@ def declared() -> dict[str, set[str]]:
 
 def test_an_option_is_of_one_name_type_and_panel_in_all_commands() -> None:
     known: dict[str, tuple[Any, ...]] = {}
-    for name, one in shown():
-        facts = (*one.opts, *one.secondary_opts, one.type.name, one.multiple, one.rich_help_panel)
-        assert known.setdefault(one.opts[0], facts) == facts, (name, one.opts[0])
-        assert one.rich_help_panel in PANELS, (name, one.opts[0])
-    for several, single in (
-        ("--budgets", "--budget"),
-        ("--backbones", "--backbone"),
-        ("--datasets", "--dataset"),
-    ):
-        assert known[several][:2] == (several, single)
+    for name, one, kind, _ in shown():
+        first, facts = names(one)[0], (names(one), kind, one.rich_help_panel)
+        if first == "--out":  # of a submission it has to be given
+            facts = (names(one), one.rich_help_panel)
+        assert known.setdefault(first, facts) == facts, (name, first)
+        assert one.rich_help_panel in PANELS, (name, first)
+    for pair in (("--budgets", "--budget"), ("--backbones", "--backbone"), ("--datasets", "--dataset")):
+        assert known[pair[0]][0] == pair
+    spellings = [text for facts in known.values() for text in facts[0]]
+    assert len(spellings) == len(set(spellings))
 
 
 def test_every_help_is_one_that_is_declared() -> None:
     known = declared()
-    for name, one in shown():
-        assert one.help in known[one.opts[0]], (name, one.opts[0])
+    for name, one, _, _ in shown():
+        assert one.help in known[names(one)[0]], (name, names(one)[0])
 
 
 def test_helps_speak_of_their_own_command() -> None:
-    helps = {(name, one.opts[0]): one.help for name, one in shown()}
+    helps = {(name, names(one)[0]): one.help for name, one, _, _ in shown()}
     assert helps[("diagnose", "--limit")] == "images per split, 0 for all"
     for (name, option), told in helps.items():
-        if name:
-            assert "sweep on" not in told, (name, option)
         if option == "--out":
             assert ("PNG" in told) == (name == "try"), name
             assert ("run, which goes on" in told) == (name == ""), name
 
 
 def test_every_command_that_loads_a_model_takes_the_gpu_where_there_is_one() -> None:
-    defaults = {name: one.default for name, one in shown() if one.opts[0] == "--device"}
+    defaults = {name: default for name, one, _, default in shown() if names(one)[0] == "--device"}
     assert defaults == dict.fromkeys(("", "try", "diagnose", "study"), "auto")
     assert Plan().device == "auto"
 
@@ -423,11 +431,14 @@ def test_a_folder_of_another_run_says_what_to_do_instead(
     words += ["--pruners", "none", "--out", run]
     assert command(monkeypatch, *words) == 0
     capsys.readouterr()
+    monkeypatch.setattr(FakeBackbone, "dtype", "bfloat16")
     assert command(monkeypatch, *words, "--dtype", "bfloat16") == 2
     told = sentence(capsys.readouterr().err)
     assert "its dtype is 'float32' and this one's 'bfloat16'" in told
     for mend in ("--dtype float32", f"--from {run / 'run.json'} --out {run}", "another --out folder"):
         assert mend in told
+    monkeypatch.undo()
+    known(monkeypatch)
     assert command(monkeypatch, "--from", run / "run.json", "--out", run) == 0
 
 
