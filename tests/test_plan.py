@@ -372,6 +372,7 @@ def test_a_settings_file_holds_options_and_the_command_line_wins(
         batch_size=5,
         protocol="each",
         answers="forced",
+        device="cpu",
     )
     assert loaded[0].batch_size == 5
     assert loaded[0].encoded == [1] * 3  # every cell for itself
@@ -381,7 +382,7 @@ def test_a_settings_file_holds_options_and_the_command_line_wins(
     ("content", "said"),
     [
         ('prunners = "all"', "sets 'prunners', which is no option; .* Did you mean 'pruners'?"),
-        ("limit = 'few'", "Invalid value for '--limit'"),
+        ("limit = 'few'", "sets limit to 'few'"),
         ("limit = ", "is no TOML"),
         ("budgets = ['many']", "--budgets takes whole numbers"),
         ("settings = 'other.toml'", "sets 'settings', which is no option"),
