@@ -45,6 +45,7 @@ class Attempts:
         regions: what every view of the backbone covers of the image.
         left_out: pruners that see the truth, where it is not known.
         lacking: why the backbone cannot serve other pruners, a sentence each.
+        unlike: why the model was not trained for this image; None if it was, or nobody knows.
     """
 
     image: NDArray[np.uint8]
@@ -54,24 +55,39 @@ class Attempts:
     regions: tuple[Region, ...]
     left_out: tuple[str, ...] = ()
     lacking: tuple[str, ...] = ()
+    unlike: str | None = None
 
 
-def built_in(expression: str | None = None) -> tuple[NDArray[np.uint8], str, NDArray[np.bool_] | None]:
-    """A RefShapes scene, one of its expressions and its truth; with another expression the truth is not
-    known."""
+@dataclass(frozen=True)
+class Subject:
+    """What is asked about.
+
+    Attributes:
+        image: (H, W, 3) uint8.
+        truth: (H, W) bool, where it is known.
+        others: further expressions of the built-in scene; of an own image none.
+    """
+
+    image: NDArray[np.uint8]
+    expression: str
+    truth: NDArray[np.bool_] | None = None
+    others: tuple[str, ...] = ()
+
+
+def built_in(expression: str | None = None) -> Subject:
+    """A RefShapes scene and one of its expressions with its truth; with words that nobody said of it the truth
+    is not known."""
     from harness.data.refshapes.writer import scene
 
     split, index, family, number = BUILT_IN
     painted = scene(split, index)
-    target, text = painted.expressions[family][number]
-    if expression is None or expression == text:
-        return painted.image, text, painted.objects[target].mask
-    return painted.image, expression, None
+    said = {text: target for every in painted.expressions.values() for target, text in every}
+    text = painted.expressions[family][number][1] if expression is None else expression
+    truth = painted.objects[said[text]].mask if text in said else None
+    return Subject(painted.image, text, truth, tuple(one for one in said if one != text))
 
 
-def subject(
-    image: str | None, expression: str | None
-) -> tuple[NDArray[np.uint8], str, NDArray[np.bool_] | None]:
+def subject(image: str | None, expression: str | None) -> Subject:
     """What the command line's two words mean: image and expression, an expression about the built-in scene,
     or nothing.
 
@@ -89,7 +105,7 @@ def subject(
         return built_in(image)
     if not expression.strip():
         raise UserError('The expression is empty; write e.g. "the red star left of the ring".')
-    return as_pixels(image), expression, None
+    return Subject(as_pixels(image), expression)
 
 
 def askable(
@@ -124,11 +140,15 @@ def ask_pruners(
     pruners: Sequence[Pruner],
     budget: int,
     truth: NDArray[np.bool_] | None = None,
+    unlike: str | None = None,
 ) -> Attempts:
     """Ground the expression under every pruner from one encoding.
 
     Every pruner runs twice and the second run's time counts, so that none pays for what all of them share:
     the text embedding, buffers, kernels.
+
+    Args:
+        unlike: what the family says of the image, as `backbones.registry.Family.unlike`.
 
     Raises:
         UserError: a pruner cannot end at the budget, or none of them can be asked here.
@@ -146,4 +166,4 @@ def ask_pruners(
             iou = float(metrics.iou([counts[0]], [counts[1]])[0])
         found.append(Attempt(pruner.spec(), given, iou))
     regions = backbone.regions(*image.shape[:2])
-    return Attempts(image, expression, truth, tuple(found), regions, left_out, lacking)
+    return Attempts(image, expression, truth, tuple(found), regions, left_out, lacking, unlike)
