@@ -42,8 +42,9 @@ SLOWEST = 500
 NOTE = (
     "Bright patches are those that the language model's last layer still sees in the view whose frame is "
     "nearest in time; where it sees a part of a frame alone, the rest is dark; a merged token shows at its "
-    "centre; class, mean and pooled tokens have no place and show nowhere, and where no token has one, nothing "
-    "is dark. Pink: the mask. White line: the truth where it is known. Seconds: choosing tokens and grounding all frames, the clip encoded; no benchmark."
+    "centre; class, mean and pooled tokens have no place and show nowhere, and where no token has one, "
+    "nothing is dark. Pink: the mask. White line: the truth where it is known. Seconds: choosing tokens and "
+    "grounding all frames, the clip encoded; no benchmark."
 )
 
 

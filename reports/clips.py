@@ -84,8 +84,8 @@ def clip_answer(
         `masks` and `keeps` of every frame that is shown: run lengths, and the bitmap of the bright patches of
         the view that is nearest in time; `seen`, the frame that this view shows; `j` and `f` at the curves'
         frames, and `means`, J&F, J and F, in percent; `matched`, whether these are of another expression's
-        mask; `patches` of all views, and `told`, its tokens in words. `keeps` and `seen` are None where the run does not say
-        which frames the model saw, scores where the truth is not known.
+        mask; `patches` of all views, and `told`, its tokens in words. `keeps` and `seen` are None where the
+        run does not say which frames the model saw, scores where the truth is not known.
     """
     masks = str(row["mask"]).split(BETWEEN)
     rows, columns = (int(side) for side in str(row["grid"]).split("x"))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import pandas as pd
 
 from harness.cost import EXPLAIN
 from reports.comparable import KEPT
+from reports.pareto import Point
 from reports.tables import Table, TableRow
 
 GIGA, MIB = 1e9, 2**20
@@ -29,6 +32,53 @@ SHOWN: dict[str, tuple[str, float, int]] = {
 MACS = "macs"  # measured where they were, else projected
 TOTAL = "stage.total_ms"
 SPREAD = ("prefill_ms", "compute_ms", "cuda_ms")  # shown with their 5th and 95th percentile
+
+
+@dataclass(frozen=True)
+class Price:
+    """A cost that rows are plotted against.
+
+    Attributes:
+        key: of files, and on the page.
+        label: with its unit.
+        columns: of `costs_of`; the first one counts that a row has.
+        unit: divisor.
+    """
+
+    key: str
+    label: str
+    columns: tuple[str, ...]
+    unit: float = 1.0
+
+
+PRICES = (
+    Price("macs", "multiply-adds, G", (MACS,), GIGA),
+    Price("prefill", "prefill, ms", ("prefill_ms",)),
+    Price("total", "whole pass, ms", ("cuda_ms", "compute_ms")),
+)
+
+
+def priced(
+    table: Table, measured: dict[tuple[str, int], dict[str, Any]], price: Price
+) -> list[tuple[TableRow, Point]]:
+    """Cost and accuracy of the rows whose cost is known; accuracy in the metric's unit, turned so that higher
+    is better, NaN where a row has none."""
+    found = []
+    for line in table.lines:
+        record = measured.get((line.pruner, line.budget), {})
+        name = next((one for one in price.columns if known(record.get(one))), None)
+        if name is None:
+            continue
+        ends = [record.get(f"{name}_{end}") for end in ("p5", "p95")]
+        cheap, dear = ends if all(map(known, ends)) else (record[name], record[name])
+        scale = table.metric.scale if table.metric.higher_is_better else -table.metric.scale
+        one = line.average
+        scores = (one.value, one.low, one.high) if one else (nan, nan, nan)
+        middle, low, high = (scale * value for value in scores)
+        low, high = min(low, high), max(low, high)
+        cost = (float(value) / price.unit for value in (record[name], cheap, dear))
+        found.append((line, Point(*cost, middle, low, high)))
+    return found
 
 
 def costs_of(costs: pd.DataFrame, table: Table) -> dict[tuple[str, int], dict[str, Any]]:

@@ -1,5 +1,5 @@
-"""Where a picture that a person asked for is written: the file behind `--out`, known and tried before anything
-is computed."""
+"""Where a picture that a person asked for is written: the file behind `--out`, known and tried before
+anything is computed."""
 
 from __future__ import annotations
 

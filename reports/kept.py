@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 
 def lit(kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The patches that a panel shows bright: the kept ones; all where no token stands for a single patch, since
-    pooled tokens (of `downsample`, say) cover the whole picture between them.
+    """The patches that a panel shows bright: the kept ones; all where no token stands for a single patch,
+    since pooled tokens (of `downsample`, say) cover the whole picture between them.
 
     Args:
         kept: (V * N,) bool, view after view; all views of an answer, so that one of which nothing stays is

@@ -1,4 +1,4 @@
-"""Colours of methods and masks, the same in every figure and on the page, and how figures are written."""
+"""Colours of masks and warnings, how figures look, and how they are written; methods: `reports.looks`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Okabe and Ito's colours, told apart by colour-blind readers; then Tol's for what is beyond eight
-COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#332288",
-    "#882255",
-    "#999933",
-    "#117733",
-)
-GREY, WARNING = "#767676", "#b00020"
+WARNING = "#b00020"
 STYLE: Any = {
     "svg.hashsalt": "groundprune",
     "svg.fonttype": "none",

@@ -64,7 +64,9 @@ def statistics(image: NDArray[np.uint8]) -> dict[str, float]:
     }
 
 
-def _distance(pixels: NDArray[np.float64], around: NDArray[np.float64] | tuple[int, ...]) -> NDArray[np.float64]:
+def _distance(
+    pixels: NDArray[np.float64], around: NDArray[np.float64] | tuple[int, ...]
+) -> NDArray[np.float64]:
     """(H, W) distance in RGB to the nearest mixture of an object's colour and what is around it."""
     start = np.asarray(around, dtype=np.float64)
     found = np.full(pixels.shape[:2], np.inf)
@@ -97,6 +99,6 @@ def unlike_scenes(name: str, real: str, data: str, image: NDArray[np.uint8]) -> 
     if is_scene(image):
         return None
     return (
-        f"{name} was trained on generated scenes of coloured shapes on grey ({data}) and this is none, so its "
-        f"masks mean nothing here; of photos ask the real model: --backbone {real} --checkpoint DIR."
+        f"{name} was trained on generated scenes of coloured shapes on grey ({data}) and this is none, so "
+        f"its masks mean nothing here; of photos ask the real model: --backbone {real} --checkpoint DIR."
     )

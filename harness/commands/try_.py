@@ -93,7 +93,9 @@ def try_image(
     print(f"picture: {target}")
 
 
-def _try_clip(named: str | None, expression: str | None, plan: Plan, family: Settings, out: Path | None) -> None:
+def _try_clip(
+    named: str | None, expression: str | None, plan: Plan, family: Settings, out: Path | None
+) -> None:
     """A strip of frames and a film of one clip under every pruner."""
     from harness.engine.budgets import tokens_of
     from harness.engine.ranks import Place

@@ -59,7 +59,7 @@ class ClipAttempts:
 
 @dataclass(frozen=True)
 class ClipSubject:
-    """What is asked about; `truth` is (T, H, W) bool, the rest as of `harness.engine.single_image.Subject`."""
+    """What is asked about; `truth` is (T, H, W) bool, else as `harness.engine.single_image.Subject`."""
 
     clip: Clip
     expression: str
@@ -68,8 +68,8 @@ class ClipSubject:
 
 
 def built_in_clip(expression: str | None = None) -> ClipSubject:
-    """A RefClips clip and one of its expressions with its truth; with words that nobody said of it the truth is
-    not known."""
+    """A RefClips clip and one of its expressions with its truth; with words that nobody said of it the truth
+    is not known."""
     from harness.data.refclips.writer import videos
 
     _, video = next(videos(BUILT_IN))

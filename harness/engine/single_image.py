@@ -75,8 +75,8 @@ class Subject:
 
 
 def built_in(expression: str | None = None) -> Subject:
-    """A RefShapes scene and one of its expressions with its truth; with words that nobody said of it the truth
-    is not known."""
+    """A RefShapes scene and one of its expressions with its truth; with words that nobody said of it the
+    truth is not known."""
     from harness.data.refshapes.writer import scene
 
     split, index, family, number = BUILT_IN
