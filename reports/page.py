@@ -145,9 +145,8 @@ def _plotted(
     """By row (its id), a cost, the ends of its spread, and how the row stands among all (`reports.pareto`)."""
     points = costs.priced(table, prices, price)
     ranked = [(line, point) for line, point in points if line.average and not line.sees_truth]
-    how = dict(
-        zip((id(line) for line, _ in ranked), pareto.standings([one for _, one in ranked]), strict=True)
-    )
+    stand = pareto.standings([point for _, point in ranked])
+    how = {id(line): one for (line, _), one in zip(ranked, stand, strict=True)}
     return {
         id(line): {
             "cost": [_number(value) for value in (point.cost, point.cheap, point.dear)],
@@ -228,6 +227,6 @@ def _estimate(one: Estimate | None, scale: float) -> list[float | None] | None:
     return [*(_number(scale * end) for end in (one.value, one.low, one.high)), _number(one.p)]
 
 
-def _number(value: float | None, unit: float = 1.0) -> float | None:
+def _number(value: float | None) -> float | None:
     """Four digits are enough to read; JSON has no NaN."""
-    return None if value is None or np.isnan(value) else float(f"{value / unit:.5g}")
+    return None if value is None or np.isnan(value) else float(f"{value:.5g}")

@@ -148,7 +148,7 @@ function startMasks() {
     find("#said").replaceChildren("“", make("b", {}, item.text), "” ", make("small", {}, `${item.sample}, expression ${item.expression}`));
     const wordsOf = (answer) => {
       if (!answer) return [make("b", {}, "image"), "with the truth"];
-      const name = make("b", {}, item.frames ? make("i", { class: "key", colour: DATA.colours[answer.pruner] }) : null, answer.pruner);
+      const name = make("b", {}, item.frames ? sample(answer.pruner) : null, answer.pruner);
       const score = item.frames ? [`J&F ${number(answer.means && answer.means[0])}`, make("small", { class: "here" }), answer.matched ? make("small", {}, "scored: another expression's mask") : null] : [`IoU ${number(answer.iou)}`];
       const covered = known(answer.coverage) && answer.patches ? make("small", {}, `${number(answer.coverage, 0)} % of the referent's patches`) : "";
       return [name, ...score.filter(Boolean), make("small", {}, answer.told), covered];
