@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import nan
+from math import nan, pi
 from typing import Any
 
 import pandas as pd
@@ -40,22 +40,39 @@ class Price:
 
     Attributes:
         key: of files, and on the page.
+        column: of `costs_of`.
         label: with its unit.
-        columns: of `costs_of`; the first one counts that a row has.
         unit: divisor.
     """
 
     key: str
+    column: str
     label: str
-    columns: tuple[str, ...]
     unit: float = 1.0
 
 
 PRICES = (
-    Price("macs", "multiply-adds, G", (MACS,), GIGA),
-    Price("prefill", "prefill, ms", ("prefill_ms",)),
-    Price("total", "whole pass, ms", ("cuda_ms", "compute_ms")),
+    Price("macs", MACS, "multiply-adds, G", GIGA),
+    Price("prefill", "prefill_ms", "prefill, ms"),
+    Price("total", "compute_ms", "whole pass, ms of processor time"),
+    Price("total-cuda", "cuda_ms", "whole pass, CUDA ms"),
 )
+# half the 95 % interval of a median over the distance of the median and a 5 % quantile, of one normal sample:
+# 1.960 standard errors, each sqrt(pi / 2) standard deviations, over the 1.645 that the quantile lies away
+MEDIAN_ERROR = 1.960 * (pi / 2) ** 0.5 / 1.645
+
+
+def interval(record: dict[str, Any], column: str) -> tuple[float, float, float]:
+    """A cost and the ends of its 95 % interval: of a median of rounds as their 5th and 95th percentile and
+    their number tell, if they scatter normally on either side; of a count the count."""
+    middle = float(record[column])
+    ends = [record.get(f"{column}_{end}") for end in ("p5", "p95")]
+    if not all(map(known, ends)):
+        return middle, middle, middle
+    rounds = record.get("rounds")
+    part = MEDIAN_ERROR / max(1.0, float(rounds) if known(rounds) else 1.0) ** 0.5  # type: ignore[arg-type]
+    low, high = (middle + part * (float(end) - middle) for end in ends)  # type: ignore[arg-type]
+    return middle, low, high
 
 
 def priced(
@@ -66,18 +83,15 @@ def priced(
     found = []
     for line in table.lines:
         record = measured.get((line.pruner, line.budget), {})
-        name = next((one for one in price.columns if known(record.get(one))), None)
-        if name is None:
+        if not known(record.get(price.column)):
             continue
-        ends = [record.get(f"{name}_{end}") for end in ("p5", "p95")]
-        cheap, dear = ends if all(map(known, ends)) else (record[name], record[name])
+        cost, cheap, dear = (value / price.unit for value in interval(record, price.column))
         scale = table.metric.scale if table.metric.higher_is_better else -table.metric.scale
         one = line.average
         scores = (one.value, one.low, one.high) if one else (nan, nan, nan)
         middle, low, high = (scale * value for value in scores)
         low, high = min(low, high), max(low, high)
-        cost = (float(value) / price.unit for value in (record[name], cheap, dear))
-        found.append((line, Point(*cost, middle, low, high)))
+        found.append((line, Point(cost, cheap, dear, middle, low, high)))
     return found
 
 

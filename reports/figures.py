@@ -97,7 +97,7 @@ def _drawn(look: Look, size: float = 4.5, width: float = 1.2) -> dict[str, Any]:
     return {
         "color": look.colour,
         "marker": Outline([*corners, corners[0]], closed=True),
-        "markersize": 1.25 * size,
+        "markersize": 1.15 * size * max(abs(one) for corner in corners for one in corner),
         "markerfacecolor": "white" if look.hollow else look.colour,
         "markeredgecolor": look.colour if look.hollow else "white",
         "markeredgewidth": 1.1 if look.hollow else 0.5,
@@ -292,7 +292,7 @@ def pareto_figure(table: Table, points: Sequence[Priced], price: Price, drawn: d
             zorder=1,
         )
     axes.set_ylim(bottom=0)
-    axes.set_xlim(left=0)
+    axes.set_xlim(left=0.93 * min(point.cheap for _, point in scored))
     axes.text(0, -0.14, KEY, transform=axes.transAxes, fontsize=LETTER - 0.5, color=GREY)
     errors = [error for line, _ in scored if (error := _error(line, scale)) is not None]
     _interval_width(axes, errors)

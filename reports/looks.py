@@ -43,10 +43,10 @@ METHODS = (
 Corner = tuple[float, float]
 
 
-def _polygon(corners: int, turn: float = 0.0, inner: float = 1.0) -> tuple[Corner, ...]:
-    """A regular polygon, its first corner on top; with `inner` every second corner lies that far out."""
+def _polygon(corners: int, turn: float = 0.0, size: float = 1.0, inner: float = 1.0) -> tuple[Corner, ...]:
+    """A regular polygon, its first corner on top; with `inner` every second corner lies that far in."""
     angles = [math.pi * (2 * k / corners + turn / 180) for k in range(corners)]
-    reach = [inner if k % 2 else 1.0 for k in range(corners)]
+    reach = [size * (inner if k % 2 else 1.0) for k in range(corners)]
     return tuple(
         (round(r * math.sin(a), 3), round(-r * math.cos(a), 3)) for a, r in zip(angles, reach, strict=True)
     )
@@ -54,25 +54,25 @@ def _polygon(corners: int, turn: float = 0.0, inner: float = 1.0) -> tuple[Corne
 
 def _cross(turn: float) -> tuple[Corner, ...]:
     """A plus with thick arms."""
-    arm, cos, sin = 0.36, math.cos(math.radians(turn)), math.sin(math.radians(turn))
-    plain = [(arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm), (arm, 1)]
+    arm, cos, sin = 0.4, math.cos(math.radians(turn)), math.sin(math.radians(turn))
+    plain = [(arm, -1.2), (arm, -arm), (1.2, -arm), (1.2, arm), (arm, arm), (arm, 1.2)]
     plain += [(-x, -y) for x, y in plain]
     return tuple((round(x * cos - y * sin, 3), round(x * sin + y * cos, 3)) for x, y in plain)
 
 
-# corners in a circle of radius 1, y downwards
+# corners, y downwards; about as large as a disc of radius 1 each
 MARKS: tuple[tuple[Corner, ...], ...] = (
     _polygon(32),  # a disc
-    _polygon(4, 45),
-    _polygon(3),
-    _polygon(4),
-    _polygon(3, 180),
+    _polygon(4, 45, 1.25),
+    _polygon(3, 0, 1.35),
+    _polygon(4, 0, 1.3),
+    _polygon(3, 180, 1.35),
     _cross(0),
-    _polygon(10, 0, 0.42),
-    _polygon(3, 90),
+    _polygon(10, 0, 1.45, 0.42),
+    _polygon(3, 90, 1.35),
     _cross(45),
-    _polygon(5),
-    _polygon(3, -90),
+    _polygon(5, 0, 1.15),
+    _polygon(3, -90, 1.35),
 )
 
 
@@ -94,7 +94,7 @@ class Look:
 
     @property
     def outline(self) -> str:
-        """The mark as an SVG path, in a circle of radius 1."""
+        """The mark as an SVG path."""
         return "M" + "L".join(f"{x:g} {y:g}" for x, y in MARKS[self.mark]) + "Z"
 
     @property

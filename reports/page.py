@@ -142,7 +142,7 @@ def _table(table: Table, runs: Runs) -> dict[str, Any]:
 def _plotted(
     table: Table, prices: dict[tuple[str, int], dict[str, Any]], price: costs.Price
 ) -> dict[int, dict[str, Any]]:
-    """By row (its id), a cost, the ends of its spread, and how the row stands among all (`reports.pareto`)."""
+    """By row (its id), a cost, the ends of its interval, and how the row stands (`reports.pareto`)."""
     points = costs.priced(table, prices, price)
     ranked = [(line, point) for line, point in points if line.average and not line.sees_truth]
     stand = pareto.standings([point for _, point in ranked])

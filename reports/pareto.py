@@ -1,8 +1,8 @@
 """Which rows no other beats in accuracy and cost, beyond what the noise of either explains.
 
-The rule, also in docs/costs.md: two costs are equal where their spreads (5th to 95th percentile of the
-rounds; none of a count, as of multiply-adds) overlap. A row is beaten by another that is more accurate at an
-equal or lower cost, or as accurate at a lower one. It is beaten for sure if the other's 95 % interval of
+The rule, also in docs/costs.md: two costs are equal where the 95 % intervals of their medians over the timed
+rounds overlap (a count, as of multiply-adds, has none). A row is beaten by another that is more accurate at
+an equal or lower cost, or as accurate at a lower one. It is beaten for sure if the other's 95 % interval of
 accuracy lies wholly above its own; without intervals nothing is sure.
 """
 

@@ -193,8 +193,8 @@ function paretoChart(table, price) {
   if (lines.length < 2) return null;
   const { svg, y, WIDE, right } = frame(label, `Avg. ${table.metric.title}, ${table.metric.unit}`, topOf(lines.map((line) => line.average)));
   const priceOf = (line) => line.prices[price].cost, most = Math.max(...lines.map((line) => priceOf(line)[2])) * 1.03;
-  const x = scale(0, most, PAD.left, WIDE - right);
-  for (const tick of steps(most, WIDE < 520 ? 4 : 6)) svg.append(make("text", { x: x(tick), y: HIGH - PAD.bottom + 15, "text-anchor": "middle" }, String(Math.round(tick * 1000) / 1000)));
+  const least = 0.93 * Math.min(...lines.map((line) => priceOf(line)[1])), x = scale(least, most, PAD.left, WIDE - right);
+  for (const tick of steps(most, WIDE < 520 ? 4 : 6).filter((tick) => tick >= least)) svg.append(make("text", { x: x(tick), y: HIGH - PAD.bottom + 15, "text-anchor": "middle" }, String(Math.round(tick * 1000) / 1000)));
   const path = lines.filter((line) => line.prices[price].standing === "front").sort((a, b) => priceOf(a)[0] - priceOf(b)[0]);
   svg.append(make("path", { class: "bound", d: path.map((line, at) => `${at ? "L" : "M"}${x(priceOf(line)[0])} ${y(line.average[0])}`).join("") }));
   const groups = {}, marks = [], ends = {}, budgets = inOrder(lines.map((line) => line.budget));
@@ -210,7 +210,7 @@ function paretoChart(table, price) {
   nameLines(groups, ends, WIDE, right);
   const tell = (line) => [tellNumber(table, line, null), tellPrice(line, price, label), STANDS[line.prices[price].standing]].filter(Boolean).join("\n");
   reachable(svg, marks, tell, (line) => openNumber(table, line, null));
-  return make("figure", {}, make("figcaption", {}, `${table.title}: accuracy against ${label} (larger marks: larger budgets)`), svg, legend(groups, svg));
+  return make("figure", {}, make("figcaption", {}, `${table.title}: accuracy against ${label}`), svg, legend(groups, svg));
 }
 
 function priceChart(table, price) {
