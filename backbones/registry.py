@@ -150,7 +150,8 @@ class Family:
         """What the model was trained on, in a sentence with the way to a fitting model, if an image is not of
         that kind; None if it is, or where the family does not tell, which is the default.
 
-        Looks at pixels alone: no weights are loaded. Of a clip every frame that is seen is asked about.
+        Looks at pixels alone: no weights are loaded. Of a clip some frames are asked about, and the sentence
+        is told if all of them have one.
 
         Args:
             image: (H, W, 3) uint8 RGB.

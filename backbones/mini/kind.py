@@ -26,7 +26,7 @@ LIMITS = {
     "vivid": (0.002, 0.3),  # share
     "neither": (0.0, 0.05),  # share
     "brightness": (70.0, 190.0),  # median
-    "tint": (0.0, 26.0),  # of the median
+    "tint": (0.0, 24.0),  # of the median
     "spread": (9.0, 40.0),  # standard deviation of the background's brightness
     "step": (1.0, 6.2),  # of the background's brightness between neighbours, mean
     "grain": (0.0, 2.5),  # the same, median
@@ -99,6 +99,7 @@ def unlike_scenes(name: str, real: str, data: str, image: NDArray[np.uint8]) -> 
     if is_scene(image):
         return None
     return (
-        f"{name} was trained on generated scenes of coloured shapes on grey ({data}) and this is none, so "
-        f"its masks mean nothing here; of photos ask the real model: --backbone {real} --checkpoint DIR."
+        f"{name} was trained on generated scenes of coloured shapes on grey ({data}), which this does not "
+        f"look like: its masks mean nothing here; for photos give the real model, --backbone {real} "
+        f"--checkpoint DIR."
     )

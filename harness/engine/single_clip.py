@@ -102,14 +102,14 @@ def clip_subject(clip: str | None, expression: str | None) -> ClipSubject:
 
 
 def unlike_clip(family: Family, clip: Clip) -> str | None:
-    """What the family says of a clip: `unlike` of more than half of LOOKED_AT evenly spread frames.
+    """What the family says of a clip: what it says of a frame if none of LOOKED_AT evenly spread ones is of
+    its kind, since objects come and go.
 
     Raises:
         UserError: a frame cannot be read.
     """
     told = [family.unlike(clip.frame(number)) for number in shown_frames(len(clip), LOOKED_AT)]
-    found = [one for one in told if one]
-    return found[0] if len(found) > len(told) / 2 else None
+    return told[0] if all(told) else None
 
 
 def ask_of_clip(

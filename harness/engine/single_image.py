@@ -18,8 +18,9 @@ from harness.engine.served import served
 from pruners import checks
 from pruners.base import REFERENT, Pruner, UserError
 
-# split, scene, family and expression of the scene that is shown without an image
-BUILT_IN = ("val", 1, "refshapesg", 0)
+# split, scene, family and expression that are shown without an image: one that glamm-mini gets right with all
+# tokens and not with every choice of them
+BUILT_IN = ("val", 1, "refshapesg", 2)
 
 
 @dataclass(frozen=True)
