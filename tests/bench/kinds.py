@@ -1,4 +1,4 @@
-"""`python -m tests.bench.kinds [FOLDER ...]`: how often the embedded models' word on what they were trained on
+"""`python -m tests.bench.kinds [FOLDER ...]`: how often the embedded models' word on what they know
 is wrong: of generated scenes and clips, which it must not warn of, and of what is none, which it must.
 
 Scenes as they are made and as they come back to somebody: as JPEG, resized, on a screenshot. None are
