@@ -239,10 +239,10 @@ def test_without_a_clip_there_is_one_with_its_truth(
 
 
 def test_the_built_in_clip_is_the_first_by_its_motion() -> None:
-    asked = attempt.built_in_clip()
+    asked = attempt.built_in_clip_subject()
     clip, text, truth = asked.clip, asked.expression, asked.truth
     assert truth is not None and truth.shape == (len(clip), clip.height, clip.width) and truth.any()
-    again = attempt.built_in_clip(text)
+    again = attempt.built_in_clip_subject(text)
     assert again.expression == text and again.truth is not None and np.array_equal(again.truth, truth)
     assert np.array_equal(again.clip.frame(0), clip.frame(0)) and text not in again.others
 

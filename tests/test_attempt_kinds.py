@@ -124,7 +124,7 @@ def test_it_prints_what_it_asks_and_what_else_is_known_of_the_scene(
 ) -> None:
     known(monkeypatch)
     monkeypatch.chdir(tmp_path)
-    asked = single_image.built_in()
+    asked = single_image.built_in_subject()
     options = ("--backbone", "fake", "--pruners", "uniform,downsample", "--budget", 8)
     assert command(monkeypatch, *options) == 0
     told = capsys.readouterr().out

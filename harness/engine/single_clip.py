@@ -67,7 +67,7 @@ class ClipSubject:
     others: tuple[str, ...] = ()
 
 
-def built_in_clip(expression: str | None = None) -> ClipSubject:
+def built_in_clip_subject(expression: str | None = None) -> ClipSubject:
     """A RefClips clip and one of its expressions with its truth; with words that nobody said of it the truth
     is not known."""
     from harness.data.refclips.writer import videos
@@ -81,6 +81,12 @@ def built_in_clip(expression: str | None = None) -> ClipSubject:
     return ClipSubject(clip, text, truth, tuple(one for one in said if one != text))
 
 
+def built_in_clip(expression: str | None = None) -> tuple[Clip, str, NDArray[np.bool_] | None]:
+    """Clip, expression and truth of `built_in_clip_subject`."""
+    found = built_in_clip_subject(expression)
+    return found.clip, found.expression, found.truth
+
+
 def clip_subject(clip: str | None, expression: str | None) -> ClipSubject:
     """What the command line's two words mean: clip and expression, an expression about the built-in clip, or
     nothing.
@@ -89,13 +95,13 @@ def clip_subject(clip: str | None, expression: str | None) -> ClipSubject:
         UserError: a clip without an expression, or one that cannot be read.
     """
     if clip is None:
-        return built_in_clip()
+        return built_in_clip_subject()
     if expression is None:
         if Path(clip).suffix or Path(clip).exists():
             raise UserError(
                 f'What is to be found in {clip!r}? Add an expression: try {clip} "the dog running left".'
             )
-        return built_in_clip(clip)
+        return built_in_clip_subject(clip)
     if not expression.strip():
         raise UserError('The expression is empty; write e.g. "the dog running left".')
     return ClipSubject(read_clip(clip), expression)

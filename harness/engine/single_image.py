@@ -75,7 +75,7 @@ class Subject:
     others: tuple[str, ...] = ()
 
 
-def built_in(expression: str | None = None) -> Subject:
+def built_in_subject(expression: str | None = None) -> Subject:
     """A RefShapes scene and one of its expressions with its truth; with words that nobody said of it the
     truth is not known."""
     from harness.data.refshapes.writer import scene
@@ -88,6 +88,12 @@ def built_in(expression: str | None = None) -> Subject:
     return Subject(painted.image, text, truth, tuple(one for one in said if one != text))
 
 
+def built_in(expression: str | None = None) -> tuple[NDArray[np.uint8], str, NDArray[np.bool_] | None]:
+    """Image, expression and truth of `built_in_subject`."""
+    found = built_in_subject(expression)
+    return found.image, found.expression, found.truth
+
+
 def subject(image: str | None, expression: str | None) -> Subject:
     """What the command line's two words mean: image and expression, an expression about the built-in scene,
     or nothing.
@@ -96,14 +102,14 @@ def subject(image: str | None, expression: str | None) -> Subject:
         UserError: an image without an expression, or one that cannot be read.
     """
     if image is None:
-        return built_in()
+        return built_in_subject()
     if expression is None:
         if Path(image).suffix or Path(image).exists():
             raise UserError(
                 f'What is to be found in {image!r}? Add an expression: try {image} "the red star left of '
                 f'the ring".'
             )
-        return built_in(image)
+        return built_in_subject(image)
     if not expression.strip():
         raise UserError('The expression is empty; write e.g. "the red star left of the ring".')
     return Subject(as_pixels(image), expression)
