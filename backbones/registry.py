@@ -21,6 +21,9 @@ from pruners.views import CUT_KINDS
 from pruners.written import check_types, text_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from backbones.base import Backbone
     from backbones.costs import Shapes
 
@@ -143,6 +146,18 @@ class Family:
         """Tokens of a view that enter the language model where a pruner leaves so many of them; by default
         those."""
         return budget
+
+    def unlike(self, image: NDArray[np.uint8]) -> str | None:
+        """What the model was trained on, in a sentence with the way to a fitting model, if an image is not of
+        that kind; None if it is, or where the family does not tell, which is the default.
+
+        Looks at pixels alone: no weights are loaded. Of a clip some frames are asked about, and the sentence
+        is told if all of them have one.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+        """
+        return None
 
     @property
     def protocol(self) -> str:
