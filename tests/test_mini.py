@@ -114,7 +114,7 @@ def test_patch_targets() -> None:
 
 
 def test_train_scenes_are_stored_as_painted(tmp_path: Path) -> None:
-    scenes = build_scenes(tmp_path, 3, workers=1)
+    scenes = build_scenes(tmp_path, 3)
     scene = train_scene(2)
     assert (scenes.images[2] == scene.image).all() and scenes.count(2) == len(scene.objects)
     for k, thing in enumerate(scene.objects):
@@ -166,6 +166,7 @@ def test_every_stage_trains_resumes_and_exports(tmp_path: Path, monkeypatch: pyt
     ):
         monkeypatch.setattr(stage.__init__, "__defaults__", defaults)  # smaller batches
     monkeypatch.setitem(ground.Pointing.__init__.__kwdefaults__, "batch", 2)
+    monkeypatch.setattr(build_scenes, "__defaults__", (1,))
     train(monkeypatch, tmp_path, "--steps", STEPS)
     for stage in ("sam", "patches", "match", "point"):
         with (tmp_path / f"{stage}.csv").open() as handle:
