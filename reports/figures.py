@@ -274,7 +274,8 @@ def pareto_figure(table: Table, points: Sequence[Priced], price: Price, drawn: d
     ranked = [point for line, point in scored if not line.sees_truth]
     how = dict(zip(map(id, ranked), standings(ranked), strict=True))
     budgets = sorted({line.budget for line, _ in scored})
-    scale, ends = table.metric.scale, {}
+    scale = table.metric.scale
+    ends: dict[str, tuple[float, float]] = {}
     for line, point in scored:
         y = scale * line.average.value if line.average else math.nan
         style = _drawn(drawn[line.pruner], _mark_size(line.budget, budgets)) | {"linestyle": "none"}

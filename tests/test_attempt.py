@@ -271,5 +271,6 @@ def test_mistakes_are_one_sentence(
         )
         == 2
     )
-    error = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("device: ")]
-    assert len(error) == 1 and told in error[0]
+    error = capsys.readouterr().err
+    assert told in error
+    assert len([line for line in error.splitlines() if not line.startswith("device: ")]) == 1

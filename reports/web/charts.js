@@ -10,6 +10,11 @@ function steps(top, count = 5) {
   return Array.from({ length: Math.floor(top / step + 1e-9) + 1 }, (_, place) => place * step);
 }
 
+function stepsBetween(least, most, count) {
+  const step = steps(most - least, count)[1] || most - least;
+  return Array.from({ length: Math.floor(most / step) + 1 }, (_, place) => place * step).filter((tick) => tick >= least);
+}
+
 // drawn at the size at which it is first seen, so that letters stay as large as the page's
 function width(beside = true) {
   const room = find("#tables").clientWidth - 44;
@@ -194,7 +199,7 @@ function paretoChart(table, price) {
   const { svg, y, WIDE, right } = frame(label, `Avg. ${table.metric.title}, ${table.metric.unit}`, topOf(lines.map((line) => line.average)));
   const priceOf = (line) => line.prices[price].cost, most = Math.max(...lines.map((line) => priceOf(line)[2])) * 1.03;
   const least = 0.93 * Math.min(...lines.map((line) => priceOf(line)[1])), x = scale(least, most, PAD.left, WIDE - right);
-  for (const tick of steps(most, WIDE < 520 ? 4 : 6).filter((tick) => tick >= least)) svg.append(make("text", { x: x(tick), y: HIGH - PAD.bottom + 15, "text-anchor": "middle" }, String(Math.round(tick * 1000) / 1000)));
+  for (const tick of stepsBetween(least, most, WIDE < 520 ? 4 : 6)) svg.append(make("text", { x: x(tick), y: HIGH - PAD.bottom + 15, "text-anchor": "middle" }, String(Math.round(tick * 1000) / 1000)));
   const path = lines.filter((line) => line.prices[price].standing === "front").sort((a, b) => priceOf(a)[0] - priceOf(b)[0]);
   svg.append(make("path", { class: "bound", d: path.map((line, at) => `${at ? "L" : "M"}${x(priceOf(line)[0])} ${y(line.average[0])}`).join("") }));
   const groups = {}, marks = [], ends = {}, budgets = inOrder(lines.map((line) => line.budget));
