@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from backbones.probes import Probes
 
 Picture = NDArray[np.uint8] | Image | str | Path  # (H, W, 3) RGB, a picture of pillow's, or an image file
+READ, DRAWN = "language model", "masks"  # what is done for a row, as `Backbone.tell` says it
 
 
 @dataclass(frozen=True)
@@ -194,10 +195,16 @@ class Grounded:
         return sum(self.lengths) / len(self.lengths)
 
 
+def _silent(step: str, rows: float) -> None:
+    """Tells nobody."""
+
+
 class Backbone(Family, ABC):
     """A loaded model that segments what an expression names.
 
     Attributes:
+        tell: is called while rows are grounded, with READ or DRAWN and for how many more rows that is done (a
+            part of one, too), for a progress bar; a backbone that never calls it shows each row as it ends.
         fingerprint: 16 hex digits of all that its answers depend on: weights, numbers, vocabularies.
         device, dtype, attn: where and how it runs, as in `Runtime`.
         grid: rows and columns of a view's patches.
@@ -210,6 +217,7 @@ class Backbone(Family, ABC):
     attn: str
     grid: tuple[int, int]
     num_layers: int
+    tell: Callable[[str, float], None] = staticmethod(_silent)
 
     @property
     def staged(self) -> Staged | None:

@@ -20,7 +20,15 @@ from harness.commands.study import study
 from harness.commands.submission import submission
 from harness.commands.sweep import sweep
 from harness.commands.try_ import try_image
-from harness.engine.interrupts import Terminated, terminate
+from harness.engine.interrupts import (
+    INTERRUPTED,
+    TERMINATED,
+    Keys,
+    Terminated,
+    farewell,
+    interrupted,
+    terminate,
+)
 
 PROGRAM = "python -m harness"  # however it was called
 SWEEPS = ("run", "sweep", "eval", "evaluate", "bench", "benchmark")  # what others call their sweep
@@ -54,7 +62,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Which visual-token pruner, at which budget, keeps the masks right? Without a command: run a sweep.",
 )
-INTERRUPTED, TERMINATED = 130, 143  # exit codes after Ctrl-C (typer's own) and SIGTERM
 
 app.callback(invoke_without_command=True)(sweep)
 app.command("list")(show)
@@ -76,18 +83,24 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: None for those of the process.
     """
     signal.signal(signal.SIGTERM, terminate)
-    try:
-        code = int(app(arguments, standalone_mode=False, prog_name=PROGRAM) or 0)
-    except Terminated:
-        code = TERMINATED
-    except Exception as error:
-        message = _sentence(error)
-        if message is None or "--debug" in (sys.argv if arguments is None else arguments):
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 2
-    if code in (INTERRUPTED, TERMINATED):
-        print("stopped, nothing recorded is lost; give the same command again to go on", file=sys.stderr)
+    with Keys(farewell):
+        try:
+            code = int(app(arguments, standalone_mode=False, prog_name=PROGRAM) or 0)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        except Terminated:
+            code = TERMINATED
+        except Exception as error:
+            if interrupted():  # amid an import or in a C library, which make another error of it
+                code = INTERRUPTED
+            else:
+                message = _sentence(error)
+                if message is None or "--debug" in (sys.argv if arguments is None else arguments):
+                    raise
+                print(f"error: {message}", file=sys.stderr)
+                return 2
+        if code in (INTERRUPTED, TERMINATED):
+            print(farewell(), file=sys.stderr)
     return code
 
 

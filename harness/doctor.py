@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from tqdm import tqdm
-
 import backbones
 from backbones import Finding, Settings, versions
 from backbones.parts.json_files import read_json
@@ -22,7 +20,9 @@ from harness.data.refshapes.writer import MANIFEST, cache_folder
 from harness.data.refshapes.writer import SPLITS as REFSHAPES
 from harness.data.sample import DataError, Sample
 from harness.data.video import known as clips
+from harness.engine import threads
 from harness.plan import Plan
+from harness.progress import each
 from pruners.errors import nearest
 
 Counts = tuple[int, int | None, int]  # images, refs (None: not published) and expressions
@@ -92,7 +92,11 @@ def _packages() -> Iterator[Finding]:
 def _devices() -> Iterator[Finding]:
     import torch
 
-    yield Finding("ok", f"cpu: {os.cpu_count()} processors, torch uses {torch.get_num_threads()} threads")
+    there = threads.processors()
+    busy = threads.others(there.allowed) or 0.0
+    chosen = threads.choose(there=there, busy=busy)
+    free = max(0.0, min(there.usable, there.cores - busy))
+    yield Finding("ok", f"cpu: {there}, {free:.1f} free now; a run would get {chosen}")
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
         yield Finding("ok", f"cuda:{index}: {facts.name}, {facts.total_memory / 2**30:.0f} GiB")
@@ -255,7 +259,7 @@ def _split(
         fine = False
         yield Finding("wrong", f"{name} has {told}, and the published split {whole}; {mend}")
     broken = []
-    for sample in tqdm(samples, desc=name, unit="image", disable=not sys.stderr.isatty(), leave=False):
+    for sample in each(samples, f"reading {name}"):
         try:
             sample.image()
             sample.masks()

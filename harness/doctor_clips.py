@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from backbones import Finding
 from harness import data
 from harness.data.sample import DataError, Sample
 from harness.data.video import davis, known, mevis, youtube
 from harness.metrics.masks import FOREGROUND
+from harness.progress import each
 
 
 class Counts(NamedTuple):
@@ -110,7 +109,7 @@ def _looked_at(samples: Sequence[Sample]) -> tuple[list[str], list[str]]:
     """Every frame and mask read once: what is broken of each clip that is, and expressions whose target is
     never seen."""
     broken, unseen = [], []
-    for sample in tqdm(samples, unit="video", disable=not sys.stderr.isatty(), leave=False):
+    for sample in each(samples, f"reading {samples[0].dataset}:{samples[0].split}", unit="videos"):
         seen = np.array([not target for target in sample.targets])
         try:
             for place in range(len(sample.frames)):

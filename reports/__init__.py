@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,11 @@ MARKDOWN, CSV, COMPARED, LATEX, PAGE, FIGURES = (
     "report.html",
     "figures",
 )
+PARTS = ("records", "tables", "page", "figures")  # of the work, in order
+
+
+def _nobody(part: str) -> None:
+    """Shows nothing."""
 
 
 def render(
@@ -23,6 +28,7 @@ def render(
     baseline: str | None = None,
     latex: bool = False,
     metric: str | None = None,
+    told: Callable[[str], None] = _nobody,
 ) -> list[Path]:
     """Write the report of one or several runs; the same records give the same bytes.
 
@@ -32,6 +38,7 @@ def render(
         baseline: a pruner that every row is compared with.
         latex: whether to write a LaTeX table too.
         metric: name of the metric that tables rank by; by default cIoU, and J&F of clips.
+        told: is called with one of PARTS before it is done.
 
     Returns:
         What was written, leaderboard.md first.
@@ -46,7 +53,9 @@ def render(
     from reports.tables import tables
 
     named = [folders] if isinstance(folders, str | Path) else list(folders)
+    told("records")
     runs = gather(named)
+    told("tables")
     found = tables(runs, baseline, metric)
     target = Path(out) if out is not None else Path(named[0])
     parts = [f"**{note}**\n" for note in (*comparable.why([table.group for table in found]), *runs.notes)]
@@ -62,6 +71,7 @@ def render(
         f"{heading}\n" for run in runs.runs for heading in _diagnosed(run.folder, run.diagnosis, target)
     ]
     parts.append("\n".join(f"- {line}" for line in leaderboard.footer(runs, found)) + "\n")
+    told("page")
     texts = {
         MARKDOWN: "\n".join(parts),
         CSV: leaderboard.per_seed(runs.frame).to_csv(index=False, lineterminator="\n"),
@@ -74,6 +84,7 @@ def render(
         target.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             (target / name).write_text(text, encoding="utf-8")
+        told("figures")
         drawn = figures.draw_figures(runs, found, target / FIGURES)
     except OSError as error:
         raise UserError(

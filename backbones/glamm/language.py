@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones.base import Row
+from backbones.base import READ, Row
 from backbones.glamm.model import GlammModel
 from backbones.glamm.seeing import GlammSeeing
 from backbones.parts import llama
@@ -272,6 +272,10 @@ class GlammLanguage(GlammSeeing):
 
     # -- on both paths
 
+    def _tell_read(self, rows: int) -> None:
+        """The language model has read so many more rows."""
+        self.tell(READ, rows)
+
     def _shared(
         self, rows: Sequence[Row], words: Sequence[Words], writer: Writer | None = None
     ) -> list[ContextAnswer]:
@@ -302,7 +306,14 @@ class GlammLanguage(GlammSeeing):
                     self._cutting(row, text.answer),
                 )
             )
-        shared = Shared(self.model.language_model, self.batch_size, self._multiple, self._beginnings, writer)
+        shared = Shared(
+            self.model.language_model,
+            self.batch_size,
+            self._multiple,
+            self._beginnings,
+            writer,
+            self._tell_read,
+        )
         answers = shared.run(
             [self._context(row) for row in contexts],
             lambda part: self._project([contexts[k] for k in part]),
@@ -331,6 +342,7 @@ class GlammLanguage(GlammSeeing):
                     [rows[k] for k in filled], [words[k] for k in filled], len(part), writer
                 )
                 found.update(zip(part, results, strict=False))
+                self._tell_read(len(part))
         return [found[k][0] for k in range(len(rows))], [found[k][1] for k in range(len(rows))]
 
     def _together(

@@ -105,6 +105,7 @@ class Shared:
         beginnings: what is known of constant beginnings; grows.
         writer: goes on behind the words of every row, of which the last is read; none of them is fill or is
             cut.
+        tell: is called with how many more rows have their answer.
     """
 
     def __init__(
@@ -114,9 +115,10 @@ class Shared:
         multiple: int,
         beginnings: dict[tuple[int, ...], Past],
         writer: Writer | None = None,
+        tell: Callable[[int], None] | None = None,
     ) -> None:
         self.llm, self.batch_size, self.multiple, self._beginnings = llm, batch_size, multiple, beginnings
-        self._writer = writer
+        self._writer, self._tell = writer, tell or (lambda rows: None)
         self.depth = llm.config.num_hidden_layers
         self.device = llm.device
 
@@ -258,6 +260,7 @@ class Shared:
                     for number in branch
                     if asks[number].cutting is None
                 }
+        self._tell(len(answers))
         if not cuts:
             return answers
         last = [words.shape[1] - asks[branch[0]].last for branch in branches]
@@ -357,6 +360,7 @@ class Shared:
         if last:
             unsound = torch.tensor([not one.sound for one in members], device=self.device)
             final = llama.norm(self.llm, hidden).masked_fill(unsound[:, None, None], torch.nan)
+            self._tell(count)
             return {
                 one.ask: ContextAnswer(final[row], one.lengths + ran, one.chosen.patches)
                 for row, one in enumerate(members[:count])

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbones.base import ClipEncoding, Grounded, Row
+from backbones.base import DRAWN, READ, ClipEncoding, Grounded, Row
 from backbones.glamm.language import Said
 from backbones.parts.clips import run_lengths
 from backbones.parts.contexts import Context
@@ -141,16 +141,21 @@ class VideoGlammBackbone(VideoGlammSeeing):
                 f"language model, where every frame needs equally many."
             )
 
+    def _tell_read(self, rows: int) -> None:
+        """Of a clip it is told window by window."""
+
     def _of_clip(self, rows: Sequence[Row], share: bool) -> list[Grounded]:
         """Rows of one clip."""
         encoding = rows[0].encoding
         assert isinstance(encoding, ClipEncoding) and encoding.clip is not None and self.frames is not None
         answers = [_Answer() for _ in rows]
-        for number, frames in enumerate(encoding.clip.windows()):
+        windows = encoding.clip.windows()
+        for number, frames in enumerate(windows):
             part = slice(number * self.frames, (number + 1) * self.frames)
             window = self.window(encoding, number)
             mine = [replace(row, encoding=window, selections=row.selections[part]) for row in rows]
             self._say(mine, answers, share)
+            self.tell(READ, len(rows) / len(windows))
             going = [answer for answer in answers if not answer.error]
             prompts = self._prompts([answer.windows[-1] for answer in going])
             try:
@@ -211,6 +216,7 @@ class VideoGlammBackbone(VideoGlammSeeing):
                 encoded = makes.encode(frame.pixels[None].to(self.device, self._kind))
                 for part, step in portions:
                     self._decoded(step(encoded)[: len(part)], part, frame, makes, runs, fine)
+                self.tell(DRAWN, len(asked) / len(clip))
         return list(zip(runs, fine, strict=True))
 
     @staticmethod

@@ -19,6 +19,7 @@ from harness.commands.options import (
     OneBackbone,
     Plugins,
     SamDims,
+    Threads,
     check_out,
     import_plugins,
     one_backbone,
@@ -40,17 +41,22 @@ def diagnose(
     sam_dims: SamDims = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
+    threads: Threads = None,
     debug: Debug = False,
 ) -> None:
     """Measure whether the referent's tokens look less like the text than others do, and what pruners keep of
     them."""
     from dataclasses import replace
 
-    from backbones.device import told
-    from harness.diagnosis import similarities as diagnosing
-    from harness.engine.ranks import Place
-    from harness.plan import Plan, with_settings
-    from reports.diagnosis import FOLDER, verdict, write_diagnosis
+    from harness.commands.header import begin
+    from harness.progress import stage
+
+    with begin(f"a diagnosis of {backbone} on {device}", threads):
+        from backbones.device import told
+        from harness.diagnosis import similarities as diagnosing
+        from harness.engine.ranks import Place
+        from harness.plan import Plan, with_settings
+        from reports.diagnosis import FOLDER, verdict, write_diagnosis
 
     check_out(out)
     import_plugins(plugin)
@@ -64,7 +70,8 @@ def diagnose(
         dtype=dtype,
     )
     pairs = plan.pairs()
-    model = plan.load(Place())
+    with stage(f"loading {texts[0]}"):
+        model = plan.load(Place())
     kept = diagnosing.kept(run, model) if run is not None else None
     found = replace(diagnosing.measure_similarities(model, pairs, plan.limit or 0, plan.data), kept=kept)
     page = write_diagnosis(

@@ -6,17 +6,21 @@ from pathlib import Path
 
 import typer
 
-from harness.commands.options import Accept, Baseline, Debug, Plugins
+from harness.commands.options import Accept, Baseline, Debug, Plugins, Threads
 
 
 def gate(
     baseline: Baseline = Path("results/baseline.json"),
     accept: Accept = None,
+    threads: Threads = None,
     plugin: Plugins = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
     """Compare a fixed subset with the baseline; exit code 1 if anything changed that no rounding explains."""
-    from harness.gate import check as gating
+    from harness.commands.header import begin
+
+    with begin(f"the gate's subset against {baseline}", threads):
+        from harness.gate import check as gating
 
     if accept is not None:
         gating.accept(baseline, accept, tuple(plugin))

@@ -208,6 +208,36 @@ Workers = Annotated[
     int | None,
     _of(RUN, "--workers", help="processes that read images ahead; by default 2 with a GPU, else 0"),
 ]
+
+
+def parse_threads(text: str) -> int:
+    """The number of threads that a text names, if there can be so many."""
+    import os
+
+    from harness.engine.threads import MOST
+
+    most = MOST * (os.cpu_count() or 1)
+    try:
+        count = int(str(text))
+    except ValueError:
+        count = 0
+    if not 1 <= count <= most:
+        raise typer.BadParameter(
+            f"{str(text)!r} is no number of threads; give 1 to {most}, or leave it out for what is free."
+        )
+    return count
+
+
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        parser=parse_threads,
+        metavar="INTEGER",
+        help="threads of torch on the CPU; by default one per processor that nobody keeps busy; results do "
+        "not depend on it",
+    ),
+]
 Share = Annotated[
     bool,
     _of(RUN, "--share/--no-share", help="compute once what cells have in common; --no-share to compare"),

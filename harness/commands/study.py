@@ -28,6 +28,7 @@ from harness.commands.options import (
     StudiedBudgets,
     StudyOut,
     TextTokens,
+    Threads,
     check_out,
     import_plugins,
     one_backbone,
@@ -55,6 +56,7 @@ def study(
     batch_size: BatchSize = 16,
     frames: Frames = None,
     text_tokens: TextTokens = None,
+    threads: Threads = None,
     gpu: Gpu = "h100",
     out: StudyOut = None,
     plugin: Plugins = [],  # noqa: B006
@@ -62,12 +64,15 @@ def study(
 ) -> None:
     """Run all methods both ways and compare them in pairs: a sentence, a table and a figure per backbone. Of
     placements nothing runs: --frames, --text-tokens and --gpu are theirs."""
-    from harness.commands.sweep import evaluate
-    from harness.plan import Plan
-    from harness.ranges import check_numbers
-    from pruners.base import UserError, nearest
-    from reports.study import AXES, markdown, write_study
-    from reports.study import study as compare
+    from harness.commands.header import begin
+
+    with begin(f"the study {axis}", threads):
+        from harness.commands.sweep import evaluate
+        from harness.plan import Plan
+        from harness.ranges import check_numbers
+        from pruners.base import UserError, nearest
+        from reports.study import AXES, markdown, write_study
+        from reports.study import study as compare
 
     check_numbers(frames=frames, text_tokens=text_tokens)
     check_out(out)

@@ -42,6 +42,7 @@ from harness.commands.options import (
     Settings,
     Share,
     TensorParallel,
+    Threads,
     Version,
     Workers,
     check_out,
@@ -52,7 +53,8 @@ from harness.plan import Plan
 if TYPE_CHECKING:
     import pandas as pd
 
-    from harness.engine.runner import Way
+    from backbones.base import Backbone
+    from harness.engine.runner import Split, Way
 
 ASKED = {"plugin": "plugins"}  # options that have another name in a plan
 PRUNERS, BUDGETS, BACKBONES, POSITIONS = map(
@@ -78,6 +80,7 @@ def sweep(
     image_backend: ImageBackend = Plan.image_backend,
     batch_size: BatchSize = Plan.batch_size,
     workers: Workers = None,
+    threads: Threads = None,
     share: Share = True,
     max_failures: MaxFailures = 0.01,
     force: Force = False,
@@ -101,6 +104,24 @@ def sweep(
     if context.invoked_subcommand is not None:
         _none_before(context, given)
         return
+    from harness.commands.header import begin, sweep_header
+
+    first, more = sweep_header(context.params, again is not None)
+    with begin(first, threads, more):
+        plans = _asked(given, again, {"checkpoint": checkpoint, "clip": clip, "sam_dims": sam_dims})
+    how = {"share": share, "max_failures": max_failures, "keep_code": keep_code}
+    for done in _runs(plans, out, force, workers, tensor_parallel, how):
+        _tell(done)
+
+
+def _asked(given: dict[str, Any], again: Path | None, own: dict[str, Any]) -> list[Plan]:
+    """The plans of a command line.
+
+    Args:
+        given: the options that were given.
+        again: file that is run again, under the options that are given.
+        own: options of single backbones.
+    """
     from harness.plan import load_plugins, read_plans, with_settings
 
     fields: dict[str, Any] = {
@@ -110,11 +131,7 @@ def sweep(
     }
     plans = [replace(plan, **fields) for plan in (read_plans(again) if again is not None else [Plan()])]
     load_plugins(plans)
-    own = {"checkpoint": checkpoint, "clip": clip, "sam_dims": sam_dims}
-    plans = [replace(plan, backbones=with_settings(plan.backbones, **own)) for plan in plans]
-    how = {"share": share, "max_failures": max_failures, "keep_code": keep_code}
-    for done in _runs(plans, out, force, workers, tensor_parallel, how):
-        _tell(done)
+    return [replace(plan, backbones=with_settings(plan.backbones, **own)) for plan in plans]
 
 
 def _none_before(context: typer.Context, given: Iterable[str]) -> None:
@@ -166,6 +183,7 @@ def evaluate(
     max_failures: float = 0.01,
     keep_code: bool = False,
     tensor_parallel: int = 1,
+    threads: int | None = None,
 ) -> Result:
     """Run a plan, as the command line does: what is there already is not computed again.
 
@@ -179,6 +197,7 @@ def evaluate(
         max_failures: share of the samples that may fail before the run stops.
         keep_code: go on with cells that other code began.
         tensor_parallel: processes that share one language model, under a launcher.
+        threads: of torch, set for the whole process; None leaves them as they are.
 
     Raises:
         UserError: something of the plan is not here, cannot be, or does not fit the folder.
@@ -187,6 +206,10 @@ def evaluate(
 
     plans = [plan] if isinstance(plan, Plan) else list(plan)
     load_plugins(plans)
+    if threads is not None:
+        from harness.engine import threads as threading
+
+        threading.apply(threading.choose(threads))
     how = {"share": share, "max_failures": max_failures, "keep_code": keep_code}
     done = list(_runs(plans, Path(out) if out is not None else None, force, workers, tensor_parallel, how))
     texts = [one.written[0].read_text(encoding="utf-8") for one in done if one.written]
@@ -261,14 +284,18 @@ def _runs(
 def _run(plans: Sequence[Plan], out: Path | None, force: bool, way: Way, tensor_parallel: int) -> _Done:
     """Run plans of one backbone into one folder."""
     from harness.cost import kinds
-    from harness.engine import runner
+    from harness.engine import interrupts, runner
+    from harness.progress import say, stage
     from harness.store import folders
 
-    backbone = plans[0].load(way.place, tensor_parallel)
+    with stage(f"loading {plans[0].backbones[0]}"):
+        backbone = plans[0].load(way.place, tensor_parallel)
     kind = kinds.kind(plans[-1].costs, backbone, tensor_parallel)
     prepared = [runner.prepare(plan, backbone) for plan in plans]
     run = runner.identity([split for splits in prepared for split in splits])
     folder = folders.choose(out, run, force=force, world=way.place.world)
+    say(*_header(prepared, backbone, folder, kind))
+    interrupts.goes_on(*(["--backbones", plans[0].backbones[0], "--out", str(folder)] if force else []))
     finished = [
         runner.run(plan, backbone, splits, folder, way) for plan, splits in zip(plans, prepared, strict=True)
     ]
@@ -276,9 +303,28 @@ def _run(plans: Sequence[Plan], out: Path | None, force: bool, way: Way, tensor_
         return _Done(folder, ())
     kinds.write_costs(kind, plans[-1], prepared[-1], backbone, folder)
 
-    from reports import render
+    from reports import PARTS, render
 
-    return _Done(folder, tuple(render(folder)))
+    with stage("writing the report", len(PARTS), "parts") as progress:
+
+        def told(part: str) -> None:
+            progress.at(PARTS.index(part), part)
+
+        return _Done(folder, tuple(render(folder, told=told)))
+
+
+def _header(prepared: Sequence[Sequence[Split]], backbone: Backbone, folder: Path, kind: str) -> list[str]:
+    """What runs, counted, and what comes then."""
+    cells = {job.cell.id: len(split.samples) for splits in prepared for split in splits for job in split.jobs}
+    names = {job.pruner.name for splits in prepared for split in splits for job in split.jobs}
+    images = {split.name: len(split.samples) for splits in prepared for split in splits}
+    unit = "clip" if backbone.medium == "video" else "image"
+    then = {"off": "", "projected": "projected costs, ", "measured": "measured costs, "}[kind]
+    return [
+        f"{backbone.name} on {backbone.device}: {len(names)} pruners, {len(cells)} cells on "
+        f"{sum(images.values())} {unit}s of {len(images)} splits = {sum(cells.values()):,} {unit}s x cells",
+        f"into {folder}; then {then}the report",
+    ]
 
 
 def _tell(done: _Done) -> None:

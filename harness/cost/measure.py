@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from backbones.base import Backbone
 from backbones.costs import Inputs, Staged
@@ -29,6 +27,7 @@ from harness.data.sample import Sample
 from harness.engine.cells import Line
 from harness.engine.evaluate import conversations
 from harness.engine.runner import Plan, Split
+from harness.progress import stage
 from harness.store import code
 from harness.store.journal import alone
 from pruners.base import UserError
@@ -239,23 +238,23 @@ def _measure(ledgers: Ledgers, inputs: Inputs, lines: Sequence[Line], staged: St
         there, done = counted(ledgers.lines), timed(ledgers.lines)
         left = [number for number in range(rounds) if number not in done]
         passes = len(lines) + BASELINE_RUNS - 1
-        with tqdm(
-            total=len(lines) + passes * rounds, unit="pass", desc="costs", disable=not sys.stderr.isatty()
-        ) as bar:
+        already = sum(cost_key(line.name, line.budget) in there for line in lines) + passes * len(done)
+        with stage("measuring costs", len(lines) + passes * rounds, "passes", already) as progress:
             for line in lines:
                 if cost_key(line.name, line.budget) not in there:
                     ledgers.append(count(staged, inputs, line))
-                bar.update()
-            bar.update(passes * len(done))
+                    progress.advance(note=f"counting {line.name} at {line.budget}")
             if left:  # warm-up; counting was one, but under modes that take other paths
                 for line in lines:
+                    progress.at(progress.done, "warming up")
                     staged.forward(inputs, line.pruner, line.budget)
             for number in left:
+                progress.at(progress.done, f"round {number + 1} of {rounds}")
                 turns = [*lines, *[line for line in lines if line.name == BASELINE] * (BASELINE_RUNS - 1)]
                 found = []
                 for line in random.Random(number).sample(turns, len(turns)):
                     found.append([cost_key(line.name, line.budget), clock(staged, inputs, line)])
-                    bar.update()
+                    progress.advance()
                 ledgers.append({"kind": "round", "number": number, "ms": found})
     except torch.OutOfMemoryError as error:
         raise UserError(
@@ -285,7 +284,8 @@ def _project(ledgers: Ledgers, inputs: Inputs, lines: Sequence[Line], staged: St
     try:
         there = counted(ledgers.lines)
         model = staged.shapes(inputs)
-        projected = projection.project(model, lines, inputs.prompt, attn=attn, dtype=staged.dtype)
+        with stage("projecting costs", note=f"{len(lines)} rows from shapes"):
+            projected = projection.project(model, lines, inputs.prompt, attn=attn, dtype=staged.dtype)
         for line in projection.counts_lines(projected):
             if cost_key(line["pruner"], line["budget"]) not in there:
                 ledgers.append(line)

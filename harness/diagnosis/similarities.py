@@ -15,7 +15,6 @@ from typing import Any
 import pandas as pd
 from scipy.stats import pearsonr, spearmanr
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from backbones.base import Backbone
 from backbones.probes import Probes
@@ -31,6 +30,7 @@ from harness.diagnosis.summary import (
     summarise,
 )
 from harness.plan import Plan
+from harness.progress import each
 from harness.store import records
 from pruners.base import UserError
 
@@ -57,7 +57,7 @@ def measure_similarities(
     left_out = 0
     for dataset, split in pairs:
         samples = data.load_samples(dataset, split, root)
-        for sample in tqdm(samples[: limit or None], desc=f"{dataset} {split}", unit="image", disable=None):
+        for sample in each(samples[: limit or None], f"looking at {dataset}:{split}"):
             found = _look(backbone, probes, sample)
             left_out += len(sample.expressions) - len(found)
             rows += found

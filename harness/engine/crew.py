@@ -4,7 +4,6 @@ complete."""
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from backbones.base import Backbone
 from harness.engine.cells import Job
@@ -27,6 +25,8 @@ from harness.engine.prefetch import Key, Loaded, Parts, read_ahead
 from harness.engine.ranks import Place
 from harness.engine.recorded import Recorded
 from harness.engine.splits import IMAGES_AT_ONCE, Split
+from harness.engine.steps import Steps
+from harness.progress import Stage, say, stage
 from harness.store import closing
 from harness.store.editions import LOCK, Opened
 from harness.store.journal import alone
@@ -104,6 +104,7 @@ class Crew:
         self.filled: set[Key] = set()  # parts that this process has filled
         self.noise = NoiseWatch()
         self.total = sum(len(split.samples) for split in splits)
+        self.results = sum(len(split.samples) * len(split.jobs) for split in splits)
         for number, recorded in enumerate(self.recorded):
             recorded.update()
             asked = [*splits[number].described, *(job.cell.id for job in splits[number].jobs)]
@@ -119,19 +120,19 @@ class Crew:
 
     def work(self) -> bool:
         """Until everything is recorded, or until nothing is left for a process that is not the first."""
-        bar = tqdm(total=self.total, unit="image", disable=self.way.place.rank > 0 or not sys.stderr.isatty())
         video = self.backbone.medium == "video"
         preprocess = self.backbone.preprocess_clip if video else self.backbone.preprocess
         dataset = Parts(self.parts, preprocess, self.backbone.medium)
         pin = self.backbone.device.startswith("cuda")
         waited, told = 0.0, FIRST_WORD
-        with bar, Stops() as stops:
+        done, unit = self.finished_results(), "clips" if video else "images"
+        shown = stage("evaluating", self.results, f"{unit} x cells", done, quiet=self.way.place.rank > 0)
+        with shown as progress, Stops("this clip" if video else "these images") as stops:
             self._check_failures("")
             while True:
                 for (number, part), loaded in read_ahead(dataset, self._claim(), self.way.workers, pin):
-                    bar.set_description(" ".join(self.splits[number].name))
-                    self._fill(number, part, loaded)
-                    bar.update(self._finished_samples() - bar.n)
+                    self._fill(number, part, loaded, progress)
+                    progress.at(self.finished_results(), "")
                     stops.check()
                     waited, told = 0.0, FIRST_WORD
                 self._check_place()
@@ -146,21 +147,23 @@ class Crew:
                 time.sleep(PATIENCE)
                 waited += PATIENCE
                 if waited >= told and (others := self._held()):
-                    print(f"waiting for {others}", file=sys.stderr)
+                    say(f"waiting for {others}")
                     told *= 2
 
     def _held(self) -> str:
         """The parts that other processes have claimed, in words."""
         held = [
-            f"images {self.splits[number].at_once * part + 1} to "
-            f"{self.splits[number].at_once * part + len(self.parts[number][part])} of "
-            f"{':'.join(self.splits[number].name)}"
-            + (f" (process {who})" if (who := claims.holder(part)) else "")
+            self._named(number, part) + (f" (process {who})" if (who := claims.holder(part)) else "")
             for number, claims in enumerate(self.claims)
             for part in claims.open
         ]
         more = f" and {len(held) - 3} other parts" if len(held) > 3 else ""
         return f"{', '.join(held[:3])}{more}, which another process of this run has claimed" if held else ""
+
+    def _named(self, number: int, part: int) -> str:
+        """A part in words."""
+        first, count = self.splits[number].at_once * part + 1, len(self.parts[number][part])
+        return f"images {first} to {first + count - 1} of {':'.join(self.splits[number].name)}"
 
     def _check_place(self) -> None:
         """See that the run folder is still where it was.
@@ -214,14 +217,21 @@ class Crew:
         cells = {job.cell.id for job in self.splits[number].jobs}
         return {sample for cell, sample in self.recorded[number].failures if cell in cells}
 
-    def _fill(self, number: int, part: int, loaded: list[Loaded]) -> None:
-        left = self.todo.pop((number, part))
-        rows = [row for names, cells in left for row in self._rows(number, part, loaded, names, cells)]
+    def _fill(self, number: int, part: int, loaded: list[Loaded], progress: Stage) -> None:
+        left, where = self.todo.pop((number, part)), self._named(number, part)
+        rows: list[dict[str, Any]] = []
+        for names, cells in left:
+            begun, count = progress.done, len(names) * len(cells)
+
+            def show(share: float, step: str, begun: float = begun, count: int = count) -> None:
+                progress.at(begun + share * count, f"{where}: {step}")
+
+            rows += self._rows(number, part, loaded, names, cells, Steps(show))
         self.filled.add((number, part))
         if not self.way.place.leads:
             return
-        if (sentence := self.noise.look(rows)) and self.way.place.rank == 0:
-            print(sentence, file=sys.stderr)
+        if sentence := self.noise.look(rows):
+            say(sentence)
         self._check_place()
         recorded = self.recorded[number]
         self.writers[number].append(
@@ -234,7 +244,13 @@ class Crew:
             self._check_failures("; ".join(f"{name}: {why}" for name, why in list(failed.items())[:1]))
 
     def _rows(
-        self, number: int, part: int, loaded: Sequence[Loaded], names: Sequence[str], cells: Sequence[str]
+        self,
+        number: int,
+        part: int,
+        loaded: Sequence[Loaded],
+        names: Sequence[str],
+        cells: Sequence[str],
+        steps: Steps,
     ) -> Iterator[dict[str, Any]]:
         """What is asked of some samples of a part, and their results under some cells."""
         split = self.splits[number]
@@ -257,6 +273,7 @@ class Crew:
             setting.draws,
             share=self.way.share,
             probed=self._probed(number, part),
+            steps=steps,
         )
         yield from self._unchanged(found, chosen, jobs) if self.backbone.medium == "video" else found
 
@@ -297,10 +314,11 @@ class Crew:
         picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
         picture.save(self.folder / path, quality=85)
 
-    def _finished_samples(self) -> int:
+    def finished_results(self) -> int:
+        """Images times cells of the parts that are closed, whoever filled them."""
         return sum(
-            len(parts[k])
-            for parts, claims in zip(self.parts, self.claims, strict=True)
+            len(parts[k]) * len(split.jobs)
+            for split, parts, claims in zip(self.splits, self.parts, self.claims, strict=True)
             for k in set(range(len(parts))) - set(claims.open)
         )
 

@@ -18,6 +18,7 @@ from harness.engine.cells import Job
 from harness.engine.prefetch import Loaded
 from harness.engine.rounding import of_type, perturbed, same_choice
 from harness.engine.scores import masks_of, measured
+from harness.engine.steps import CHOSEN, DRAWN, READ, Steps
 from harness.engine.truth import Truth
 from harness.store.rows import NO_EXPRESSION, description, pack_tokens
 from pruners import checks
@@ -68,6 +69,7 @@ def fill(
     *,
     share: bool = True,
     probed: Container[str] = (),
+    steps: Steps | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Records of a few images under all cells of their split.
 
@@ -75,9 +77,11 @@ def fill(
         share: encode every image once and let rows share the layers and tokens that they have in common;
             without, every cell does everything anew.
         probed: samples of which is looked at what rounding changes.
+        steps: told how far it is.
     """
+    steps = steps or Steps()
     for part in [jobs] if share else [[job] for job in jobs]:
-        yield from _fill(loaded, part, backbone, protocol, seed, share, probed)
+        yield from _fill(loaded, part, backbone, protocol, seed, share, probed, steps)
 
 
 def _fill(
@@ -88,6 +92,7 @@ def _fill(
     seed: int,
     share: bool,
     probed: Container[str],
+    steps: Steps,
 ) -> Iterator[dict[str, Any]]:
     for job in jobs:
         checks.watch(job.pruner)
@@ -98,6 +103,7 @@ def _fill(
         else:
             readable.append((image.sample, image.pixels, image.truth))
     asked: list[_Asked] = []
+    steps.expect(CHOSEN, len(readable) * len(jobs))
     encodings = _encode(backbone, [pixels for _, pixels, _ in readable])
     for (sample, _, truth), encoding in zip(readable, encodings, strict=True):
         if isinstance(encoding, Exception):
@@ -112,9 +118,14 @@ def _fill(
         other = perturbed(encoding, seed, sample.id, rounding_of(encoding)) if sample.id in probed else None
         for job in jobs:
             asked += _asked(backbone, seen, encoding, other, talks, job, of)
-    results = zip(asked, backbone.ground_rows([one.row for one in asked], share=share), strict=True)
-    for (_, _), together in groupby(results, key=lambda pair: (pair[0].seen.sample.id, pair[0].job.cell.id)):
-        yield from _scored(list(together))
+            steps.add(CHOSEN)
+    for step in (READ, DRAWN):
+        steps.expect(step, len(asked))
+    with steps.following(backbone):
+        grounded = steps.counted(backbone.ground_rows([one.row for one in asked], share=share))
+        results = zip(asked, grounded, strict=True)
+        for _, together in groupby(results, key=lambda pair: (pair[0].seen.sample.id, pair[0].job.cell.id)):
+            yield from _scored(list(together))
 
 
 def conversations(backbone: Backbone, sample: data.Sample, protocol: str, seed: int) -> list[Conversation]:

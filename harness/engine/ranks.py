@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
-from pruners.base import UserError
-
 Word = TypeVar("Word")
 
 # (rank, world size, rank on this machine); torchrun and deepspeed share the first line, srun has the second
@@ -85,6 +83,8 @@ def here(team: int = 1) -> Place:
                 if not 0 <= rank < world:
                     raise ValueError
             except ValueError:
+                from pruners.base import UserError
+
                 shown = ", ".join(f"{name}={word}" for name, word in zip(names, said, strict=True))
                 raise UserError(
                     f"The launcher's variables make no sense ({shown}); unset them to run alone."

@@ -3,7 +3,6 @@ found."""
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from harness.engine.evaluate import conversations
 from harness.engine.served import served
 from harness.engine.splits import IMAGES_AT_ONCE, Split, identity, prepare
 from harness.plan import Plan
+from harness.progress import say
 from harness.store.editions import Asked, open_run
 from harness.store.records import CUT_OFF
 from harness.store.run_folder import split_folder
@@ -49,10 +49,9 @@ def run(
     cut_off, (able, left_out) = _cut_off(plan, backbone, splits), served(plan.chosen(), backbone)
     refused = impossible(able, plan.budgets, backbone.grid, backbone.num_layers, backbone.stated)
     left_out |= {f"{name} at {budget}": str(why) for (name, budget), why in refused.items()}
-    for sentence in dict.fromkeys(left_out.values()) if way.place.rank == 0 else ():
-        print(f"left out: {sentence}", file=sys.stderr)
-    if (count := cut_off.total()) and way.place.rank == 0:
-        print(f"{count} {CUT_OFF}", file=sys.stderr)
+    say(*(f"left out: {sentence}" for sentence in dict.fromkeys(left_out.values())))
+    if count := cut_off.total():
+        say(f"{count} {CUT_OFF}")
     asked = Asked(
         run=identity(splits),
         plan=replace(plan, datasets=",".join(":".join(split.name) for split in splits)).resolved().to_json(),
@@ -63,10 +62,9 @@ def run(
     )
     try:
         opened = open_run(folder, asked, backbone, way.keep_code)
-        if way.place.rank == 0:
-            for sentence in opened.said:
-                print(sentence, file=sys.stderr)
+        say(*opened.said)
         if opened.finished:
+            say(f"all of it is in {folder} already; nothing is evaluated again")
             return True
         if not all(
             split_folder(folder, *split.name).resolve().is_relative_to(folder.resolve()) for split in splits
@@ -76,6 +74,8 @@ def run(
             )
         splits = [replace(split, jobs=jobs) for split, jobs in zip(splits, opened.jobs, strict=True)]
         crew = Crew(backbone, splits, folder, way, opened)
+        if done := crew.finished_results():
+            say(f"goes on: {done:,} of {crew.results:,} images x cells are in {folder} already")
     except OSError as error:
         raise UserError(
             f"Cannot write to {str(folder)!r} ({error.strerror}); give --out a folder that you may write."

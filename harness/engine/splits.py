@@ -13,6 +13,7 @@ from harness import data
 from harness.engine.cells import Job, Setting, expand, jobs
 from harness.engine.served import served
 from harness.plan import Plan
+from harness.progress import stage
 from harness.store import code
 from harness.store.rows import description
 
@@ -90,11 +91,17 @@ def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
     )
     limit = plan.limit or None
     splits = []
-    for dataset, split in plan.pairs_of(backbone):
-        samples = data.load_samples(dataset, split, plan.data, backbone.medium)[:limit]
-        contents = [data.content(sample) for sample in samples]
-        at_once = 1 if backbone.medium == "video" else IMAGES_AT_ONCE
-        splits.append(Split(samples, jobs(setting, dataset, split, lines), contents, at_once))
+    at_once = 1 if backbone.medium == "video" else IMAGES_AT_ONCE
+    with stage("reading the data sets", 0, "clips" if backbone.medium == "video" else "images") as progress:
+        for dataset, split in plan.pairs_of(backbone):
+            progress.at(progress.done, f"{dataset}:{split}")
+            samples = data.load_samples(dataset, split, plan.data, backbone.medium)[:limit]
+            progress.more(len(samples))
+            contents = []
+            for sample in samples:
+                contents.append(data.content(sample))
+                progress.advance()
+            splits.append(Split(samples, jobs(setting, dataset, split, lines), contents, at_once))
     return splits
 
 

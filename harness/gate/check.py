@@ -18,6 +18,7 @@ from harness.gate import baseline as files
 from harness.gate.baseline import PAIR, PIXELS, read_baseline
 from harness.gate.comparison import TOLERANCES, Comparison, compare, rounding
 from harness.plan import Plan, load_plugins
+from harness.progress import stage
 from harness.store import records
 from pruners.base import UserError
 
@@ -84,7 +85,9 @@ def run_subset(plan: Plan, backbone: Backbone | None = None) -> GateRun:
     from harness.engine import runner
 
     load_plugins([plan])
-    backbone = backbone or plan.load(Place())
+    if backbone is None:
+        with stage(f"loading {plan.backbones[0]}"):
+            backbone = plan.load(Place())
     splits = runner.prepare(plan, backbone)
     prints = {":".join(split.name): data.fingerprint(split.samples) for split in splits}
     costs: dict[tuple[str, int], int] = {}
@@ -146,7 +149,8 @@ def accept(path: Path, reason: str, plugins: tuple[str, ...] = (), subset: Plan 
     chosen = subset or (plan_of(before) if before else SUBSET)
     plan = replace(chosen, plugins=plugins)
     load_plugins([plan])
-    backbone = plan.load(Place())
+    with stage(f"loading {plan.backbones[0]}"):
+        backbone = plan.load(Place())
     run = run_subset(plan, backbone)
     noisy = [run_subset(plan, shaken(backbone, draw, RELATIVE)).frame for draw in range(DRAWS)]
     worst = rounding(run.frame, noisy, run.patches)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from harness.data.refclips import language, scenes, splits
 from harness.data.refclips.language import WORDINGS, describe_groups, describe_surely
@@ -26,6 +25,7 @@ from harness.data.video.painted import VOID
 from harness.data.video.places import FILES
 from harness.data.video.writer import Said, Video, write_davis, write_mevis, write_youtube
 from harness.data.video.youtube import is_held_out
+from harness.progress import each
 
 CLIPS = 20  # of a data set
 MANIFEST = "refclips.json"
@@ -169,12 +169,8 @@ def prepare_refclips(dataset: str, cache_dir: str | Path | None = None, *, clips
 
 
 def _write(root: Path, dataset: str, clips: int) -> None:
-    held = [
-        video
-        for _, video in tqdm(
-            islice(videos(dataset), clips), desc=f"painting {dataset}", total=clips, unit="clip", disable=None
-        )
-    ]
+    shown = each(islice(videos(dataset), clips), f"painting {dataset}", clips, "clips")
+    held = [video for _, video in shown]
     match dataset:
         case "refclips-davis":
             write_davis(root, held, encode=png)

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
-from tqdm import tqdm
 
 from harness.data.refer import FOLDER, IMAGES, SPLIT_BY, load_refer
 from harness.data.refshapes import language, scenes
 from harness.data.refshapes.scenes import CROWDS, SHAPES, Scene, generate
 from harness.data.sample import DataError, fingerprint
+from harness.progress import stage
 
 SPLITS: dict[str, tuple[str, ...]] = {
     "refshapes": ("val", "testA", "testB"),
@@ -126,7 +126,7 @@ def _write(root: Path, images: int, train: int) -> None:
     folder = root / FOLDER / IMAGES
     folder.mkdir(parents=True)
     writers = {family: _Family(family) for family in SPLITS}
-    with tqdm(total=sum(counts.values()), desc="painting RefShapes", unit="image", disable=None) as bar:
+    with stage("painting RefShapes", sum(counts.values()), "images") as progress:
         for split, count in counts.items():
             for index in range(count):
                 painted = scene(split, index)
@@ -136,7 +136,7 @@ def _write(root: Path, images: int, train: int) -> None:
                 for family, writer in writers.items():
                     if split in SPLITS[family] or split == "train":
                         writer.add(painted, split, image_id, name)
-                bar.update()
+                progress.advance()
     for family, writer in writers.items():
         writer.write(root / FOLDER / family)
     prints = {
