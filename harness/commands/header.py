@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from harness.engine import threads
-from harness.progress import Stage, say, stage
+from harness.progress import say, stage
 
 
-def begin(first: str, asked: int | None = None, *more: str) -> Stage:
-    """Choose the number of threads, say what begins, and show that torch is loaded.
+@contextmanager
+def begin(first: str, asked: int | None = None, *more: str) -> Iterator[None]:
+    """Choose the number of threads and say what begins; it is entered while torch and whatever needs it are
+    imported.
 
     Args:
         first: what runs, without a full stop; device and threads are added.
         asked: what `--threads` says.
         more: lines below it.
-
-    Returns:
-        What is entered while torch and whatever needs it are imported.
     """
     chosen = threads.choose(asked)
     threads.apply(chosen)
     say(f"{first}, {chosen}", *more)
-    return stage("loading torch and the methods")
+    with stage("loading torch and the methods"):
+        yield
+    threads.apply(chosen)  # once more: MKL takes no more from the environment than the machine has cores
 
 
 def sweep_header(asked: dict[str, Any], again: bool) -> tuple[str, ...]:

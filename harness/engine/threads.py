@@ -63,12 +63,12 @@ class Choice:
     """A number of threads, and why.
 
     Attributes:
-        automatic: nobody asked for it.
+        given: by the environment, which torch reads itself.
     """
 
     threads: int
     why: str
-    automatic: bool = True
+    given: bool = False
 
     def __str__(self) -> str:
         return f"{self.threads} thread{'s' * (self.threads != 1)}: {self.why}"
@@ -210,13 +210,13 @@ def choose(
     """
     environment = os.environ if environment is None else environment
     if asked is not None:
-        return Choice(asked, "as --threads says", automatic=False)
+        return Choice(asked, "as --threads says")
     # torchrun says 1 where nobody said anything
     by_torchrun = "TORCHELASTIC_RUN_ID" in environment and environment.get(GIVEN[0]) == "1"
     for name in GIVEN:
         with suppress(ValueError):
             if (number := int(environment.get(name, "").split(",")[0])) > 0 and not by_torchrun:
-                return Choice(number, f"{name} says so", automatic=False)
+                return Choice(number, f"{name} says so", given=True)
     there = there or processors()
     busy = others(there.allowed) if busy is None else busy
     sharing = workers(environment)
@@ -229,15 +229,15 @@ def choose(
 
 
 def apply(choice: Choice) -> None:
-    """Give torch its threads: through the environment if it is not imported yet, for what it loads and the
-    processes that it starts; else directly.
+    """Give torch its threads: through the environment, for what it loads and the processes that are started,
+    and directly where it is imported already.
 
-    Threads that were chosen here do not spin: the machine may become busy later.
+    None of them spins unless the environment says so: the machine may become busy later.
     """
-    if choice.automatic or choice.why.startswith("as --threads"):
+    if not choice.given:
         for name in GIVEN:
             os.environ[name] = str(choice.threads)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(choice.threads)
-    elif not any(name in os.environ for name in WAITING):
+    if not any(name in os.environ for name in WAITING):
         os.environ[SPIN] = "0"
+    if (torch := sys.modules.get("torch")) is not None and not choice.given:
+        torch.set_num_threads(choice.threads)

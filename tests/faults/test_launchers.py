@@ -4,6 +4,7 @@ to."""
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -80,7 +81,9 @@ def test_a_signal_is_one_sentence_and_loses_nothing(
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
-    assert said.strip() == "stopped, nothing recorded is lost; give the same command again to go on"
+    assert said.splitlines()[-1] == "stopped, nothing recorded is lost; to go on: " + shlex.join(
+        ["python", "-m", "harness", *words[3:]]
+    )
     assert not (folder / records.DONE).exists()
     record_property("faults", Counter({"signals sent": 1}))
     done = harness("--out", str(folder))
