@@ -66,7 +66,7 @@ def farewell() -> str:
 def interrupted() -> bool:
     """Whether Ctrl-C was pressed since the command began: an import or a C library that it hits may raise
     any error."""
-    return _keys is not None and _keys.count > 0
+    return _keys is not None and not _keys.unanswered
 
 
 class Keys:
@@ -81,7 +81,8 @@ class Keys:
     """
 
     def __init__(self, farewell: Callable[[], str]) -> None:
-        self.farewell, self.count = farewell, 0
+        self.farewell = farewell
+        self.unanswered = [True]  # until the first Ctrl-C; the thread or the handler takes it out
         self._process = os.getpid()
         self._before: object = None
         self._pipe: tuple[int, int] | None = None
@@ -114,16 +115,23 @@ class Keys:
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() == self._process:  # a process that reads images ahead goes with its parent
+            self.answer()
             raise KeyboardInterrupt
 
+    def answer(self) -> None:
+        """Answer the first Ctrl-C, once."""
+        with suppress(IndexError):
+            self.unanswered.pop()
+            _tell(_word)
+
     def _listen(self, read: int) -> None:
+        count = 0
         with suppress(OSError):
             while heard := os.read(read, 64):
                 for _ in range(heard.count(signal.SIGINT)):
-                    self.count += 1
-                    if self.count == 1:
-                        _tell(_word)
-                    elif self.count == 2:
+                    count += 1
+                    self.answer()
+                    if count == 2:
                         threading.Timer(GRACE, self._end).start()
         os.close(read)
 
@@ -165,8 +173,8 @@ class Stops:
         if self._asked is not None:
             raise stop
         self._asked = stop
-        if number == signal.SIGINT and _keys is None:
-            _tell(_word)
+        if number == signal.SIGINT:
+            _keys.answer() if _keys is not None else _tell(_word)
 
     def __enter__(self) -> Stops:
         global _word
