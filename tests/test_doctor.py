@@ -168,7 +168,7 @@ def test_broken_layouts_get_one_line_with_the_mend(
     damage(files)
     assert command(monkeypatch, *options(files)) == 1
     output = capsys.readouterr()
-    assert output.err == ""
+    assert all(line.startswith("reading ") for line in output.err.splitlines())  # how far it is
     assert any(all(word in line for word in told) for line in wrong(output.out)), output.out
 
 

@@ -21,8 +21,8 @@ SCRIPT = """
 import hashlib, sys
 from harness.engine.interrupts import Keys, Stops, farewell, goes_on
 sys.argv = ["x/__main__.py", "--force", "--out", "a b"]
-goes_on("--backbones", "glamm-mini", "--out", "a b-2")
 with Keys(farewell):
+    goes_on("--backbones", "glamm-mini", "--out", "a b-2")
     {before}
         print("ready", file=sys.stderr, flush=True)
         {work}

@@ -88,7 +88,8 @@ class Keys:
         self._pipe: tuple[int, int] | None = None
 
     def __enter__(self) -> Keys:
-        global _keys
+        global _keys, _kept
+        _kept = None
         if threading.current_thread() is not threading.main_thread():
             return self
         self._before = signal.getsignal(signal.SIGINT)

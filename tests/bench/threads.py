@@ -80,7 +80,9 @@ def main() -> None:
             for name, environment in ENVIRONMENTS.items():
                 taken = measure(given.images, given.rounds, environment)
                 print(
-                    f"{count} busy  {name:20} {statistics.median(taken):6.2f} ({min(taken):.2f})", flush=True
+                    f"{count} busy  {name:20} {statistics.median(taken):6.2f} ({min(taken):.2f}), load "
+                    f"{os.getloadavg()[0]:.1f}",
+                    flush=True,
                 )
         finally:
             for one in busy:
