@@ -69,6 +69,16 @@ def on_terminal() -> bool:
         return False
 
 
+def _size() -> dict[str, Any]:
+    """How tqdm is to see the terminal's size: as it is at any time, or as usual where it has none, as that of
+    `docker exec -t` and of `script` may."""
+    try:
+        columns, lines = os.get_terminal_size(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):
+        return {"dynamic_ncols": True}
+    return {"dynamic_ncols": True} if columns and lines else {"ncols": columns or 80, "nrows": lines or 24}
+
+
 class Stage:
     """One thing that a command does, while it is entered; made by `stage`.
 
@@ -178,7 +188,7 @@ class Stage:
             unit=self.unit,
             bar_format="{desc}: {elapsed}{postfix}" if self.total is None else counted,
             postfix=self.note or None,
-            dynamic_ncols=True,
+            **_size(),
             smoothing=0,  # parts end together: the pace since the beginning is the one that holds
             file=sys.stderr,
         )

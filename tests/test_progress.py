@@ -72,6 +72,19 @@ def test_a_terminal_gets_a_bar_whose_clock_goes_on(monkeypatch: pytest.MonkeyPat
     assert "\n" not in told.replace("left out: one\n", ""), "a short stage leaves no bar behind"
 
 
+def test_a_terminal_without_a_size_gets_a_bar_too() -> None:
+    """tqdm hides one where the terminal has no lines, as `docker exec -t` and `script` make them."""
+    script = (
+        "from harness.progress import stage\nwith stage('evaluating', 4, 'images') as shown:\n    shown.at(1)"
+    )
+    read, write = os.openpty()
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, stderr=write)
+    os.close(write)
+    assert done.returncode == 0
+    assert b"0/4 images" in os.read(read, 4096)
+    os.close(read)
+
+
 def test_what_has_no_number_shows_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     with stage("loading glamm-mini"), stage("reading the data sets", 0, "images") as inner:

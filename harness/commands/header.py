@@ -36,7 +36,7 @@ def sweep_header(asked: dict[str, Any], again: bool) -> tuple[str, ...]:
         again: whether they come from a file, but for those that are given.
     """
     limit = asked["limit"]
-    images = "images as the backbone has it by default" if limit is None else f"{limit or 'all'} images"
+    images = "as many images as by default" if limit is None else f"{limit or 'all'} images"
     budgets = str(asked["budgets"])
     count = len([one for one in budgets.split(",") if one.strip()])
     first = f"{asked['backbones']} on {asked['device']}"

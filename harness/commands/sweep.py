@@ -319,10 +319,11 @@ def _header(prepared: Sequence[Sequence[Split]], backbone: Backbone, folder: Pat
     names = {job.pruner.name for splits in prepared for split in splits for job in split.jobs}
     images = {split.name: len(split.samples) for splits in prepared for split in splits}
     unit = "clip" if backbone.medium == "video" else "image"
-    then = {"off": "", "projected": "projected costs, ", "measured": "measured costs, "}[kind]
+    then = {"off": "", "projected": "projected costs and ", "measured": "measured costs and "}[kind]
     return [
         f"{backbone.name} on {backbone.device}: {len(names)} pruners, {len(cells)} cells on "
-        f"{sum(images.values())} {unit}s of {len(images)} splits = {sum(cells.values()):,} {unit}s x cells",
+        f"{sum(images.values())} {unit}s of {len(images)} split{'s' * (len(images) > 1)} = "
+        f"{sum(cells.values()):,} {unit}s x cells",
         f"into {folder}; then {then}the report",
     ]
 
