@@ -56,7 +56,8 @@ def say(*sentences: str) -> None:
         if bar is not None:
             bar.clear()
         for sentence in sentences:
-            print(sentence, file=sys.stderr, flush=True)
+            sys.stderr.write(f"{sentence}\n")  # in one piece, beside what other processes write
+            sys.stderr.flush()
         if bar is not None:
             bar.refresh()
 
