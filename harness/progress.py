@@ -193,7 +193,6 @@ class Stage:
             smoothing=0,  # parts end together: the pace since the beginning is the one that holds
             file=sys.stderr,
         )
-        bar.monitor_interval = 0  # this module has its own thread
         return bar
 
     def _draw(self) -> None:

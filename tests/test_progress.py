@@ -48,12 +48,12 @@ def test_a_log_gets_a_line_at_once_and_more_while_one_step_takes_long(
     with stage("evaluating", 1200, "images x cells", 200) as shown:
         assert capsys.readouterr().err == "evaluating: 1,200 images x cells, 200 done already ...\n"
         time.sleep(1.1)
-        shown.advance(500, "refshapes:val, images 1 to 8: masks")
+        shown.advance(500, "masks, refshapes:val 1-8")
         time.sleep(0.3)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "evaluating: 200 of 1,200 images x cells, 0:00 elapsed"
     assert "evaluating: 700 of 1,200 images x cells, 0:01 elapsed, about 0:01 left" in lines[-2]
-    assert lines[-2].endswith("left (refshapes:val, images 1 to 8: masks)")
+    assert lines[-2].endswith("left (masks, refshapes:val 1-8)")
     assert lines[-1] == "evaluating: done in 0:01"
 
 
@@ -161,7 +161,7 @@ def test_a_run_moves_inside_of_a_part(
     assert {total for _, total, _ in seen} == {20}
     first = [one for one in done if one < 16]
     assert len(set(first)) > 10, "eight images are one step"
-    assert any(note == "images 1 to 8 of refshapes:val: language model" for _, _, note in seen)
+    assert any(note == "language model, refshapes:val 1-8" for _, _, note in seen)
 
 
 def test_the_header_comes_before_torch(tmp_path: Path) -> None:

@@ -218,13 +218,15 @@ class Crew:
         return {sample for cell, sample in self.recorded[number].failures if cell in cells}
 
     def _fill(self, number: int, part: int, loaded: list[Loaded], progress: Stage) -> None:
-        left, where = self.todo.pop((number, part)), self._named(number, part)
+        left, split = self.todo.pop((number, part)), self.splits[number]
+        first = split.at_once * part + 1
+        where = f"{':'.join(split.name)} {first}-{first + len(self.parts[number][part]) - 1}"
         rows: list[dict[str, Any]] = []
         for names, cells in left:
             begun, count = progress.done, len(names) * len(cells)
 
             def show(share: float, step: str, begun: float = begun, count: int = count) -> None:
-                progress.at(begun + share * count, f"{where}: {step}")
+                progress.at(begun + share * count, f"{step}, {where}")
 
             rows += self._rows(number, part, loaded, names, cells, Steps(show))
         self.filled.add((number, part))
