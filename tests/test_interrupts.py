@@ -95,7 +95,7 @@ def test_what_an_import_makes_of_it_is_no_error(
     """A C extension that is interrupted while it is imported raises an ImportError of its own."""
     from harness import cli
 
-    def broken(**_: object) -> int:
+    def broken(*_: object, **__: object) -> int:
         os.kill(os.getpid(), signal.SIGINT)
         try:
             time.sleep(2)

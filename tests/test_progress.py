@@ -173,7 +173,7 @@ def test_the_header_comes_before_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     lines = done.stderr.splitlines()
-    assert lines[0] == "glamm-mini on cpu, 1 thread: as --threads says"
+    assert lines[0] == "glamm-mini on device auto, 1 thread: as --threads says"
     assert lines[1] == (
         "pruners none,random at 2 budgets (64,33%) on data refshapes:val, 2 images of each split, into "
         f"{tmp_path}; then costs, then the report"

@@ -51,7 +51,7 @@ def diagnose(
     from harness.commands.header import begin
     from harness.progress import stage
 
-    with begin(f"a diagnosis of {backbone} on {device}", threads):
+    with begin(f"a diagnosis of {backbone} on device {device}", threads):
         from backbones.device import told
         from harness.diagnosis import similarities as diagnosing
         from harness.engine.ranks import Place

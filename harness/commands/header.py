@@ -39,7 +39,7 @@ def sweep_header(asked: dict[str, Any], again: bool) -> tuple[str, ...]:
     images = "as many images as by default" if limit is None else f"{limit or 'all'} images"
     budgets = str(asked["budgets"])
     count = len([one for one in budgets.split(",") if one.strip()])
-    first = f"{asked['backbones']} on {asked['device']}"
+    first = f"{asked['backbones']} on device {asked['device']}"
     pruners = f"pruners {asked['pruners']} at {count} budget{'s' * (count != 1)} ({budgets})"
     where = f"into {asked['out']}" if asked["out"] else "into a folder below results/runs"
     if again:
