@@ -49,7 +49,10 @@ def render(
     runs = gather(named)
     found = tables(runs, baseline, metric)
     target = Path(out) if out is not None else Path(named[0])
-    parts = [f"**{note}**\n" for note in (*comparable.why([table.group for table in found]), *runs.notes)]
+    parts = [
+        f"**{note}**\n"
+        for note in (*comparable.why([table.group for table in found], runs.facts), *runs.notes)
+    ]
     for table in found:
         notes = [f"**{warning}**\n" for warning in leaderboard.warnings(table, runs)]
         shown = [

@@ -8,6 +8,7 @@ import pandas as pd
 
 from harness.cost import EXPLAIN
 from reports.comparable import KEPT
+from reports.machines import LETTER, is_time
 from reports.tables import Table, TableRow
 
 GIGA, MIB = 1e9, 2**20
@@ -53,6 +54,17 @@ def costs_of(costs: pd.DataFrame, table: Table) -> dict[tuple[str, int], dict[st
     }
 
 
+def of_one_machine(measured: dict[tuple[str, int], dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
+    """The costs, times of other machines than the first one left out, as figures draw them."""
+    first = next((record[LETTER] for record in measured.values() if record.get(LETTER)), "")
+    return {
+        key: record
+        if record.get(LETTER, "") in ("", first)
+        else {name: value for name, value in record.items() if not is_time(name)}
+        for key, record in measured.items()
+    }
+
+
 def cost_row(line: TableRow, measured: dict[tuple[str, int], dict[str, Any]]) -> dict[str, str]:
     """The cost cells of one row as text; empty where nothing was measured at all."""
     if not measured:
@@ -77,7 +89,7 @@ def _text(name: str, record: dict[str, Any]) -> str:
     text = f"{value / unit:.{digits}f}"
     if name in SPREAD and known(record.get(f"{name}_p5")) and known(record.get(f"{name}_p95")):
         text += f" ({record[f'{name}_p5']:.{digits}f} to {record[f'{name}_p95']:.{digits}f})"
-    return text
+    return f"{text} [{record[LETTER]}]" if record.get(LETTER) and is_time(name) else text
 
 
 def stages(record: dict[str, Any]) -> dict[str, float]:

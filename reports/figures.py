@@ -51,7 +51,7 @@ def draw_figures(runs: Runs, tables: list[Table], folder: Path) -> list[Path]:
 def _figures(runs: Runs, table: Table, colours: dict[str, str]) -> Iterator[tuple[str, Any]]:
     if any(line.average for line in table.lines):
         yield "budget", _budget(table, colours)
-    measured = costs.costs_of(runs.costs, table)
+    measured = costs.of_one_machine(costs.costs_of(runs.costs, table))
     for price, (label, unit) in PRICES.items():
         points = {
             key: record[price] / unit for key, record in measured.items() if costs.known(record.get(price))

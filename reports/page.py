@@ -48,7 +48,11 @@ def html(runs: Runs, tables: list[Table]) -> str:
     }
     return environment.get_template("report.html").render(
         title=" · ".join(dict.fromkeys(table.title for table in tables)),
-        notes=[*leaderboard.warning(runs), *comparable.why([table.group for table in tables]), *runs.notes],
+        notes=[
+            *leaderboard.warning(runs),
+            *comparable.why([table.group for table in tables], runs.facts),
+            *runs.notes,
+        ],
         tables=[_view(table, runs, colours) for table in tables],
         diagnoses=[_diagnosis(run.folder, run.diagnosis) for run in runs.runs if run.diagnosis],
         footer=leaderboard.footer(runs, tables),
@@ -115,6 +119,7 @@ def _view(table: Table, runs: Runs, colours: dict[str, str]) -> dict[str, Any]:
 def _table(table: Table, runs: Runs) -> dict[str, Any]:
     """What the scripts read: every number with what it rests on."""
     prices = costs.costs_of(runs.costs, table)
+    timed = costs.of_one_machine(prices)  # what charts draw
     twins = {(twin.line.pruner, twin.line.budget): twin for twin in publication.beside(table)}
     lines = [line for _, block in table.blocks() for line in block]
     return {
@@ -128,12 +133,21 @@ def _table(table: Table, runs: Runs) -> dict[str, Any]:
             "higher": table.metric.higher_is_better,
         },
         "details": _details(table),
-        "lines": [_line(line, table, prices.get((line.pruner, line.budget), {}), twins) for line in lines],
+        "lines": [
+            _line(
+                line, table, *(known.get((line.pruner, line.budget), {}) for known in (prices, timed)), twins
+            )
+            for line in lines
+        ],
     }
 
 
 def _line(
-    line: TableRow, table: Table, price: dict[str, Any], twins: dict[tuple[str, int], Any]
+    line: TableRow,
+    table: Table,
+    price: dict[str, Any],
+    timed: dict[str, Any],
+    twins: dict[tuple[str, int], Any],
 ) -> dict[str, Any]:
     twin = twins.get((line.pruner, line.budget))
     scale = table.metric.scale
@@ -161,8 +175,8 @@ def _line(
         if price
         else {},
         "macs": _number(price.get(costs.MACS), costs.GIGA),
-        "prefill": _number(price.get("prefill_ms")),
-        "stages": {name: _number(value) for name, value in costs.stages(price).items()},
+        "prefill": _number(timed.get("prefill_ms")),
+        "stages": {name: _number(value) for name, value in costs.stages(timed).items()},
     }
 
 
