@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from pruners.base import UserError
-from reports import render
+from reports import report
 
 
 def main(arguments: list[str]) -> int:
@@ -23,6 +23,10 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--out", metavar="DIR", help="folder to write to; by default the first run's")
     parser.add_argument("--latex", action="store_true", help="write leaderboard.tex too")
+    parser.add_argument("--full", action="store_true", help="print all columns, each explained")
+    parser.add_argument(
+        "--export", metavar="FILE", type=Path, help="write the tables there, too: .csv, .json, .md or .tex"
+    )
     parser.add_argument("--baseline", metavar="PRUNER", help="compare every row with this pruner, e.g. fastv")
     parser.add_argument(
         "--plugin", action="append", default=[], metavar="FILE", help="Python file that registers metrics"
@@ -40,13 +44,19 @@ def main(arguments: list[str]) -> int:
 
             for path in given.plugin:
                 load_plugin(path)
-        written = render(given.runs, given.out, given.baseline, given.latex, given.metric)
+        if given.export is not None:
+            from reports import export
+
+            export.check(given.export)
+        made = report(given.runs, given.out, given.baseline, given.latex, given.metric)
+        if given.export is not None:
+            export.write([made.sheet()], given.export)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(Path(written[0]).read_text(encoding="utf-8"))
-    for path in written:
-        print(path)
+    print(made.text(given.full))
+    if given.export is not None:
+        print(f"export: {given.export}")
     return 0
 
 

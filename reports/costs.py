@@ -71,7 +71,7 @@ def cost_row(line: TableRow, measured: dict[tuple[str, int], dict[str, Any]]) ->
         return {}
     here = measured.get((line.pruner, line.budget), {})
     columns = [name for name in SHOWN if any(known(record.get(name)) for record in measured.values())]
-    return {SHOWN[name][0]: _text(name, here) for name in columns}
+    return {SHOWN[name][0]: text(name, here) for name in columns}
 
 
 def known(value: Any) -> bool:
@@ -79,17 +79,18 @@ def known(value: Any) -> bool:
     return value is not None and value != "" and value == value
 
 
-def _text(name: str, record: dict[str, Any]) -> str:
+def text(name: str, record: dict[str, Any]) -> str:
+    """A figure of SHOWN as it is printed, with the letter of the machine that it hangs on."""
     value: Any = record.get(name)
     if not known(value):
         return "" if name == "note" else "-"
     if isinstance(value, str):
         return value
     _, unit, digits = SHOWN[name]
-    text = f"{value / unit:.{digits}f}"
+    told = f"{value / unit:.{digits}f}"
     if name in SPREAD and known(record.get(f"{name}_p5")) and known(record.get(f"{name}_p95")):
-        text += f" ({record[f'{name}_p5']:.{digits}f} to {record[f'{name}_p95']:.{digits}f})"
-    return f"{text} [{record[LETTER]}]" if record.get(LETTER) and is_time(name) else text
+        told += f" ({record[f'{name}_p5']:.{digits}f} to {record[f'{name}_p95']:.{digits}f})"
+    return f"{told} [{record[LETTER]}]" if record.get(LETTER) and is_time(name) else told
 
 
 def stages(record: dict[str, Any]) -> dict[str, float]:
