@@ -83,7 +83,7 @@ def table(
         rf"\label{{tab:{label or slug(title)}}}",
         rf"\begin{{tabular}}{{@{{}}{''.join('r' if right else 'l' for right in numeric)}@{{}}}}",
         r"\toprule",
-        *_heads(heads, numeric),
+        *_heads(heads),
     ]
     for number, (heading, rows) in enumerate(blocks):
         lines.append(r"\midrule")
@@ -98,13 +98,9 @@ def table(
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table*}", ""])
 
 
-def _heads(heads: Sequence[Head], numeric: Sequence[bool]) -> list[str]:
+def _heads(heads: Sequence[Head]) -> list[str]:
     """One line, or two where columns share a heading."""
-    below = [
-        escaped(head.name) if not right else rf"\multicolumn{{1}}{{c}}{{{escaped(head.name)}}}"
-        for head, right in zip(heads, numeric, strict=True)
-    ]
-    found = [" & ".join(below) + r" \\"]
+    found = [" & ".join(escaped(head.name) for head in heads) + r" \\"]
     if any(head.above for head in heads):
         above, rules, start = [], [], 1
         for name, group in groupby(heads, key=lambda head: head.above):
@@ -144,7 +140,11 @@ def leaderboard_table(
         rows = []
         for line in block:
             cells = leaderboard.leaderboard_row(line, table_)
-            here = prices.get((line.pruner, line.budget), {})
+            here = {  # a paper's table has no room for spreads
+                name: value
+                for name, value in prices.get((line.pruner, line.budget), {}).items()
+                if not name.endswith(("_p5", "_p95"))
+            }
             names = ("method", *split, "Avg.", "95 %", "Rel. %", *beside, *tokens)
             rows.append([*(cells[name] for name in names), *(costs.text(name, here) for name in shown)])
         if (best := apart(block)) is not None:

@@ -4,6 +4,7 @@ diagnosis, studies, the gate, and the list of names."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from harness.cost.placements import Placements
 from harness.cost.projection import Projection
 from harness.cost.roofline import Gpu
 from harness.cost.sharing import Account
-from reports import efficiency, placements
+from reports import efficiency, latex, placements
 from reports.export import Column, Sheet
 
 if TYPE_CHECKING:
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     from reports.study import Study
 
 MACS = "multiply-adds"
+# columns of a paper's table of costs, and what they share
+PAPER = {
+    **dict.fromkeys(("method", "budget", "tokens mean"), ""),
+    **dict.fromkeys(("FLOPs (T)", "paper", "error"), "FLOPs"),
+    **dict.fromkeys(("activation (GiB)", "paper ", "error "), "activation"),
+    **dict.fromkeys(("peak (GiB)", "all modules (TMAC)", "roofline prefill (ms)"), ""),
+}
 ROW = {"pruner": Column("method"), "budget": Column("visual tokens that were asked for")}
 
 
@@ -56,7 +64,15 @@ def projection_sheet(
     }
     notes = efficiency.projection_notes(projection, printed, prompt, attn, on)
     text = efficiency.render_projection(projection, backbone, prompt, attn, on)
-    return _sheet(f"{title}, projected", frame, columns | macs, notes, text)
+    shown = efficiency.cells(projection, printed, on)
+
+    def tex() -> str:
+        heads = [latex.Head(name.strip(), above) for name, above in PAPER.items()]
+        rows = shown[list(PAPER)].astype(str).to_numpy().tolist()
+        numeric = [False, *[True] * (len(heads) - 1)]
+        return latex.table(f"{title}, projected costs", " ".join(notes), heads, [("", rows)], numeric)
+
+    return replace(_sheet(f"{title}, projected", frame, columns | macs, notes, text), tex=tex)
 
 
 def sharing_sheet(title: str, accounts: Mapping[str, Account]) -> Sheet:
@@ -150,6 +166,8 @@ def study_sheet(found: Study) -> Sheet:
 def placements_sheet(found: Placements) -> Sheet:
     """Placements of a budget, by shapes alone."""
     frame = placements.frame_of(found)
+    for name in ("each", "tokens", "llm", "whole"):
+        frame[name] = frame[name].astype("Int64")  # nothing where a budget cannot be
     columns = {
         "placement": Column("where the budget acts"),
         "budget": Column("tokens of a frame that are kept of CLIP's", "tokens"),

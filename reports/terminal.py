@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from reports.tables import Table, TableRow
 
 PIPE = 100  # columns where there is no terminal, unless COLUMNS says otherwise
-NAME = 24  # columns that a method's text gets before others go without
+NAME = 20  # columns that a method's text gets before others go without
 SHORTEST = 8  # that it gets in any case
 GAP = 2
 CUT = "…"
