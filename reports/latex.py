@@ -30,7 +30,9 @@ ESCAPED = {sign: f"\\{sign}" for sign in "&%$#_{}"} | {
 }
 # cost columns of a paper's table, where they were measured or projected
 COSTS = ("macs_measured", "macs_projected", "flops_paper", "prefill_ms", "speedup_prefill", "speedup_total")
-PREAMBLE = r"% \usepackage[T1]{fontenc}\usepackage{textcomp,booktabs}"
+PREAMBLE = r"% \usepackage[T1]{fontenc}\usepackage{textcomp,booktabs,graphicx}"
+# shrinks a table that is wider than the page
+FIT = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
 
 
 class Head(NamedTuple):
@@ -81,6 +83,7 @@ def table(
         r"\setlength{\tabcolsep}{3pt}",
         rf"\caption{{{escaped(' '.join(f'{title}. {caption}'.split()))}}}",
         rf"\label{{tab:{label or slug(title)}}}",
+        FIT,
         rf"\begin{{tabular}}{{@{{}}{''.join('r' if right else 'l' for right in numeric)}@{{}}}}",
         r"\toprule",
         *_heads(heads),
@@ -95,7 +98,7 @@ def table(
                 for column, text in enumerate(row)
             ]
             lines.append(" & ".join(cells) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table*}", ""])
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}%", "}", r"\end{table*}", ""])
 
 
 def _heads(heads: Sequence[Head]) -> list[str]:
@@ -130,8 +133,14 @@ def leaderboard_table(
     heads = [
         Head("method"),
         *(Head(split, dataset) for dataset, split in table_.columns),
-        *map(Head, ("Avg.", "95 %", "Rel. %", *beside, *tokens)),
-        *(Head(costs.SHOWN[name][0]) for name in shown),
+        *map(Head, ("Avg.", "95 %", "Rel. %", *beside)),
+        *(Head({"tokens": "last", "mean over layers": "mean"}.get(name, name), "tokens") for name in tokens),
+        *(
+            Head(name.removeprefix("speedup_"), "speed-up")
+            if name.startswith("speedup_")
+            else Head(costs.SHOWN[name][0])
+            for name in shown
+        ),
     ]
     split = [" ".join(column) for column in table_.columns]
     blocks, bold = [], []
