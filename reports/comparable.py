@@ -45,9 +45,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "data": ("limit", "data", "datasets"),
     "model": ("backbones",),
     "fingerprint": ("backbones",),
-    "draws": ("seed",),
 }
-OF_VALUE = ("device", "dtype", "attn", "answers", "protocol")
+OF_VALUE = {name: name for name in ("device", "dtype", "attn", "answers", "protocol")} | {"draws": "seed"}
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ def _options(
 ) -> str:
     """The options that make groups differ in a fact, with the values that they had: `--limit 4 and 12`."""
     if name in OF_VALUE:
-        return f"--{name} {_and(values)}"
+        return f"--{OF_VALUE[name]} {_and(values)}"
     places = [sorted(set(group.frame["run"])) for group in twins]
     told = [[runs[place] for place in mine if place < len(runs)] for mine in places]
     found = []

@@ -15,12 +15,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness import cli, cost
+from harness import cli, cost, metrics
+from harness.cost import roofline
+from harness.cost.placements import Placed, Placements
 from harness.metrics import bootstrap as statistics
+from harness.metrics.bootstrap import Estimate
 from pruners.base import UserError
 from reports import __main__ as command
-from reports import export, figures, latex, page, report
+from reports import export, figures, latex, page, report, sheets
 from reports.export import Column, Sheet
+from reports.study import Paired, Study
 from tests.a_run import some_rows, store
 from tests.test_docs import ROOT, blocks
 from tests.test_reports import spread
@@ -258,13 +262,25 @@ def test_the_list_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert {"backbone", "data set", "metric", "pruner"} == {kind for kind, _ in rows}
 
 
-def test_studies_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ("study", "placements", "--budgets", "196", "--out", tmp_path / "study")
+def test_studies_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = Placed("grid", 576, 144, 2304, 10**12, 3 * 10**12, 0.02, True)
+    rows = (whole, Placed("postpool", 196, why="more than the 144 tokens of a frame"))
+    found = Placements("videoglamm-3.8b", 16, 0, 100, 4096, 64, whole, rows, roofline.gpu("h100"))
+    monkeypatch.setattr("harness.cost.placements.compare", lambda *given: found)
+    words = ("study", "placements", "--out", tmp_path / "study")
     assert run(monkeypatch, *words, "--export", tmp_path / "study.csv") == 0
     frame = pd.read_csv(tmp_path / "study.csv")
-    assert {"llm_macs", "prefill_seconds", "saved_llm"} <= set(frame) and len(frame) == 3
-    lost = frame[frame["why"].notna()]
-    assert len(lost) == 1 and lost["llm_macs"].isna().all()
+    assert frame["llm_macs"][0] == 10**12 and frame["prefill_seconds"][0] == 0.02
+    assert np.isnan(frame["llm_macs"][1]) and frame["why"][1].startswith("more than")
+    one, other = Estimate(0.5, 0.4, 0.6, 0.1, 9), Estimate(0.1, -0.1, 0.2, 0.3, 9)
+    pairs = (Paired("litelvlm", 64, (one, one), other, 0.3),)
+    study = Study("positions", "glamm-mini", "glamm", metrics.get("ciou"), pairs, other, 9)
+    export.write([sheets.study_sheet(study)], tmp_path / "positions.json")
+    told = strict((tmp_path / "positions.json").read_text())
+    assert told["rows"][0]["compact"] == 50 and told["rows"][0]["said_percent"] is None
+    assert told["columns"]["difference"]["unit"] == "points" and told["notes"] == [study.sentence]
 
 
 def test_the_gate_exports_every_cell_and_not_an_acceptance(
