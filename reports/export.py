@@ -85,7 +85,7 @@ def json_text(sheet: Sheet) -> str:
     """Strict JSON: `title`, `columns` with unit and meaning, `rows`, `notes`; null where nothing is known."""
     content = {
         "title": sheet.title,
-        "columns": {str(name): sheet.columns[name]._asdict() for name in sheet.frame},
+        "columns": {name: sheet.columns[name]._asdict() for name in map(str, sheet.frame)},
         "rows": [
             {str(name): _plain(value) for name, value in row.items()}
             for row in sheet.frame.to_dict("records")

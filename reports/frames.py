@@ -50,7 +50,7 @@ def sheet(runs: Runs, tables: Sequence[Table]) -> Sheet:
     return Sheet(
         " and ".join(dict.fromkeys(table.title for table in tables)),
         frame,
-        {name: columns[name] for name in frame},
+        {name: columns[name] for name in map(str, frame)},
         known,
         lambda: (
             "\n".join(
@@ -106,9 +106,9 @@ def _row(line: TableRow, table: Table, price: Mapping[str, Any]) -> dict[str, An
         row[f"q_against_{kind}"] = one.q
     for column in table.columns:
         row |= _score(score, line.scores.get(column), " ".join(column))
-    for one in table.beside:
-        values = list(line.others[one.name].values())
-        row[f"{one.name}_{_unit(one)}"] = float(one.scale * np.mean(values)) if values else None
+    for other in table.beside:
+        values = list(line.others[other.name].values())
+        row[f"{other.name}_{_unit(other)}"] = float(other.scale * np.mean(values)) if values else None
     row |= {
         "seg_said_percent": None if line.said is None else 100 * line.said,
         "seg_logprob": line.seg_logprob,

@@ -143,7 +143,8 @@ def leaderboard_table(
         ),
     ]
     split = [" ".join(column) for column in table_.columns]
-    blocks, bold = [], []
+    blocks: list[tuple[str, list[list[str]]]] = []
+    bold: list[tuple[int, int, int]] = []
     average = 1 + len(split)
     for heading, block in table_.blocks():
         rows = []

@@ -135,7 +135,11 @@ def _table(table: Table, runs: Runs) -> dict[str, Any]:
         "details": _details(table),
         "lines": [
             _line(
-                line, table, *(known.get((line.pruner, line.budget), {}) for known in (prices, timed)), twins
+                line,
+                table,
+                prices.get((line.pruner, line.budget), {}),
+                timed.get((line.pruner, line.budget), {}),
+                twins,
             )
             for line in lines
         ],

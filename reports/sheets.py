@@ -59,7 +59,7 @@ def projection_sheet(
     }
     macs = {
         name: Column(f"{EXPLAIN['macs_projected']}: {name[5:]}", MACS)
-        for name in frame
+        for name in map(str, frame)
         if name[:5] == "macs."
     }
     notes = efficiency.projection_notes(projection, printed, prompt, attn, on)
@@ -92,7 +92,9 @@ def sharing_sheet(title: str, accounts: Mapping[str, Account]) -> Sheet:
         "ratio": Column("alone over shared"),
         "once_per_run": Column("the constant beginning of the prompt", MACS),
     }
-    saved = {name: Column(f"per image: {name[7:]}", MACS) for name in frame if name.startswith("saved: ")}
+    saved = {
+        name: Column(f"per image: {name[7:]}", MACS) for name in map(str, frame) if name.startswith("saved: ")
+    }
     text = f"# {title}, a sweep, projected\n\n{efficiency.sharing_table(dict(accounts))}"
     return _sheet(f"{title}, a sweep, projected", frame, columns | saved, (), text)
 
@@ -222,7 +224,7 @@ def gate_sheet(found: Comparison) -> Sheet:
 
 def list_sheet(rows: Iterable[Mapping[str, Any]]) -> Sheet:
     """All that can be named on the command line, a row per name."""
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(list(map(dict, rows)))
     columns = {
         "list": Column("pruner, backbone, data set or metric"),
         "name": Column("as on the command line"),
@@ -236,7 +238,9 @@ def list_sheet(rows: Iterable[Mapping[str, Any]]) -> Sheet:
         "unit": Column("of a metric"),
     }
     runs = {
-        name: Column(f"whether the pruner runs on {name[8:]}") for name in frame if name[:8] == "runs_on_"
+        name: Column(f"whether the pruner runs on {name[8:]}")
+        for name in map(str, frame)
+        if name[:8] == "runs_on_"
     }
     for name in ("deployable", *runs):
         frame[name] = frame[name].astype("boolean")
@@ -258,5 +262,5 @@ def _sheet(
     """A sheet of those columns that a frame has, in its order."""
     names = dict(renamed or {})
     shown = frame.rename(columns=names)
-    known = {names.get(name, name): columns[name] for name in frame}
+    known = {names.get(name, name): columns[name] for name in map(str, frame)}
     return Sheet(title, shown, known, notes, None if text is None else lambda: f"{text}\n")

@@ -3,7 +3,6 @@ wrong."""
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,10 +52,6 @@ def test_a_run_prints_its_leaderboard_and_names_its_folder(
         5,
     )
     options += ("--limit", 2, "--out", tmp_path / "run")
-    assert command(monkeypatch, *options) == 0
-    short = capsys.readouterr().out
-    assert "Retain 24 tokens" in short and "Rel. %" in short and str(tmp_path / "run") in short
-    shutil.rmtree(tmp_path / "run")
     assert command(monkeypatch, *options, "--full") == 0
     told = capsys.readouterr()
     assert "Retain 24 tokens" in told.out
@@ -64,12 +59,16 @@ def test_a_run_prints_its_leaderboard_and_names_its_folder(
     left_out = [line.split()[2] for line in told.err.splitlines()]  # not a terminal: no bar
     assert left_out == ["feather", "pyramiddrop"], "four layers cannot average an eighth of the tokens"
     assert "Left out: feather cannot average 8 tokens" in told.out
-    assert loaded[1].batch_size == 5
+    assert loaded[0].batch_size == 5
     frame = records.load_records(tmp_path / "run")
     assert frame.groupby("split")["sample"].nunique().to_dict() == {"testA": 2, "val": 2}
     assert sorted(set(frame["pruner"])) == sorted(pruners.names())
     assert (tmp_path / "run" / "leaderboard.md").read_text() in told.out
     assert (tmp_path / "run" / "leaderboard.csv").exists()
+    assert command(monkeypatch, *options, "--export", tmp_path / "board.json") == 0  # of a finished run
+    short = capsys.readouterr().out
+    assert "Retain 24 tokens" in short and "Rel. %" in short and str(tmp_path / "run") in short
+    assert len(short) < len(told.out) / 3 and "litelvlm" in (tmp_path / "board.json").read_text()
 
 
 def test_the_default_folder_is_named_after_the_run_and_found_again(
