@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from backbones.device import resolve
 from backbones.parts.geometry import GEOMETRIES
 from pruners.base import LAYER_KINDS, PLAIN_KINDS, Need, Pruner
 from pruners.errors import UserError, nearest
@@ -20,6 +21,9 @@ from pruners.views import CUT_KINDS
 from pruners.written import check_types, text_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from backbones.base import Backbone
     from backbones.costs import Shapes
 
@@ -143,6 +147,18 @@ class Family:
         those."""
         return budget
 
+    def unlike(self, image: NDArray[np.uint8]) -> str | None:
+        """What the model was trained on, in a sentence with the way to a fitting model, if an image is not of
+        that kind; None if it is, or where the family does not tell, which is the default.
+
+        Looks at pixels alone: no weights are loaded. Of a clip some frames are asked about, and the sentence
+        is told if all of them have one.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+        """
+        return None
+
     @property
     def protocol(self) -> str:
         """The official protocol."""
@@ -175,7 +191,8 @@ class Runtime:
     """How a model runs, whatever it is.
 
     Attributes:
-        device: "cpu", "cuda", "cuda:1", "mps"; all ways to write the CPU become "cpu".
+        device: "cpu", "cuda", "cuda:1", "mps"; all ways to write the CPU become "cpu", and "auto" the GPU
+            where one works, else the CPU.
         dtype: of the weights, one of DTYPES.
         attn: attention implementation, one of ATTENTION.
         batch_size: most rows in one forward pass; results do not depend on it.
@@ -194,12 +211,11 @@ class Runtime:
     tensor_parallel: int = 1
 
     def __post_init__(self) -> None:
-        _choose("dtype", self.dtype, DTYPES)
-        check_attention(self.attn)
+        check_how(self.dtype, self.attn, self.image_backend)
         if self.batch_size < 1:
             raise UserError(f"--batch-size {self.batch_size} is too small; give 1 or more.")
-        object.__setattr__(self, "device", _check_device(self.device, self.attn, self.dtype))
-        _choose("image backend", self.image_backend, IMAGE_BACKENDS)
+        object.__setattr__(self, "device", resolve(self.device))
+        _check_attention_on(self.device, self.attn, self.dtype)
         if self.image_backend == "mmcv" and find_spec("mmcv") is None:
             raise UserError(
                 "--image-backend mmcv needs the package: pip install 'groundprune[mmcv]'; or give "
@@ -211,8 +227,21 @@ class Runtime:
 
 def _choose(what: str, value: str, valid: tuple[str, ...]) -> str:
     if value not in valid:
-        raise UserError(f"There is no {what} {value!r}; there are {', '.join(valid)}.{nearest(value, valid)}")
+        raise UserError(
+            f"There is no {what} {value[:100]!r}; there are {', '.join(valid)}.{nearest(value, valid)}"
+        )
     return value
+
+
+def check_how(dtype: str, attn: str, image_backend: str) -> None:
+    """See that there are such a precision, attention implementation and image backend.
+
+    Raises:
+        UserError: there is none.
+    """
+    _choose("dtype", dtype, DTYPES)
+    check_attention(attn)
+    _choose("image backend", image_backend, IMAGE_BACKENDS)
 
 
 def check_attention(attn: str) -> str:
@@ -224,43 +253,19 @@ def check_attention(attn: str) -> str:
     return _choose("attention implementation", attn, ATTENTION)
 
 
-def _check_device(device: str, attn: str, dtype: str) -> str:
-    """The device, "cpu" for all ways to write it.
-
-    Raises:
-        UserError: it is not there, or cannot run the attention implementation.
-    """
-    import torch
-
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"{device!r} is no device; give --device cpu or cuda.") from error
-    if place.type not in ("cpu", "cuda", "mps"):
-        raise UserError(f"--device {device} is not one that the backbones run on; give --device cpu or cuda.")
-    if place.type == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError(
-                f"--device {device} needs a CUDA GPU and a CUDA build of torch; here give --device cpu."
-            )
-        if (place.index or 0) >= torch.cuda.device_count():
-            raise UserError(
-                f"There is no {device}; this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}."
-            )
-    if place.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("--device mps needs a Mac with its own GPU; here give --device cpu.")
-    if attn == "flash_attention_2":
-        if find_spec("flash_attn") is None or place.type != "cuda":
-            raise UserError(
-                "--attn flash_attention_2 needs a CUDA GPU and the package: pip install 'groundprune[flash]';"
-                " without them give --attn sdpa."
-            )
-        if dtype not in HALF:
-            raise UserError(
-                f"--attn flash_attention_2 does not compute in {dtype}; add --dtype bfloat16 or give "
-                f"--attn sdpa."
-            )
-    return "cpu" if place.type == "cpu" else device
+def _check_attention_on(device: str, attn: str, dtype: str) -> None:
+    """Raise UserError if the device, or the precision, cannot run the attention implementation."""
+    if attn != "flash_attention_2":
+        return
+    if find_spec("flash_attn") is None or not device.startswith("cuda"):
+        raise UserError(
+            "--attn flash_attention_2 needs a CUDA GPU and the package: pip install 'groundprune[flash]'; "
+            "without them give --attn sdpa."
+        )
+    if dtype not in HALF:
+        raise UserError(
+            f"--attn flash_attention_2 does not compute in {dtype}; add --dtype bfloat16 or give --attn sdpa."
+        )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.ranges import RANGES, check_numbers
+
 if TYPE_CHECKING:
     from backbones.base import Backbone
     from backbones.registry import Family, Medium
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 LISTS = ("pruners", "budgets", "backbones", "plugins", "positions", "answers")
 WORDS = ("positions", "answers")  # lists of words that a backbone's family knows
 MEDIA = {"image": "images", "video": "clips"}
-NUMBERS = {"limit": 0, "seed": 0, "seeds": 1, "batch_size": 1}  # and the least that each may be
 NULLABLE = ("limit", "data", "costs", "protocol")
 
 
@@ -38,6 +39,7 @@ class Plan:
         data: folder with the data, None for RefShapes alone.
         seeds: how many seeds a pruner that draws runs with.
         backbones: names with their settings: `glamm(checkpoint='DIR')`.
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the GPU where one works, else the CPU.
         costs: "off", "projected" or "measured", None for the backbone's default.
         plugins: Python files that register what is named above.
         positions: position ids of what a pruner keeps: "compact" and "kept".
@@ -59,7 +61,7 @@ class Plan:
     data: str | None = None
     seeds: int = 3
     backbones: tuple[str, ...] = ("glamm-mini",)
-    device: str = "cpu"
+    device: str = "auto"
     dtype: str = "float32"
     attn: str = "sdpa"
     image_backend: str = "pil"
@@ -70,7 +72,8 @@ class Plan:
     answers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        from harness.cost import kinds
+        from backbones.device import check_device
+        from backbones.registry import check_how
         from harness.engine.budgets import EXAMPLES, check_budget
 
         for name in (field.name for field in fields(self)):
@@ -81,7 +84,9 @@ class Plan:
             check_budget(text)
         if not self.positions:
             raise _wrong("--positions is empty; give compact, kept or both")
-        kinds.check_costs(self.costs, 1)
+        check_device(self.device)
+        check_how(self.dtype, self.attn, self.image_backend)
+        check_costs(self.costs, 1)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON has it: lists, texts, numbers."""
@@ -173,9 +178,12 @@ class Plan:
 
     def resolved(self) -> Plan:
         """The same for anyone, whatever folder he is in and whatever pruners and data sets come to be:
-        without patterns and with whole paths."""
+        without patterns, with whole paths, and on the device that "auto" stands for here."""
+        from backbones.device import resolve
+
         return replace(
             self,
+            device=resolve(self.device) if self.device == "auto" else self.device,
             pruners=tuple(pruner.spec() for pruner in self.chosen()),
             datasets=",".join(map(":".join, self.pairs())),
             data=self.data and str(Path(self.data).resolve()),
@@ -200,6 +208,21 @@ class Plan:
             image_backend=self.image_backend,
             tensor_parallel=tensor_parallel,
         )
+
+
+def check_costs(asked: str | None, tensor_parallel: int) -> None:
+    """See that such costs can be had at all.
+
+    Raises:
+        UserError: they cannot.
+    """
+    from backbones.registry import COSTS
+    from pruners.errors import UserError, nearest
+
+    if asked is not None and asked not in COSTS:
+        raise UserError(f"There are no costs {asked!r}; there are {', '.join(COSTS)}.{nearest(asked, COSTS)}")
+    if asked not in (None, "off") and tensor_parallel > 1:
+        raise UserError("Costs are those of one process; give --costs off, or --tensor-parallel 1.")
 
 
 def load_plugins(plans: Iterable[Plan]) -> None:
@@ -228,14 +251,8 @@ def _normal(name: str, value: Any) -> Any:
     """
     if value is None and name in NULLABLE:
         return None
-    if name in NUMBERS:
-        if type(value) is not int:
-            raise _wrong(f"{_option(name)} takes a whole number, not {value!r}")
-        if value < NUMBERS[name]:
-            what = "a number of images, or 0 for all" if name == "limit" else f"{NUMBERS[name]} or more"
-            raise _wrong(
-                f"{_option(name)} {value} is {'negative' if value < 0 else 'too small'}; give {what}"
-            )
+    if name in RANGES:
+        check_numbers(**{name: value})
         return value
     if name in LISTS:
         parts = [value] if isinstance(value, str | Path) else _sequence(name, value)
@@ -243,7 +260,9 @@ def _normal(name: str, value: Any) -> Any:
         return tuple(dict.fromkeys(texts))
     if name == "datasets" and not isinstance(value, str):  # texts, or pairs of a data set and a split
         parts = [":".join(map(str, one)) if isinstance(one, tuple) else one for one in _sequence(name, value)]
-        return ",".join(_text(name, part) for part in parts)
+        value = ",".join(_text(name, part) for part in parts)
+    if name == "datasets":
+        _parts(name, value)
     return _text(name, value)
 
 
@@ -252,11 +271,26 @@ def _split(name: str, text: str) -> list[str]:
     if name == "plugins":
         return [text]
     if name in ("budgets", *WORDS):
-        parts = [part.strip() for part in text.split(",") if part.strip()]
+        parts = _parts(name, text)
         return _known(name, parts) if name in WORDS else parts
     from pruners.registration import split_list
 
     return split_list(text, name.removesuffix("s"))
+
+
+def _parts(name: str, text: str) -> list[str]:
+    """The parts of a text between its commas; none of a text that holds nothing else.
+
+    Raises:
+        UserError: one is empty and another is not.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if any(parts) and not all(parts):
+        meant = ",".join(filter(None, parts))
+        raise _wrong(
+            f"{_option(name)} {text[:100]!r} has a comma too many; did you mean {meant[:100]!r}", "?"
+        )
+    return [part for part in parts if part]
 
 
 def _known(name: str, parts: list[str]) -> list[str]:

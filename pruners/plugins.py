@@ -18,7 +18,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pruners.errors import UserError, nearest
+from pruners.errors import UserError, nearest, reason
 
 STARTED = time.time()  # before anything is registered
 _sources: dict[str, str] = {}  # of modules that registered something
@@ -70,8 +70,8 @@ def installed(group: str, base: type) -> Iterator[type]:
             raise
         except Exception as error:
             raise UserError(
-                f"The installed plugin {point.name!r} ({point.value}) cannot be imported: {error!r}; mend "
-                f"or uninstall it."
+                f"The installed plugin {point.name!r} ({point.value}) cannot be imported "
+                f"({reason(error)}); mend or uninstall it."
             ) from error
         if inspect.isclass(found) and issubclass(found, base):
             yield found
@@ -191,7 +191,9 @@ def import_plugin(path: str | Path) -> dict[str, list[str]]:
             kind.known.update(known)
         if isinstance(error, UserError):
             raise
-        raise UserError(f"The plugin {str(path)!r} cannot be imported: {error!r}.") from error
+        raise UserError(
+            f"The plugin {str(path)!r} cannot be imported ({reason(error)}); mend it, or leave out --plugin."
+        ) from error
     _sources[module_name] = text
     of_kind = {
         kind.what: sorted(name for name, cls in kind.known.items() if cls.__module__ == module_name)

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
-from pruners.errors import UserError, nearest
+from pruners.errors import UserError, nearest, reason
 from pruners.plugins import Names, short, source_of
 
 LONGEST = 1000  # letters of a text: far more than any needs, and less than what Python's parser dies of
@@ -31,7 +31,7 @@ def split_list(text: str, what: str, example: str = "'name(parameter=value),name
         what: the kind of its members, for the sentence about a list that cannot be read.
 
     Raises:
-        UserError: a bracket or a quote is open, or a part is too long.
+        UserError: a bracket or a quote is open, or a part is empty or too long.
     """
     parts, depth, quote, start = [], 0, "", 0
     escaped = False  # by a backslash before it, as in the text of any string that holds both kinds of quotes
@@ -47,8 +47,12 @@ def split_list(text: str, what: str, example: str = "'name(parameter=value),name
         else:
             depth += (letter in "([") - (letter in ")]")
     if depth or quote:
-        raise UserError(f"The {what} list {short(text)} has an unclosed bracket; write e.g. {example}.")
-    parts = [part.strip() for part in (*parts, text[start:]) if part.strip()]
+        wrong = "an unclosed quote" if quote else "an unclosed bracket" if depth > 0 else "a bracket too many"
+        raise UserError(f"The {what} list {short(text)} has {wrong}; write e.g. {example}.")
+    parts = [part.strip() for part in (*parts, text[start:])]
+    if any(parts) and not all(parts):
+        raise UserError(f"The {what} list {short(text)} has a comma too many; write e.g. {example}.")
+    parts = [part for part in parts if part]
     for part in parts:
         if len(part) > LONGEST:
             raise UserError(f"The {what} {short(part)} is {len(part)} letters long; {LONGEST} is the most.")
@@ -124,7 +128,7 @@ class Registry(Names[type[T]], ABC):
                 return wrong
             cls()
         except Exception as error:
-            return f"cannot be made with its defaults ({error})"
+            return f"cannot be made with its defaults ({reason(error)})"
         return None
 
     def wrong_fields(self, cls: type[T], hints: dict[str, Any]) -> str | None:
@@ -173,23 +177,19 @@ class Registry(Names[type[T]], ABC):
         """
         try:
             with warnings.catch_warnings(action="ignore"):  # of the parser, about odd literals
+                if not rest.endswith(")"):
+                    raise ValueError("something stands behind the bracket")
                 call = ast.parse(f"f({rest}", mode="eval").body
-                if (
-                    not isinstance(call, ast.Call)
-                    or not isinstance(call.func, ast.Name)
-                    or not rest.endswith(")")
-                ):
-                    raise ValueError("what stands behind the bracket is not understood")
+                if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+                    raise ValueError("something stands behind the bracket")
                 if call.args or any(word.arg is None for word in call.keywords):
                     raise ValueError("give parameters by name")
                 keys = [str(word.arg) for word in call.keywords]
                 if twice := {key for key in keys if keys.count(key) > 1}:
                     raise ValueError(f"{min(twice)} is given twice")
-                return {
-                    key: ast.literal_eval(word.value) for key, word in zip(keys, call.keywords, strict=True)
-                }
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-            why = short(str(error))[1:-1] or type(error).__name__
+                return {key: _literal(key, word.value) for key, word in zip(keys, call.keywords, strict=True)}
+        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+            why = str(error) if type(error) is ValueError else "its brackets hold no parameter=value"
             raise UserError(
                 f"Cannot read the {self.what} {short(part)} ({why}); write e.g. '{name}(parameter=value)', "
                 "texts in quotes."
@@ -216,9 +216,26 @@ class Registry(Names[type[T]], ABC):
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"{name} at {source_of(cls)} does not take {short(part)} ({error}).") from error
+            raise UserError(
+                f"{name} at {source_of(cls)} does not take {short(part)} ({reason(error)})."
+            ) from error
         self.finish(made, given)
         return made
+
+
+def _literal(key: str, value: ast.expr) -> Any:
+    """What a parameter's text stands for; nothing runs.
+
+    Raises:
+        ValueError: it is no literal.
+    """
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, TypeError, SyntaxError) as error:
+        raise ValueError(
+            f"{key} is {short(ast.unparse(value))}, and a value is a number, a text in quotes, True, False, "
+            "None or a list of them"
+        ) from error
 
 
 def _wrong_name(name: str) -> str | None:

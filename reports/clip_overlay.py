@@ -21,7 +21,10 @@ from harness.metrics.boundary import boundary_map
 from harness.store.run_folder import shown_frames
 from pruners.errors import UserError
 from reports.clips import kept_near, nearest_view
-from reports.style import DIM, EDGE, TRUTH, save_as_asked, tinted
+from reports.files import save_as_asked
+from reports.kept import lit
+from reports.overlay import heading
+from reports.style import DIM, EDGE, TRUTH, WARNING, tinted
 
 if TYPE_CHECKING:
     from harness.engine.single_clip import ClipAttempt, ClipAttempts
@@ -39,8 +42,9 @@ SLOWEST = 500
 NOTE = (
     "Bright patches are those that the language model's last layer still sees in the view whose frame is "
     "nearest in time; where it sees a part of a frame alone, the rest is dark; a merged token shows at its "
-    "centre, and class, mean and pooled tokens show nowhere. Pink: the mask. White line: the truth where it "
-    "is known. Seconds: choosing tokens and grounding all frames, the clip encoded; no benchmark."
+    "centre; class, mean and pooled tokens have no place and show nowhere, and where no token has one, "
+    "nothing is dark. Pink: the mask. White line: the truth where it is known. Seconds: choosing tokens and "
+    "grounding all frames, the clip encoded; no benchmark."
 )
 
 
@@ -67,7 +71,7 @@ class _Painter:
     def answer(self, image: NDArray[np.uint8], one: ClipAttempt, number: int) -> NDArray[np.uint8]:
         """A scaled frame with what an answer keeps and paints there."""
         regions = self.found.regions
-        kept = kept_near(one.answer.kept, one.answer.shown, number, len(regions))
+        kept = kept_near(lit(one.answer.kept), one.answer.shown, number, len(regions))
         bright = seen(self.size, kept, self.grid, regions)
         shown = np.where(bright[..., None], image, image * DIM)
         mask = self._small(one.answer.mask(number))
@@ -125,7 +129,10 @@ def draw_strip(found: ClipAttempts, grid: tuple[int, int], budget: int, path: Pa
     for line, one in enumerate(found.answers, start=1):
         axes[line, 0].set_ylabel(_label(one), fontsize=7, rotation=0, ha="right", va="center")
     axes[0, 0].set_ylabel("clip", fontsize=7, rotation=0, ha="right", va="center")
-    figure.suptitle(f"“{found.expression}”, {budget} visual tokens of every view", fontsize=11)
+    title = f"“{found.expression}”, {budget} visual tokens of every view"
+    figure.suptitle(
+        heading(title, found.unlike, size[0]), fontsize=11, color=WARNING if found.unlike else None
+    )
     figure.supxlabel(fill(NOTE, int(18 * size[0])), fontsize=6.5)
     save_as_asked(figure, path)
 

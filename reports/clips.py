@@ -15,6 +15,7 @@ from backbones.parts.clips import BETWEEN
 from harness.metrics.video import CURVES, frames_of
 from harness.store.records import kept_tokens
 from harness.store.run_folder import frame_picture, shown_frames
+from reports.kept import lit
 
 POINTS = 200  # of a curve at least, where a clip has as many frames
 
@@ -80,11 +81,11 @@ def clip_answer(
         drawn: frames of the curves.
 
     Returns:
-        `masks` and `keeps` of every frame that is shown: run lengths, and the bitmap of the patches of the
-        view that is nearest in time; `seen`, the frame that this view shows; `j` and `f` at the curves'
+        `masks` and `keeps` of every frame that is shown: run lengths, and the bitmap of the bright patches of
+        the view that is nearest in time; `seen`, the frame that this view shows; `j` and `f` at the curves'
         frames, and `means`, J&F, J and F, in percent; `matched`, whether these are of another expression's
-        mask; `patches` and `tokens` of all views. `keeps` and `seen` are None where the run does not say
-        which frames the model saw, scores where the truth is not known.
+        mask; `patches` of all views, and `told`, its tokens in words. `keeps` and `seen` are None where the
+        run does not say which frames the model saw, scores where the truth is not known.
     """
     masks = str(row["mask"]).split(BETWEEN)
     rows, columns = (int(side) for side in str(row["grid"]).split("x"))
@@ -93,7 +94,7 @@ def clip_answer(
     seen, keeps = None, None
     if shown:
         seen = [nearest_view(shown, frame) for frame in pictures]
-        keeps = [_packed(kept_near(kept, shown, frame, max(1, regions))) for frame in pictures]
+        keeps = [packed(kept_near(lit(kept), shown, frame, max(1, regions))) for frame in pictures]
     j, f = _curves(row, drawn)
     mean = scores(row)
     return {
@@ -105,12 +106,13 @@ def clip_answer(
         "means": mean and [round(100 * one, 1) for one in (sum(mean) / 2, *mean)],
         "matched": mean is not None and mean != (scores(row, ("j_fixed", "f_fixed")) or mean),
         "patches": int(kept.sum()),
-        "tokens": int(row["tokens_final"]),
-        "views": int(row["views"]),
+        "told": f"{int(row['tokens_final']):,} tokens of {row['views']} views"
+        + (f", {int(kept.sum()):,} patches" if kept.any() else ""),
     }
 
 
-def _packed(kept: NDArray[np.bool_]) -> str:
+def packed(kept: NDArray[np.bool_]) -> str:
+    """A bitmap as the page reads it."""
     return base64.b64encode(np.packbits(kept).tobytes()).decode()
 
 

@@ -44,7 +44,7 @@ def meanings(metric: Metric, beside: Sequence[Metric]) -> dict[str, str]:
         "false-discovery rate of 5 % over "
         f"the table; '?' where {things} are too few to say. The best row is chosen on the same {things}, "
         "which favours it a little.",
-        "vs baseline": "Avg. minus the Avg. of the pruner named with --baseline at the same budget, with "
+        "vs baseline": "Avg. minus the Avg. of the pruner named with --against at the same budget, with "
         "the 95 % interval of the "
         "difference; '*' marks what is significant at a false-discovery rate of 5 % over the table.",
         **{

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from math import nan, pi
 from typing import Any
 
 import pandas as pd
@@ -9,6 +11,7 @@ import pandas as pd
 from harness.cost import EXPLAIN
 from reports.comparable import KEPT
 from reports.machines import LETTER, is_time
+from reports.pareto import Point
 from reports.tables import Table, TableRow
 
 GIGA, MIB = 1e9, 2**20
@@ -30,6 +33,67 @@ SHOWN: dict[str, tuple[str, float, int]] = {
 MACS = "macs"  # measured where they were, else projected
 TOTAL = "stage.total_ms"
 SPREAD = ("prefill_ms", "compute_ms", "cuda_ms")  # shown with their 5th and 95th percentile
+
+
+@dataclass(frozen=True)
+class Price:
+    """A cost that rows are plotted against.
+
+    Attributes:
+        key: of files, and on the page.
+        column: of `costs_of`.
+        label: with its unit.
+        unit: divisor.
+    """
+
+    key: str
+    column: str
+    label: str
+    unit: float = 1.0
+
+
+PRICES = (
+    Price("macs", MACS, "multiply-adds, G", GIGA),
+    Price("prefill", "prefill_ms", "prefill, ms"),
+    Price("total", "compute_ms", "whole pass, ms of processor time"),
+    Price("total-cuda", "cuda_ms", "whole pass, CUDA ms"),
+)
+# half the 95 % interval of a median over the distance of the median and a 5 % quantile, of one normal sample:
+# 1.960 standard errors, each sqrt(pi / 2) standard deviations, over the 1.645 that the quantile lies away
+MEDIAN_ERROR = 1.960 * (pi / 2) ** 0.5 / 1.645
+
+
+def interval(record: dict[str, Any], column: str) -> tuple[float, float, float]:
+    """A cost and the ends of its 95 % interval: of a median of rounds as their 5th and 95th percentile and
+    their number tell, if they scatter normally on either side; of a count the count."""
+    middle = float(record[column])
+    ends = [record.get(f"{column}_{end}") for end in ("p5", "p95")]
+    if not all(map(known, ends)):
+        return middle, middle, middle
+    rounds = record.get("rounds")
+    part = MEDIAN_ERROR / max(1.0, float(rounds) if known(rounds) else 1.0) ** 0.5  # type: ignore[arg-type]
+    low, high = (middle + part * (float(end) - middle) for end in ends)  # type: ignore[arg-type]
+    return middle, low, high
+
+
+def priced(
+    table: Table, measured: dict[tuple[str, int], dict[str, Any]], price: Price
+) -> list[tuple[TableRow, Point]]:
+    """Cost and accuracy of the rows whose cost is known; accuracy in the metric's unit, turned so that higher
+    is better, NaN where a row has none."""
+    found = []
+    for line in table.lines:
+        record = measured.get((line.pruner, line.budget), {})
+        if not known(record.get(price.column)):
+            continue
+        cost, cheap, dear = (value / price.unit for value in interval(record, price.column))
+        scale = table.metric.scale if table.metric.higher_is_better else -table.metric.scale
+        one = line.average
+        scores = (one.value, one.low, one.high) if one else (nan, nan, nan)
+        middle, low, high = (scale * value for value in scores)
+        low, high = min(low, high), max(low, high)
+        found.append((line, Point(cost, cheap, dear, middle, low, high)))
+    return found
 
 
 def costs_of(costs: pd.DataFrame, table: Table) -> dict[tuple[str, int], dict[str, Any]]:

@@ -15,7 +15,8 @@ from harness.diagnosis.summary import BINS, INSIDE, MAIN, SIMILARITIES, Diagnosi
 from harness.metrics.bootstrap import DRAWS, Estimate
 from harness.store.journal import read_whole, write_atomically
 from pruners.base import UserError
-from reports.style import COLOURS, STYLE, save
+from reports.looks import COLOURS
+from reports.style import STYLE, save
 
 SCHEMA = 1
 FOLDER, FILE, SUMMARY = "diagnosis", "diagnosis.md", "diagnosis.json"

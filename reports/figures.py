@@ -1,22 +1,33 @@
-"""Figures for papers and slides: accuracy against budget, accuracy against cost, and where the time goes; SVG
-and PNG."""
+"""Figures for papers and slides: accuracy against budget, accuracy against cost, cost against budget, and
+where the time goes; SVG and PNG."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from reports import costs
+from reports.costs import PRICES, Price, priced
 from reports.gather import Runs
-from reports.style import COLOURS, GREY, STYLE, save
+from reports.looks import COLOURS, DASHES, GREY, MARKS, Look, looks
+from reports.pareto import Point, Standing, front, standings
+from reports.style import STYLE, save
 from reports.tables import BOUND, Table, TableRow
 
-MARKERS = "osD^vPX*hp"
-PRICES = {costs.MACS: ("multiply-adds, G", costs.GIGA), "prefill_ms": ("prefill, ms", 1.0)}
+WIDE, HIGH = 7.6, 4.8  # inches of a figure, the names beside it included
+AXES = (0.09, 0.11, 0.63, 0.8)  # left, bottom, width and height of what is drawn, in parts of it
+LETTER, LINE = 7, 0.036  # of the names: points, and their distance in parts of the axes' height
+FEW = 6  # methods whose intervals can be told apart at one budget
+SHADES = {Standing.FRONT: 1.0, Standing.CLOSE: 0.75, Standing.BEATEN: 0.3}
+SIZES = (4.0, 9.0)  # of marks at the smallest and the largest budget, in points
+Priced = tuple[TableRow, Point]
+KEY = "solid: none beats it beyond noise · paler: beaten within the accuracy's intervals · pale: beaten"
 
 
 def slug(title: str) -> str:
@@ -24,10 +35,10 @@ def slug(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
-def palette(tables: list[Table]) -> dict[str, str]:
-    """One colour per pruner, the same in every figure and on the page."""
-    methods = sorted({line.pruner for table in tables for line in table.lines if line.pruner != BOUND})
-    return {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(methods)} | {BOUND: GREY}
+def looks_of(tables: Sequence[Table]) -> dict[str, Look]:
+    """The look of every method of the tables."""
+    lines = [line for table in tables for line in table.lines]
+    return looks([line.pruner for line in lines], [line.pruner for line in lines if line.control])
 
 
 def draw_figures(runs: Runs, tables: list[Table], folder: Path) -> list[Path]:
@@ -36,41 +47,63 @@ def draw_figures(runs: Runs, tables: list[Table], folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    colours = palette(tables)
+    drawn = looks_of(tables)
     with matplotlib.rc_context(STYLE):
         for number, table in enumerate(tables, 1):
             facts = table.group.facts
             stem = slug(f"{facts['backbone']} {facts['protocol']}") + (
                 f"-{number}" if len(tables) > 1 else ""
             )
-            for name, figure in _figures(runs, table, colours):
+            for name, figure in _figures(runs, table, drawn):
                 written += save(figure, folder / f"{stem}-{name}")
     return written
 
 
-def _figures(runs: Runs, table: Table, colours: dict[str, str]) -> Iterator[tuple[str, Any]]:
+def _figures(runs: Runs, table: Table, drawn: dict[str, Look]) -> Iterator[tuple[str, Any]]:
     if any(line.average for line in table.lines):
-        yield "budget", _budget(table, colours)
+        yield "budget", budget_figure(table, drawn)
     measured = costs.of_one_machine(costs.costs_of(runs.costs, table))
-    for price, (label, unit) in PRICES.items():
-        points = {
-            key: record[price] / unit for key, record in measured.items() if costs.known(record.get(price))
-        }
-        if points:
-            yield price.partition("_")[0], _pareto(table, points, label, colours)
+    for price in PRICES:
+        if points := priced(table, measured, price):
+            if any(line.average for line, _ in points):
+                yield price.key, pareto_figure(table, points, price, drawn)
+            if len({line.budget for line, _ in points if line.pruner != BOUND}) > 1:
+                yield f"{price.key}-by-budget", cost_figure(table, points, price, drawn)
     if any(costs.stages(record) for record in measured.values()):
         yield "stages", _stages(measured)
 
 
-def _figure(table: Table, label: str) -> tuple[Any, Any]:
+def _figure(table: Table, across: str, up: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 4.4))
-    axes = figure.subplots()
+    figure = Figure(figsize=(WIDE, HIGH))
+    axes = figure.add_axes(AXES)
     axes.set_title(table.title, loc="left", fontsize=9)
-    axes.set_xlabel(label)
-    axes.set_ylabel(f"Avg. {table.metric.title}, {table.metric.unit}")
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
     return figure, axes
+
+
+def _score_label(table: Table) -> str:
+    return f"Avg. {table.metric.title}, {table.metric.unit}"
+
+
+def _drawn(look: Look, size: float = 4.5, width: float = 1.2) -> dict[str, Any]:
+    """A look as what matplotlib takes of a line with marks."""
+    from matplotlib.path import Path as Outline
+
+    corners = [(x, -y) for x, y in MARKS[look.mark]]
+    dash = DASHES[look.dash]
+    return {
+        "color": look.colour,
+        "marker": Outline([*corners, corners[0]], closed=True),
+        "markersize": 1.15 * size * max(abs(one) for corner in corners for one in corner),
+        "markerfacecolor": "white" if look.hollow else look.colour,
+        "markeredgecolor": look.colour if look.hollow else "white",
+        "markeredgewidth": 1.1 if look.hollow else 0.5,
+        "linewidth": width,
+        "linestyle": (0, dash) if dash else "-",
+    }
 
 
 def _error(line: TableRow, scale: float) -> np.ndarray[Any, Any] | None:
@@ -80,72 +113,220 @@ def _error(line: TableRow, scale: float) -> np.ndarray[Any, Any] | None:
     return scale * np.array([[one.value - one.low], [one.high - one.value]])
 
 
-def _budget(table: Table, colours: dict[str, str]) -> Any:
-    figure, axes = _figure(table, "visual tokens (budget)")
-    scale = table.metric.scale
-    budgets = sorted({line.budget for line in table.lines if line.pruner != BOUND})
-    names = list(dict.fromkeys(line.pruner for line in table.lines if line.pruner != BOUND))
-    for place, name in enumerate(names):
-        lines = sorted((x for x in table.lines if x.pruner == name and x.average), key=lambda x: x.budget)
-        shift = 0.16 * (place / max(len(names) - 1, 1) - 0.5)  # side by side, so that intervals can be read
-        xs = [budgets.index(line.budget) + shift for line in lines]
-        ys = [scale * line.average.value for line in lines if line.average]
-        style = {
-            "color": colours[name],
-            "marker": MARKERS[place % len(MARKERS)],
-            "markersize": 4,
-            "linewidth": 1.2,
-        }
-        axes.plot(xs, ys, linestyle="--" if lines and lines[0].control else "-", label=name, **style)
-        for x, y, line in zip(xs, ys, lines, strict=True):
-            if (error := _error(line, scale)) is not None:
-                axes.errorbar([x], [y], yerr=error, color=colours[name], elinewidth=0.8, alpha=0.55)
-    if table.bound and table.bound.average:
-        axes.axhline(
-            scale * table.bound.average.value, color=GREY, linewidth=1, linestyle=":", label="all tokens"
+def spread_out(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Places moved as little as need be until neighbours are `gap` apart, in the same order, between low and
+    high if there is room."""
+    order = sorted(range(len(places)), key=lambda k: places[k])
+    if not order:
+        return []
+    gap = min(gap, (high - low) / max(1, len(order) - 1))
+    found = [0.0] * len(places)
+    least = low
+    for k in order:
+        least = found[k] = max(places[k], least)
+        least += gap
+    most = high
+    for k in reversed(order):
+        most = found[k] = min(found[k], most)
+        most -= gap
+    return found
+
+
+def _name_lines(axes: Any, ends: dict[str, tuple[float, float]], drawn: dict[str, Look]) -> None:
+    """The names of the lines beside the axes, each at the height where its line ends, with a thread to there.
+
+    Args:
+        ends: x and y of every line's last mark.
+    """
+    inside = axes.transData.transform(list(ends.values()))
+    points = axes.transAxes.inverted().transform(inside)
+    heights = spread_out([float(y) for _, y in points], LINE, 0.0, 1.0)
+    for (name, (x, y)), height in zip(ends.items(), heights, strict=True):
+        axes.annotate(
+            "",
+            (x, y),
+            (1.035, height),
+            textcoords="axes fraction",
+            arrowprops={"arrowstyle": "-", "color": drawn[name].colour, "linewidth": 0.4, "alpha": 0.6},
+            annotation_clip=False,
         )
-    axes.set_xticks(range(len(budgets)), [str(budget) for budget in budgets])
+        axes.plot(
+            [1.04, 1.075, 1.11],
+            [height] * 3,
+            transform=axes.transAxes,
+            clip_on=False,
+            markevery=[1],
+            **_drawn(drawn[name], 3.5, 1.0),
+        )
+        axes.text(1.125, height, name, transform=axes.transAxes, fontsize=LETTER, va="center")
+
+
+def _budgets_axis(axes: Any, budgets: Sequence[int]) -> None:
+    """Logarithmic, with ticks at the run's budgets and nowhere else."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(list(budgets)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    close = any(b < 1.15 * a for a, b in pairwise(budgets))
+    axes.set_xticklabels([str(budget) for budget in budgets], rotation=60 if close else 0)
+    axes.set_xlim(budgets[0] / 1.12, budgets[-1] * 1.06)
+
+
+def _budgets(table: Table) -> list[int]:
+    return sorted({line.budget for line in table.lines if line.pruner != BOUND})
+
+
+def _curves(lines: Sequence[TableRow]) -> dict[str, list[TableRow]]:
+    """The rows of every pruned method, by rising budget."""
+    found: dict[str, list[TableRow]] = {}
+    for line in sorted(lines, key=lambda one: one.budget):
+        if line.pruner != BOUND:
+            found.setdefault(line.pruner, []).append(line)
+    return found
+
+
+def budget_figure(table: Table, drawn: dict[str, Look]) -> Any:
+    """Accuracy against budget: every mark stands at its budget.
+
+    Intervals are drawn of a few methods; of many, which would cover each other, their median width.
+    """
+    figure, axes = _figure(table, "visual tokens (budget), logarithmic", _score_label(table))
+    scale, budgets = table.metric.scale, _budgets(table)
+    curves = _curves([line for line in table.lines if line.average])
+    ends = {}
+    if budgets:
+        _budgets_axis(axes, budgets)
+    for name, lines in curves.items():
+        ys = [scale * line.average.value for line in lines if line.average]
+        axes.plot([line.budget for line in lines], ys, label=name, **_drawn(drawn[name]))
+        ends[name] = (float(lines[-1].budget), ys[-1])
+        for line, y in zip(lines, ys, strict=True):
+            if len(curves) <= FEW and (error := _error(line, scale)) is not None:
+                style = {"fmt": "none", "ecolor": drawn[name].colour, "elinewidth": 0.9, "alpha": 0.6}
+                axes.errorbar([line.budget], [y], yerr=error, **style)
+    if table.bound and table.bound.average:
+        value = scale * table.bound.average.value
+        axes.axhline(value, color=GREY, linewidth=1, linestyle=":")
+        axes.text(
+            0.01,
+            value,
+            f"all {table.bound.budget} tokens",
+            transform=axes.get_yaxis_transform(),
+            fontsize=LETTER,
+            color=GREY,
+            va="bottom",
+        )
     axes.set_ylim(bottom=0)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    _interval_width(
+        axes,
+        [
+            error
+            for lines in curves.values()
+            for line in lines
+            if len(curves) > FEW and (error := _error(line, scale)) is not None
+        ],
+    )
+    _name_lines(axes, ends, drawn)
     return figure
 
 
-def _pareto(table: Table, points: dict[tuple[str, int], float], label: str, colours: dict[str, str]) -> Any:
-    figure, axes = _figure(table, f"{label} (larger marks: larger budgets)")
-    scale = table.metric.scale
-    budgets = sorted({line.budget for line in table.lines})
-    here = [
-        (points[key], scale * line.average.value, line)
-        for line in table.lines
-        if line.average and (key := (line.pruner, line.budget)) in points
-    ]
-    seen: set[str] = set()
-    for x, y, line in here:
-        name = "" if line.pruner in seen else line.pruner
-        seen.add(line.pruner)
-        size = 3 + 1.5 * budgets.index(line.budget)
-        style = {
-            "fmt": "D" if line.control else "o",
-            "color": colours[line.pruner],
-            "markersize": size,
-            "elinewidth": 0.6,
-        }
-        axes.errorbar([x], [y], yerr=_error(line, scale), label=name, **style)
-    front = pareto([(x, y) for x, y, line in here if not line.sees_truth], table.metric.higher_is_better)
-    axes.plot(*zip(*front, strict=True), color=GREY, linewidth=0.9, linestyle=":", label="not beaten")
+def _interval_width(axes: Any, errors: Sequence[np.ndarray[Any, Any]]) -> None:
+    """A bar as long as the median of intervals."""
+    if not errors:
+        return
+    half = float(np.median([error.sum() / 2 for error in errors]))
+    low, high = axes.get_ylim()
+    middle = low + 0.05 * (high - low) + half
+    axes.errorbar(
+        [0.03],
+        [middle],
+        yerr=half,
+        transform=axes.get_yaxis_transform(),
+        fmt="none",
+        ecolor=GREY,
+        elinewidth=1.2,
+        capsize=3,
+    )
+    axes.text(
+        0.05,
+        middle,
+        f"95 % interval, median ±{half:.1f}",
+        transform=axes.get_yaxis_transform(),
+        fontsize=LETTER,
+        color=GREY,
+        va="center",
+    )
+
+
+def _mark_size(budget: int, budgets: Sequence[int]) -> float:
+    """By the rank of a budget."""
+    small, large = SIZES
+    return small + (large - small) * budgets.index(budget) / max(1, len(budgets) - 1)
+
+
+def pareto_figure(table: Table, points: Sequence[Priced], price: Price, drawn: dict[str, Look]) -> Any:
+    """Accuracy against cost, and the line through what no other row beats (`reports.pareto`)."""
+    figure, axes = _figure(table, f"{price.label} (larger marks: larger budgets)", _score_label(table))
+    scored = [(line, point) for line, point in points if line.average]
+    ranked = [point for line, point in scored if not line.sees_truth]
+    how = dict(zip(map(id, ranked), standings(ranked), strict=True))
+    budgets = sorted({line.budget for line, _ in scored})
+    scale, ends = table.metric.scale, {}
+    for line, point in scored:
+        y = scale * line.average.value if line.average else math.nan
+        style = _drawn(drawn[line.pruner], _mark_size(line.budget, budgets)) | {"linestyle": "none"}
+        axes.plot([point.cost], [y], alpha=SHADES[how.get(id(point), Standing.CLOSE)], zorder=3, **style)
+        if point.dear > point.cheap:
+            axes.hlines(y, point.cheap, point.dear, color=drawn[line.pruner].colour, linewidth=0.7, alpha=0.4)
+        if line.pruner not in ends or y > ends[line.pruner][1]:
+            ends[line.pruner] = (point.cost, y)
+    if best := front(ranked):
+        sign = 1 if table.metric.higher_is_better else -1
+        axes.plot(
+            [one.cost for one in best],
+            [sign * one.score for one in best],
+            color=GREY,
+            linewidth=0.9,
+            linestyle=":",
+            zorder=1,
+        )
     axes.set_ylim(bottom=0)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes.set_xlim(left=0.93 * min(point.cheap for _, point in scored))
+    axes.text(0, -0.14, KEY, transform=axes.transAxes, fontsize=LETTER - 0.5, color=GREY)
+    errors = [error for line, _ in scored if (error := _error(line, scale)) is not None]
+    _interval_width(axes, errors)
+    _name_lines(axes, ends, drawn)
     return figure
 
 
-def pareto(points: list[tuple[float, float]], higher_is_better: bool = True) -> list[tuple[float, float]]:
-    """The points that no other beats at the same or a lower price, by rising price."""
-    front: list[tuple[float, float]] = []
-    sign = 1 if higher_is_better else -1
-    for x, y in sorted(points, key=lambda point: (point[0], -sign * point[1])):
-        if not front or sign * y > sign * front[-1][1]:
-            front.append((x, y))
-    return front
+def cost_figure(table: Table, points: Sequence[Priced], price: Price, drawn: dict[str, Look]) -> Any:
+    """Cost against budget, a line for every method, with the spread of its rounds where they were timed."""
+    figure, axes = _figure(table, "visual tokens (budget), logarithmic", price.label)
+    lines = [line for line, _ in points if line.pruner != BOUND]
+    _budgets_axis(axes, sorted({line.budget for line in lines}))
+    ends = {}
+    for name, mine in _curves(lines).items():
+        here = [next(point for line, point in points if line is one) for one in mine]
+        budgets = [line.budget for line in mine]
+        axes.plot(budgets, [one.cost for one in here], label=name, **_drawn(drawn[name]))
+        spread = {"color": drawn[name].colour, "linewidth": 0.7, "alpha": 0.4}
+        axes.vlines(budgets, [one.cheap for one in here], [one.dear for one in here], **spread)
+        ends[name] = (float(budgets[-1]), here[-1].cost)
+    if bound := next((one for one in points if one[0].pruner == BOUND), None):
+        axes.axhline(bound[1].cost, color=GREY, linewidth=1, linestyle=":")
+        axes.text(
+            0.01,
+            bound[1].cost,
+            f"all {bound[0].budget} tokens",
+            fontsize=LETTER,
+            color=GREY,
+            va="bottom",
+            transform=axes.get_yaxis_transform(),
+        )
+    axes.set_ylim(bottom=0)
+    _name_lines(axes, ends, drawn)
+    return figure
 
 
 def _stages(measured: dict[tuple[str, int], dict[str, Any]]) -> Any:
@@ -158,13 +339,8 @@ def _stages(measured: dict[tuple[str, int], dict[str, Any]]) -> Any:
     left = np.zeros(len(rows))
     for place, name in enumerate(names):
         widths = np.array([row.get(name, 0.0) for row in rows.values()])
-        axes.barh(
-            range(len(rows)),
-            widths,
-            left=left,
-            color=COLOURS[place % len(COLOURS)],
-            label=name.replace("_", " "),
-        )
+        colour = COLOURS[place % len(COLOURS)]
+        axes.barh(range(len(rows)), widths, left=left, color=colour, label=name.replace("_", " "))
         left += widths
     axes.set_yticks(range(len(rows)), [f"{pruner} {budget}" for pruner, budget in rows], fontsize=7)
     axes.invert_yaxis()

@@ -12,9 +12,11 @@ from PIL import Image
 
 from backbones.parts.clips import BETWEEN
 from backbones.parts.geometry import regions
-from reports.clips import clip_answer, pictured, points, scores
+from harness.store.records import kept_tokens
+from reports.clips import clip_answer, packed, pictured, points, scores
 from reports.comparable import COLUMN
 from reports.gather import Runs
+from reports.kept import kept_words, lit
 from reports.tables import BOUND, Table
 
 BYTES = 2_500_000  # of pictures in a page
@@ -186,7 +188,12 @@ def _answers(part: pd.DataFrame, table: Table, facts: dict[Any, Any], shots: Sho
         shown["grid"] = [int(side) for side in row["grid"].split("x")]
         shown["regions"] = _regions(shown.pop("geometry"), int(facts["height"]), int(facts["width"]))
         shown["coverage"] = None if row["coverage"] != row["coverage"] else round(100 * row["coverage"], 1)
-        if facts["frames"] > 1:
+        if facts["frames"] == 1:
+            kept = kept_tokens(str(row["kept"]), int(row["views"]) * shown["grid"][0] * shown["grid"][1])
+            patches = int(kept.sum())
+            shown |= {"kept": packed(lit(kept)), "patches": patches}
+            shown["told"] = kept_words(int(row["tokens_final"]), patches)
+        else:
             shown |= clip_answer(row, len(shown["regions"]), numbers, points(facts["frames"], numbers))
             del shown["mask"], shown["kept"]  # of all frames and views
         found.append(shown)

@@ -10,7 +10,7 @@ import numpy as np
 
 from harness import metrics
 from harness.metrics.bootstrap import Estimate
-from reports import comparable, costs, diagnosis, figures, leaderboard, publication, style
+from reports import comparable, costs, diagnosis, figures, leaderboard, looks, pareto, publication, style
 from reports.gallery import pictures
 from reports.gather import Runs
 from reports.tables import Against, Table, TableRow
@@ -31,12 +31,13 @@ def html(runs: Runs, tables: list[Table]) -> str:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # stages and costs keep their order
-    colours = figures.palette(tables)
+    drawn = figures.looks_of(tables)
     data = {
         "tables": [_table(table, runs) for table in tables],
         "runs": [{"name": run.name, "folder": run.folder.name} for run in runs.runs],
-        "colours": colours,
-        "palette": style.COLOURS,
+        "colours": {name: look.colour for name, look in drawn.items()},
+        "looks": {name: look.shown for name, look in drawn.items()},
+        "palette": looks.COLOURS,
         "paint": {
             "mask": style.MASK,
             "truth": style.TRUTH,
@@ -53,7 +54,7 @@ def html(runs: Runs, tables: list[Table]) -> str:
             *comparable.why([table.group for table in tables], runs.facts),
             *runs.notes,
         ],
-        tables=[_view(table, runs, colours) for table in tables],
+        tables=[_view(table, runs, drawn) for table in tables],
         diagnoses=[_diagnosis(run.folder, run.diagnosis) for run in runs.runs if run.diagnosis],
         footer=leaderboard.footer(runs, tables),
         data=data,  # jinja's tojson escapes <, >, & and '
@@ -78,7 +79,7 @@ def _source(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
-def _view(table: Table, runs: Runs, colours: dict[str, str]) -> dict[str, Any]:
+def _view(table: Table, runs: Runs, drawn: dict[str, looks.Look]) -> dict[str, Any]:
     """What the template prints: the table as text, readable without scripts."""
     prices = costs.costs_of(runs.costs, table)
     named = {" ".join(column): column for column in table.columns}
@@ -95,7 +96,7 @@ def _view(table: Table, runs: Runs, colours: dict[str, str]) -> dict[str, Any]:
                     "line": place,
                     "cells": cells,
                     "control": line.control,
-                    "colour": colours[line.pruner],
+                    "look": drawn[line.pruner],
                     "of": line,
                 }
             )
@@ -122,6 +123,7 @@ def _table(table: Table, runs: Runs) -> dict[str, Any]:
     timed = costs.of_one_machine(prices)  # what charts draw
     twins = {(twin.line.pruner, twin.line.budget): twin for twin in publication.beside(table)}
     lines = [line for _, block in table.blocks() for line in block]
+    plotted = {price.key: _plotted(table, timed, price) for price in costs.PRICES}
     return {
         "title": table.title,
         "facts": table.group.facts,
@@ -133,6 +135,7 @@ def _table(table: Table, runs: Runs) -> dict[str, Any]:
             "higher": table.metric.higher_is_better,
         },
         "details": _details(table),
+        "prices": {price.key: price.label for price in costs.PRICES},
         "lines": [
             _line(
                 line,
@@ -141,8 +144,26 @@ def _table(table: Table, runs: Runs) -> dict[str, Any]:
                 timed.get((line.pruner, line.budget), {}),
                 twins,
             )
+            | {"prices": {key: points[id(line)] for key, points in plotted.items() if id(line) in points}}
             for line in lines
         ],
+    }
+
+
+def _plotted(
+    table: Table, prices: dict[tuple[str, int], dict[str, Any]], price: costs.Price
+) -> dict[int, dict[str, Any]]:
+    """By row (its id), a cost, the ends of its interval, and how the row stands (`reports.pareto`)."""
+    points = costs.priced(table, prices, price)
+    ranked = [(line, point) for line, point in points if line.average and not line.sees_truth]
+    stand = pareto.standings([point for _, point in ranked])
+    how = {id(line): one for (line, _), one in zip(ranked, stand, strict=True)}
+    return {
+        id(line): {
+            "cost": [_number(value) for value in (point.cost, point.cheap, point.dear)],
+            "standing": how.get(id(line)),
+        }
+        for line, point in points
     }
 
 
@@ -178,8 +199,6 @@ def _line(
         }
         if price
         else {},
-        "macs": _number(price.get(costs.MACS), costs.GIGA),
-        "prefill": _number(timed.get("prefill_ms")),
         "stages": {name: _number(value) for name, value in costs.stages(timed).items()},
     }
 
@@ -223,6 +242,6 @@ def _estimate(one: Estimate | None, scale: float) -> list[float | None] | None:
     return [*(_number(scale * end) for end in (one.value, one.low, one.high)), _number(one.p)]
 
 
-def _number(value: float | None, unit: float = 1.0) -> float | None:
+def _number(value: float | None) -> float | None:
     """Four digits are enough to read; JSON has no NaN."""
-    return None if value is None or np.isnan(value) else float(f"{value / unit:.5g}")
+    return None if value is None or np.isnan(value) else float(f"{value:.5g}")

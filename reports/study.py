@@ -19,7 +19,8 @@ from reports.columns import RANKED
 from reports.comparable import COLUMN, KEPT, medium_of
 from reports.drawn import Drawn, Weights
 from reports.gather import gather
-from reports.style import COLOURS, GREY, STYLE, save
+from reports.looks import COLOURS, GREY
+from reports.style import STYLE, save
 from reports.tables import ALPHA, BOUND, column_rank
 
 # what is asked: its two answers, the second minus the first, and what each does in words

@@ -1,4 +1,4 @@
-"""Colours of methods and masks, the same in every figure and on the page, and how figures are written."""
+"""Colours of masks and warnings, how figures look, and how they are written; methods: `reports.looks`."""
 
 from __future__ import annotations
 
@@ -8,22 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pruners.errors import UserError
-
-# Okabe and Ito's colours, told apart by colour-blind readers; then Tol's for what is beyond eight
-COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#332288",
-    "#882255",
-    "#999933",
-    "#117733",
-)
-GREY = "#767676"
+WARNING = "#b00020"
 STYLE: Any = {
     "svg.hashsalt": "groundprune",
     "svg.fonttype": "none",
@@ -51,21 +36,6 @@ def save(figure: Any, stem: Path) -> list[Path]:
         written.append(stem.parent / f"{stem.name}.{kind}")
         figure.savefig(written[-1], metadata=metadata, dpi=150, bbox_inches="tight")
     return written
-
-
-def save_as_asked(figure: Any, path: Path) -> None:
-    """Write a figure to a file that a person named.
-
-    Raises:
-        UserError: it cannot be written, or its ending names no picture.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110, metadata={"Software": None} if path.suffix == ".png" else None)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"Cannot write {str(path)!r} ({error}); give --out a PNG file that you may write."
-        ) from error
 
 
 def tinted(picture: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:

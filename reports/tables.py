@@ -170,7 +170,7 @@ def tables(runs: Runs, baseline: str | None = None, metric: str | None = None) -
     known = sorted({str(name) for _, frame in frames for name in frame["pruner"]})
     if baseline is not None and baseline not in known:
         raise UserError(
-            f"--baseline {baseline!r} has no row; there are {', '.join(known)}.{nearest(baseline, known)}"
+            f"--against {baseline!r} has no row; there are {', '.join(known)}.{nearest(baseline, known)}"
         )
     found = []
     for score, frame in frames:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 # of the extra `test`; the rest of it are tools that the locked set alone runs
-RUNS_TESTS = ("pytest", "hypothesis")
+RUNS_TESTS = ("pytest", "pytest-xdist", "hypothesis")
 
 
 def ranges() -> dict[str, str]:

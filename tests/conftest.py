@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from backbones.glamm.backbone import GlammBackbone
-from tests.tiny_glamm import load
+if TYPE_CHECKING:  # at run time models are imported when one is asked for: pytest's own process, which
+    from backbones.glamm.backbone import GlammBackbone  # hands out the tests, needs none
+
+# before torch is imported: the cores are shared by pytest's workers and by processes that tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 HERE = Path(__file__).parent
+FEW = 5  # files whose tests one process has done sooner than others have started
+MOST_WORKERS = 8  # each takes a GB of memory
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Processes that `pytest` starts by default: one per core, none for a few files or on one core."""
+    named = [Path(str(argument).partition("::")[0]) for argument in config.args]
+    files = {file for path in named for file in (path.rglob("test_*.py") if path.is_dir() else [path])}
+    cores = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+    return cores if len(files) > FEW and cores > 1 else 0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -57,17 +73,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     told = [pair for report in reports for pair in report.user_properties]
     if arrays := sum(count for name, count in told if name == "arrays"):
         terminalreporter.write_line(f"golden arrays compared: {arrays}")
-    faults = sum((counts for name, counts in told if name == "faults"), Counter())
+    faults = sum((Counter(counts) for name, counts in told if name == "faults"), Counter())
     if faults:
         terminalreporter.write_line(
             "faults injected: " + ", ".join(f"{count} {what}" for what, count in faults.items())
         )
-    rows = sum((counts for name, counts in told if name == "rows"), Counter())
+    rows = sum((Counter(counts) for name, counts in told if name == "rows"), Counter())
     if rows:
         terminalreporter.write_line(
             f"rows compared with runs that nothing stopped: {rows['compared']:,}, "
             f"lost {rows['lost']}, doubled {rows['doubled']}; tables equal: {rows['tables equal']}"
         )
+
+
+@pytest.fixture
+def record_property(record_property: Callable[[str, object], None]) -> Callable[[str, object], None]:
+    """pytest's own; counts are plain, so that a worker can send them."""
+    return lambda name, value: record_property(name, dict(value) if isinstance(value, Counter) else value)
 
 
 @pytest.fixture(scope="session")
@@ -119,4 +141,6 @@ def glamm_folder(golden_glamm_dir: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def glamm(glamm_folder: Path) -> GlammBackbone:
     """The tiny GLaMM, loaded."""
+    from tests.tiny_glamm import load
+
     return load(glamm_folder)

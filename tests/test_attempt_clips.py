@@ -235,15 +235,16 @@ def test_without_a_clip_there_is_one_with_its_truth(
     assert told.count(" J ") == told.count(" F ") == 2
     assert command(monkeypatch, "what nobody said", *options, tmp_path / "a.png") == 0
     told = capsys.readouterr().out
-    assert " J " not in told and "oracle" in told.splitlines()[0]
+    assert " J " not in told and "what to keep: oracle" in told
 
 
 def test_the_built_in_clip_is_the_first_by_its_motion() -> None:
-    clip, text, truth = attempt.built_in_clip()
+    asked = attempt.built_in_clip_subject()
+    clip, text, truth = asked.clip, asked.expression, asked.truth
     assert truth is not None and truth.shape == (len(clip), clip.height, clip.width) and truth.any()
-    again, same, mask = attempt.built_in_clip(text)
-    assert same == text and mask is not None and np.array_equal(mask, truth)
-    assert np.array_equal(again.frame(0), clip.frame(0))
+    again = attempt.built_in_clip_subject(text)
+    assert again.expression == text and again.truth is not None and np.array_equal(again.truth, truth)
+    assert np.array_equal(again.clip.frame(0), clip.frame(0)) and text not in again.others
 
 
 @pytest.mark.parametrize(

@@ -348,8 +348,8 @@ def test_the_fingerprint_knows_nothing_else(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"device": "meta"}, "not one that the backbones run on"),
-        ({"device": "xla"}, "not one that the backbones run on"),
+        ({"device": "meta"}, "there are auto, cpu, cuda"),
+        ({"device": "xla"}, "there are auto, cpu, cuda"),
         ({"device": "cuda:99"}, "needs a CUDA GPU|this machine has"),
     ],
 )

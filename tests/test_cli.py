@@ -153,8 +153,8 @@ BAD = {
     "budget of another script": (["--budgets", "٦٤"], ["whole numbers", "--budgets 64,128,192"]),
     "budget with a line": (["--budgets", "8,6_4"], ["'6_4'", "--budgets 64,128,192"]),
     "budget beyond all numbers": (["--budgets", "9" * 5000], ["whole numbers", "--budgets 64,128,192"]),
-    "budget negative": (["--budgets", "-8"], ["-8", "1 to 64"]),
-    "seed": (["--seed", "-5", "--pruners", "random"], ["--seed -5", "0 or more"]),
+    "budget negative": (["--budgets", "-8"], ["--budgets -8", "1 or more"]),
+    "seed": (["--seed", "-5", "--pruners", "random"], ["--seed -5", "0 to 4294967295"]),
     "no budget": (["--budgets", ","], ["--budgets is empty"]),
     "layer too deep": (["--pruners", "fastv(layer=9)"], ["4 layers", "1 to 3"]),
     "backbone": (["--backbones", "glam-mini"], ["'glam-mini'", "Did you mean 'glamm-mini'?"]),
@@ -167,7 +167,7 @@ BAD = {
     "limit no number": (["--limit", "few"], ["--limit", "integer"]),
     "plugin": (["--plugin", "no_such_plugin.py"], ["no_such_plugin.py"]),
     "costs": (["--costs", "guessed"], ["'guessed'", "off"]),
-    "option": (["--pruner", "all"], ["--pruner", "--help"]),
+    "option": (["--prunners", "all"], ["Did you mean '--pruners'?", "--help"]),
     "command": (["leaderbord"], ["leaderbord", "--help"]),
     "baseline": (["gate", "--baseline", "no_such.json"], ["no_such.json", "--accept"]),
 }
@@ -210,7 +210,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     [
         (["--dtype", "float23"], "Did you mean 'float32'?"),
         (["--attn", "flash"], "flash_attention_2"),
-        (["--device", "gpu"], "--device cpu"),
+        (["--device", "gpu"], "Did you mean 'cuda'?"),
         (["--batch-size", "0"], "--batch-size 0"),
         (["--backbones", "glamm"], "--checkpoint DIR"),
         (["--backbones", "glamm", "--checkpoint", "no/such/folder"], "no/such/folder"),

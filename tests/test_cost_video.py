@@ -270,7 +270,7 @@ def test_the_study_writes_files(
         (["placements", "--backbone", "glamm-7b"], "glamm-7b has one place where a budget can act; give"),
         (["placements", "--budgets", "600"], "give --budgets 1 to 576"),
         (["placements", "--frames", "6"], "give frames=4 or a multiple"),
-        (["positions", "--frames", "8"], "--frames is of the study placements"),
+        (["positions", "--frames", "8"], "--frames belongs to the study of placements"),
     ],
 )
 def test_mistakes_are_one_sentence(

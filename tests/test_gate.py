@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,16 +34,29 @@ class Contrast(ScorePruner):
 """
 
 
+@pytest.fixture(scope="module")
+def accepted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A baseline of a fake backbone with a plugin pruner; `plugin.py` beside it. To be copied."""
+    folder = tmp_path_factory.mktemp("accepted")
+    root = write_data(folder / "data")
+    (folder / "plugin.py").write_text(SOUND.replace("SIGN", "1"))
+    subset = Plan("none,random,contrast", (16,), "refcoco", limit=4, data=str(root), backbones=("fake",))
+    with pytest.MonkeyPatch.context() as patch:
+        known(patch)
+        patch.setattr(registry.PRUNERS, "known", dict(registry.PRUNERS.known))
+        patch.setattr(gate, "DRAWS", 1)
+        gate.accept(folder / "baseline.json", "first numbers", (str(folder / "plugin.py"),), subset)
+    return folder
+
+
 @pytest.fixture
-def baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A baseline of a fake backbone with a plugin pruner; `plugin.py` beside it."""
-    root = write_data(tmp_path / "data")
+def baseline(accepted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One's own copy."""
     known(monkeypatch)
     monkeypatch.setattr(registry.PRUNERS, "known", dict(registry.PRUNERS.known))
-    (tmp_path / "plugin.py").write_text(SOUND.replace("SIGN", "1"))
     monkeypatch.setattr(gate, "DRAWS", 1)
-    subset = Plan("none,random,contrast", (16,), "refcoco", limit=4, data=str(root), backbones=("fake",))
-    gate.accept(tmp_path / "baseline.json", "first numbers", (str(tmp_path / "plugin.py"),), subset)
+    for name in ("plugin.py", "baseline.json"):
+        shutil.copy(accepted / name, tmp_path / name)
     return tmp_path / "baseline.json"
 
 

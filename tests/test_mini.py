@@ -16,6 +16,8 @@ import torch
 import backbones
 from backbones.base import Row, Turn
 from backbones.glamm.backbone import GlammBackbone
+from backbones.mini.training import ground, see, segment
+from backbones.mini.training import train as train_mini
 from backbones.mini.training.branches import run_branches
 from backbones.mini.training.data import build_scenes, train_scene
 from backbones.mini.training.ground import NAMING_LAYER, POINT_LAYERS, Conversations, reading_order
@@ -26,7 +28,8 @@ from pruners import Selection, parse
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
-STEPS = "sam=2,patches=2,match=2,point=2"
+STEPS = "sam=1,patches=1,match=1,point=1"
+SCENES = 4
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +114,7 @@ def test_patch_targets() -> None:
 
 
 def test_train_scenes_are_stored_as_painted(tmp_path: Path) -> None:
-    scenes = build_scenes(tmp_path, 3, workers=1)
+    scenes = build_scenes(tmp_path, 3)
     scene = train_scene(2)
     assert (scenes.images[2] == scene.image).all() and scenes.count(2) == len(scene.objects)
     for k, thing in enumerate(scene.objects):
@@ -147,40 +150,37 @@ def test_branches_are_sequences_of_their_own(mini: GlammBackbone, tmp_path: Path
             torch.testing.assert_close(states[b, e, asked], alone, rtol=1e-4, atol=1e-4)
 
 
-def train(work: Path, *words: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "backbones.mini.training.train",
-        "--work",
-        str(work),
-        "--scenes",
-        "64",
-        "--device",
-        "cpu",
-        *words,
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+def train(monkeypatch: pytest.MonkeyPatch, work: Path, *words: str) -> None:
+    given = ["train", "--work", str(work), "--scenes", str(SCENES), "--device", "cpu", *words]
+    monkeypatch.setattr(sys, "argv", given)
+    train_mini.main()
 
 
-def test_every_stage_trains_resumes_and_exports(tmp_path: Path) -> None:
-    """Two steps of everything; a stopped stage goes on where it was; the result loads through the official
+def test_every_stage_trains_resumes_and_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of everything; a stopped stage goes on where it was; the result loads through the official
     layout."""
-    train(tmp_path, "--steps", STEPS)
+    for stage, defaults in (
+        (segment.PointSegmentation, (2, 4)),
+        (see.PatchReading, (2, 9)),
+        (see.SceneMatching, (2,)),
+    ):
+        monkeypatch.setattr(stage.__init__, "__defaults__", defaults)  # smaller batches
+    monkeypatch.setitem(ground.Pointing.__init__.__kwdefaults__, "batch", 2)
+    monkeypatch.setattr(build_scenes, "__defaults__", (1,))
+    train(monkeypatch, tmp_path, "--steps", STEPS)
     for stage in ("sam", "patches", "match", "point"):
         with (tmp_path / f"{stage}.csv").open() as handle:
             rows = list(csv.DictReader(handle))
-        assert rows[-1]["step"] == "2" and np.isfinite(float(rows[-1]["loss"]))
-    train(tmp_path, "--stages", "point,export", "--steps", "point=3")
-    assert torch.load(tmp_path / "point.pt", weights_only=True)["step"] == 3
+        assert rows[-1]["step"] == "1" and np.isfinite(float(rows[-1]["loss"]))
+    train(monkeypatch, tmp_path, "--stages", "point,export", "--steps", "point=2")
+    assert torch.load(tmp_path / "point.pt", weights_only=True)["step"] == 2
     weights = tmp_path / "weights"
     backbone = backbones.load("glamm", checkpoint=weights / "checkpoint", clip=str(weights / "clip"))
     assert backbone.grid == (24, 24)
     again = tmp_path / "again"
     (again / "scenes").parent.mkdir()
     (again / "scenes").symlink_to(tmp_path / "scenes")
-    train(again, "--stages", "export", "--start", str(weights))
+    train(monkeypatch, again, "--stages", "export", "--start", str(weights))
     assert (again / "weights/checkpoint/model.safetensors").read_bytes() == (
         weights / "checkpoint/model.safetensors"
     ).read_bytes()

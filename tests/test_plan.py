@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import backbones
 import harness
+from backbones.registry import ATTENTION, DTYPES, IMAGE_BACKENDS
 from harness import cli
 from harness.commands.sweep import Result
 from harness.engine.budgets import tokens_of
@@ -83,10 +84,10 @@ plans = st.builds(
     data=st.none() | words,
     seeds=st.integers(1, 99),
     backbones=st.sampled_from(["glamm-mini", ("glamm-mini", "glamm(checkpoint='a, (b)', clip='c')")]),
-    device=words,
-    dtype=words,
-    attn=words,
-    image_backend=words,
+    device=st.sampled_from(["auto", "cpu", "cuda", "cuda:3", "mps"]),
+    dtype=st.sampled_from(DTYPES),
+    attn=st.sampled_from(ATTENTION),
+    image_backend=st.sampled_from(IMAGE_BACKENDS),
     batch_size=st.integers(1, 99),
     costs=st.sampled_from([None, "off", "projected", "measured"]),
     plugins=lists,
@@ -117,7 +118,7 @@ def test_a_text_with_commas_a_list_and_pruners_themselves_are_one_plan() -> None
         ("limit", True, "--limit takes a whole number, not True"),
         ("limit", "few", "--limit takes a whole number, not 'few'"),
         ("seed", -1, "--seed -1"),
-        ("seeds", 0, "--seeds 0 is too small; give 1 or more"),
+        ("seeds", 0, "--seeds 0 is too small; give 1 to 1000"),
         ("batch_size", 0, "--batch-size 0"),
         ("budgets", (), "--budgets is empty"),
         ("budgets", "many", "--budgets takes whole numbers and shares, not 'many'"),
@@ -371,6 +372,7 @@ def test_a_settings_file_holds_options_and_the_command_line_wins(
         batch_size=5,
         protocol="each",
         answers="forced",
+        device="cpu",
     )
     assert loaded[0].batch_size == 5
     assert loaded[0].encoded == [1] * 3  # every cell for itself
@@ -380,7 +382,7 @@ def test_a_settings_file_holds_options_and_the_command_line_wins(
     ("content", "said"),
     [
         ('prunners = "all"', "sets 'prunners', which is no option; .* Did you mean 'pruners'?"),
-        ("limit = 'few'", "Invalid value for '--limit'"),
+        ("limit = 'few'", "sets limit to 'few'"),
         ("limit = ", "is no TOML"),
         ("budgets = ['many']", "--budgets takes whole numbers"),
         ("settings = 'other.toml'", "sets 'settings', which is no option"),

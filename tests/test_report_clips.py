@@ -297,7 +297,7 @@ def test_the_curve_has_a_line_for_every_pruner_and_takes_clicks(one: Opened) -> 
     svg = page.locator("#clip svg")
     at(page, 0)
     assert svg.get_attribute("role") == "img" and "in frame 0: none " in svg.get_attribute("aria-label")
-    assert svg.locator("path").count() == svg.locator("circle").count() == 3
+    assert svg.locator(".line").count() == svg.locator(".mark").count() == 3
     assert svg.locator("path.chosen").count() == 1
     left = float(svg.locator(".now").get_attribute("x1"))
     box = svg.bounding_box()

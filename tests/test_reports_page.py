@@ -221,7 +221,14 @@ def test_every_control_is_reached_with_the_tab_key(one: Opened) -> None:
 def test_charts_tell_and_hide(one: Opened) -> None:
     page = one.page
     chart = page.locator("#budget svg").first
-    assert chart.locator("circle").count() == 6
+    marks = "g .mark:not(.still)"
+    assert chart.locator(marks).count() == 6
+    ticks = {tick.text_content(): tick.get_attribute("x") for tick in chart.locator(".tick").all()}
+    assert set(ticks) == {"64", "192"}
+    places = {
+        re.search(r"\(([\d.]+)", mark.get_attribute("transform"))[1] for mark in chart.locator(marks).all()
+    }
+    assert places == set(ticks.values())  # every mark stands at its budget
     chart.focus()
     page.keyboard.press("ArrowRight")
     assert re.search(r"fastv\(layer=3\) · 64 tokens\s+Avg\. \d", page.locator("#tip").inner_text())
@@ -229,8 +236,8 @@ def test_charts_tell_and_hide(one: Opened) -> None:
     assert "fastv(layer=3) · 64 tokens" in page.locator("dialog").inner_text()
     page.keyboard.press("Escape")
     page.locator("#budget .legend button", has_text="oracle").first.click()
-    assert page.locator("#budget figure").first.locator("circle:visible").count() == 5
-    assert page.locator("#cost figure").count() == 2
+    assert page.locator("#budget figure").first.locator(f"{marks}:visible").count() == 5
+    assert page.locator("#cost figure").count() == 4  # accuracy against cost, cost against budget
     assert page.locator("#stages .bar").count() == 2 * len(COSTS)
 
 

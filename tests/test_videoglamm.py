@@ -45,6 +45,14 @@ def placed(checkpoint: Path, request: pytest.FixtureRequest) -> VideoGlammBackbo
     return short(tiny.load(checkpoint, placement=request.param))
 
 
+@pytest.fixture(scope="module")
+def whole_alone(placed: VideoGlammBackbone) -> dict[str, Grounded]:
+    """What all tokens answer apart from other rows, by the answers asked for."""
+    (encoding,) = placed.encode([tiny.clip(5)])
+    ways = ("generated", "forced")
+    return {how: one(placed, tiny.row(placed, encoding, "none", answers=how), False) for how in ways}
+
+
 @pytest.fixture
 def model(checkpoint: Path) -> VideoGlammBackbone:
     return short(tiny.load(checkpoint))
@@ -110,7 +118,9 @@ def test_methods_inside_the_model_count_by_frame(placed: VideoGlammBackbone) -> 
 
 @pytest.mark.parametrize("text", ["uniform", "visionzip", "fastv(layer=1)", "pyramiddrop", "sparsevlm"])
 @pytest.mark.parametrize("positions", ["compact", "kept"])
-def test_shared_equals_apart(placed: VideoGlammBackbone, text: str, positions: str) -> None:
+def test_shared_equals_apart(
+    placed: VideoGlammBackbone, whole_alone: dict[str, Grounded], text: str, positions: str
+) -> None:
     (encoding,) = placed.encode([tiny.clip(5)])
     budget = 121 if placed.placement == "grid" and text in ("uniform", "visionzip") else 60
     if placed.placement == "direct" and text == "pyramiddrop":
@@ -120,8 +130,9 @@ def test_shared_equals_apart(placed: VideoGlammBackbone, text: str, positions: s
             tiny.row(placed, encoding, text, budget, words, answers=answers, positions=positions)
             for words in ("the red star", "a small blue ring on the left")
         ]
+        apart = [*placed.ground_rows(rows, False), whole_alone[answers]]
         rows.append(tiny.row(placed, encoding, "none", answers=answers))
-        for first, second in zip(placed.ground_rows(rows), placed.ground_rows(rows, False), strict=True):
+        for first, second in zip(placed.ground_rows(rows), apart, strict=True):
             same(first, second)
             assert first.seg_logprob is not None and second.seg_logprob is not None
             torch.testing.assert_close(

@@ -18,6 +18,7 @@ from backbones.mini.training.branches import run_branches
 from backbones.parts import llama
 from backbones.parts.tokenizer import IMAGE_TOKEN
 from backbones.videoglamm.mini_training import judge, talk, teach, watch
+from backbones.videoglamm.mini_training import train as train_mini
 from backbones.videoglamm.mini_training.data import Clips, build_clips, seen_frames
 from backbones.videoglamm.mini_training.model import pooled
 from backbones.videoglamm.mini_training.prompt import ANSWERS, conversation
@@ -186,29 +187,28 @@ def test_video_pixels_are_the_whole_frame() -> None:
     assert pixels[:, :, :47].abs().max() < 1e-5 and (pixels[:, :, 49:] - 1).abs().max() < 1e-5
 
 
-def train(work: Path, *words: str) -> None:
-    command = [
-        sys.executable,
-        *("-m", "backbones.videoglamm.mini_training.train"),
-        *("--work", str(work), "--clips", str(CLIPS), *words),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+def train(monkeypatch: pytest.MonkeyPatch, work: Path, *words: str) -> None:
+    given = ["train", "--work", str(work), "--clips", str(CLIPS), *words]
+    monkeypatch.setattr(sys, "argv", given)
+    train_mini.main()
 
 
-def test_every_stage_trains_resumes_and_exports(tmp_path: Path) -> None:
-    """Two steps of everything; a stopped stage goes on where it was; the files have the official names."""
-    train(tmp_path, "--steps", "ways=2,watch=2,talk=2")
+def test_every_stage_trains_resumes_and_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of everything; a stopped stage goes on where it was; the files have the official names."""
+    for stage in (teach.WaySegmentation, watch.Watching):
+        monkeypatch.setattr(stage.__init__, "__defaults__", (2,))  # smaller batches
+    monkeypatch.setitem(talk.Talking.__init__.__kwdefaults__, "batch", 2)
+    train(monkeypatch, tmp_path, "--steps", "ways=1,watch=1,talk=1")
     for stage in ("ways", "watch", "talk"):
         with (tmp_path / f"{stage}.csv").open() as handle:
             rows = list(csv.DictReader(handle))
-        assert rows[-1]["step"] == "2" and np.isfinite(float(rows[-1]["loss"]))
+        assert rows[-1]["step"] == "1" and np.isfinite(float(rows[-1]["loss"]))
     folder = tmp_path / "weights" / "checkpoint"
     first = (folder / "model.safetensors").read_bytes()
-    train(tmp_path, "--stages", "export")
+    train(monkeypatch, tmp_path, "--stages", "export")
     assert (folder / "model.safetensors").read_bytes() == first
-    train(tmp_path, "--stages", "talk,export", "--steps", "talk=3")
-    assert torch.load(tmp_path / "talk.pt", weights_only=True)["step"] == 3
+    train(monkeypatch, tmp_path, "--stages", "talk,export", "--steps", "talk=2")
+    assert torch.load(tmp_path / "talk.pt", weights_only=True)["step"] == 2
     assert (folder / "model.safetensors").read_bytes() != first
     check_layout(folder, tmp_path)
 

@@ -11,6 +11,9 @@ from backbones.glamm.settings import Glamm, GlammFamily, read_model
 from backbones.registry import Finding, Runtime, Settings, register
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from backbones.base import Backbone
     from backbones.costs import Shapes
 
@@ -32,6 +35,12 @@ class GlammMini(GlammFamily, Settings):
         from backbones.glamm.backbone import GlammBackbone
 
         return read_model(GlammBackbone, self, str(MINI / "checkpoint"), str(MINI / "clip"), None, how)
+
+    def unlike(self, image: NDArray[np.uint8]) -> str | None:
+        """Whatever is no scene: see `backbones.mini.kind`."""
+        from backbones.mini.kind import unlike_scenes
+
+        return unlike_scenes(self.name, "glamm", "RefShapes", image)
 
     def examine(self) -> Iterator[Finding]:
         """The shipped files, as those of a release."""

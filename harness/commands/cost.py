@@ -6,16 +6,16 @@ import sys
 
 from harness.commands.options import (
     Attn,
-    Backbones,
     Budgets,
-    Checkpoint,
     Debug,
     Explain,
     Gpu,
     Plugins,
+    ProjectedBackbone,
     Pruners,
     Sharing,
     TextTokens,
+    TokenizerOf,
     import_plugins,
     one_backbone,
 )
@@ -23,11 +23,11 @@ from harness.commands.tables import Export, export_to
 
 
 def cost(
-    backbone: Backbones = "glamm-7b",
+    backbone: ProjectedBackbone = "glamm-7b",
     pruners: Pruners = "all",
     budgets: Budgets = "64,128,192",
     text_tokens: TextTokens = None,
-    checkpoint: Checkpoint = None,
+    checkpoint: TokenizerOf = None,
     gpu: Gpu = "h100",
     attn: Attn = "sdpa",
     explain: Explain = False,
@@ -37,15 +37,15 @@ def cost(
     debug: Debug = False,
 ) -> None:
     """Project what every pruner costs at full size, beside the published numbers, from shapes alone:
-    glamm-7b, glamm-mini, or another backbone whose shapes are known; --checkpoint is the folder whose
-    tokenizer counts the conversation."""
+    glamm-7b, glamm-mini, or another backbone whose shapes are known."""
     import backbones
     from harness.plan import Plan
+    from harness.ranges import check_numbers
 
+    check_numbers(text_tokens=text_tokens)
     import_plugins(plugin)
-    plan = Plan(pruners=pruners, budgets=budgets, backbones=one_backbone(backbone))  # type: ignore[arg-type]
+    plan = Plan(pruners=pruners, budgets=budgets, backbones=one_backbone(backbone), attn=attn)  # type: ignore[arg-type]
     chosen, name = plan.chosen(), plan.backbones[0]
-    backbones.check_attention(attn)
 
     from harness.cost import EXPLAIN, projection, sharing
     from harness.cost.lines import lines_of

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from harness.commands.options import (
-    Backbones,
     Checkpoint,
     Clip,
     Data,
     Datasets,
     Debug,
     Device,
+    DiagnosedLimit,
+    DiagnosedRun,
+    DiagnosisOut,
     Dtype,
-    Limit,
-    Out,
+    OneBackbone,
     Plugins,
-    Run,
     SamDims,
+    check_out,
     import_plugins,
     one_backbone,
 )
@@ -27,17 +29,17 @@ IMAGES = 24  # per split, if nothing else is asked
 
 
 def diagnose(
-    backbone: Backbones = "glamm-mini",
+    backbone: OneBackbone = "glamm-mini",
     datasets: Datasets = "all",
     data: Data = None,
-    limit: Limit = IMAGES,
-    run: Run = None,
-    out: Out = None,
+    limit: DiagnosedLimit = IMAGES,
+    run: DiagnosedRun = None,
+    out: DiagnosisOut = None,
     plugin: Plugins = [],  # noqa: B006
     checkpoint: Checkpoint = None,
     clip: Clip = None,
     sam_dims: SamDims = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = "float32",
     export: Export = None,
     debug: Debug = False,
@@ -46,11 +48,13 @@ def diagnose(
     them."""
     from dataclasses import replace
 
+    from backbones.device import told
     from harness.diagnosis import similarities as diagnosing
     from harness.engine.ranks import Place
     from harness.plan import Plan, with_settings
     from reports.diagnosis import FOLDER, verdict, write_diagnosis
 
+    check_out(out)
     import_plugins(plugin)
     texts = with_settings([one_backbone(backbone)], checkpoint=checkpoint, clip=clip, sam_dims=sam_dims)
     plan = Plan(
@@ -63,6 +67,7 @@ def diagnose(
     )
     pairs = plan.pairs()
     model = plan.load(Place())
+    print(told(device, model.device), file=sys.stderr)
     kept = diagnosing.kept(run, model) if run is not None else None
     found = replace(diagnosing.measure_similarities(model, pairs, plan.limit or 0, plan.data), kept=kept)
     page = write_diagnosis(
@@ -70,7 +75,7 @@ def diagnose(
     )
     print(verdict(found))
     if run is not None and out is None:
-        print(f"`python -m reports {run}` puts it into the run's report.")
+        print(f"`python -m harness report {run}` puts it into the run's report.")
     if run is None:
         print(
             "What pruners keep of the referents was not looked at; add --run and the folder of a run of "

@@ -5,11 +5,11 @@ from __future__ import annotations
 import typer
 
 from harness.commands.options import (
-    Backbones,
     Checkpoint,
     Clip,
     Data,
     Debug,
+    ExaminedBackbones,
     Plugins,
     SamDims,
     import_plugins,
@@ -21,7 +21,7 @@ def doctor(
     checkpoint: Checkpoint = None,
     clip: Clip = None,
     sam_dims: SamDims = None,
-    backbones: Backbones = "glamm",
+    backbones: ExaminedBackbones = "glamm",
     plugin: Plugins = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:

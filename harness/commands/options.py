@@ -1,41 +1,51 @@
-"""The command line's options and arguments, each declared once; a command takes those that it needs."""
+"""The command line's grammar: every option and argument of all commands.
+
+An option has one name, one type and one meaning in all commands; where a command needs another sentence in
+its help, it has a declaration of its own below the shared one. `--help` shows them by panels.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from harness.commands.settings import apply_settings
+from harness.commands.version import show_version
 
-# what is asked
+ASKED, MODEL, DATA, RUN, COSTS, OUTPUT = (
+    "What is asked",
+    "Model",
+    "Data",
+    "How it runs",
+    "Costs",
+    "Output",
+)
+
+
+def _of(panel: str, *names: str, help: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+# -- what is asked
+
 Pruners = Annotated[
-    str, typer.Option("--pruners", help="'all', names, globs, parameters: 'litelvlm,fastv(layer=3),vis*'")
-]
-Budgets = Annotated[
     str,
-    typer.Option(
-        "--budgets",
-        "--budget",
-        help="visual tokens that the language model gets: counts and shares, 64,33%,0.33",
+    _of(
+        ASKED,
+        "--pruners",
+        "--pruner",
+        help="'all', names, globs, parameters: 'litelvlm,fastv(layer=3),vis*'",
     ),
 ]
-Backbones = Annotated[
-    str,
-    typer.Option(
-        "--backbones",
-        "--backbone",
-        help="glamm-mini, or glamm(checkpoint='DIR', clip='DIR or hub name'); see the command list",
-    ),
-]
-Datasets = Annotated[
-    str,
-    typer.Option("--datasets", help="'all' (the table's eight columns) or e.g. refshapes:val,refcoco:testA"),
-]
+BUDGETS, BUDGET = ("--budgets", "--budget"), "visual tokens that the language model gets: "
+Budgets = Annotated[str, _of(ASKED, *BUDGETS, help=f"{BUDGET}counts and shares, 64,33%,0.33")]
+OneBudget = Annotated[str, _of(ASKED, *BUDGETS, help=f"{BUDGET}one count or share, 64 or 33%")]
 Protocol = Annotated[
     str | None,
-    typer.Option(
+    _of(
+        ASKED,
         "--protocol",
         help="which expressions form a conversation: glamm: up to three; each: every one alone; by default "
         "the backbone's official one",
@@ -43,7 +53,8 @@ Protocol = Annotated[
 ]
 Positions = Annotated[
     str,
-    typer.Option(
+    _of(
+        ASKED,
         "--positions",
         help="position ids of kept tokens: compact, numbered anew as most official codes do; kept, those of "
         "the whole sequence; or both: compact,kept",
@@ -51,114 +62,254 @@ Positions = Annotated[
 ]
 Answers = Annotated[
     str,
-    typer.Option(
+    _of(
+        ASKED,
         "--answers",
         help="forced: the answer with its [SEG] is given; generated: the model writes it, and may forget "
         "[SEG]; or both; by default the backbone's",
     ),
 ]
-Limit = Annotated[
-    int | None,
-    typer.Option(
-        "--limit", help="images per split, 0 = all; a sweep on glamm-mini has 12 by default, else 0"
-    ),
-]
 Seed = Annotated[
-    int, typer.Option("--seed", help="source of all draws; what does not draw does not depend on it")
+    int, _of(ASKED, "--seed", help="source of all draws; what does not draw does not depend on it")
 ]
-Seeds = Annotated[int, typer.Option("--seeds", help="how many seeds a pruner that draws runs with")]
-Costs = Annotated[
-    str | None,
-    typer.Option(
-        "--costs",
-        help="off, projected (from shapes) or measured; by default what suits the backbone",
-    ),
-]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        "--data", help="folder that holds Refer_Segm/ or refer_seg/, reason_seg/, video or own data"
-    ),
-]
+Seeds = Annotated[int, _of(ASKED, "--seeds", help="how many seeds a pruner that draws runs with")]
 Plugins = Annotated[
     list[str],
-    typer.Option(
+    _of(
+        ASKED,
         "--plugin",
         help="Python file that registers pruners, backbones, metrics or data sets (can be repeated)",
     ),
 ]
 From = Annotated[
     Path | None,
-    typer.Option("--from", help="run.json of a run, or a plan: do that again; options that are given win"),
+    _of(ASKED, "--from", help="run.json of a run, or a plan: do that again; options that are given win"),
 ]
 Settings = Annotated[
     Path | None,
-    typer.Option(
+    _of(
+        ASKED,
         "--settings",
         is_eager=True,
         callback=apply_settings,
         help="TOML file with options under their names; those of the command line win",
     ),
 ]
-# how the model runs
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1")]
-Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16, float64")]
-Attn = Annotated[str, typer.Option("--attn", help="eager, sdpa, flash_attention_2")]
+Cell = Annotated[
+    str,
+    _of(ASKED, "--cell", help="which of a run's cells: pruner@budget, or the beginning of its id"),
+]
+Baseline = Annotated[Path, _of(ASKED, "--baseline", help="file of committed scores")]
+Accept = Annotated[
+    str | None,
+    _of(ASKED, "--accept", help="store this run as the new baseline; the text is the reason"),
+]
+Against = Annotated[
+    str | None, _of(ASKED, "--against", help="a pruner that every row is compared with, e.g. fastv")
+]
+# `report --baseline fastv`, as it was called before --baseline was a file everywhere
+OldAgainst = Annotated[str | None, _of(ASKED, "--baseline", help="--against", hidden=True)]
+MetricName = Annotated[
+    str | None,
+    _of(ASKED, "--metric", help="rank by this metric, e.g. giou; by default ciou, of clips j&f"),
+]
+
+# -- model
+
+BACKBONES = ("--backbones", "--backbone")
+GLAMM = "glamm-mini, or glamm(checkpoint='DIR', clip='DIR or hub name'); see the command list"
+Backbones = Annotated[str, _of(MODEL, *BACKBONES, help=f"one or several: {GLAMM}")]
+OneBackbone = Annotated[str, _of(MODEL, *BACKBONES, help=f"one: {GLAMM}")]
+ProjectedBackbone = Annotated[
+    str,
+    _of(
+        MODEL,
+        *BACKBONES,
+        help="one whose shapes are known: glamm-7b, lisa-7b, glamm-mini, or glamm(checkpoint='DIR')",
+    ),
+]
+ExaminedBackbones = Annotated[
+    str, _of(MODEL, *BACKBONES, help="whose files are looked at: glamm, lisa, videoglamm")
+]
+StudiedBackbones = Annotated[
+    str,
+    _of(
+        MODEL,
+        *BACKBONES,
+        help="by default glamm-mini, for placements videoglamm-3.8b; see the command list",
+    ),
+]
+StudiedBudgets = Annotated[
+    str,
+    _of(
+        ASKED,
+        *BUDGETS,
+        help=f"{BUDGET}counts and shares; by default 64,128,192, for placements 576,196,81",
+    ),
+]
+Device = Annotated[
+    str,
+    _of(
+        MODEL,
+        "--device",
+        help="auto: the CUDA GPU where one works, else the CPU; or cpu, cuda, cuda:1, mps",
+    ),
+]
+Dtype = Annotated[str, _of(MODEL, "--dtype", help="float32, bfloat16, float16, float64")]
+Attn = Annotated[str, _of(MODEL, "--attn", help="eager, sdpa, flash_attention_2")]
 ImageBackend = Annotated[
-    str, typer.Option("--image-backend", help="pil, or mmcv: faster grounding branch, same pixels")
+    str, _of(MODEL, "--image-backend", help="pil, or mmcv: faster grounding branch, same pixels")
 ]
-BatchSize = Annotated[
-    int, typer.Option("--batch-size", help="rows per forward pass; results do not depend on it")
-]
+CHECKPOINT = "--checkpoint"
 Checkpoint = Annotated[
     Path | None,
-    typer.Option(
-        "--checkpoint", help="official checkpoint folder, of GLaMM: glamm(checkpoint='DIR'), or LISA"
-    ),
+    _of(MODEL, CHECKPOINT, help="official checkpoint folder, of GLaMM: glamm(checkpoint='DIR'), or LISA"),
 ]
-Clip = Annotated[str | None, typer.Option("--clip", help="CLIP folder or hub name: glamm(clip='DIR')")]
+TokenizerOf = Annotated[
+    Path | None,
+    _of(MODEL, CHECKPOINT, help="official checkpoint folder, whose tokenizer counts the conversation"),
+]
+Clip = Annotated[str | None, _of(MODEL, "--clip", help="CLIP folder or hub name: glamm(clip='DIR')")]
 SamDims = Annotated[
     Path | None,
-    typer.Option(
-        "--sam-dims", help="json with the grounding encoder's numbers, if not ViT-H: glamm(sam_dims='FILE')"
+    _of(
+        MODEL,
+        "--sam-dims",
+        help="json with the grounding encoder's numbers, if not ViT-H: glamm(sam_dims='FILE')",
     ),
 ]
-# how a run is done
+
+# -- data
+
+DATASETS = ("--datasets", "--dataset")
+Datasets = Annotated[
+    str,
+    _of(DATA, *DATASETS, help="'all' (the table's eight columns) or e.g. refshapes:val,refcoco:testA"),
+]
+SubmittedDataset = Annotated[
+    str, _of(DATA, *DATASETS, help="e.g. mevis:valid, where a run has several that can be submitted")
+]
+Data = Annotated[
+    Path | None,
+    _of(DATA, "--data", help="folder that holds Refer_Segm/ or refer_seg/, reason_seg/, video or own data"),
+]
+LIMIT = "images per split, 0 for all"
+Limit = Annotated[
+    int | None, _of(DATA, "--limit", help=f"{LIMIT}; by default the backbone's: 12 on glamm-mini, else all")
+]
+DiagnosedLimit = Annotated[int | None, _of(DATA, "--limit", help=LIMIT)]
+
+# -- how it runs
+
+BatchSize = Annotated[
+    int, _of(RUN, "--batch-size", help="rows per forward pass; results do not depend on it")
+]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", help="processes that read images ahead; by default 2 with a GPU, else 0"),
+    _of(RUN, "--workers", help="processes that read images ahead; by default 2 with a GPU, else 0"),
 ]
 Share = Annotated[
     bool,
-    typer.Option("--share/--no-share", help="compute once what cells have in common; --no-share to compare"),
+    _of(RUN, "--share/--no-share", help="compute once what cells have in common; --no-share to compare"),
 ]
 MaxFailures = Annotated[
-    float, typer.Option("--max-failures", help="share of the samples that may fail before the run stops")
+    float, _of(RUN, "--max-failures", help="share of the samples that may fail before the run stops, 0 to 1")
 ]
-Force = Annotated[bool, typer.Option("--force", help="start anew beside a run that is there already")]
+Force = Annotated[bool, _of(RUN, "--force", help="start anew beside a run that is there already")]
 KeepCode = Annotated[
-    bool, typer.Option("--keep-code", help="go on with cells that other code began; their rows are marked")
+    bool, _of(RUN, "--keep-code", help="go on with cells that other code began; their rows are marked")
 ]
 TensorParallel = Annotated[
-    int, typer.Option("--tensor-parallel", help="processes that share one language model, under a launcher")
+    int, _of(RUN, "--tensor-parallel", help="processes that share one language model, under a launcher")
 ]
 LocalRank = Annotated[int | None, typer.Option("--local_rank", hidden=True)]  # what deepspeed's launcher adds
-Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
-# where results go, and what a command looks at
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        help="folder of a run, which goes on or grows if it is there (by default results/runs/<identity>); "
-        "of a diagnosis (by default the run's); of `try` a PNG, SVG or PDF file, beside which a clip's GIF "
-        "is written",
+
+# -- costs
+
+Costs = Annotated[
+    str | None,
+    _of(
+        COSTS, "--costs", help="off, projected (from shapes) or measured; by default what suits the backbone"
     ),
 ]
-Run = Annotated[
-    Path | None,
-    typer.Option("--run", help="run folder of this backbone: what its pruners kept of the referents"),
+TextTokens = Annotated[
+    int | None,
+    _of(
+        COSTS,
+        "--text-tokens",
+        help="tokens beside the visual ones; by default those of a conversation of three expressions",
+    ),
 ]
+Gpu = Annotated[str, _of(COSTS, "--gpu", help="data sheet for the roofline: h100, h200, a100")]
+Frames = Annotated[
+    int | None,
+    _of(COSTS, "--frames", help="frames of a clip that the language model sees; by default the backbone's"),
+]
+Explain = Annotated[bool, _of(COSTS, "--explain", help="say what every column is")]
+Sharing = Annotated[
+    bool, _of(COSTS, "--sweep", help="what cells save that share encodings, instead of the table")
+]
+
+# -- output
+
+OUT = "--out"
+Out = Annotated[
+    Path | None,
+    _of(
+        OUTPUT,
+        OUT,
+        help="folder of the run, which goes on or grows if it is there; by default results/runs/<identity>",
+    ),
+]
+DiagnosisOut = Annotated[
+    Path | None,
+    _of(
+        OUTPUT,
+        OUT,
+        help="folder of the diagnosis; by default diagnosis/ of --run, or results/diagnosis/<backbone>",
+    ),
+]
+PictureOut = Annotated[
+    Path | None,
+    _of(
+        OUTPUT,
+        OUT,
+        help="PNG, SVG or PDF file, try.png by default; of a clip a GIF is written beside it",
+    ),
+]
+StudyOut = Annotated[
+    Path | None, _of(OUTPUT, OUT, help="folder of the study; by default results/study-<axis>")
+]
+ReportOut = Annotated[Path | None, _of(OUTPUT, OUT, help="folder to write to; by default the first run's")]
+SubmissionOut = Annotated[
+    Path,
+    _of(OUTPUT, OUT, help="zip file for a server; of ref-davis17 a folder for DAVIS' own evaluator"),
+]
+Latex = Annotated[bool, _of(OUTPUT, "--latex", help="write leaderboard.tex, too")]
+DiagnosedRun = Annotated[
+    Path | None,
+    _of(DATA, "--run", help="run folder of this backbone: what its pruners kept of the referents"),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
+Version = Annotated[
+    bool,
+    typer.Option(
+        "--version",
+        is_eager=True,
+        callback=show_version,
+        help="versions of this project, torch and transformers",
+    ),
+]
+
+# -- arguments
+
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a finished run")]
+RunFolders = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUN...", help="folder of a run, e.g. results/runs/<id>; several become one report"
+    ),
+]
 Image = Annotated[
     str | None,
     typer.Argument(
@@ -168,26 +319,13 @@ Image = Annotated[
     ),
 ]
 Expression = Annotated[str | None, typer.Argument(metavar="EXPRESSION", help="what to segment")]
-Baseline = Annotated[Path, typer.Option("--baseline", help="committed scores")]
-Accept = Annotated[
-    str | None,
-    typer.Option("--accept", help="store this run as the new baseline; the text is the reason"),
-]
-TextTokens = Annotated[
-    int | None,
-    typer.Option(
-        "--text-tokens",
-        help="tokens beside the visual ones; by default those of a conversation of three expressions",
+Axis = Annotated[
+    str,
+    typer.Argument(
+        metavar="AXIS",
+        help="positions: kept tokens numbered anew, or with their position ids; answers: forced or "
+        "generated; placements: where a budget acts, by shapes alone",
     ),
-]
-Gpu = Annotated[str, typer.Option("--gpu", help="data sheet for the roofline: h100, h200, a100")]
-Frames = Annotated[
-    int | None,
-    typer.Option("--frames", help="frames of a clip that the language model sees; by default the backbone's"),
-]
-Explain = Annotated[bool, typer.Option("--explain", help="say what every column is")]
-Sharing = Annotated[
-    bool, typer.Option("--sweep", help="what cells save that share encodings, instead of the table")
 ]
 
 
@@ -197,6 +335,31 @@ def import_plugins(paths: list[str]) -> None:
 
     for path in paths:
         load_plugin(path)
+
+
+def check_out(path: Path | None) -> None:
+    """See that a command can write into the folder that `--out` names, before it works for it.
+
+    Raises:
+        UserError: it, or a folder on its way, is a file or may not be written.
+    """
+    import os
+
+    from pruners.errors import UserError
+
+    if path is None:
+        return
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    wrong = "" if there.is_dir() else "is a file"
+    if not wrong and not os.access(there, os.W_OK):
+        wrong = "may not be written by you"
+    if wrong:
+        raise UserError(
+            f"Cannot write to --out {str(path)!r}, because {str(there)!r} {wrong}; give a "
+            "folder that you may write."
+        )
 
 
 def one_backbone(text: str) -> str:

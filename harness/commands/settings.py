@@ -7,7 +7,13 @@ from typing import Any
 
 import typer
 
-NOT_HERE = ("settings", "debug", "local_rank")
+NOT_HERE = ("settings", "debug", "version", "local_rank")
+
+
+def given(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line or in a settings file."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def apply_settings(context: typer.Context, path: Path | None) -> Path | None:
@@ -24,7 +30,7 @@ def apply_settings(context: typer.Context, path: Path | None) -> Path | None:
 def _values(context: typer.Context, path: Path) -> dict[str, Any]:
     import tomllib
 
-    from pruners.base import UserError, nearest
+    from pruners.errors import UserError, nearest
 
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -33,10 +39,14 @@ def _values(context: typer.Context, path: Path) -> dict[str, Any]:
             f"The settings file {str(path)!r} cannot be read ({error.strerror}); give --settings a TOML file."
         ) from error
     except ValueError as error:  # TOMLDecodeError and text that is no UTF-8
-        raise UserError(f"The settings file {str(path)!r} is no TOML ({error}).") from error
-    options = {}
+        raise UserError(
+            f"The settings file {str(path)!r} is no TOML ({error}); write lines such as limit = 2."
+        ) from error
+    options: dict[str, Any] = {}
+    names = []
     for parameter in context.command.params:
         if parameter.name not in NOT_HERE:
+            names.append(parameter.opts[0].removeprefix("--"))
             for text in (*parameter.opts, *parameter.secondary_opts):
                 options[text.removeprefix("--")] = parameter
     found: dict[str, Any] = {}
@@ -45,12 +55,33 @@ def _values(context: typer.Context, path: Path) -> dict[str, Any]:
         if key not in options:
             raise UserError(
                 f"{str(path)!r} sets {name!r}, which is no option; there are "
-                f"{', '.join(options)}.{nearest(key, options)}"
+                f"{', '.join(names)}.{nearest(key, options)}"
             )
-        parameter = options[key]
-        if f"--{key}" in parameter.secondary_opts:  # no-share = true
-            value = not value
-        if isinstance(value, list) and not parameter.multiple:
-            value = ",".join(map(str, value))
-        found[str(parameter.name)] = [value] if parameter.multiple and not isinstance(value, list) else value
+        try:
+            found[str(options[key].name)] = _value(context, options[key], key, value)
+        except Exception as error:  # ours, click's, or that of newer versions of typer
+            said = str(getattr(error, "message", "") or error).rstrip(".")
+            raise UserError(f"{str(path)!r} sets {name} to {value!r}: {said}.") from error
     return found
+
+
+def _value(context: typer.Context, parameter: Any, key: str, value: Any) -> Any:
+    """A value as the option takes it for its default.
+
+    Raises:
+        Exception: the option takes no such value.
+    """
+    if not all(isinstance(one, str | int | float) for one in (value if isinstance(value, list) else [value])):
+        raise ValueError("write a text in quotes, a number, true, false, or a list of them")
+    if isinstance(value, bool) != bool(getattr(parameter, "is_flag", False)):
+        raise ValueError(
+            f"--{key} takes a text or a number" if isinstance(value, bool) else "write true or false"
+        )
+    if f"--{key}" in parameter.secondary_opts:  # no-share = true
+        value = not value
+    if isinstance(value, list) and not parameter.multiple:
+        value = ",".join(map(str, value))
+    if parameter.multiple and not isinstance(value, list):
+        value = [value]
+    parameter.process_value(context, value)
+    return value

@@ -6,14 +6,12 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from harness.commands.options import (
-    Backbones,
+    Axis,
     BatchSize,
-    Budgets,
     Data,
     Datasets,
     Debug,
@@ -22,12 +20,15 @@ from harness.commands.options import (
     Frames,
     Gpu,
     Limit,
-    Out,
     Plugins,
     Protocol,
     Pruners,
     Seed,
+    StudiedBackbones,
+    StudiedBudgets,
+    StudyOut,
     TextTokens,
+    check_out,
     import_plugins,
     one_backbone,
 )
@@ -38,34 +39,25 @@ PLACEMENTS = "placements"
 USUAL: tuple[str, str] = ("glamm-mini", "64,128,192")
 PLACED: tuple[str, str] = ("videoglamm-3.8b", "576,196,81")
 
-Axis = Annotated[
-    str,
-    typer.Argument(
-        metavar="AXIS",
-        help="positions: kept tokens numbered anew, or with their position ids; answers: forced or generated "
-        "(both on glamm-mini at 64,128,192 by default); placements: where a budget acts, by shapes alone (on "
-        "videoglamm-3.8b at 576,196,81)",
-    ),
-]
-
 
 def study(
+    context: typer.Context,
     axis: Axis,
     pruners: Pruners = "all",
-    budgets: Budgets = "",
-    backbones: Backbones = "",
+    budgets: StudiedBudgets = "",
+    backbones: StudiedBackbones = "",
     datasets: Datasets = "all",
     protocol: Protocol = None,
     limit: Limit = None,
     seed: Seed = 0,
     data: Data = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = "float32",
     batch_size: BatchSize = 16,
     frames: Frames = None,
     text_tokens: TextTokens = None,
     gpu: Gpu = "h100",
-    out: Out = None,
+    out: StudyOut = None,
     plugin: Plugins = [],  # noqa: B006
     export: Export = None,
     debug: Debug = False,
@@ -74,14 +66,18 @@ def study(
     placements nothing runs: --frames, --text-tokens and --gpu are theirs."""
     from harness.commands.sweep import evaluate
     from harness.plan import Plan
+    from harness.ranges import check_numbers
     from pruners.base import UserError, nearest
     from reports.sheets import study_sheet
     from reports.study import AXES, markdown, write_study
     from reports.study import study as compare
 
+    check_numbers(frames=frames, text_tokens=text_tokens)
+    check_out(out)
     known = (*AXES, PLACEMENTS)
     if axis not in known:
         raise UserError(f"There is no study {axis!r}; there are {', '.join(known)}.{nearest(axis, known)}")
+    _check_given(context, axis)
     usual = PLACED if axis == PLACEMENTS else USUAL
     backbones, budgets = backbones or usual[0], budgets or usual[1]
     command = shlex.join(["python", "-m", "harness", *sys.argv[1:]])
@@ -89,8 +85,6 @@ def study(
         import_plugins(plugin)
         _placements(backbones, budgets, frames, text_tokens, gpu, out, command, export)
         return
-    if frames is not None:
-        raise UserError(f"--frames is of the study {PLACEMENTS}; give it a video backbone as {PLACED[0]}.")
     both = {axis: AXES[axis][0]}
     plan = Plan(
         pruners=pruners,  # type: ignore[arg-type]
@@ -119,6 +113,20 @@ def study(
         print(f"{markdown(found)}\n\n{found.sentence}\n\nstudy: " + "\n       ".join(map(str, written)))
         sheets.append(study_sheet(found))
     export_to(export, *sheets)
+
+
+def _check_given(context: typer.Context, axis: str) -> None:
+    """Raise UserError if an option was given that has no meaning in this study."""
+    from harness.commands.settings import given
+    from pruners.errors import UserError
+
+    of_shapes = {"frames", "text_tokens", "gpu"}
+    shared = {"axis", "budgets", "backbones", "out", "plugin", "debug"}
+    for one in context.command.params:
+        meant = one.name in shared or (one.name in of_shapes) == (axis == PLACEMENTS)
+        if not meant and given(context, str(one.name)):
+            others = PLACEMENTS if one.name in of_shapes else "positions and answers"
+            raise UserError(f"{one.opts[0]} belongs to the study of {others}; leave it out of {axis}.")
 
 
 def _placements(

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from harness.commands.options import Data, Debug, Plugins, RunFolder, import_plugins
-
-Out = Annotated[
-    Path,
-    typer.Option("--out", help="zip file for a server; of ref-davis17 a folder for DAVIS' own evaluator"),
-]
-Dataset = Annotated[
-    str, typer.Option("--datasets", help="e.g. mevis:valid, where a run has several that can be submitted")
-]
-Cell = Annotated[
-    str,
-    typer.Option("--cell", help="which of a run's cells: pruner@budget, or the beginning of its id"),
-]
+from harness.commands.options import (
+    Cell,
+    Data,
+    Debug,
+    Plugins,
+    RunFolder,
+    SubmissionOut,
+    SubmittedDataset,
+    import_plugins,
+)
 
 
 def submission(
     run: RunFolder,
-    out: Out,
+    out: SubmissionOut,
     data: Data = None,
-    datasets: Dataset = "",
+    datasets: SubmittedDataset = "",
     cell: Cell = "",
     plugin: Plugins = [],  # noqa: B006
     debug: Debug = False,

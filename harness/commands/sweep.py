@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,8 +42,11 @@ from harness.commands.options import (
     Settings,
     Share,
     TensorParallel,
+    Version,
     Workers,
+    check_out,
 )
+from harness.commands.settings import given as was_given
 from harness.commands.tables import Export, Full, export_to
 from harness.plan import Plan
 
@@ -95,13 +98,15 @@ def sweep(
     full: Full = False,
     export: Export = None,
     debug: Debug = False,
+    version: Version = False,
 ) -> None:
     """Run a sweep and print its leaderboard."""
+    given = {name: value for name, value in context.params.items() if was_given(context, name)}
     if context.invoked_subcommand is not None:
+        _none_before(context, given)
         return
     from harness.plan import load_plugins, read_plans, with_settings
 
-    given = {name: value for name, value in context.params.items() if _given(context, name)}
     fields: dict[str, Any] = {
         ASKED.get(name, name): tuple(value) if name == "plugin" else value
         for name, value in given.items()
@@ -120,10 +125,16 @@ def sweep(
     export_to(export, *sheets)
 
 
-def _given(context: typer.Context, name: str) -> bool:
-    """Whether an option stands on the command line or in a settings file."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
+def _none_before(context: typer.Context, given: Iterable[str]) -> None:
+    """Raise UserError if options stand before a command, which does not see them."""
+    if lost := [one.opts[0] for one in context.command.params if one.name in given and one.name != "debug"]:
+        from pruners.errors import UserError
+
+        command = context.invoked_subcommand
+        raise UserError(
+            f"{', '.join(lost)} before the command {command} would be lost; write options behind it, see "
+            f"python -m harness {command} --help."
+        )
 
 
 @dataclass(frozen=True)
@@ -208,13 +219,17 @@ def _runs(
 ) -> Iterator[_Done]:
     """Run the plans on every backbone that they name and with all answers, one folder after the other."""
     import backbones
-    from harness.cost import kinds
     from harness.engine.ranks import here
     from harness.engine.runner import Way
+    from harness.plan import check_costs
+    from harness.ranges import check_numbers
     from pruners.base import UserError
 
-    for plan in plans:  # whatever is wrong shows before a model is loaded
-        kinds.check_costs(plan.costs, tensor_parallel)
+    # whatever is wrong shows before a model is loaded
+    check_numbers(workers=workers, tensor_parallel=tensor_parallel, max_failures=how["max_failures"])
+    check_out(out)
+    for plan in plans:
+        check_costs(plan.costs, tensor_parallel)
         plan.chosen()
     texts = list(dict.fromkeys(text for plan in plans for text in plan.backbones))
     if not texts:
@@ -237,8 +252,9 @@ def _runs(
             "--out has a folder per backbone, and two of --backbones have one name; give one at a time."
         )
     place = here(tensor_parallel)
+    devices = [place.device(plan.device) for plan in plans]
     if workers is None:
-        workers = 2 if plans[0].device.startswith("cuda") else 0
+        workers = 2 if devices[0].startswith("cuda") else 0
     way = Way(place=place, workers=workers, **how)
     for text, one in zip(texts, settings, strict=True):
         own = [plan.on(text) for plan in plans if text in plan.backbones]

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.commands.options import OUTPUT
+
 if TYPE_CHECKING:
     from reports.export import Sheet
-
-PANEL = "Output"
 
 
 def _checked(context: typer.Context, path: Path | None) -> Path | None:
@@ -27,7 +27,7 @@ Full = Annotated[
     typer.Option(
         "--full",
         help="print all columns, each explained, as in leaderboard.md; without it those that fit",
-        rich_help_panel=PANEL,
+        rich_help_panel=OUTPUT,
     ),
 ]
 Export = Annotated[
@@ -37,7 +37,7 @@ Export = Annotated[
         metavar="FILE",
         callback=_checked,
         help="write the table there, too: .csv, .json, .md or .tex",
-        rich_help_panel=PANEL,
+        rich_help_panel=OUTPUT,
     ),
 ]
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.commands.options import (
-    Backbones,
-    Budgets,
     Checkpoint,
     Clip,
     Debug,
@@ -15,7 +14,9 @@ from harness.commands.options import (
     Dtype,
     Expression,
     Image,
-    Out,
+    OneBackbone,
+    OneBudget,
+    PictureOut,
     Plugins,
     Pruners,
     SamDims,
@@ -24,28 +25,33 @@ from harness.commands.options import (
 )
 
 if TYPE_CHECKING:
+    from backbones.clip_answer import ClipAnswer
+    from backbones.image_answer import Answer
+    from backbones.registry import Settings
     from harness.plan import Plan
 
-PICTURE = Path("try.png")
+STEM = "try"  # of the picture, without --out
+NAMED = 6  # other expressions of the built-in scene
 
 
 def try_image(
     image: Image = None,
     expression: Expression = None,
     pruners: Pruners = "all",
-    budget: Budgets = "64",
-    out: Out = None,
-    backbone: Backbones = "glamm-mini",
+    budget: OneBudget = "64",
+    out: PictureOut = None,
+    backbone: OneBackbone = "glamm-mini",
     plugin: Plugins = [],  # noqa: B006
     checkpoint: Checkpoint = None,
     clip: Clip = None,
     sam_dims: SamDims = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = "float32",
     debug: Debug = False,
 ) -> None:
     """Draw what every pruner keeps of one image or clip, and the mask that follows."""
     import backbones
+    from backbones.device import told
     from backbones.parts.clip_files import is_clip
     from harness.engine.budgets import tokens_of
     from harness.engine.ranks import Place
@@ -60,43 +66,56 @@ def try_image(
     if len(plan.budgets) != 1:
         raise UserError(f"--budget takes one budget here, not {budget!r}; write e.g. --budget 64.")
     chosen = plan.chosen()
-    if backbones.one(texts[0]).medium == "video":
-        _try_clip(image, expression, plan, out or PICTURE)
+    family = backbones.one(texts[0])
+    if family.medium == "video":
+        _try_clip(image, expression, plan, family, out)
         return
     if image is not None and expression is not None and is_clip(image):
         raise UserError(
             f"{texts[0]} looks at images, and {image!r} is a clip; give an image file, or a video backbone, "
             f"e.g. --backbone videoglamm-mini."
         )
-    pixels, text, truth = subject(image, expression)
+    asked = subject(image, expression)
 
+    from reports.files import picture_file
     from reports.overlay import draw_overlay
 
-    model, target = plan.load(Place()), out or PICTURE
+    target = picture_file(out, STEM)
+    unlike = family.unlike(asked.image)
+    _tell_asked(asked.expression, asked.others, unlike)
+    model = plan.load(Place())
+    print(told(device, model.device), file=sys.stderr)
     size = tokens_of(plan.budgets[0], model.grid[0] * model.grid[1])
-    found = ask(model, pixels, text, chosen, size, truth)
+    found = ask(model, asked.image, asked.expression, chosen, size, asked.truth, unlike)
     draw_overlay(found, model.grid, size, target)
     _tell_left_out(found.lacking, found.left_out)
     for one in found.answers:
         score = "" if one.iou is None else f"  IoU {100 * one.iou:5.1f} %"
-        print(f"{one.name:<24} {one.answer.tokens_final:>4} tokens  {one.answer.seconds:6.3f} s{score}")
+        _tell_answer(one.name, one.answer, score)
     print(f"picture: {target}")
 
 
-def _try_clip(named: str | None, expression: str | None, plan: Plan, out: Path) -> None:
+def _try_clip(
+    named: str | None, expression: str | None, plan: Plan, family: Settings, out: Path | None
+) -> None:
     """A strip of frames and a film of one clip under every pruner."""
+    from backbones.device import told
     from harness.engine.budgets import tokens_of
     from harness.engine.ranks import Place
-    from harness.engine.single_clip import ask_of_clip, clip_subject
+    from harness.engine.single_clip import ask_of_clip, clip_subject, unlike_clip
 
-    clip, text, truth = clip_subject(named, expression)
+    asked = clip_subject(named, expression)
 
     from reports.clip_overlay import draw_strip, write_film
+    from reports.files import film_files
 
+    picture, film = film_files(out, STEM)
+    unlike = unlike_clip(family, asked.clip)
+    _tell_asked(asked.expression, asked.others, unlike)
     model = plan.load(Place())
-    picture, film = (out.with_suffix(".png") if out.suffix == ".gif" else out), out.with_suffix(".gif")
+    print(told(plan.device, model.device), file=sys.stderr)
     size = tokens_of(plan.budgets[0], model.grid[0] * model.grid[1])
-    found = ask_of_clip(model, clip, text, plan.chosen(), size, truth)
+    found = ask_of_clip(model, asked.clip, asked.expression, plan.chosen(), size, asked.truth, unlike)
     draw_strip(found, model.grid, size, picture)
     frames = write_film(found, model.grid, film)
     _tell_left_out(found.lacking, found.left_out)
@@ -106,11 +125,29 @@ def _try_clip(named: str | None, expression: str | None, plan: Plan, out: Path) 
             if one.j is None or one.f is None
             else f"  J {100 * one.j.mean():5.1f} %  F {100 * one.f.mean():5.1f} %"
         )
-        print(f"{one.name:<24} {one.answer.tokens_final:>4} tokens  {one.answer.seconds:6.3f} s{scores}")
+        _tell_answer(one.name, one.answer, scores)
     seen = ", ".join(str(number) for number in dict.fromkeys(found.answers[0].answer.shown))
+    clip = asked.clip
     print(f"clip: {len(clip)} frames of {clip.width}x{clip.height} px, of which the model sees {seen}")
     print(f"picture: {picture}")
     print(f"film: {film} ({frames} frames)")
+
+
+def _tell_asked(expression: str, others: tuple[str, ...], unlike: str | None) -> None:
+    """What is asked, before anything takes time; a model that was not trained for it on stderr."""
+    if unlike:
+        print(unlike, file=sys.stderr, flush=True)
+    print(f"asked: {expression}", flush=True)
+    if others:
+        more = "" if len(others) <= NAMED else f" and {len(others) - NAMED} more"
+        named = ", ".join(f'"{one}"' for one in others[:NAMED])
+        print(f"others that are known of it: {named}{more}", flush=True)
+
+
+def _tell_answer(name: str, answer: Answer | ClipAnswer, scores: str) -> None:
+    other = answer.tokens_final - int(answer.kept.sum())
+    placeless = f"  ({other} without a place)" if other > 0 else ""
+    print(f"{name:<24} {answer.tokens_final:>4} tokens  {answer.seconds:6.3f} s{scores}{placeless}")
 
 
 def _tell_left_out(lacking: tuple[str, ...], left_out: tuple[str, ...]) -> None:

@@ -16,10 +16,10 @@ EXPLAIN: dict[str, str] = {
     "flops_paper": "LiteLVLM's counter: 4nd^2 + 2n^2d + 3ndm summed over decoder layers, one per "
     "multiply-add, without lm_head, "
     "CLIP and SAM; n is each layer's measured length",
-    "activation_paper": "LiteLVLM's storing activation: n(2d + m) elements summed over decoder layers "
-    "(GiB); a sum, not a peak",
-    "activation_peak": "most bytes alive at once while the language model runs from embeddings to its last "
-    "norm, beyond what was "
+    "activation_paper": "LiteLVLM's storing activation in bytes (MiB or GiB in tables): n(2d + m) elements "
+    "of 2 bytes, summed over decoder layers; a sum, not a peak",
+    "activation_peak": "most bytes (MiB or GiB in tables) alive at once while the language model runs from "
+    "embeddings to its last norm, beyond what was "
     "alive before and without weights; live storages on CPU and in a projection, the allocator on CUDA",
     "activation_peak_run": "the same over the whole pass, both encoders and the mask decoder included",
     "prefill_ms": "decoder layers over the whole sequence, with what a pruner computes between them; wall "

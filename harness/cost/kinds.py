@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from backbones.base import Backbone
-from backbones.registry import COSTS
-from harness.engine.runner import Plan, Split
-from pruners.base import UserError, nearest
+from pruners.errors import UserError
 
-
-def check_costs(asked: str | None, tensor_parallel: int) -> None:
-    """See that such costs can be had at all.
-
-    Raises:
-        UserError: they cannot.
-    """
-    if asked is not None and asked not in COSTS:
-        raise UserError(f"There are no costs {asked!r}; there are {', '.join(COSTS)}.{nearest(asked, COSTS)}")
-    if asked not in (None, "off") and tensor_parallel > 1:
-        raise UserError("Costs are those of one process; give --costs off, or --tensor-parallel 1.")
+if TYPE_CHECKING:
+    from backbones.base import Backbone
+    from harness.engine.runner import Plan, Split
 
 
 def kind(asked: str | None, backbone: Backbone, tensor_parallel: int) -> str:

@@ -10,6 +10,7 @@ from fractions import Fraction
 from pruners.base import UserError
 
 COUNT = re.compile(r"-?[0-9]{1,18}")  # int() also takes 6_4 and digits of other scripts
+MOST = 10**6  # visual tokens: far more than any model has
 PERCENT, FRACTION = re.compile(r"[0-9]{1,3}(\.[0-9]{1,6})?%"), re.compile(r"[01]?\.[0-9]{1,8}")
 EXAMPLES = "write e.g. --budgets 64,128,192 or --budgets 33%,22%,11%"
 
@@ -18,9 +19,14 @@ def check_budget(text: str) -> str:
     """The text, if it is a budget.
 
     Raises:
-        UserError: it is neither a count nor a share above 0 and up to 100 %.
+        UserError: it is neither a count of 1 or more nor a share above 0 and up to 100 %.
     """
     if COUNT.fullmatch(text):
+        if not 1 <= int(text) <= MOST:
+            raise UserError(
+                f"--budgets {text} is no count of visual tokens; give 1 or more, and no more than the "
+                f"backbone has, e.g. --budgets 64,128,192."
+            )
         return text
     if not PERCENT.fullmatch(text) and not FRACTION.fullmatch(text):
         raise UserError(f"--budgets takes whole numbers and shares, not {text[:100]!r}; {EXAMPLES}.")

@@ -47,8 +47,15 @@ class Place:
         return said[0]
 
     def device(self, asked: str) -> str:
-        """The device for this process: "cuda" becomes the card with its local number."""
-        return f"cuda:{self.local}" if asked == "cuda" and self.world > 1 else asked
+        """The device for this process: "auto" becomes what works here, "cuda" the card with its local number.
+
+        Raises:
+            UserError: it is no device, or is not here.
+        """
+        from backbones.device import resolve
+
+        found = resolve(asked, self.local)
+        return f"cuda:{self.local}" if found == "cuda" and self.world > 1 else found
 
     def order(self, parts: int) -> list[int]:
         """Its team's share first, every n-th part of n teams; then what the others may leave behind."""

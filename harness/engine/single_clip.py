@@ -14,15 +14,18 @@ from backbones.clip_answer import ClipAnswer, answer_clip, encode_clip
 from backbones.parts.clip_files import read_clip
 from backbones.parts.clips import Clip, Frames
 from backbones.parts.geometry import Region
+from backbones.registry import Family
 from harness.engine.single_image import askable
 from harness.metrics.boundary import clip_counts
 from harness.metrics.video import over_frames
+from harness.store.run_folder import shown_frames
 from pruners import checks
 from pruners.base import Pruner, UserError
 
 # data set and expression of the clip that is shown without an argument: the first one, by its motion
 BUILT_IN = "refclips-davis"
 BY_MOTION = "_full_video"
+LOOKED_AT = 5  # frames by which a clip is judged
 
 
 @dataclass(frozen=True)
@@ -51,24 +54,40 @@ class ClipAttempts:
     regions: tuple[Region, ...]
     left_out: tuple[str, ...] = ()
     lacking: tuple[str, ...] = ()
+    unlike: str | None = None
 
 
-def built_in_clip(expression: str | None = None) -> tuple[Clip, str, NDArray[np.bool_] | None]:
-    """A RefClips clip, one of its expressions and its truth; with words that nobody said of it the truth is
-    not known."""
+@dataclass(frozen=True)
+class ClipSubject:
+    """What is asked about; `truth` is (T, H, W) bool, else as `harness.engine.single_image.Subject`."""
+
+    clip: Clip
+    expression: str
+    truth: NDArray[np.bool_] | None = None
+    others: tuple[str, ...] = ()
+
+
+def built_in_clip_subject(expression: str | None = None) -> ClipSubject:
+    """A RefClips clip and one of its expressions with its truth; with words that nobody said of it the truth
+    is not known."""
     from harness.data.refclips.writer import videos
 
     _, video = next(videos(BUILT_IN))
-    said = [one for one in video.said if one.file.endswith(BY_MOTION)]
-    meant = next((one for one in video.said if one.text == expression), None)
-    clip = Frames.of(list(video.frames))
-    if expression is not None and meant is None:
-        return clip, expression, None
-    chosen = meant or said[0]
-    return clip, chosen.text, np.isin(video.ids, chosen.objects)
+    clip, said = Frames.of(list(video.frames)), {one.text: one.objects for one in video.said}
+    text = expression
+    if text is None:
+        text = next(one.text for one in video.said if one.file.endswith(BY_MOTION))
+    truth = np.isin(video.ids, said[text]) if text in said else None
+    return ClipSubject(clip, text, truth, tuple(one for one in said if one != text))
 
 
-def clip_subject(clip: str | None, expression: str | None) -> tuple[Clip, str, NDArray[np.bool_] | None]:
+def built_in_clip(expression: str | None = None) -> tuple[Clip, str, NDArray[np.bool_] | None]:
+    """Clip, expression and truth of `built_in_clip_subject`."""
+    found = built_in_clip_subject(expression)
+    return found.clip, found.expression, found.truth
+
+
+def clip_subject(clip: str | None, expression: str | None) -> ClipSubject:
     """What the command line's two words mean: clip and expression, an expression about the built-in clip, or
     nothing.
 
@@ -76,16 +95,27 @@ def clip_subject(clip: str | None, expression: str | None) -> tuple[Clip, str, N
         UserError: a clip without an expression, or one that cannot be read.
     """
     if clip is None:
-        return built_in_clip()
+        return built_in_clip_subject()
     if expression is None:
         if Path(clip).suffix or Path(clip).exists():
             raise UserError(
                 f'What is to be found in {clip!r}? Add an expression: try {clip} "the dog running left".'
             )
-        return built_in_clip(clip)
+        return built_in_clip_subject(clip)
     if not expression.strip():
         raise UserError('The expression is empty; write e.g. "the dog running left".')
-    return read_clip(clip), expression, None
+    return ClipSubject(read_clip(clip), expression)
+
+
+def unlike_clip(family: Family, clip: Clip) -> str | None:
+    """What the family says of a clip: what it says of a frame if none of LOOKED_AT evenly spread ones is of
+    its kind, since objects come and go.
+
+    Raises:
+        UserError: a frame cannot be read.
+    """
+    told = [family.unlike(clip.frame(number)) for number in shown_frames(len(clip), LOOKED_AT)]
+    return told[0] if all(told) else None
 
 
 def ask_of_clip(
@@ -95,6 +125,7 @@ def ask_of_clip(
     pruners: Sequence[Pruner],
     budget: int,
     truth: NDArray[np.bool_] | None = None,
+    unlike: str | None = None,
 ) -> ClipAttempts:
     """Ground the expression in all frames under every pruner, from one encoding.
 
@@ -103,6 +134,7 @@ def ask_of_clip(
     Args:
         budget: visual tokens of every view.
         truth: (T, H, W) bool.
+        unlike: what the family says of the clip.
 
     Raises:
         UserError: a pruner cannot end at the budget, or none of them can be asked here.
@@ -117,7 +149,7 @@ def ask_of_clip(
         scores = (None, None) if truth is None else scored(given, truth)
         found.append(ClipAttempt(pruner.spec(), given, *scores))
     regions = backbone.regions(clip.height, clip.width)
-    return ClipAttempts(clip, expression, truth, tuple(found), regions, left_out, lacking)
+    return ClipAttempts(clip, expression, truth, tuple(found), regions, left_out, lacking, unlike)
 
 
 def scored(answer: ClipAnswer, truth: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -24,7 +24,7 @@ from pruners.base import UserError
 if TYPE_CHECKING:
     from backbones.base import Backbone
 
-SUBSET = Plan(budgets=("64", "192"), limit=4)
+SUBSET = Plan(budgets=("64", "192"), limit=4, device="cpu")  # where everyone can repeat it
 # Noise that stands for rounding when a baseline is accepted. Another attention kernel moves the last hidden
 # state by 2.6e-7 of its norm (float32, eager against SDPA); twice that also finds near ties that it happens
 # to leave alone.
@@ -67,7 +67,7 @@ def plan_of(subset: Mapping[str, Any]) -> Plan:
     named = dict(subset)
     if "backbone" in named:
         named["backbones"] = named.pop("backbone")
-    return Plan.from_json(named)
+    return Plan.from_json({"device": SUBSET.device} | named)
 
 
 def run_subset(plan: Plan, backbone: Backbone | None = None) -> GateRun:

@@ -65,6 +65,7 @@ HARMLESS = (
     "backbones/image_answer.py",
     "backbones/parts/clip_files.py",
     "backbones/costs.py",
+    "backbones/device.py",  # the one that a model runs on is part of the cell
     "backbones/probes.py",
     "backbones/registry.py",
     "backbones/versions.py",
@@ -82,6 +83,7 @@ HARMLESS = (
     "backbones/parts/sam2_shapes.py",
     "backbones/parts/staged.py",
     "backbones/videoglamm/mini/__init__.py",
+    "backbones/mini/kind.py",  # warns, and decides nothing
     "backbones/mini/__init__.py",  # where the weights lie, which have a fingerprint
 )
 # files that count and time what evaluates

@@ -35,6 +35,19 @@ WORDS = {
     "draws": "seed",
     "attn": "attention",
 }
+# the option that decides each fact of a setting
+OPTIONS = {
+    "backbone": "--backbones",
+    "fingerprint": "--backbones with the same weights",
+    "model": "--backbones with the same parameters",
+    "protocol": "--protocol",
+    "dtype": "--dtype",
+    "attn": "--attn",
+    "device": "--device",
+    "draws": "--seed",
+    "answers": "--answers",
+}
+OF_BACKBONE = ("fingerprint", "model")  # whose values are no words of the command line
 
 
 @dataclass(frozen=True)
@@ -164,14 +177,18 @@ def _check_setting(folder: Path, known: Mapping[str, Any], job: Job) -> None:
     Raises:
         UserError: they do not.
     """
+    differing, options = [], []
     for name, now in asdict(job.cell.setting).items():
         was = known["setting"].get(name, "" if name == "model" else None)  # which older runs lack
         if name != "code" and was != now:
-            raise UserError(
-                f"{str(folder)!r} holds another run: its {WORDS.get(name, name)} is {was!r} and this one's "
-                f"{now!r}; "
-                "give a new --out folder."
-            )
+            differing.append(f"its {WORDS.get(name, name)} is {was!r} and this one's {now!r}")
+            options.append(f"{OPTIONS[name]} {was}" if name not in OF_BACKBONE else OPTIONS[name])
+    if differing:
+        given = ", ".join(dict.fromkeys(options))
+        raise UserError(
+            f"{str(folder)!r} holds another run: {', '.join(differing)}; to go on with it give {given}, to "
+            f"repeat it --from {folder / RUN} --out {folder}, and for a run of its own another --out folder."
+        )
 
 
 def _kept(job: Job, known: Mapping[str, Any], current: Sequence[str]) -> Job:

@@ -39,7 +39,7 @@ def _git(*words: str) -> str | None:
     return done.stdout.strip()
 
 
-def _code() -> dict[str, Any]:
+def checkout() -> dict[str, Any]:
     """Commit and, where files differ from it, a hash of the difference; None for code that lies in no clone
     of its own."""
     top = _git("rev-parse", "--show-toplevel")
@@ -79,7 +79,7 @@ def collect(device: str) -> dict[str, Any]:
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
-        **_code(),
+        **checkout(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},

@@ -51,8 +51,8 @@ def joined(folder: str, split: str, known: Known, asked: Sequence[tuple[str, str
     for (old, content), (new, now) in zip(known, asked, strict=False):
         if old != new:
             raise UserError(
-                f"{folder!r} holds other images of {split} ({old} where this command has {new}); give a "
-                f"new --out folder."
+                f"{folder!r} holds other images of {split} ({old} where this command has {new}); give the "
+                f"--data and --datasets that it was made of, or another --out folder."
             )
         if content != now:
             raise UserError(

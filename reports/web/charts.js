@@ -1,4 +1,4 @@
-const HIGH = 380, PAD = { left: 46, right: 14, top: 12, bottom: 40 };
+const HIGH = 380, PAD = { left: 46, right: 14, top: 26, bottom: 44 };
 
 function scale(from, to, start, end) {
   return (value) => start + ((value - from) / (to - from || 1)) * (end - start);
@@ -16,16 +16,71 @@ function width(beside = true) {
   return Math.max(300, Math.min(beside && room > 1000 ? (room - 20) / 2 : room, 760));
 }
 
-function frame(label, top) {
-  const WIDE = width();
-  const svg = make("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, tabindex: 0, role: "application", "aria-label": label });
+// names stand beside the lines where there is room, else in the legend alone
+const roomFor = (wide) => (wide >= 520 ? 138 : PAD.right);
+
+function frame(label, up, top) {
+  const WIDE = width(), right = roomFor(WIDE);
+  const svg = make("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, tabindex: 0, role: "application", "aria-label": `${up} against ${label}` });
   const y = scale(0, top, HIGH - PAD.bottom, PAD.top);
   for (const tick of steps(top)) {
-    svg.append(make("line", { class: "grid", x1: PAD.left, x2: WIDE - PAD.right, y1: y(tick), y2: y(tick) }),
+    svg.append(make("line", { class: "grid", x1: PAD.left, x2: WIDE - right, y1: y(tick), y2: y(tick) }),
       make("text", { x: PAD.left - 8, y: y(tick) + 4, "text-anchor": "end" }, String(Math.round(tick * 100) / 100)));
   }
-  svg.append(make("text", { x: (PAD.left + WIDE - PAD.right) / 2, y: HIGH - 4, "text-anchor": "middle" }, label));
-  return { svg, y, WIDE };
+  svg.append(make("text", { x: (PAD.left + WIDE - right) / 2, y: HIGH - 4, "text-anchor": "middle" }, label), make("text", { class: "axis", x: 2, y: 12 }, up));
+  return { svg, y, WIDE, right };
+}
+
+function markOf(name, x, y, size, kind = "") {
+  const { outline, hollow } = DATA.looks[name];
+  return make("path", { class: `mark${hollow ? " hollow" : ""} ${kind}`, d: outline, transform: `translate(${x} ${y}) scale(${size})`, colour: DATA.colours[name] });
+}
+
+// a line and its mark, as in the charts
+function sample(name) {
+  const svg = make("svg", { class: "sample", viewBox: "0 0 34 12", "aria-hidden": "true" });
+  svg.append(make("path", { class: "line", d: "M0 6H34", colour: DATA.colours[name], "stroke-dasharray": DATA.looks[name].dash || null }), markOf(name, 17, 6, 5, "still"));
+  return svg;
+}
+
+// places moved as little as need be until neighbours are a gap apart
+function spreadOut(places, gap, low, high) {
+  const order = [...places.keys()].sort((a, b) => places[a] - places[b]), found = [];
+  const step = Math.min(gap, (high - low) / Math.max(1, order.length - 1));
+  let least = low, most = high;
+  for (const at of order) { found[at] = Math.max(places[at], least); least = found[at] + step; }
+  for (const at of [...order].reverse()) { found[at] = Math.min(found[at], most); most = found[at] - step; }
+  return found;
+}
+
+// `ends`: where the line of each name ends
+function nameLines(groups, ends, WIDE, right) {
+  if (right === PAD.right) return;
+  const names = Object.keys(ends), heights = spreadOut(names.map((name) => ends[name][1]), 13, PAD.top, HIGH - PAD.bottom);
+  for (const [place, name] of names.entries()) {
+    const [x, y] = ends[name], left = WIDE - right + 14, high = heights[place];
+    groups[name].append(make("line", { class: "thread", x1: x, y1: y, x2: left, y2: high }), markOf(name, left + 5, high, 4, "still"),
+      make("text", { class: "name", x: left + 13, y: high + 4 }, name.length > 19 ? `${name.slice(0, 18)}…` : name, make("title", {}, name)));
+  }
+}
+
+const inOrder = (budgets) => [...new Set(budgets)].sort((a, b) => a - b);
+
+// logarithmic; ticks at the run's budgets and nowhere else
+function budgetsAxis(svg, budgets, WIDE, right) {
+  const place = scale(Math.log(budgets[0] / 1.1), Math.log(budgets.at(-1) * 1.06), PAD.left, WIDE - right), x = (budget) => place(Math.log(budget));
+  let before = -100, low = false;
+  for (const budget of budgets) {
+    low = x(budget) - before < 30 && !low;
+    svg.append(make("line", { class: "grid", x1: x(budget), x2: x(budget), y1: PAD.top, y2: HIGH - PAD.bottom + 4 }),
+      make("text", { class: "tick", x: x(budget), y: HIGH - PAD.bottom + (low ? 26 : 15), "text-anchor": "middle" }, String(budget)));
+    before = x(budget);
+  }
+  return x;
+}
+
+function levelOf(svg, y, value, budget, WIDE, right) {
+  svg.append(make("line", { class: "bound", x1: PAD.left, x2: WIDE - right, y1: y(value), y2: y(value) }), make("text", { x: PAD.left + 6, y: y(value) - 5 }, `all ${budget} tokens`));
 }
 
 // marks that mouse and arrow keys reach; `tell` and `open` get what a mark stands for
@@ -54,13 +109,17 @@ function reachable(svg, marks, tell, open) {
   svg.addEventListener("blur", () => { hideTip(); marks.forEach((mark) => mark.node.classList.remove("here")); });
 }
 
-function legend(groups) {
+// a click hides a method; pointing at it, or reaching it with the Tab key, brings it forward
+function legend(groups, svg) {
   return make("div", { class: "legend" }, ...Object.entries(groups).map(([name, group]) => {
-    const button = make("button", { type: "button", "aria-pressed": "true", colour: DATA.colours[name] }, name);
+    const button = make("button", { type: "button", "aria-pressed": "true" }, sample(name), name);
     button.addEventListener("click", () => {
       const off = group.toggleAttribute("hidden");
       button.setAttribute("aria-pressed", String(!off));
     });
+    const forward = (on) => () => { svg.classList.toggle("dim", on); group.classList.toggle("forward", on); };
+    for (const node of [button, group]) for (const [event, on] of [["mouseenter", true], ["mouseleave", false]]) node.addEventListener(event, forward(on));
+    for (const [event, on] of [["focus", true], ["blur", false]]) button.addEventListener(event, () => { if (!on || button.matches(":focus-visible")) forward(on)(); });
     return button;
   }));
 }
@@ -73,37 +132,37 @@ function topOf(scores) {
   return Math.min(100, 5 + Math.max(...scores.map((score) => Math.max(score[0], score[2] || 0))));
 }
 
+function curve(name, points, control) {
+  const line = make("path", { class: `line${control ? " control" : ""}`, d: points.map(([x, y], at) => `${at ? "L" : "M"}${x} ${y}`).join(""), "stroke-dasharray": DATA.looks[name].dash || null });
+  return make("g", { colour: DATA.colours[name] }, line);
+}
+
 function budgetChart(table, column) {
   const scoreOf = (line) => (column === null ? line.average : line.scores[column]);
   const lines = table.lines.filter(scoreOf);
   const pruned = lines.filter((line) => !line.bound), bound = lines.find((line) => line.bound);
   if (!pruned.length) return null;
-  const budgets = [...new Set(pruned.map((line) => line.budget))].sort((a, b) => a - b);
-  const names = [...new Set(pruned.map((line) => line.pruner))];
-  const { svg, y, WIDE } = frame("visual tokens (budget)", topOf(lines.map(scoreOf)));
-  const slot = (WIDE - PAD.left - PAD.right) / budgets.length;
-  const middle = (budget) => PAD.left + slot * (budgets.indexOf(budget) + 0.5);
-  for (const budget of budgets) svg.append(make("text", { x: middle(budget), y: HIGH - PAD.bottom + 17, "text-anchor": "middle" }, String(budget)));
-  if (bound) {
-    svg.append(make("line", { class: "bound", x1: PAD.left, x2: WIDE - PAD.right, y1: y(scoreOf(bound)[0]), y2: y(scoreOf(bound)[0]) }),
-      make("text", { x: PAD.left + 6, y: y(scoreOf(bound)[0]) - 5 }, `all ${bound.budget} tokens`));
-  }
-  const groups = {}, marks = [];
-  for (const [place, name] of names.entries()) {
+  const named = column === null ? "Avg." : table.columns[column];
+  const { svg, y, WIDE, right } = frame("visual tokens (budget), logarithmic", `${named} ${table.metric.title}, ${table.metric.unit}`, topOf(lines.map(scoreOf)));
+  const x = budgetsAxis(svg, inOrder(pruned.map((line) => line.budget)), WIDE, right);
+  if (bound) levelOf(svg, y, scoreOf(bound)[0], bound.budget, WIDE, right);
+  const groups = {}, marks = [], ends = {};
+  for (const name of new Set(pruned.map((line) => line.pruner))) {
     const mine = pruned.filter((line) => line.pruner === name).sort((a, b) => a.budget - b.budget);
-    const x = (line) => middle(line.budget) + (names.length > 1 ? (place / (names.length - 1) - 0.5) * Math.min(slot * 0.5, 14 * names.length) : 0);
-    const group = (groups[name] = make("g", { colour: DATA.colours[name] }));
-    group.append(make("path", { class: `line${mine[0].control ? " control" : ""}`, d: mine.map((line, at) => `${at ? "L" : "M"}${x(line)} ${y(scoreOf(line)[0])}`).join("") }));
-    for (const line of mine) {
-      const node = make("circle", { class: "mark", cx: x(line), cy: y(scoreOf(line)[0]), r: 5.5 });
-      group.append(...[whisker(x(line), y, scoreOf(line)), node].filter(known));
+    const points = mine.map((line) => [x(line.budget), y(scoreOf(line)[0])]);
+    const group = (groups[name] = curve(name, points, mine[0].control));
+    for (const [at, line] of mine.entries()) {
+      const node = markOf(name, ...points[at], 5.5);
+      group.append(...[whisker(points[at][0], y, scoreOf(line)), node].filter(known));
       marks.push({ node, what: line });
     }
+    ends[name] = points.at(-1);
     svg.append(group);
   }
+  nameLines(groups, ends, WIDE, right);
   reachable(svg, marks, (line) => tellNumber(table, line, column), (line) => openNumber(table, line, column));
-  const named = column === null ? "Avg. of all columns" : table.columns[column];
-  return make("figure", {}, make("figcaption", {}, DATA.tables.length > 1 ? `${table.title}: ${named}` : named), svg, legend(groups));
+  const title = column === null ? "Avg. of all columns" : table.columns[column];
+  return make("figure", {}, make("figcaption", {}, DATA.tables.length > 1 ? `${table.title}: ${title}` : title), svg, legend(groups, svg));
 }
 
 // the same for one column, which the reader chooses
@@ -121,38 +180,63 @@ function splitChart(table) {
   return place;
 }
 
-function front(points, higher) {
-  const found = [];
-  const sign = higher ? 1 : -1;
-  for (const point of [...points].sort((a, b) => a[0] - b[0] || sign * (b[1] - a[1]))) if (!found.length || sign * (point[1] - found.at(-1)[1]) > 0) found.push(point);
-  return found;
-}
+const STANDS = { front: "no row beats it beyond the timing's noise", close: "beaten, within the intervals of accuracy", beaten: "beaten for sure" };
 
-function costChart(table, price, label) {
-  const lines = table.lines.filter((line) => line.average && known(line[price]));
+const tellPrice = (line, price, label) => {
+  const [middle, cheap, dear] = line.prices[price].cost;
+  return `${label}: ${number(middle, 2)}${dear > cheap ? ` (${number(cheap, 2)} to ${number(dear, 2)})` : ""}`;
+};
+
+// reports/pareto.py has the rule
+function paretoChart(table, price) {
+  const label = table.prices[price], lines = table.lines.filter((line) => line.average && line.prices[price]);
   if (lines.length < 2) return null;
-  const { svg, y, WIDE } = frame(label, topOf(lines.map((line) => line.average)));
-  const most = Math.max(...lines.map((line) => line[price])) * 1.06, least = Math.min(...lines.map((line) => line[price])) * 0.92;
-  const x = scale(least, most, PAD.left, WIDE - PAD.right);
-  for (const tick of steps(most, 6).filter((tick) => tick >= least)) svg.append(make("text", { x: x(tick), y: HIGH - PAD.bottom + 17, "text-anchor": "middle" }, String(Math.round(tick * 1000) / 1000)));
-  const path = front(lines.filter((line) => !line.truth).map((line) => [line[price], line.average[0]]), table.metric.higher);
-  svg.append(make("path", { class: "bound", d: path.map(([a, b], at) => `${at ? "L" : "M"}${x(a)} ${y(b)}`).join("") }));
-  const groups = {}, marks = [];
+  const { svg, y, WIDE, right } = frame(label, `Avg. ${table.metric.title}, ${table.metric.unit}`, topOf(lines.map((line) => line.average)));
+  const priceOf = (line) => line.prices[price].cost, most = Math.max(...lines.map((line) => priceOf(line)[2])) * 1.03;
+  const least = 0.93 * Math.min(...lines.map((line) => priceOf(line)[1])), x = scale(least, most, PAD.left, WIDE - right);
+  for (const tick of steps(most, WIDE < 520 ? 4 : 6).filter((tick) => tick >= least)) svg.append(make("text", { x: x(tick), y: HIGH - PAD.bottom + 15, "text-anchor": "middle" }, String(Math.round(tick * 1000) / 1000)));
+  const path = lines.filter((line) => line.prices[price].standing === "front").sort((a, b) => priceOf(a)[0] - priceOf(b)[0]);
+  svg.append(make("path", { class: "bound", d: path.map((line, at) => `${at ? "L" : "M"}${x(priceOf(line)[0])} ${y(line.average[0])}`).join("") }));
+  const groups = {}, marks = [], ends = {}, budgets = inOrder(lines.map((line) => line.budget));
   for (const line of lines) {
-    const group = (groups[line.pruner] ||= make("g", { colour: DATA.colours[line.pruner] }));
-    const at = [x(line[price]), y(line.average[0])];
-    const node = line.control
-      ? make("rect", { class: "mark", x: at[0] - 5, y: at[1] - 5, width: 10, height: 10, rx: 2 })
-      : make("circle", { class: "mark", cx: at[0], cy: at[1], r: 6 });
-    group.append(...[whisker(at[0], y, line.average), node].filter(known));
+    const group = (groups[line.pruner] ||= make("g", { colour: DATA.colours[line.pruner] })), [middle, cheap, dear] = priceOf(line);
+    const at = [x(middle), y(line.average[0])], node = markOf(line.pruner, ...at, 3.5 + (4 * budgets.indexOf(line.budget)) / Math.max(1, budgets.length - 1), line.prices[price].standing || "close");
+    const spread = dear > cheap ? make("line", { class: "whisker", x1: x(cheap), x2: x(dear), y1: at[1], y2: at[1] }) : null;
+    group.append(...[whisker(at[0], y, line.average), spread, node].filter(known));
+    if (!ends[line.pruner] || at[1] < ends[line.pruner][1]) ends[line.pruner] = at;
     marks.push({ node, what: line });
   }
   svg.append(...Object.values(groups));
-  const tell = (line) => `${tellNumber(table, line, null)}\n${label}: ${number(line[price], 2)}`;
+  nameLines(groups, ends, WIDE, right);
+  const tell = (line) => [tellNumber(table, line, null), tellPrice(line, price, label), STANDS[line.prices[price].standing]].filter(Boolean).join("\n");
   reachable(svg, marks, tell, (line) => openNumber(table, line, null));
-  return make("figure", {}, make("figcaption", {}, `${table.title}: ${label}`), svg, legend(groups));
+  return make("figure", {}, make("figcaption", {}, `${table.title}: accuracy against ${label}`), svg, legend(groups, svg));
 }
 
+function priceChart(table, price) {
+  const label = table.prices[price], lines = table.lines.filter((line) => line.prices[price]), pruned = lines.filter((line) => !line.bound), bound = lines.find((line) => line.bound);
+  const budgets = inOrder(pruned.map((line) => line.budget));
+  if (budgets.length < 2) return null;
+  const { svg, y, WIDE, right } = frame("visual tokens (budget), logarithmic", label, 1.05 * Math.max(...lines.map((line) => line.prices[price].cost[2])));
+  const x = budgetsAxis(svg, budgets, WIDE, right);
+  if (bound) levelOf(svg, y, bound.prices[price].cost[0], bound.budget, WIDE, right);
+  const groups = {}, marks = [], ends = {};
+  for (const name of new Set(pruned.map((line) => line.pruner))) {
+    const mine = pruned.filter((line) => line.pruner === name).sort((a, b) => a.budget - b.budget);
+    const points = mine.map((line) => [x(line.budget), y(line.prices[price].cost[0])]);
+    const group = (groups[name] = curve(name, points, mine[0].control));
+    for (const [at, line] of mine.entries()) {
+      const node = markOf(name, ...points[at], 5), [, cheap, dear] = line.prices[price].cost;
+      group.append(...[dear > cheap ? whisker(points[at][0], y, [0, cheap, dear]) : null, node].filter(known));
+      marks.push({ node, what: line });
+    }
+    ends[name] = points.at(-1);
+    svg.append(group);
+  }
+  nameLines(groups, ends, WIDE, right);
+  reachable(svg, marks, (line) => `${lineName(line)}\n${tellPrice(line, price, label)}`, (line) => openNumber(table, line, null));
+  return make("figure", {}, make("figcaption", {}, `${table.title}: ${label} against budget`), svg, legend(groups, svg));
+}
 
 function stageChart(table) {
   const lines = table.lines.filter((line) => Object.keys(line.stages).length);
@@ -187,7 +271,7 @@ function stageChart(table) {
 function startCharts() {
   const kinds = {
     budget: (table) => [budgetChart(table, null), splitChart(table)],
-    cost: (table) => [costChart(table, "macs", "multiply-adds, G"), costChart(table, "prefill", "prefill, ms")],
+    cost: (table) => [paretoChart, priceChart].flatMap((draw) => Object.keys(table.prices).map((price) => draw(table, price))),
     stages: (table) => [stageChart(table)],
   };
   for (const [kind, draw] of Object.entries(kinds)) {

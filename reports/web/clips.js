@@ -26,10 +26,10 @@ function curveOf(item, answers, chosen, place, wide) {
   svg.append(make("text", { x: x(0), y: HIGH_CURVE - 3, "text-anchor": "start" }, "frame 0"), make("text", { x: x(last), y: HIGH_CURVE - 3, "text-anchor": "end" }, String(last)));
   for (const answer of [...drawn.filter((one) => one.pruner !== chosen), ...drawn.filter((one) => one.pruner === chosen)]) {
     const path = answer.j.map((value, at) => `${at ? "L" : "M"}${x(item.points[at]).toFixed(1)} ${y(value).toFixed(1)}`).join("");
-    svg.append(make("path", { class: `line${answer.pruner === chosen ? " chosen" : ""}`, d: path, colour: DATA.colours[answer.pruner] }, make("title", {}, answer.pruner)));
+    svg.append(make("path", { class: `line${answer.pruner === chosen ? " chosen" : ""}`, d: path, colour: DATA.colours[answer.pruner], "stroke-dasharray": DATA.looks[answer.pruner].dash || null }, make("title", {}, answer.pruner)));
   }
   svg.append(make("line", { class: "now", x1: x(frame), x2: x(frame), y1: EDGE_CURVE.top, y2: y(0) + 5 }));
-  for (const answer of drawn) svg.append(make("circle", { class: "mark still", cx: x(frame), cy: y(valueAt(item, answer.j, place)), r: 4, colour: DATA.colours[answer.pruner] }));
+  for (const answer of drawn) svg.append(markOf(answer.pruner, x(frame), y(valueAt(item, answer.j, place)), 4, "still"));
   return { svg, frameAt: (left) => scale(EDGE_CURVE.left, wide - EDGE_CURVE.right, 0, last)(left) };
 }
 

@@ -56,7 +56,7 @@ function paint(canvas, image, item, answer, wish) {
   canvas.height = height;
   pen.drawImage(image, 0, 0, width, height);
   const kept = answer && wish.kept ? keptOf(answer) : [];
-  if (answer && answer.regions.length && kept.some(Boolean)) {
+  if (answer && answer.regions.length && kept.length) {
     const [rows, columns] = answer.grid, bright = new Path2D();
     kept.forEach((one, place) => {
       if (!one) return;
@@ -87,15 +87,6 @@ function paint(canvas, image, item, answer, wish) {
   }
 }
 
-// merged, pooled and class tokens stand for no patch
-const patchesOf = (answer) => known(answer.patches) ? answer.patches : keptOf(answer).reduce((sum, one) => sum + one, 0);
-function tokensOf(answer, budget) {
-  const patches = patchesOf(answer);
-  if (answer.masks) return `${whole(answer.tokens)} tokens of ${answer.views} views${patches ? `, ${whole(patches)} patches` : ""}`;
-  const other = Math.max(0, budget - patches);
-  return answer.pruner === "none" ? `${patches} patches` : [patches ? `${patches} patches` : "", other ? `${other} merged or pooled` : ""].filter(Boolean).join(", ");
-}
-
 const MATCHED = "another expression's: the official score matches masks with objects";
 function openAnswer(table, budget, item, answer) {
   const { facts: setting } = table;
@@ -104,7 +95,7 @@ function openAnswer(table, budget, item, answer) {
       ...(answer.masks ? [["J / F", answer.means && `${number(answer.means[1])} / ${number(answer.means[2])}`], ["frames", item.length], ["scored mask", answer.matched && MATCHED]] : []),
       ["sample", item.sample], ["expression", item.expression], ["seed", answer.seed],
       ["pixels", `${whole(answer.intersection)} in the intersection of ${whole(answer.union)} in the union`],
-      ["tokens", tokensOf(answer, budget)],
+      ["tokens", answer.told],
       ["referent's tokens kept", known(answer.coverage) ? `${number(answer.coverage)} %` : "it covers none"],
       ["cell", answer.cell], ["backbone", setting.backbone], ["protocol", setting.protocol],
     ]],
@@ -121,7 +112,7 @@ function startMasks() {
   find("#pool").append(`Chosen among the ${media} whose pictures the run kept; of a pruner that draws, its first seed. ${clips ? "Arrow keys, a swipe over a picture or a click on the curve move through a clip. " : ""}`,
     make("span", { class: "key", style: `background:${PAINT.mask}` }), "prediction  ",
     make("span", { class: "key", style: `background:${PAINT.truth};border:2px solid ${PAINT.edge}` }), "truth  ",
-    make("span", { class: "key", style: "background:#3b4046;border:1px solid #777" }), "dropped tokens");
+    make("span", { class: "key", style: "background:#3b4046;border:1px solid #777" }), "dropped tokens (a token without a place in the picture, of a class, a mean or a pool, shows nowhere; where no token has one, nothing is dark)");
   const loaded = images.map((address) => {
     const image = new Image();
     image.src = address;
@@ -157,10 +148,10 @@ function startMasks() {
     find("#said").replaceChildren("“", make("b", {}, item.text), "” ", make("small", {}, `${item.sample}, expression ${item.expression}`));
     const wordsOf = (answer) => {
       if (!answer) return [make("b", {}, "image"), "with the truth"];
-      const name = make("b", {}, item.frames ? make("i", { class: "key", colour: DATA.colours[answer.pruner] }) : null, answer.pruner);
+      const name = make("b", {}, item.frames ? sample(answer.pruner) : null, answer.pruner);
       const score = item.frames ? [`J&F ${number(answer.means && answer.means[0])}`, make("small", { class: "here" }), answer.matched ? make("small", {}, "scored: another expression's mask") : null] : [`IoU ${number(answer.iou)}`];
-      const covered = known(answer.coverage) && patchesOf(answer) ? make("small", {}, `${number(answer.coverage, 0)} % of the referent's patches`) : "";
-      return [name, ...score.filter(Boolean), make("small", {}, tokensOf(answer, pick[1])), covered];
+      const covered = known(answer.coverage) && answer.patches ? make("small", {}, `${number(answer.coverage, 0)} % of the referent's patches`) : "";
+      return [name, ...score.filter(Boolean), make("small", {}, answer.told), covered];
     };
     const card = (answer) => {
       const canvas = make("canvas", { role: "img", "aria-label": answer ? `mask of ${answer.pruner}` : "image with truth" });

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -88,7 +89,8 @@ def _pack(index: int) -> tuple[Any, ...]:
 
 
 def build_scenes(folder: Path, scenes: int, workers: int = 2) -> Scenes:
-    """Paint the first `scenes` training scenes into `folder`, or open them if they are there."""
+    """Paint the first `scenes` training scenes into `folder`, or open them if they are there; one worker is
+    this process."""
     shapes: dict[str, tuple[tuple[int, ...], type]] = {
         "images": ((scenes, SIZE, SIZE, 3), np.uint8),
         "owner": ((scenes, SIZE, SIZE), np.uint8),
@@ -102,8 +104,10 @@ def build_scenes(folder: Path, scenes: int, workers: int = 2) -> Scenes:
             np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype=kind, shape=shape)
             for name, (shape, kind) in shapes.items()
         ]
-        with get_context("spawn").Pool(workers) as pool:
-            packed: Iterator[tuple[Any, ...]] = pool.imap(_pack, range(scenes), chunksize=64)
+        with get_context("spawn").Pool(workers) if workers > 1 else nullcontext() as pool:
+            packed: Iterator[tuple[Any, ...]] = (
+                pool.imap(_pack, range(scenes), chunksize=64) if pool else map(_pack, range(scenes))
+            )
             for index, parts in enumerate(tqdm(packed, total=scenes, desc="painting RefShapes train")):
                 for array, part in zip(arrays, parts, strict=True):
                     array[index] = part

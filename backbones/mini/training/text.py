@@ -6,6 +6,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,13 @@ LLAMA_PIECES = 640
 CLIP_PIECES = 900
 
 
-def corpus(scenes: int = 400) -> Iterator[str]:
+@cache
+def corpus(scenes: int = 400) -> tuple[str, ...]:
+    """`written` once: both tokenizers are made of it, and painting the scenes takes longer than they do."""
+    return tuple(written(scenes))
+
+
+def written(scenes: int) -> Iterator[str]:
     """Sentences that the model will meet, plus everyday ones so that other words split into few pieces."""
     rng = np.random.default_rng(0)
     for index in range(scenes):
@@ -45,7 +52,7 @@ def build_llama_tokenizer(folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     written = io.BytesIO()  # a file's place would be left in the model
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=corpus(),
+        sentence_iterator=iter(corpus()),
         model_writer=written,
         model_type="bpe",
         vocab_size=LLAMA_PIECES,

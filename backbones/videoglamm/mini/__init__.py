@@ -13,6 +13,9 @@ from backbones.videoglamm.settings import VideoGlamm, VideoGlammFamily, check_ch
 from pruners.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from backbones.base import Backbone
     from backbones.costs import Shapes
 
@@ -47,6 +50,12 @@ class VideoGlammMini(VideoGlammFamily, Settings):
         from backbones.videoglamm.loading import read_model
 
         return read_model(self, str(CHECKPOINT), str(MINI / "clip"), None, how)
+
+    def unlike(self, image: NDArray[np.uint8]) -> str | None:
+        """Whatever is no scene: see `backbones.mini.kind`."""
+        from backbones.mini.kind import unlike_scenes
+
+        return unlike_scenes(self.name, "videoglamm", "RefClips", image)
 
     def examine(self) -> Iterator[Finding]:
         """The shipped files, as those of a release."""
