@@ -121,7 +121,7 @@ def _check_given(context: typer.Context, axis: str) -> None:
     from pruners.errors import UserError
 
     of_shapes = {"frames", "text_tokens", "gpu"}
-    shared = {"axis", "budgets", "backbones", "out", "plugin", "debug"}
+    shared = {"axis", "budgets", "backbones", "out", "plugin", "export", "debug"}
     for one in context.command.params:
         meant = one.name in shared or (one.name in of_shapes) == (axis == PLACEMENTS)
         if not meant and given(context, str(one.name)):
