@@ -104,7 +104,7 @@ def _devices() -> Iterator[Finding]:
                 f"driver",
             )
         else:
-            yield Finding("note", "no CUDA GPU: run with --device cpu")
+            yield Finding("note", "no CUDA GPU: --device auto is the CPU here")
 
 
 def _cache() -> Iterator[Finding]:

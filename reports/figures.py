@@ -138,6 +138,8 @@ def _name_lines(axes: Any, ends: dict[str, tuple[float, float]], drawn: dict[str
     Args:
         ends: x and y of every line's last mark.
     """
+    if not ends:  # a run of the upper bound alone
+        return
     inside = axes.transData.transform(list(ends.values()))
     points = axes.transAxes.inverted().transform(inside)
     heights = spread_out([float(y) for _, y in points], LINE, 0.0, 1.0)

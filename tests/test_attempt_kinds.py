@@ -112,9 +112,7 @@ def test_the_warning_goes_to_stderr_and_into_the_picture(
         options = ("--backbone", "picky", "--pruners", "uniform", "--budget", 8, "--out", f"{name}-seen.svg")
         assert command(monkeypatch, f"{name}.png", "the star", *options) == 0
         told = capsys.readouterr()
-        assert (told.err.splitlines() == [f"picky knows bright pictures alone; give {REAL}."]) == (
-            level == 20
-        )
+        assert (f"picky knows bright pictures alone; give {REAL}." in told.err.splitlines()) == (level == 20)
         assert told.out.splitlines()[0] == "asked: the star" and "others" not in told.out
         assert ("picky knows bright" in Path(f"{name}-seen.svg").read_text()) == (level == 20)
 

@@ -67,12 +67,12 @@ def diagnose(
     )
     pairs = plan.pairs()
     model = plan.load(Place())
-    print(told(device, model.device), file=sys.stderr)
     kept = diagnosing.kept(run, model) if run is not None else None
     found = replace(diagnosing.measure_similarities(model, pairs, plan.limit or 0, plan.data), kept=kept)
     page = write_diagnosis(
         found, out or (run / FOLDER if run else Path("results") / "diagnosis" / model.name)
     )
+    print(told(device, model.device), file=sys.stderr)
     print(verdict(found))
     if run is not None and out is None:
         print(f"`python -m harness report {run}` puts it into the run's report.")

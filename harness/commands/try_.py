@@ -84,10 +84,10 @@ def try_image(
     unlike = family.unlike(asked.image)
     _tell_asked(asked.expression, asked.others, unlike)
     model = plan.load(Place())
-    print(told(device, model.device), file=sys.stderr)
     size = tokens_of(plan.budgets[0], model.grid[0] * model.grid[1])
     found = ask(model, asked.image, asked.expression, chosen, size, asked.truth, unlike)
     draw_overlay(found, model.grid, size, target)
+    print(told(device, model.device), file=sys.stderr)
     _tell_left_out(found.lacking, found.left_out)
     for one in found.answers:
         score = "" if one.iou is None else f"  IoU {100 * one.iou:5.1f} %"
@@ -113,11 +113,11 @@ def _try_clip(
     unlike = unlike_clip(family, asked.clip)
     _tell_asked(asked.expression, asked.others, unlike)
     model = plan.load(Place())
-    print(told(plan.device, model.device), file=sys.stderr)
     size = tokens_of(plan.budgets[0], model.grid[0] * model.grid[1])
     found = ask_of_clip(model, asked.clip, asked.expression, plan.chosen(), size, asked.truth, unlike)
     draw_strip(found, model.grid, size, picture)
     frames = write_film(found, model.grid, film)
+    print(told(plan.device, model.device), file=sys.stderr)
     _tell_left_out(found.lacking, found.left_out)
     for one in found.answers:
         scores = (
