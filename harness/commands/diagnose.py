@@ -23,6 +23,7 @@ from harness.commands.options import (
     import_plugins,
     one_backbone,
 )
+from harness.commands.tables import Export, export_to
 
 IMAGES = 24  # per split, if nothing else is asked
 
@@ -40,6 +41,7 @@ def diagnose(
     sam_dims: SamDims = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
+    export: Export = None,
     debug: Debug = False,
 ) -> None:
     """Measure whether the referent's tokens look less like the text than others do, and what pruners keep of
@@ -80,3 +82,7 @@ def diagnose(
             "this backbone."
         )
     print(f"diagnosis: {page}")
+    if export is not None:
+        from reports.sheets import diagnosis_sheet
+
+        export_to(export, diagnosis_sheet(found))
