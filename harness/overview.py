@@ -41,6 +41,35 @@ def lines() -> Iterator[str]:
         yield f"  {metric.name}  {metric.title}: {metric.meaning}; {metric.reference}"
 
 
+def rows() -> list[dict[str, Any]]:
+    """The same, one row per name: what kind of thing it is, and of a pruner where it runs."""
+    models = [backbones.get(name)() for name in backbones.names()]
+    found: list[dict[str, Any]] = []
+    for name in pruners.names():
+        cls = pruners.get(name)
+        found.append(
+            {"list": "pruner", "name": name, "parameters": _signature(cls)}
+            | {"kind": cls.kind, "stage": cls.stage, "reads": _needs(cls) or "patches"}
+            | {"reference": cls.reference, "deployable": deployable(cls())}
+            | {f"runs_on_{model.name}": not model.lacks(cls()) for model in models}
+        )
+    for name in backbones.names():
+        family = backbones.get(name)
+        told = (family.__doc__ or "").partition("\n")[0]
+        known = {"parameters": _signature(family), "reference": family.reference, "told": told}
+        found.append({"list": "backbone", "name": name} | known)
+    for one in datasets():
+        for name in one.names(None) or [one.name]:
+            found.append({"list": "data set", "name": name, "reference": one.reference, "told": one.told})
+    for metric in map(metrics.get, metrics.names()):
+        told = f"{metric.title}: {metric.meaning}"
+        found.append(
+            {"list": "metric", "name": metric.name, "reference": metric.reference, "told": told}
+            | {"unit": metric.unit}
+        )
+    return found
+
+
 def deployable(pruner: Pruner) -> bool:
     """Whether a method needs nothing but features behind the projector and the text's embeddings, so that it
     could run where nothing else of the model is at hand."""

@@ -1,15 +1,22 @@
-"""Rendering only: rows in; markdown, CSV, LaTeX, figures and a page out."""
+"""Rendering only: rows in; markdown, CSV, JSON, LaTeX, figures, a page and a terminal's table out."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-MARKDOWN, CSV, COMPARED, LATEX, PAGE, FIGURES = (
+if TYPE_CHECKING:
+    from reports.export import Sheet
+    from reports.gather import Runs
+    from reports.tables import Table
+
+MARKDOWN, CSV, JSON, COMPARED, LATEX, PAGE, FIGURES = (
     "leaderboard.md",
     "leaderboard.csv",
+    "leaderboard.json",
     "differences.csv",
     "leaderboard.tex",
     "report.html",
@@ -22,6 +29,39 @@ def _nobody(part: str) -> None:
     """Shows nothing."""
 
 
+@dataclass(frozen=True)
+class Report:
+    """What one or several runs say.
+
+    Attributes:
+        tables: rows that are ranked together, table by table.
+        written: its files, leaderboard.md first.
+    """
+
+    runs: Runs
+    tables: tuple[Table, ...]
+    written: tuple[Path, ...]
+
+    def text(self, full: bool = False, columns: int | None = None) -> str:
+        """What a command prints: a table at the terminal's width, or all of leaderboard.md, and the files.
+
+        Args:
+            full: all columns, each explained.
+            columns: width of the short one; by default the terminal's, and 100 in a pipe.
+        """
+        from reports import terminal
+
+        if full:
+            return "\n".join([self.written[0].read_text(encoding="utf-8"), *map(str, self.written)])
+        return terminal.screen(self.runs, self.tables, self.written, columns)
+
+    def sheet(self) -> Sheet:
+        """Its tables for a file of another format."""
+        from reports import frames
+
+        return frames.sheet(self.runs, self.tables)
+
+
 def render(
     folders: str | Path | Sequence[str | Path],
     out: str | Path | None = None,
@@ -30,6 +70,18 @@ def render(
     metric: str | None = None,
     told: Callable[[str], None] = _nobody,
 ) -> list[Path]:
+    """Write the report of one or several runs, as `report`; its files, leaderboard.md first."""
+    return list(report(folders, out, baseline, latex, metric, told).written)
+
+
+def report(
+    folders: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    baseline: str | None = None,
+    latex: bool = False,
+    metric: str | None = None,
+    told: Callable[[str], None] = _nobody,
+) -> Report:
     """Write the report of one or several runs; the same records give the same bytes.
 
     Args:
@@ -40,15 +92,12 @@ def render(
         metric: name of the metric that tables rank by; by default cIoU, and J&F of clips.
         told: is called with one of PARTS before it is done.
 
-    Returns:
-        What was written, leaderboard.md first.
-
     Raises:
         UserError: a run has no evaluated sample, no row has the baseline's name, the metric is not known or
             was not measured, or `out` cannot be written.
     """
     from pruners.base import UserError
-    from reports import comparable, figures, leaderboard, page, papers, publication
+    from reports import export, figures, frames, leaderboard, page
     from reports.gather import gather
     from reports.tables import tables
 
@@ -58,7 +107,36 @@ def render(
     told("tables")
     found = tables(runs, baseline, metric)
     target = Path(out) if out is not None else Path(named[0])
-    parts = [f"**{note}**\n" for note in (*comparable.why([table.group for table in found]), *runs.notes)]
+    told("page")
+    whole = frames.sheet(runs, found)
+    texts = {
+        MARKDOWN: _markdown(runs, found, target),
+        CSV: export.csv(leaderboard.per_seed(runs.frame)),
+        JSON: export.json_text(whole),
+        COMPARED: export.csv(leaderboard.compared(list(found))),
+        PAGE: page.html(runs, found),
+    }
+    if latex:
+        texts[LATEX] = export.tex(whole)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            export.write_text(target / name, text)
+        told("figures")
+        drawn = figures.draw_figures(runs, found, target / FIGURES)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to {str(target)!r} ({error.strerror}); give --out a folder that you may write."
+        ) from error
+    return Report(runs, tuple(found), (*(target / name for name in texts), *drawn))
+
+
+def _markdown(runs: Runs, found: Sequence[Table], target: Path) -> str:
+    """The text of leaderboard.md, which lies in the target folder."""
+    from reports import comparable, leaderboard, papers, publication
+
+    why = comparable.why([table.group for table in found], runs.facts)
+    parts = [f"**{note}**\n" for note in (*why, *runs.notes)]
     for table in found:
         notes = [f"**{warning}**\n" for warning in leaderboard.warnings(table, runs)]
         shown = [
@@ -70,27 +148,8 @@ def render(
     parts += [
         f"{heading}\n" for run in runs.runs for heading in _diagnosed(run.folder, run.diagnosis, target)
     ]
-    parts.append("\n".join(f"- {line}" for line in leaderboard.footer(runs, found)) + "\n")
-    told("page")
-    texts = {
-        MARKDOWN: "\n".join(parts),
-        CSV: leaderboard.per_seed(runs.frame).to_csv(index=False, lineterminator="\n"),
-        COMPARED: leaderboard.compared(found).to_csv(index=False, lineterminator="\n"),
-        PAGE: page.html(runs, found),
-    }
-    if latex:
-        texts[LATEX] = "\n".join(leaderboard.latex(table) for table in found)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (target / name).write_text(text, encoding="utf-8")
-        told("figures")
-        drawn = figures.draw_figures(runs, found, target / FIGURES)
-    except OSError as error:
-        raise UserError(
-            f"Cannot write to {str(target)!r} ({error.strerror}); give --out a folder that you may write."
-        ) from error
-    return [target / name for name in texts] + drawn
+    parts.append("\n".join(f"- {line}" for line in leaderboard.footer(runs, list(found))) + "\n")
+    return "\n".join(parts)
 
 
 def _diagnosed(folder: Path, told: dict[str, Any] | None, target: Path) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -15,13 +16,20 @@ LINE = ["pruner", "budget"]
 BOUND = "none"
 LABEL = "label"  # the kind of a budget that is a published row's name
 KEPT = ", positions kept"  # behind the name of a method whose tokens keep theirs because the run asks for it
-SETTING = ["backbone", "protocol", "answers", "device", "dtype", "attn", "model", "fingerprint", "evaluation"]
+SETTING = [
+    *("backbone", "protocol", "draws", "answers", "device", "dtype", "attn", "model", "fingerprint"),
+    "evaluation",
+]
 WORDS = {
     "device": ("device", "a processor rounds in its own way, and rounding can turn a choice of tokens"),
     "dtype": ("precision", "fewer digits move masks, whatever the pruner"),
     "attn": ("attention implementation", "it rounds differently and limits what a pruner can read"),
     "answers": ("answers", "a model that writes its answer may forget the [SEG] that a forced one holds"),
     "protocol": ("protocol", "expressions asked alone are not those asked in one conversation"),
+    "draws": (
+        "the draws of the protocol",
+        "another seed asks other expressions together, in other words",
+    ),
     "model": ("the model's settings", "the same budget is another sequence in the language model"),
     "fingerprint": ("weights", "another checkpoint is another model"),
     "evaluation": ("code", "other code of backbone, data or metric may count otherwise"),
@@ -32,6 +40,13 @@ WORDS = {
         "prices",
     ),
 }
+# by what option runs differ in a fact: one that has the fact's values, or those of a plan that say so
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "data": ("limit", "data", "datasets"),
+    "model": ("backbones",),
+    "fingerprint": ("backbones",),
+}
+OF_VALUE = {name: name for name in ("device", "dtype", "attn", "answers", "protocol")} | {"draws": "seed"}
 
 
 @dataclass(frozen=True)
@@ -125,17 +140,76 @@ def _values(twins: Sequence[Group], name: str) -> list[str]:
     return [hashlib.sha256(text.encode()).hexdigest()[:8] if "\n" in text else text for text in mine]
 
 
-def why(parted: Sequence[Group]) -> list[str]:
+def why(parted: Sequence[Group], runs: Sequence[Mapping[str, Any]] = (), brief: bool = False) -> list[str]:
     """In plain words, why tables of one backbone are not one table; empty if there is one table per
-    backbone."""
+    backbone.
+
+    Args:
+        runs: what `run.json` says of each run; names the options by which they differ.
+        brief: without what the difference does.
+    """
     found = []
     for backbone in dict.fromkeys(group.facts["backbone"] for group in parted):
         twins = [group for group in parted if group.facts["backbone"] == backbone]
         for name, (word, reason) in WORDS.items():
             values = list(dict.fromkeys(_values(twins, name)))
             if len(values) > 1:
+                options = _options(name, values, twins, runs)
+                told = " / ".join(values)
+                if brief:
+                    found.append(
+                        f"{backbone}: tables differ in {word} ({options or told}): not ranked together."
+                    )
+                    continue
                 found.append(
-                    f"{backbone}: tables differ in {word} ({' / '.join(values)}) and are not ranked "
-                    f"together: {reason}."
+                    f"{backbone}: tables differ in {word} ({told}) and are not ranked together: {reason}"
+                    f"{f' ({options})' if options else ''}."
                 )
     return found
+
+
+def _options(
+    name: str, values: Sequence[str], twins: Sequence[Group], runs: Sequence[Mapping[str, Any]]
+) -> str:
+    """The options that make groups differ in a fact, with the values that they had: `--limit 4 and 12`."""
+    if name in OF_VALUE:
+        return f"--{OF_VALUE[name]} {_and(values)}"
+    places = [sorted(set(group.frame["run"])) for group in twins]
+    told = [[runs[place] for place in mine if place < len(runs)] for mine in places]
+    found = []
+    for option in OPTIONS.get(name, ()):
+        asked = [_and(_asked(run, option) for run in mine) for mine in told]
+        if len(set(asked)) > 1:
+            found.append(f"--{option} {_and(asked)}")
+    if name == "data" and not found:
+        found = _other_samples([run for mine in told for run in mine])
+    if name == "evaluation":
+        commits = [_and(str(run.get("provenance", {}).get("commit"))[:10] for run in mine) for mine in told]
+        found = [f"commit {_and(commits)}"] if len(set(commits)) > 1 else []
+    return ", ".join(found)
+
+
+def _asked(run: Mapping[str, Any], option: str) -> str:
+    """What a run's plan says of an option, as on the command line."""
+    value = run.get("plan", {}).get(option)
+    if option == "limit" and value == 0:
+        return "0 (all)"
+    if value is None:
+        return "not given"
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _other_samples(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How many samples that two runs share are not the same in both."""
+    known: dict[str, str] = {}
+    other: set[str] = set()
+    for run in runs:
+        for samples in run.get("samples", {}).values():
+            for name, content in samples:
+                if known.setdefault(name, content) != content:
+                    other.add(name)
+    return [f"{len(other)} of {len(known)} samples were edited, first {min(other)}"] if other else []
+
+
+def _and(values: Iterable[str]) -> str:
+    return " and ".join(dict.fromkeys(values))

@@ -10,6 +10,7 @@ import pandas as pd
 
 from harness.cost import EXPLAIN
 from reports.comparable import KEPT
+from reports.machines import LETTER, is_time
 from reports.pareto import Point
 from reports.tables import Table, TableRow
 
@@ -117,13 +118,24 @@ def costs_of(costs: pd.DataFrame, table: Table) -> dict[tuple[str, int], dict[st
     }
 
 
+def of_one_machine(measured: dict[tuple[str, int], dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
+    """The costs, times of other machines than the first one left out, as figures draw them."""
+    first = next((record[LETTER] for record in measured.values() if record.get(LETTER)), "")
+    return {
+        key: record
+        if record.get(LETTER, "") in ("", first)
+        else {name: value for name, value in record.items() if not is_time(name)}
+        for key, record in measured.items()
+    }
+
+
 def cost_row(line: TableRow, measured: dict[tuple[str, int], dict[str, Any]]) -> dict[str, str]:
     """The cost cells of one row as text; empty where nothing was measured at all."""
     if not measured:
         return {}
     here = measured.get((line.pruner, line.budget), {})
     columns = [name for name in SHOWN if any(known(record.get(name)) for record in measured.values())]
-    return {SHOWN[name][0]: _text(name, here) for name in columns}
+    return {SHOWN[name][0]: text(name, here) for name in columns}
 
 
 def known(value: Any) -> bool:
@@ -131,17 +143,18 @@ def known(value: Any) -> bool:
     return value is not None and value != "" and value == value
 
 
-def _text(name: str, record: dict[str, Any]) -> str:
+def text(name: str, record: dict[str, Any]) -> str:
+    """A figure of SHOWN as it is printed, with the letter of the machine that it hangs on."""
     value: Any = record.get(name)
     if not known(value):
         return "" if name == "note" else "-"
     if isinstance(value, str):
         return value
     _, unit, digits = SHOWN[name]
-    text = f"{value / unit:.{digits}f}"
+    told = f"{value / unit:.{digits}f}"
     if name in SPREAD and known(record.get(f"{name}_p5")) and known(record.get(f"{name}_p95")):
-        text += f" ({record[f'{name}_p5']:.{digits}f} to {record[f'{name}_p95']:.{digits}f})"
-    return text
+        told += f" ({record[f'{name}_p5']:.{digits}f} to {record[f'{name}_p95']:.{digits}f})"
+    return f"{told} [{record[LETTER]}]" if record.get(LETTER) and is_time(name) else told
 
 
 def stages(record: dict[str, Any]) -> dict[str, float]:

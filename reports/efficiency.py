@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from backbones.costs import Prompt
@@ -36,44 +37,71 @@ def published(backbone: str) -> pd.DataFrame:
     return (rows[0] if rows else pd.DataFrame(columns=printed)).set_index(["pruner", "budget"])
 
 
-def _beside(ours: float, theirs: float | None, digits: int = 2) -> list[str]:
-    if theirs is None:
+def _beside(ours: float, theirs: float, digits: int = 2) -> list[str]:
+    if np.isnan(theirs):
         return [f"{ours:.{digits}f}", "", ""]
     return [f"{ours:.{digits}f}", f"{theirs:.{digits}f}", f"{100 * (ours / theirs - 1):+.1f} %"]
 
 
-def cells(projection: Projection, printed: pd.DataFrame, on: Gpu) -> pd.DataFrame:
-    """Table of all cells: ours, the paper's, the error, then what the paper does not say."""
+def figures(projection: Projection, printed: pd.DataFrame, on: Gpu) -> pd.DataFrame:
+    """All cells as numbers: ours in units of one, bytes and milliseconds, beside what a paper printed of them
+    (NaN where it did not); in the order of the table."""
     rows = []
     for cell in projection.cells.to_dict("records"):
         row: dict[Any, Any] = cell
         where = (row["pruner"], row["budget"])
         paper = printed.loc[where].to_dict() if where in printed.index else {}
         seconds, streaming = prefill_seconds(row["macs.language_model"], projection.shape, on)
-        flops = _beside(row["flops_paper"] / 1e12, paper.get("flops_t"))
-        activation = _beside(row["activation_paper"] / GIB, paper.get("activation_gb"))
+        rows.append(
+            {
+                **{name: row[name] for name in ("pruner", "budget", "tokens_final", "tokens_mean")},
+                "tokens_per_layer": row["per_layer"],
+                "flops_paper": row["flops_paper"],
+                "flops_printed": 1e12 * paper.get("flops_t", np.nan),
+                "activation_paper_bytes": row["activation_paper"],
+                "activation_printed_bytes": GIB * paper.get("activation_gb", np.nan),
+                "activation_peak_bytes": row["activation_peak"],
+                "macs_projected": row["macs_measured"],
+                **{name: value for name, value in row.items() if str(name).startswith("macs.")},
+                "roofline_prefill_ms": 1e3 * seconds,
+                "waits_for_weights": streaming,
+                "flops_fastv": row["flops_fastv"],
+                "flops_visual": row["flops_visual"],
+                "activation_llm_viewer_bytes": row["activation_llm_viewer"],
+            }
+        )
+    return pd.DataFrame(rows).sort_values(["budget", "pruner"], ascending=[False, True], kind="stable")
+
+
+def cells(projection: Projection, printed: pd.DataFrame, on: Gpu) -> pd.DataFrame:
+    """Table of all cells: ours, the paper's, the error, then what the paper does not say."""
+    rows = []
+    for row in figures(projection, printed, on).to_dict("records"):
+        flops = _beside(row["flops_paper"] / 1e12, row["flops_printed"] / 1e12)
+        activation = _beside(row["activation_paper_bytes"] / GIB, row["activation_printed_bytes"] / GIB)
         rows.append(
             {
                 "method": row["pruner"],
                 "budget": row["budget"],
                 "tokens mean": f"{row['tokens_mean']:.{4 if row['tokens_mean'] < 1e4 else 5}g}",
-                "per layer": row["per_layer"],
+                "per layer": row["tokens_per_layer"],
                 "FLOPs (T)": flops[0],
                 "paper": flops[1],
                 "error": flops[2],
                 "activation (GiB)": activation[0],
                 "paper ": activation[1],
                 "error ": activation[2],
-                "peak (GiB)": f"{row['activation_peak'] / GIB:.3f}",
-                "all modules (TMAC)": f"{row['macs_measured'] / 1e12:.2f}",
+                "peak (GiB)": f"{row['activation_peak_bytes'] / GIB:.3f}",
+                "all modules (TMAC)": f"{row['macs_projected'] / 1e12:.2f}",
                 "pruner (GMAC)": f"{row['macs.pruner'] / 1e9:.2f}",
-                "roofline prefill (ms)": f"{1e3 * seconds:.2f}{' weights' if streaming else ''}",
+                "roofline prefill (ms)": f"{row['roofline_prefill_ms']:.2f}"
+                + " weights" * row["waits_for_weights"],
                 "FastV formula (T)": f"{row['flops_fastv'] / 1e12:.2f}",
                 "visual only (T)": f"{row['flops_visual'] / 1e12:.2f}",
-                "LLM-Viewer (GiB)": f"{row['activation_llm_viewer'] / GIB:.2f}",
+                "LLM-Viewer (GiB)": f"{row['activation_llm_viewer_bytes'] / GIB:.2f}",
             }
         )
-    return pd.DataFrame(rows).sort_values(["budget", "method"], ascending=[False, True], kind="stable")
+    return pd.DataFrame(rows)
 
 
 def modules(projection: Projection, on: Gpu) -> pd.DataFrame:

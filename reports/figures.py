@@ -62,7 +62,7 @@ def draw_figures(runs: Runs, tables: list[Table], folder: Path) -> list[Path]:
 def _figures(runs: Runs, table: Table, drawn: dict[str, Look]) -> Iterator[tuple[str, Any]]:
     if any(line.average for line in table.lines):
         yield "budget", budget_figure(table, drawn)
-    measured = costs.costs_of(runs.costs, table)
+    measured = costs.of_one_machine(costs.costs_of(runs.costs, table))
     for price in PRICES:
         if points := priced(table, measured, price):
             if any(line.average for line, _ in points):

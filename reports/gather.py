@@ -13,13 +13,15 @@ from harness import cost, metrics
 from harness.store import records
 from harness.store.journal import digest
 from harness.store.provenance import differences
-from harness.store.run_folder import finished, run_info
+from harness.store.run_folder import cells_of, finished, run_info
 from pruners.base import UserError
-from reports import diagnosis
-from reports.comparable import COLUMN, KEPT, fitting, medium_of
+from reports import diagnosis, machines
+from reports.comparable import BOUND, COLUMN, KEPT, SETTING, fitting, medium_of
 
 # runs on other images of a split stand in tables of their own
 RESULT = ["cell", "data", "sample", "expression"]
+# and of a method that does not draw, whose cell may name a seed
+WITHOUT_SEED = [*SETTING, "pruner", "budget", "budget_kind", "positions", "data", "sample", "expression"]
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,11 @@ class Runs:
     """What a report is made of.
 
     Attributes:
-        frame: as `harness.store.records.load_records`, and `run`, the place of the row's run in `runs`; no
-            result twice.
+        frame: as `harness.store.records.load_records`, `run`, the place of the row's run in `runs`, and
+            `draws`, the seed of its protocol's draws; no result twice.
         samples: as `harness.store.records.samples`, and `run`.
-        costs: as `harness.cost.load`, and `run`; empty where nothing was measured.
+        costs: as `harness.cost.load_costs`, `run`, and `reports.machines.LETTER`; empty where nothing was
+            measured.
         notes: what a reader has to know of the merging.
     """
 
@@ -61,6 +64,11 @@ class Runs:
     samples: pd.DataFrame
     costs: pd.DataFrame
     notes: tuple[str, ...]
+
+    @property
+    def facts(self) -> list[dict[str, Any]]:
+        """What `run.json` says of each run."""
+        return [run.info for run in self.runs]
 
 
 def gather(folders: Sequence[str | Path]) -> Runs:
@@ -84,7 +92,10 @@ def gather(folders: Sequence[str | Path]) -> Runs:
                 f"The diagnosis in {str(folder)!r} is of other weights ({told['fingerprint']}) and left out."
             )
             told = None
-        runs.append(Run(folder, run_info(folder), failed, finished(folder), told))
+        info = run_info(folder)
+        runs.append(Run(folder, info, failed, finished(folder), told))
+        drawn = {cell: str(entry["setting"].get("draws", 0)) for cell, entry in cells_of(info).items()}
+        frame["draws"] = frame["cell"].map(drawn)
         asked = records.samples(folder)
         pictured = frame["sample"].isin(asked[asked["image"].astype(bool)]["sample"])
         frame.loc[~pictured, ["kept", "mask"]] = (
@@ -104,6 +115,8 @@ def gather(folders: Sequence[str | Path]) -> Runs:
             f"The costs of {names} in {str(folder)!r} are of other code or another setting, and left out."
             for names in left_out
         ]
+        if len(prices):
+            prices = machines.with_facts(prices, info.get("provenance", {}))
         costs.append(prices.assign(run=number))
     frame = _one_cluster_per_medium(pd.concat(frames, ignore_index=True))
     kept = (frame["positions"] == "kept") & ~frame["own_positions"].astype(bool)
@@ -113,19 +126,34 @@ def gather(folders: Sequence[str | Path]) -> Runs:
     notes += _measured_in_part(frame)
     frame, marked = _by_source(frame)
     notes += marked
-    twice = frame.duplicated(RESULT)
+    frame, twice = _once(frame)
     if twice.any():
         counted = {name for one in map(metrics.get, metrics.names()) for name in one.columns}
-        shown = [*RESULT, *(name for name in frame if name in counted)]
-        again = frame.drop_duplicates(shown).duplicated(RESULT).sum()
+        shown = ["result", *(name for name in frame if name in counted)]
+        again = frame.drop_duplicates(shown).duplicated("result").sum()
         agree = (
             "They agree" if not again else f"They disagree on {again} of them; the run named first is shown"
         )
         notes.append(f"{twice.sum()} results are in several of the runs. {agree}.")
     notes += _changes(runs)
-    return Runs(
-        tuple(runs), frame[~twice].reset_index(drop=True), pd.concat(samples), pd.concat(costs), tuple(notes)
-    )
+    prices, of_machines = machines.lettered(pd.concat(costs), [run.name for run in runs])
+    frame = frame[~twice].drop(columns="result").reset_index(drop=True)
+    return Runs(tuple(runs), frame, pd.concat(samples), prices, (*notes, *of_machines))
+
+
+def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series[bool]]:
+    """Records with `result`, a number that records of one result share, and which of them repeat an earlier
+    one.
+
+    A method that does not draw has no seed: what runs with different ones say of it is one result, under the
+    seed that comes first.
+    """
+    draws = frame["stochastic"].isin([True, 1]) & (frame["pruner"] != BOUND)
+    drawn = frame.groupby(RESULT, sort=False, dropna=False).ngroup()
+    fixed = -1 - frame.groupby(WITHOUT_SEED, sort=False, dropna=False).ngroup()
+    first = frame.groupby([*SETTING, "pruner", "budget"], sort=False, dropna=False)["seed"].transform("first")
+    frame = frame.assign(result=drawn.where(draws, fixed), seed=frame["seed"].where(draws, first))
+    return frame, frame.duplicated("result")
 
 
 def _one_cluster_per_medium(frame: pd.DataFrame) -> pd.DataFrame:
@@ -224,9 +252,25 @@ def _by_source(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 def _changes(runs: Sequence[Run]) -> list[str]:
     """Runs of different code, packages or machines: no reason to part them, but one to know."""
     first = runs[0].info.get("provenance", {})
-    changed = [(run, differences(first, run.info.get("provenance", {}))) for run in runs[1:]]
-    return [
-        f"Run {run.name} was made with other {', '.join(facts)} than run {runs[0].name}."
-        for run, facts in changed
-        if facts
-    ]
+    found = []
+    for run in runs[1:]:
+        here = run.info.get("provenance", {})
+        told = [
+            f"{fact} ({_fact(first.get(fact), here.get(fact))})"
+            for fact in differences(first, here)
+            if not (fact == "diff" and first.get("commit") != here.get("commit"))
+        ]
+        if told:
+            found.append(
+                f"Runs {runs[0].name} and {run.name} were made with different {', '.join(told)}; a number "
+                f"may differ by that."
+            )
+    return found
+
+
+def _fact(one: Any, other: Any) -> str:
+    """Both values of a fact; of packages those that differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = [name for name in dict.fromkeys((*one, *other)) if one.get(name) != other.get(name)]
+        return ", ".join(f"{name} {one.get(name)} and {other.get(name)}" for name in names)
+    return " and ".join("none" if value is None else str(value)[:10] for value in (one, other))

@@ -1,4 +1,4 @@
-"""The leaderboard as text: markdown for people, CSV for programs, LaTeX for papers."""
+"""The leaderboard as text: markdown for people, CSV for programs."""
 
 from __future__ import annotations
 
@@ -110,52 +110,6 @@ def leaderboard_markdown(table: Table, measured: pd.DataFrame) -> str:
     frame = pd.DataFrame(lines).fillna("")
     align = ["left" if name in ("method", "not apart from") else "right" for name in frame.columns]
     return frame.to_markdown(index=False, disable_numparse=True, colalign=align)
-
-
-def latex(table: Table) -> str:
-    """The table as LaTeX; the best of each block and column is bold."""
-    names = [" ".join(column) for column in table.columns]
-    head = ["method", *names, "Avg.", "Rel. %"]
-    body = []
-    for heading, block in table.blocks():
-        body += [r"\hline", rf"\multicolumn{{{len(head)}}}{{c}}{{{_escaped(heading)}}} \\", r"\hline"]
-        texts = [leaderboard_row(line, table) for line in block]
-        honest = [cells for cells, line in zip(texts, block, strict=True) if not line.sees_truth]
-        first = max if table.metric.higher_is_better else min
-        top = {
-            name: first((float(cells[name].split()[0]) for cells in honest if cells[name] != NONE), default=0)
-            for name in head[1:]
-        }
-        for cells, line in zip(texts, block, strict=True):
-            words = [_escaped(cells["method"])]
-            for name in head[1:]:
-                best = (
-                    cells[name] != NONE
-                    and not line.sees_truth
-                    and float(cells[name].split()[0]) == top[name]
-                    and len(block) > 1
-                )
-                text = _escaped(cells[name]).replace("±", r"$\pm$")
-                words.append(rf"\textbf{{{text}}}" if best else text)
-            body.append(" & ".join(words) + r" \\")
-    return "\n".join(
-        [
-            rf"% {table.title}",
-            rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
-            r"\hline",
-            " & ".join(map(_escaped, head)) + r" \\",
-            *body,
-            r"\hline",
-            r"\end{tabular}",
-            "",
-        ]
-    )
-
-
-def _escaped(text: str) -> str:
-    for sign in "&%$#_{}":
-        text = text.replace(sign, f"\\{sign}")
-    return text
 
 
 def per_seed(frame: pd.DataFrame) -> pd.DataFrame:

@@ -49,7 +49,11 @@ def html(runs: Runs, tables: list[Table]) -> str:
     }
     return environment.get_template("report.html").render(
         title=" · ".join(dict.fromkeys(table.title for table in tables)),
-        notes=[*leaderboard.warning(runs), *comparable.why([table.group for table in tables]), *runs.notes],
+        notes=[
+            *leaderboard.warning(runs),
+            *comparable.why([table.group for table in tables], runs.facts),
+            *runs.notes,
+        ],
         tables=[_view(table, runs, drawn) for table in tables],
         diagnoses=[_diagnosis(run.folder, run.diagnosis) for run in runs.runs if run.diagnosis],
         footer=leaderboard.footer(runs, tables),
@@ -116,9 +120,10 @@ def _view(table: Table, runs: Runs, drawn: dict[str, looks.Look]) -> dict[str, A
 def _table(table: Table, runs: Runs) -> dict[str, Any]:
     """What the scripts read: every number with what it rests on."""
     prices = costs.costs_of(runs.costs, table)
+    timed = costs.of_one_machine(prices)  # what charts draw
     twins = {(twin.line.pruner, twin.line.budget): twin for twin in publication.beside(table)}
     lines = [line for _, block in table.blocks() for line in block]
-    plotted = {price.key: _plotted(table, prices, price) for price in costs.PRICES}
+    plotted = {price.key: _plotted(table, timed, price) for price in costs.PRICES}
     return {
         "title": table.title,
         "facts": table.group.facts,
@@ -132,7 +137,13 @@ def _table(table: Table, runs: Runs) -> dict[str, Any]:
         "details": _details(table),
         "prices": {price.key: price.label for price in costs.PRICES},
         "lines": [
-            _line(line, table, prices.get((line.pruner, line.budget), {}), twins)
+            _line(
+                line,
+                table,
+                prices.get((line.pruner, line.budget), {}),
+                timed.get((line.pruner, line.budget), {}),
+                twins,
+            )
             | {"prices": {key: points[id(line)] for key, points in plotted.items() if id(line) in points}}
             for line in lines
         ],
@@ -157,7 +168,11 @@ def _plotted(
 
 
 def _line(
-    line: TableRow, table: Table, price: dict[str, Any], twins: dict[tuple[str, int], Any]
+    line: TableRow,
+    table: Table,
+    price: dict[str, Any],
+    timed: dict[str, Any],
+    twins: dict[tuple[str, int], Any],
 ) -> dict[str, Any]:
     twin = twins.get((line.pruner, line.budget))
     scale = table.metric.scale
@@ -184,7 +199,7 @@ def _line(
         }
         if price
         else {},
-        "stages": {name: _number(value) for name, value in costs.stages(price).items()},
+        "stages": {name: _number(value) for name, value in costs.stages(timed).items()},
     }
 
 

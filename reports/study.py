@@ -17,10 +17,11 @@ from harness.metrics.bootstrap import Estimate, adjusted
 from pruners.base import UserError
 from reports.columns import RANKED
 from reports.comparable import COLUMN, KEPT, medium_of
+from reports.drawn import Drawn, Weights
 from reports.gather import gather
 from reports.looks import COLOURS, GREY
 from reports.style import STYLE, save
-from reports.tables import ALPHA, BOUND, Drawn, Weights, column_rank
+from reports.tables import ALPHA, BOUND, column_rank
 
 # what is asked: its two answers, the second minus the first, and what each does in words
 AXES = {

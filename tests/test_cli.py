@@ -51,7 +51,8 @@ def test_a_run_prints_its_leaderboard_and_names_its_folder(
         "--batch-size",
         5,
     )
-    assert command(monkeypatch, *options, "--limit", 2, "--out", tmp_path / "run") == 0
+    options += ("--limit", 2, "--out", tmp_path / "run")
+    assert command(monkeypatch, *options, "--full") == 0
     told = capsys.readouterr()
     assert "Retain 24 tokens" in told.out
     assert str(tmp_path / "run") in told.out
@@ -64,6 +65,10 @@ def test_a_run_prints_its_leaderboard_and_names_its_folder(
     assert sorted(set(frame["pruner"])) == sorted(pruners.names())
     assert (tmp_path / "run" / "leaderboard.md").read_text() in told.out
     assert (tmp_path / "run" / "leaderboard.csv").exists()
+    assert command(monkeypatch, *options, "--export", tmp_path / "board.json") == 0  # of a finished run
+    short = capsys.readouterr().out
+    assert "Retain 24 tokens" in short and "Rel. %" in short and str(tmp_path / "run") in short
+    assert len(short) < len(told.out) / 3 and "litelvlm" in (tmp_path / "board.json").read_text()
 
 
 def test_the_default_folder_is_named_after_the_run_and_found_again(

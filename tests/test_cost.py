@@ -25,7 +25,7 @@ from backbones.parts.cuts import cutting
 from harness import cost
 from harness.cost import formulas, measure, meters, projection, roofline
 from harness.cost.lines import lines_of
-from harness.cost.store import COSTS, INSIDE, MODULES
+from harness.cost.store import COSTS, INSIDE, MACHINE, MODULES
 from harness.engine import runner
 from harness.store import journal
 from pruners import UserError, checks, names, parse
@@ -450,6 +450,7 @@ def test_cost_table_says_what_is_no_speed_up(tmp_path: Path) -> None:
     assert costs.loc["none", "speedup_prefill"] == 1
     assert "cuda_ms" not in costs
     assert set(costs.columns) - set(cost.EXPLAIN) <= {
+        *MACHINE,
         *("backbone", "costs", "budget", "rounds", "source", *cost.SETTING),
         *(c for c in costs if c.startswith(("stage.", "macs.")) or c.endswith(("_p5", "_p95"))),
     }, "every column is explained"

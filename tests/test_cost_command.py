@@ -70,7 +70,8 @@ def test_cost_columns_of_the_main_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(measure, "ROUNDS", 2)
-    words = ("--pruners", "uniform", "--budgets", "64", "--limit", 1, "--datasets", "refshapes:val")
+    words: tuple[object, ...] = ("--pruners", "uniform", "--budgets", "64", "--limit", 1, "--full")
+    words += ("--datasets", "refshapes:val")
     assert command(monkeypatch, *words, "--out", tmp_path / "run") == 0
     told = capsys.readouterr().out
     assert (

@@ -177,7 +177,7 @@ def test_the_command_renders_again(
     text = render(store(tmp_path, rows))
     (tmp_path / "leaderboard.md").unlink()
     capsys.readouterr()
-    assert command.main([str(tmp_path)]) == 0
+    assert command.main([str(tmp_path), "--full"]) == 0
     assert text in capsys.readouterr().out
     assert (tmp_path / "leaderboard.md").read_text() == text
     assert command.main([str(tmp_path / "nowhere")]) == 2
@@ -400,6 +400,7 @@ def test_the_same_records_give_the_same_bytes(rows: list[dict[str, Any]], tmp_pa
             "--baseline",
             "litelvlm",
             "--latex",
+            "--full",
         ]
         told = subprocess.run(
             words, check=True, capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": seed}
@@ -413,14 +414,12 @@ def test_the_same_records_give_the_same_bytes(rows: list[dict[str, Any]], tmp_pa
     assert all(name in told for name in found[0])
 
 
-def test_latex_escapes_and_marks_the_best(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_latex_escapes_and_marks_no_best_of_a_tie(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     write(store(tmp_path, rows), latex=True)
     text = (tmp_path / "leaderboard.tex").read_text()
     assert r"Rel. \%" in text
     assert r"$\pm$" in text
-    best = next(line for line in text.splitlines() if line.startswith("litelvlm"))
-    assert best.count(r"\textbf") == len(COLUMNS) + 2
-    assert r"\textbf" not in next(line for line in text.splitlines() if line.startswith("oracle"))
+    assert r"\textbf" not in text  # two images tell nothing apart
 
 
 def test_published_numbers_stand_beside_the_same_backbone_and_splits_only(

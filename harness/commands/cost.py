@@ -19,6 +19,7 @@ from harness.commands.options import (
     import_plugins,
     one_backbone,
 )
+from harness.commands.tables import Export, export_to
 
 
 def cost(
@@ -32,6 +33,7 @@ def cost(
     explain: Explain = False,
     sweep: Sharing = False,
     plugin: Plugins = [],  # noqa: B006
+    export: Export = None,
     debug: Debug = False,
 ) -> None:
     """Project what every pruner costs at full size, beside the published numbers, from shapes alone:
@@ -52,7 +54,7 @@ def cost(
     from harness.engine.cells import impossible
     from harness.engine.served import served
     from pruners.errors import UserError
-    from reports import efficiency
+    from reports import efficiency, sheets
 
     on, settings = sheet(gpu), backbones.with_files(backbones.one(name), checkpoint=checkpoint)
     model = settings.shapes()
@@ -80,9 +82,13 @@ def cost(
             f"# {name}, a sweep, projected; controls but {BASELINE} left "
             f"out\n\n{efficiency.sharing_table(accounts)}"
         )
+        if export is not None:
+            export_to(export, sheets.sharing_sheet(name, accounts))
         return
     projected = projection.project(model, lines, prompt, attn=attn)
     print(f"# {name}, projected\n")
     print(efficiency.render_projection(projected, settings.name, prompt, attn, on))
     if explain:
         print(*(f"- {column}: {text}." for column, text in EXPLAIN.items()), sep="\n")
+    if export is not None:
+        export_to(export, sheets.projection_sheet(projected, name, settings.name, prompt, attn, on))

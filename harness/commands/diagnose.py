@@ -24,6 +24,7 @@ from harness.commands.options import (
     import_plugins,
     one_backbone,
 )
+from harness.commands.tables import Export, export_to
 
 IMAGES = 24  # per split, if nothing else is asked
 
@@ -42,6 +43,7 @@ def diagnose(
     device: Device = "auto",
     dtype: Dtype = "float32",
     threads: Threads = None,
+    export: Export = None,
     debug: Debug = False,
 ) -> None:
     """Measure whether the referent's tokens look less like the text than others do, and what pruners keep of
@@ -87,3 +89,7 @@ def diagnose(
             "this backbone."
         )
     print(f"diagnosis: {page}")
+    if export is not None:
+        from reports.sheets import diagnosis_sheet
+
+        export_to(export, diagnosis_sheet(found))

@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from harness.commands.options import Accept, Baseline, Debug, Plugins, Threads
+from harness.commands.tables import Export, export_to
 
 
 def gate(
@@ -14,6 +15,7 @@ def gate(
     accept: Accept = None,
     threads: Threads = None,
     plugin: Plugins = [],  # noqa: B006
+    export: Export = None,
     debug: Debug = False,
 ) -> None:
     """Compare a fixed subset with the baseline; exit code 1 if anything changed that no rounding explains."""
@@ -21,8 +23,12 @@ def gate(
 
     with begin(f"the gate's subset against {baseline}", threads):
         from harness.gate import check as gating
+        from pruners.errors import UserError
+        from reports.sheets import gate_sheet
 
     if accept is not None:
+        if export is not None:
+            raise UserError("--accept compares nothing that --export could write; give one of the two.")
         gating.accept(baseline, accept, tuple(plugin))
         print(f"new baseline: {baseline}")
         return
@@ -38,5 +44,7 @@ def gate(
         f"kept tokens, token "
         f"counts, own cost), {len(found.changes) - len(found.worse)} changed within the tolerances"
     )
+    if export is not None:
+        export_to(export, gate_sheet(found))
     if found.worse:
         raise typer.Exit(1)

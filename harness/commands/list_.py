@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from harness.commands.options import Debug, Plugins, import_plugins
+from harness.commands.tables import Export, export_to
 
 
 class _Later(ModuleType):
@@ -19,7 +20,11 @@ class _Later(ModuleType):
         return getattr(import_module(self.__name__), name)
 
 
-def show(plugin: Plugins = [], debug: Debug = False) -> None:  # noqa: B006
+def show(
+    plugin: Plugins = [],  # noqa: B006
+    export: Export = None,
+    debug: Debug = False,
+) -> None:
     """Pruners with their parameters and needs, backbones, which runs on which, data sets."""
     # nothing is computed here, and torch takes longer than all the rest
     sys.modules.setdefault("torch", _Later("torch"))
@@ -27,3 +32,8 @@ def show(plugin: Plugins = [], debug: Debug = False) -> None:  # noqa: B006
 
     import_plugins(plugin)
     print(*lines(), sep="\n")
+    if export is not None:
+        from harness.overview import rows
+        from reports.sheets import list_sheet
+
+        export_to(export, list_sheet(rows()))

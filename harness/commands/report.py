@@ -14,6 +14,7 @@ from harness.commands.options import (
     check_out,
     import_plugins,
 )
+from harness.commands.tables import Export, Full, export_to
 
 
 def report(
@@ -24,13 +25,16 @@ def report(
     metric: MetricName = None,
     plugin: Plugins = [],  # noqa: B006
     baseline: OldAgainst = None,
+    full: Full = False,
+    export: Export = None,
     debug: Debug = False,
 ) -> None:
     """Render the report of recorded runs again; several become one report, and nothing is computed anew."""
-    from reports import render
+    from reports import report as write
 
     check_out(out)
     import_plugins(plugin)
-    written = render(runs, out, against or baseline, latex, metric)
-    print(written[0].read_text(encoding="utf-8"))
-    print(*written, sep="\n")
+    made = write(runs, out, against or baseline, latex, metric)
+    print(made.text(full))
+    if export is not None:
+        export_to(export, made.sheet())

@@ -33,6 +33,7 @@ from harness.commands.options import (
     import_plugins,
     one_backbone,
 )
+from harness.commands.tables import Export, export_to
 
 PLACEMENTS = "placements"
 # backbone and budgets, where none are given
@@ -60,6 +61,7 @@ def study(
     gpu: Gpu = "h100",
     out: StudyOut = None,
     plugin: Plugins = [],  # noqa: B006
+    export: Export = None,
     debug: Debug = False,
 ) -> None:
     """Run all methods both ways and compare them in pairs: a sentence, a table and a figure per backbone. Of
@@ -71,6 +73,7 @@ def study(
         from harness.plan import Plan
         from harness.ranges import check_numbers
         from pruners.base import UserError, nearest
+        from reports.sheets import study_sheet
         from reports.study import AXES, markdown, write_study
         from reports.study import study as compare
 
@@ -85,7 +88,7 @@ def study(
     command = shlex.join(["python", "-m", "harness", *sys.argv[1:]])
     if axis == PLACEMENTS:
         import_plugins(plugin)
-        _placements(backbones, budgets, frames, text_tokens, gpu, out, command)
+        _placements(backbones, budgets, frames, text_tokens, gpu, out, command, export)
         return
     both = {axis: AXES[axis][0]}
     plan = Plan(
@@ -105,6 +108,7 @@ def study(
         **both,  # type: ignore[arg-type]
     )
     base = out or Path("results") / f"study-{axis}"
+    sheets = []
     for text in plan.backbones:
         name = text.partition("(")[0].strip()
         folder = base / name if len(plan.backbones) > 1 else base
@@ -112,6 +116,8 @@ def study(
         found = compare(result.folders, axis)
         written = write_study(found, folder, command)
         print(f"{markdown(found)}\n\n{found.sentence}\n\nstudy: " + "\n       ".join(map(str, written)))
+        sheets.append(study_sheet(found))
+    export_to(export, *sheets)
 
 
 def _check_given(context: typer.Context, axis: str) -> None:
@@ -120,7 +126,7 @@ def _check_given(context: typer.Context, axis: str) -> None:
     from pruners.errors import UserError
 
     of_shapes = {"frames", "text_tokens", "gpu"}
-    shared = {"axis", "budgets", "backbones", "out", "plugin", "debug"}
+    shared = {"axis", "budgets", "backbones", "out", "plugin", "export", "debug"}
     for one in context.command.params:
         meant = one.name in shared or (one.name in of_shapes) == (axis == PLACEMENTS)
         if not meant and given(context, str(one.name)):
@@ -136,13 +142,14 @@ def _placements(
     gpu: str,
     out: Path | None,
     command: str,
+    export: Path | None,
 ) -> None:
     """Project every placement at every budget."""
     import backbones
     from harness.cost.placements import compare
     from harness.cost.roofline import gpu as sheet
     from harness.plan import Plan
-    from reports import placements
+    from reports import placements, sheets
 
     plan = Plan(budgets=budgets, backbones=one_backbone(backbone))  # type: ignore[arg-type]
     settings = backbones.one(plan.backbones[0])
@@ -150,3 +157,4 @@ def _placements(
     written = placements.write(found, out or Path("results") / f"study-{PLACEMENTS}", command)
     said = placements.markdown(found), placements.sentence(found)
     print("\n\n".join(said), "\n\nstudy: " + "\n       ".join(map(str, written)), sep="")
+    export_to(export, sheets.placements_sheet(found))

@@ -48,6 +48,7 @@ from harness.commands.options import (
     check_out,
 )
 from harness.commands.settings import given as was_given
+from harness.commands.tables import Export, Full, export_to
 from harness.plan import Plan
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
     from backbones.base import Backbone
     from harness.engine.runner import Split, Way
+    from reports import Report
 
 ASKED = {"plugin": "plugins"}  # options that have another name in a plan
 PRUNERS, BUDGETS, BACKBONES, POSITIONS = map(
@@ -96,6 +98,8 @@ def sweep(
     costs: Costs = Plan.costs,
     again: From = None,
     settings: Settings = None,
+    full: Full = False,
+    export: Export = None,
     debug: Debug = False,
     version: Version = False,
 ) -> None:
@@ -110,8 +114,12 @@ def sweep(
     with begin(first, threads, more):
         plans = _asked(given, again, {"checkpoint": checkpoint, "clip": clip, "sam_dims": sam_dims})
     how = {"share": share, "max_failures": max_failures, "keep_code": keep_code}
+    sheets = []
     for done in _runs(plans, out, force, workers, tensor_parallel, how):
-        _tell(done)
+        if done.report is not None:
+            _tell(done.folder, done.report, full)
+            sheets += [done.report.sheet()] if export is not None else []
+    export_to(export, *sheets)
 
 
 def _asked(given: dict[str, Any], again: Path | None, own: dict[str, Any]) -> list[Plan]:
@@ -212,16 +220,16 @@ def evaluate(
         threading.apply(threading.choose(threads))
     how = {"share": share, "max_failures": max_failures, "keep_code": keep_code}
     done = list(_runs(plans, Path(out) if out is not None else None, force, workers, tensor_parallel, how))
-    texts = [one.written[0].read_text(encoding="utf-8") for one in done if one.written]
+    texts = [one.report.written[0].read_text(encoding="utf-8") for one in done if one.report]
     return Result(tuple(one.folder for one in done), "\n".join(texts))
 
 
 @dataclass(frozen=True)
 class _Done:
-    """A run folder and the files of its report; none from a process that is not the launcher's first."""
+    """A run folder and its report; none from a process that is not the launcher's first."""
 
     folder: Path
-    written: tuple[Path, ...]
+    report: Report | None
 
 
 def _runs(
@@ -300,17 +308,17 @@ def _run(plans: Sequence[Plan], out: Path | None, force: bool, way: Way, tensor_
         runner.run(plan, backbone, splits, folder, way) for plan, splits in zip(plans, prepared, strict=True)
     ]
     if not all(finished) or way.place.rank > 0:
-        return _Done(folder, ())
+        return _Done(folder, None)
     kinds.write_costs(kind, plans[-1], prepared[-1], backbone, folder)
 
-    from reports import PARTS, render
+    from reports import PARTS, report
 
     with stage("writing the report", len(PARTS), "parts") as progress:
 
         def told(part: str) -> None:
             progress.at(PARTS.index(part), part)
 
-        return _Done(folder, tuple(render(folder, told=told)))
+        return _Done(folder, report(folder, told=told))
 
 
 def _header(prepared: Sequence[Sequence[Split]], backbone: Backbone, folder: Path, kind: str) -> list[str]:
@@ -328,15 +336,10 @@ def _header(prepared: Sequence[Sequence[Split]], backbone: Backbone, folder: Pat
     ]
 
 
-def _tell(done: _Done) -> None:
+def _tell(folder: Path, report: Report, full: bool) -> None:
     """Print a run's leaderboard, and where the rest is."""
     from harness.store.run_folder import finished, peak_memory
 
-    if not done.written:
-        return
-    memory = (
-        f", made within {peak_memory(done.folder) / 2**20:.0f} MiB of memory" if finished(done.folder) else ""
-    )
-    print(done.written[0].read_text(encoding="utf-8"))
-    print(f"records: {done.folder} (run.json, records/){memory}")
-    print("report: " + "\n        ".join(map(str, done.written)))
+    memory = f", made within {peak_memory(folder) / 2**20:.0f} MiB of memory" if finished(folder) else ""
+    print(report.text(full))
+    print(f"records: {folder} (run.json, records/){memory}")

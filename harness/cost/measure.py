@@ -28,7 +28,7 @@ from harness.engine.cells import Line
 from harness.engine.evaluate import conversations
 from harness.engine.runner import Plan, Split
 from harness.progress import stage
-from harness.store import code
+from harness.store import code, provenance
 from harness.store.journal import alone
 from pruners.base import UserError
 
@@ -198,6 +198,7 @@ def header(backbone: Backbone, staged: Staged, chosen: Measured, lines: Sequence
         "fingerprint": backbone.fingerprint,
         "device": backbone.device,
         "device_name": torch.cuda.get_device_name(backbone.device) if cuda else "cpu",
+        **provenance.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "dtype": backbone.dtype,

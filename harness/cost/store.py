@@ -23,6 +23,7 @@ from pruners.base import UserError
 
 COSTS, LOCK, SCHEMA = "costs.jsonl", "costs.lock", 2
 SETTING = ("fingerprint", "dtype", "attn", "device", "evaluation")  # of a header, and of a run's records
+MACHINE = ("device", "device_name", "processor", "host", "threads")  # of a header: what timed
 SCHEMAS = (1, 2)  # 1: without checksums and without the digests of code
 NO_GAIN = "no speed-up"
 # a row is called faster if its passes would look so much faster than those of `none` less often by chance
@@ -223,7 +224,7 @@ def _counted(header: Mapping[str, Any], line: Mapping[str, Any]) -> dict[str, An
         "backbone": header["backbone"],
         "costs": header["costs"],
         "source": header.get("sources", {}).get(line["pruner"]),
-        **{name: header.get(name) for name in SETTING},
+        **{name: header.get(name) for name in dict.fromkeys((*SETTING, *MACHINE))},
         "pruner": line["pruner"],
         "budget": line["budget"],
         "tokens_final": seen[-1],

@@ -91,11 +91,13 @@ class Comparison:
         cells: pruners at a budget that were compared.
         changes: those of which anything changed, the largest fall first.
         unguarded: those of the run that the baseline does not know.
+        all_cells: every one that was compared, in the baseline's order.
     """
 
     cells: int
     changes: tuple[Change, ...]
     unguarded: tuple[str, ...]
+    all_cells: tuple[Change, ...] = ()
 
     @property
     def worse(self) -> tuple[Change, ...]:
@@ -178,7 +180,7 @@ def compare(
     both = _paired(before, after)
     limits = TOLERANCES | baseline.get("tolerances", {})
     known = {tuple(cell[name] for name in KEY): cell for cell in baseline.get("cells", ())}
-    changes, cells = [], both.groupby(KEY, sort=False)
+    changes, every, cells = [], [], both.groupby(KEY, sort=False)
     for _, part in cells:
         first = part.iloc[0]
         pruner, budget, seed = str(first["pruner"]), int(first["budget"]), int(first["seed"])
@@ -190,14 +192,16 @@ def compare(
         )
         falls = list(_falls(part, usual, limits))
         counts = any((part[column] != part[f"{column}_now"]).any() for column in PIXELS)
+        every.append(_change(part, tuple(falls + exact + bad), tuple(fine)))
         if falls or exact or bad or fine or counts:
-            changes.append(_change(part, tuple(falls + exact + bad), tuple(fine)))
+            changes.append(every[-1])
     run = set(after[KEY].itertuples(index=False, name=None))
     new = sorted(
         {(pruner, budget) for pruner, budget, _ in run - set(before[KEY].itertuples(index=False, name=None))}
     )
     changes.sort(key=lambda change: min(change.after - change.before, change.mean_after - change.mean_before))
-    return Comparison(len(cells), tuple(changes), tuple(f"{pruner} at {budget}" for pruner, budget in new))
+    names = tuple(f"{pruner} at {budget}" for pruner, budget in new)
+    return Comparison(len(cells), tuple(changes), names, tuple(every))
 
 
 def _scores(part: pd.DataFrame) -> Iterator[tuple[str, str, float, float, pd.DataFrame]]:
