@@ -26,7 +26,7 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "venv", str(python.parent.parent)], check=True)
         pip = [str(python), "-m", "pip"]
         subprocess.run(
-            [*pip, "install", "--quiet", torch, "setuptools", "wheel", "-e", f"{ROOT}[test]"], check=True
+            [*pip, "install", "--quiet", torch, "setuptools", "wheel", "-e", f"{ROOT}[test,docs]"], check=True
         )
         # deepspeed's build reads the torch that is there; processes on a CPU need none of its kernels
         distributed = [*pip, "install", "--quiet", "--no-build-isolation", "-e", f"{ROOT}[distributed]"]

@@ -24,6 +24,7 @@ NAMES = {
     "flash_attn": "flash-attn",
     "mmcv": "mmcv-lite",
     "cv2": "opencv-python-headless",
+    "yaml": "pyyaml",
 }
 
 
@@ -50,7 +51,7 @@ def imported(*folders: str) -> Iterator[tuple[str, Path]]:
     ("folders", "extras"),
     [
         (("harness", "pruners", "backbones", "reports"), ("flash", "mmcv", "reasonseg", "video")),
-        (("tests",), ("test",)),
+        (("tests",), ("test", "docs")),
     ],
 )
 def test_what_is_imported_is_declared(folders: tuple[str, ...], extras: tuple[str, ...]) -> None:
@@ -85,9 +86,10 @@ def test_the_inside_of_foreign_classes_is_known_to_the_parts_alone() -> None:
 
 def test_every_range_has_two_ends_and_holds_the_locked_version() -> None:
     exact = locked()
-    for name, wanted in declared("test", "distributed", "flash", "mmcv", "reasonseg", "video").items():
+    every = declared("test", "distributed", "docs", "flash", "mmcv", "reasonseg", "video")
+    for name, wanted in every.items():
         assert {one.operator for one in wanted.specifier} == {">=", "<"}, name
-        if name in declared("test", "distributed"):
+        if name in declared("test", "distributed", "docs"):
             assert wanted.specifier.contains(exact[name]), name
     for line in lines("oldest"):
         assert declared("test")[normal(line.split("==")[0])].specifier.contains(line.split("==")[1])
