@@ -125,9 +125,9 @@ def test_the_metric_of_the_guide_runs(
     )
     run = Path("results") / "runs" / "found"
     root = write_data(tmp_path / "data", images=12)
-    assert command(monkeypatch, *words, "--plugin", "found.py", "--data", root, "--out", run) == 0
+    assert command(monkeypatch, *words, "--plugin", "found.py", "--data", root, "--out", run, "--full") == 0
     assert "| found |" in " ".join(capsys.readouterr().out.split())
-    assert report.main([str(run), "--plugin", "found.py", "--metric", "found"]) == 0
+    assert report.main([str(run), "--plugin", "found.py", "--metric", "found", "--full"]) == 0
     assert (
         "- data set and split: found in percent: mean share of the target's pixels" in capsys.readouterr().out
     )
