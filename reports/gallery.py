@@ -111,7 +111,7 @@ def _affordable(runs: Runs) -> tuple[pd.DataFrame, Shots]:
         there = [
             (number, name, path.stat().st_size)
             for number, name in pictured(str(image), int(count))
-            if (path := _picture(runs.runs[int(run)].folder, name))
+            if (path := recorded_picture(runs.runs[int(run)].folder, name))
         ]
         shots[int(run), str(image)] = [(number, name) for number, name, _ in there]
         sizes.append(sum(size for _, _, size in there))
@@ -208,11 +208,11 @@ def _regions(geometry: Any, height: int, width: int) -> list[list[float]]:
 
 def _address(runs: Runs, path: str) -> str:
     number, _, name = path.partition("/")
-    picture = _picture(runs.runs[int(number)].folder, name)
+    picture = recorded_picture(runs.runs[int(number)].folder, name)
     return "data:image/jpeg;base64," + base64.b64encode(picture.read_bytes()).decode() if picture else ""
 
 
-def _picture(folder: Path, name: str) -> Path | None:
+def recorded_picture(folder: Path, name: str) -> Path | None:
     """The file of a picture, if it is a JPEG in the run's own images/: a record may come from anywhere."""
     path, home = (folder / name).resolve(), (folder / PICTURES).resolve()
     if (

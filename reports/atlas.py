@@ -1,0 +1,124 @@
+"""The failure atlas as sentences, markdown, CSV and figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from harness.diagnosis.atlas import Atlas, worst
+from harness.diagnosis.difficulty import CONTROL
+from harness.diagnosis.factors import FACTORS
+from pruners.base import UserError
+from reports.atlas_figures import figures
+from reports.atlas_findings import POINTS, findings
+from reports.atlas_page import EXAMPLES, PAGE, html
+from reports.atlas_tables import bins_table, coverage_table, difficulty_table, how, rows_table, swaps_table
+from reports.style import STYLE, save
+
+FOLDER, FILE = "atlas", "atlas.md"
+
+
+def write_atlas(found: Atlas, folder: Path, command: str) -> list[Path]:
+    """`atlas.md`, `atlas.html` with examples, one CSV per table, and the figures.
+
+    Args:
+        command: what made it, printed beside it.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    import matplotlib
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tables = frames_of(found)
+        for name, table in tables.items():
+            table.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+        drawn = []
+        with matplotlib.rc_context(STYLE):
+            for name, figure in figures(found).items():
+                drawn += save(figure, folder / name)
+        (folder / FILE).write_text(markdown(found, command), encoding="utf-8")
+        (folder / PAGE).write_text(html(found, folder, command), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to {str(folder)!r} ({error.strerror}); give --out a folder that you may write."
+        ) from error
+    return [folder / FILE, folder / PAGE, *(folder / f"{name}.csv" for name in tables), *drawn]
+
+
+def frames_of(found: Atlas) -> dict[str, pd.DataFrame]:
+    """Every table in no unit, by its name: losses and their parts 0..1, `q` after control of false
+    discoveries."""
+    expressions = found.expressions[found.expressions["asked"]]
+    worse = worst(found, EXAMPLES)
+    listed = found.lines.loc[worse["line"], ["pruner", "budget"]].reset_index(drop=True)
+    said = found.expressions.loc[worse["place"], ["sample", "expression", "text", "full", "picture"]]
+    own = found.answers.loc[worse["answer"], ["iou", "loss", "coverage"]]
+    examples = [listed, worse[["factor", "bin", "rank"]], said, own]
+    tables = {
+        "rows": found.lines,
+        "bins": found.bins.drop(columns="line"),
+        "contrasts": found.contrasts.drop(columns="line"),
+        "coverage": found.explained,
+        "expressions": expressions.drop(
+            columns=["mask", "truth", "image", "content", "asked"], errors="ignore"
+        ),
+        "worst": pd.concat([part.reset_index(drop=True) for part in examples], axis=1),
+    }
+    if found.split is not None:
+        tables |= {"difficulty": found.split.board, "swaps": found.split.swaps}
+    return tables
+
+
+def _markdown(rows: list[dict[str, str]]) -> str:
+    align = ["left", *["right"] * (len(rows[0]) - 1)]
+    return pd.DataFrame(rows).fillna("-").to_markdown(index=False, disable_numparse=True, colalign=align)
+
+
+def markdown(found: Atlas, command: str) -> str:
+    """The whole report; figures and tables lie beside it."""
+    told = findings(found)
+    expressions = int(found.expressions["asked"].sum())
+    parts = [
+        f"# Why rows lose: {found.backbone}, protocol {found.protocol}",
+        f"`{command}`",
+        f"{expressions} expressions of {found.images} images, {len(found.lines)} rows; {found.left_out} "
+        f"expressions left out that have no truth or no answer of some row. Losses are {found.score} of the "
+        f"unpruned row minus {found.score} of the row, of the same expression, in points. Examples behind "
+        f"every mean: [{PAGE}]({PAGE}).",
+        "\n".join(f"- {text}" for text in told.values()),
+        "## Rows",
+        told["boundary"],
+        _markdown(rows_table(found)),
+    ]
+    for factor in FACTORS:
+        parts += [f"## By {factor.title}", told[factor.name]]
+        if factor.name in found.unknown:
+            continue
+        parts += [
+            f"![loss by {factor.title}]({factor.name}.svg)",
+            _markdown(bins_table(found, factor)),
+            f"What it is: {factor.meaning}.",
+        ]
+    parts += [
+        "## What coverage explains",
+        told["explained"],
+        "![what coverage explains](explained.svg)",
+        _markdown(coverage_table(found)),
+        "## Hard and easy expressions",
+        told["difficulty"],
+    ]
+    if found.split is not None:
+        parts += [
+            "![hard and easy expressions](difficulty.svg)",
+            _markdown(difficulty_table(found)),
+            f"Hard: `{CONTROL}` of the same budget keeps less than {POINTS * found.split.share:.0f} % of the "
+            f"expression's full {found.score}; {found.split.empty} expressions without any are in neither "
+            f"half. `{CONTROL}` itself has no rank, as its own score chose the halves.",
+        ]
+        if len(found.split.swaps):
+            parts.append(_markdown(swaps_table(found)))
+    parts += ["## How", "\n".join(f"- {line}" for line in how(found))]
+    return "\n\n".join(parts) + "\n"
