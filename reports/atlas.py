@@ -14,6 +14,7 @@ from reports.atlas_figures import figures
 from reports.atlas_findings import POINTS, findings
 from reports.atlas_page import EXAMPLES, PAGE, html
 from reports.atlas_tables import bins_table, coverage_table, difficulty_table, how, rows_table, swaps_table
+from reports.export import Column, Sheet
 from reports.style import STYLE, save
 
 FOLDER, FILE = "atlas", "atlas.md"
@@ -75,6 +76,25 @@ def frames_of(found: Atlas) -> dict[str, pd.DataFrame]:
 def _markdown(rows: list[dict[str, str]]) -> str:
     align = ["left", *["right"] * (len(rows[0]) - 1)]
     return pd.DataFrame(rows).fillna("-").to_markdown(index=False, disable_numparse=True, colalign=align)
+
+
+def atlas_sheet(found: Atlas) -> Sheet:
+    """Every mean of the atlas for a file: one row per method, budget, factor and bin."""
+    columns = {
+        "pruner": Column("method"),
+        "budget": Column("visual tokens that were asked for", "tokens"),
+        "factor": Column("what the expressions are grouped by: " + ", ".join(one.name for one in FACTORS)),
+        "bin": Column("number of the group, from small values to large ones"),
+        "from": Column("end of the group, not in it but for the first one"),
+        "to": Column("its other end, in it"),
+        "expressions": Column("in the group"),
+        "images": Column("of these expressions"),
+        "loss": Column(f"mean {found.score} of the unpruned row minus the method's, 0 to 1"),
+        "loss low": Column("lower end of its 95 % interval"),
+        "loss high": Column("upper end of its 95 % interval"),
+    }
+    title = f"Losses on {found.backbone}, protocol {found.protocol}"
+    return Sheet(title, frames_of(found)["bins"], columns, list(findings(found).values()))
 
 
 def markdown(found: Atlas, command: str) -> str:

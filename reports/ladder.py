@@ -12,6 +12,7 @@ from harness.diagnosis.budgets import Budgets
 from harness.diagnosis.ladder import ENOUGH, RUNGS, Ladder
 from harness.metrics.bootstrap import DRAWS
 from pruners.base import UserError
+from reports.export import Column, Sheet
 from reports.looks import COLOURS, GREY
 from reports.style import STYLE, save
 
@@ -55,6 +56,24 @@ def frames_of(found: Ladder, needs: Budgets, methods: Budgets | None) -> dict[st
     if methods is not None:
         tables |= {"methods": methods.table, "methods-least": methods.least}
     return tables
+
+
+def ladder_sheet(found: Ladder, needs: Budgets) -> Sheet:
+    """What every rung needs, for a file."""
+    columns = {
+        "rung": Column("how tokens are chosen: " + ", ".join(RUNGS)),
+        "least": Column(f"mean of the fewest tokens with {ENOUGH:g} of the full IoU", "tokens"),
+        "least low": Column("lower end of its 95 % interval", "tokens"),
+        "least high": Column("upper end of its 95 % interval", "tokens"),
+        "median": Column("of the same", "tokens"),
+        "reached": Column("share of the expressions that have it with fewer than all tokens"),
+        "fixed": Column(f"one budget for all with {ENOUGH:g} of the full gIoU", "tokens"),
+        "own": Column("mean of own budgets with the same gIoU", "tokens"),
+        "saving": Column("share of the tokens that own budgets save"),
+        "saving low": Column("lower end of its 95 % interval"),
+        "saving high": Column("upper end of its 95 % interval"),
+    }
+    return Sheet(f"Oracle ladder of {found.backbone}", needs.table, columns, [sentence(found, needs)])
 
 
 def sentence(found: Ladder, needs: Budgets) -> str:

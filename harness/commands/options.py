@@ -186,6 +186,14 @@ Datasets = Annotated[
     str,
     _of(DATA, *DATASETS, help="'all' (the table's eight columns) or e.g. refshapes:val,refcoco:testA"),
 ]
+StudiedDatasets = Annotated[
+    str,
+    _of(
+        DATA,
+        *DATASETS,
+        help="'all' or e.g. refshapes:val,refcoco:testA; by default all, for a ladder refshapes:val",
+    ),
+]
 SubmittedDataset = Annotated[
     str, _of(DATA, *DATASETS, help="e.g. mevis:valid, where a run has several that can be submitted")
 ]
@@ -308,7 +316,8 @@ PictureOut = Annotated[
     ),
 ]
 StudyOut = Annotated[
-    Path | None, _of(OUTPUT, OUT, help="folder of the study; by default results/study-<axis>")
+    Path | None,
+    _of(OUTPUT, OUT, help="folder of the study; by default results/study-<axis>, of an atlas in its run"),
 ]
 ReportOut = Annotated[Path | None, _of(OUTPUT, OUT, help="folder to write to; by default the first run's")]
 SubmissionOut = Annotated[
@@ -316,6 +325,10 @@ SubmissionOut = Annotated[
     _of(OUTPUT, OUT, help="zip file for a server; of ref-davis17 a folder for DAVIS' own evaluator"),
 ]
 Latex = Annotated[bool, _of(OUTPUT, "--latex", help="write leaderboard.tex, too")]
+StudiedRun = Annotated[
+    Path | None,
+    _of(DATA, "--run", help="finished run: what an atlas is of; its methods beside a ladder's rungs"),
+]
 DiagnosedRun = Annotated[
     Path | None,
     _of(DATA, "--run", help="run folder of this backbone: what its pruners kept of the referents"),
@@ -354,7 +367,8 @@ Axis = Annotated[
     typer.Argument(
         metavar="AXIS",
         help="positions: kept tokens numbered anew, or with their position ids; answers: forced or "
-        "generated; placements: where a budget acts, by shapes alone",
+        "generated; placements: where a budget acts, by shapes alone; atlas: on which expressions the rows "
+        "of --run lose, from its records; ladder: how few tokens are enough if the truth chooses them",
     ),
 ]
 

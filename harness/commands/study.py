@@ -1,11 +1,12 @@
 """`study`: what positions, or answers, do to every method at every budget; what placements of a budget
-cost."""
+cost; why the rows of a run lose; how few tokens would be enough."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -13,7 +14,6 @@ from harness.commands.options import (
     Axis,
     BatchSize,
     Data,
-    Datasets,
     Debug,
     Device,
     Dtype,
@@ -26,6 +26,8 @@ from harness.commands.options import (
     Seed,
     StudiedBackbones,
     StudiedBudgets,
+    StudiedDatasets,
+    StudiedRun,
     StudyOut,
     TextTokens,
     Threads,
@@ -35,10 +37,25 @@ from harness.commands.options import (
 )
 from harness.commands.tables import Export, export_to
 
-PLACEMENTS = "placements"
+if TYPE_CHECKING:
+    from harness.plan import Plan
+
+PLACEMENTS, ATLAS, LADDER = "placements", "atlas", "ladder"
 # backbone and budgets, where none are given
 USUAL: tuple[str, str] = ("glamm-mini", "64,128,192")
 PLACED: tuple[str, str] = ("videoglamm-3.8b", "576,196,81")
+# what the ladder looks at where nothing is asked: its rows take minutes
+CLIMBED: tuple[str, int] = ("refshapes:val", 12)
+# options that mean something in every study, in those that run all methods both ways, and in the others
+ALWAYS = {"axis", "out", "plugin", "export", "debug"}
+CLIMBS = {"budgets", "backbones", "datasets", "limit", "seed", "data", "device", "dtype", "batch_size"}
+CLIMBS |= {"threads"}
+PAIRED = CLIMBS | {"pruners", "protocol"}
+MEANT = {
+    PLACEMENTS: {"budgets", "backbones", "frames", "text_tokens", "gpu"},
+    ATLAS: {"run", "threads"},
+    LADDER: CLIMBS | {"run"},
+}
 
 
 def study(
@@ -47,11 +64,12 @@ def study(
     pruners: Pruners = "all",
     budgets: StudiedBudgets = "",
     backbones: StudiedBackbones = "",
-    datasets: Datasets = "all",
+    datasets: StudiedDatasets = "",
     protocol: Protocol = None,
     limit: Limit = None,
     seed: Seed = 0,
     data: Data = None,
+    run: StudiedRun = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
     batch_size: BatchSize = 16,
@@ -65,7 +83,8 @@ def study(
     debug: Debug = False,
 ) -> None:
     """Run all methods both ways and compare them in pairs: a sentence, a table and a figure per backbone. Of
-    placements nothing runs: --frames, --text-tokens and --gpu are theirs."""
+    placements nothing runs: --frames, --text-tokens and --gpu are theirs. An atlas reads --run, a ladder runs
+    one backbone."""
     from harness.commands.header import begin
 
     with begin(f"the study {axis}", threads):
@@ -79,13 +98,33 @@ def study(
 
     check_numbers(frames=frames, text_tokens=text_tokens)
     check_out(out)
-    known = (*AXES, PLACEMENTS)
+    known = (*AXES, PLACEMENTS, ATLAS, LADDER)
     if axis not in known:
         raise UserError(f"There is no study {axis!r}; there are {', '.join(known)}.{nearest(axis, known)}")
     _check_given(context, axis)
-    usual = PLACED if axis == PLACEMENTS else USUAL
-    backbones, budgets = backbones or usual[0], budgets or usual[1]
     command = shlex.join(["python", "-m", "harness", *sys.argv[1:]])
+    if axis == ATLAS:
+        _atlas(run, out, command, export)
+        return
+    usual = PLACED if axis == PLACEMENTS else USUAL
+    backbones = backbones or usual[0]
+    if axis == LADDER:
+        import_plugins(plugin)
+        limit = CLIMBED[1] if limit is None else limit
+        asked = Plan(
+            budgets=budgets or "64",  # type: ignore[arg-type]
+            backbones=one_backbone(backbones),  # type: ignore[arg-type]
+            datasets=datasets or CLIMBED[0],
+            limit=limit,
+            seed=seed,
+            data=str(data) if data else None,
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+        )
+        _ladder(asked, bool(budgets), run, out, command, export)
+        return
+    datasets, budgets = datasets or "all", budgets or usual[1]
     if axis == PLACEMENTS:
         import_plugins(plugin)
         _placements(backbones, budgets, frames, text_tokens, gpu, out, command, export)
@@ -125,13 +164,71 @@ def _check_given(context: typer.Context, axis: str) -> None:
     from harness.commands.settings import given
     from pruners.errors import UserError
 
-    of_shapes = {"frames", "text_tokens", "gpu"}
-    shared = {"axis", "budgets", "backbones", "out", "plugin", "export", "debug"}
     for one in context.command.params:
-        meant = one.name in shared or (one.name in of_shapes) == (axis == PLACEMENTS)
-        if not meant and given(context, str(one.name)):
-            others = PLACEMENTS if one.name in of_shapes else "positions and answers"
-            raise UserError(f"{one.opts[0]} belongs to the study of {others}; leave it out of {axis}.")
+        name = str(one.name)
+        if name in ALWAYS or name in MEANT.get(axis, PAIRED) or not given(context, name):
+            continue
+        others = [study for study, meant in MEANT.items() if name in meant]
+        others = [*(["positions", "answers"] if name in PAIRED else []), *others]
+        raise UserError(
+            f"{one.opts[0]} belongs to the study of {' and '.join(others)}; leave it out of {axis}."
+        )
+
+
+def _atlas(run: Path | None, out: Path | None, command: str, export: Path | None) -> None:
+    """Measure the losses of a recorded run."""
+    from pruners.base import UserError
+
+    if run is None:
+        raise UserError(
+            f"The study {ATLAS} is of a recorded run; give its folder, e.g. --run results/runs/<id>."
+        )
+    from harness.diagnosis.atlas import atlas
+    from reports.atlas import FOLDER, atlas_sheet, findings, write_atlas
+
+    found = atlas(run)
+    written = write_atlas(found, out or run / FOLDER, command)
+    print("\n\n".join(findings(found).values()), "\n\natlas: " + "\n       ".join(map(str, written)), sep="")
+    export_to(export, atlas_sheet(found))
+
+
+def _ladder(
+    plan: Plan, asked: bool, run: Path | None, out: Path | None, command: str, export: Path | None
+) -> None:
+    """Run the ladder's rungs on one backbone.
+
+    Args:
+        asked: whether the plan's budgets were given.
+    """
+    from backbones.device import told
+    from harness.diagnosis import budgets, ladder
+    from harness.engine.budgets import tokens_of
+    from harness.engine.ranks import Place
+    from harness.progress import stage
+    from reports.ladder import ladder_sheet, rungs_table, sentence, write_ladder
+
+    pairs = plan.pairs()
+    with stage(f"loading {plan.backbones[0]}"):
+        model = plan.load(Place())
+    print(told(plan.device, model.device), file=sys.stderr)
+    methods = budgets.of_run(run, model.fingerprint, model.name) if run is not None else None
+    patches = model.grid[0] * model.grid[1]
+    counts = (
+        [tokens_of(text, patches) for text in plan.budgets]
+        if asked
+        else [count for count in ladder.COUNTS if count < patches]
+    )
+    found = ladder.measure_ladder(model, pairs, plan.limit or 0, counts, plan.seed, plan.data)
+    needs = budgets.of_ladder(found)
+    folder = out or Path("results") / f"study-{LADDER}" / model.name
+    written = write_ladder(found, needs, methods, folder, command)
+    print(
+        rungs_table(needs),
+        sentence(found, needs),
+        "ladder: " + "\n        ".join(map(str, written)),
+        sep="\n\n",
+    )
+    export_to(export, ladder_sheet(found, needs))
 
 
 def _placements(

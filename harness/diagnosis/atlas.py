@@ -79,7 +79,7 @@ class Atlas:
     unknown: tuple[str, ...]
 
 
-def atlas(run: str | Path, hard: float = HARD, progress: bool = True) -> Atlas:
+def atlas(run: str | Path, hard: float = HARD) -> Atlas:
     """Read a finished run and measure.
 
     Args:
@@ -102,12 +102,10 @@ def atlas(run: str | Path, hard: float = HARD, progress: bool = True) -> Atlas:
             f"The run in {str(folder)!r} is not finished, so some of its rows lack expressions; give its "
             "command again to finish it."
         )
-    return measure_atlas(frame, records.samples(folder), folder, hard, progress)
+    return measure_atlas(frame, records.samples(folder), folder, hard)
 
 
-def measure_atlas(
-    frame: pd.DataFrame, samples: pd.DataFrame, run: Path, hard: float = HARD, progress: bool = True
-) -> Atlas:
+def measure_atlas(frame: pd.DataFrame, samples: pd.DataFrame, run: Path, hard: float = HARD) -> Atlas:
     """Measure records and samples as `harness.store.records` reads them.
 
     Raises:
@@ -121,7 +119,7 @@ def measure_atlas(
     frame["pruner"] = frame["pruner"].where(~kept, frame["pruner"] + KEPT)
     asked, answers, left_out = _paired(frame, samples, run)
     geometry = str(frame["geometry"].iloc[0])
-    factors, boundary = measure_factors(asked, answers, geometry, progress)
+    factors, boundary = measure_factors(asked, answers, geometry)
     answers = answers.assign(boundary=boundary)
     full = answers[answers["pruner"] == BOUND].groupby("place")
     expressions = pd.concat([asked, factors], axis=1)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from backbones.parts.clips import BETWEEN
 from backbones.parts.geometry import WHOLE, Region, regions
@@ -25,6 +24,7 @@ from harness.diagnosis.boundary import (
     pixels,
 )
 from harness.diagnosis.words import named_alike, said
+from harness.progress import each
 from pruners.base import UserError
 
 BEFORE = "centre-crop"  # the geometry of runs that do not name one
@@ -118,7 +118,7 @@ class _Seen:
 
 
 def measure_factors(
-    asked: pd.DataFrame, answers: pd.DataFrame, geometry: str, progress: bool = True
+    asked: pd.DataFrame, answers: pd.DataFrame, geometry: str
 ) -> tuple[pd.DataFrame, NDArray[np.float64]]:
     """Factors of all expressions, and the boundary IoU of all answers.
 
@@ -141,7 +141,7 @@ def measure_factors(
     masks, counted, pruners, frames = (answers[name].to_numpy() for name in columns)
     rows = asked[["truth", "height", "width", "sample"]].itertuples(index=False, name=None)
     for place, (truth, height, width, sample) in enumerate(
-        tqdm(rows, total=len(asked), desc="masks", unit="expression", disable=None if progress else True)
+        each(rows, "reading masks", len(asked), "expressions")
     ):
         here = slice(starts[place], starts[place + 1])
         if not truth or here.start == here.stop:

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from backbones.base import Backbone, Encoding, Row, Turn
 from harness import data, metrics
+from harness.progress import each
 from pruners.base import REFERENT, Pruner, Selection, UserError, View
 
 RUNGS = {
@@ -142,7 +142,7 @@ def measure_ladder(
     names = ", ".join(":".join(pair) for pair in pairs)
     for dataset, split in pairs:
         samples = data.load_samples(dataset, split, root)[: limit or None]
-        for sample in tqdm(samples, desc=f"{dataset} {split}", unit="image", disable=None):
+        for sample in each(samples, f"{dataset} {split}", len(samples)):
             climbs = list(_begin(backbone, sample, seed))
             left_out += len(sample.expressions) - len(climbs)
             found, ran = _climb(backbone, climbs, steps)
