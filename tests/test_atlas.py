@@ -242,6 +242,9 @@ def test_a_mask_that_is_not_the_counted_one_is_refused() -> None:
     told = r"mask of trim on refcoco:val:0 is not the one .* \(64 pixels .* not 63\)"
     with pytest.raises(UserError, match=told):
         measured(rows, [asked(0, truth)])
+    clip = [row | {"frames": 2} for row in rows]
+    with pytest.raises(UserError, match="mask of none on refcoco:val:0 has 1 frames where its truth has 2"):
+        measured(clip, [asked(0, truth) | {"truth": BETWEEN.join([run_lengths(truth)] * 2)}])
 
 
 # -- coverage

@@ -48,11 +48,9 @@ class Atlas:
     Attributes:
         run: its folder.
         expressions: one row per expression: what was asked, `full` and `full boundary` of the unpruned row
-        with
-            its `mask`, and the factors.
+            with its `mask`, and the factors.
         answers: one row per line and expression: `line`, `place` of the expression, `iou`, `boundary`,
-        `loss`,
-            `boundary loss` and `coverage`, means over seeds, and the first seed's `mask`.
+            `loss`, `boundary loss` and `coverage`, means over seeds, and the first seed's `mask`.
         lines: one row per method and budget, best first below its budget: `kind`, `budget_kind`, and
             means with limits of `iou`, `loss`, `boundary`, `boundary loss` and their difference, with `q`.
         bins: per line, factor and bin: its ends, counts, and the mean loss with limits.
@@ -87,8 +85,7 @@ def atlas(run: str | Path, hard: float = HARD) -> Atlas:
 
     Raises:
         UserError: the run is not finished, has no unpruned row, no method, no kept tokens or several
-        settings,
-            or its records cannot be trusted.
+            settings, or its records cannot be trusted.
     """
     folder = Path(run)
     frame = records.load_records(folder)

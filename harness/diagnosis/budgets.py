@@ -32,8 +32,7 @@ class Budgets:
     Attributes:
         curves: per rung and count the mean IoU with limits, and the mean of the tokens that were kept.
         least: per expression and rung the fewest `tokens` with at least ENOUGH of the full IoU, and the `iou`
-        there;
-            all tokens and `reached` False where no smaller count has it.
+            there; all tokens and `reached` False where no smaller count has it.
         table: per rung the mean of `least` with limits and its median, the share that `reached`; and the mean
             tokens of one budget for all (`fixed`) and of budgets of one's own (`own`) at which the mean IoU
             is ENOUGH of the mean full IoU, with the `saving` and its limits. IoU above the full one counts as
@@ -55,8 +54,7 @@ def budgets_of(rows: pd.DataFrame, full: pd.DataFrame, patches: int, rungs: Sequ
 
     Args:
         rows: one per expression, rung and count: `sample`, `expression`, `image`, `rung`, `count`, `tokens`,
-        `iou`;
-            every rung with every count that it has for every expression.
+            `iou`; every rung with every count that it has for every expression.
         full: one per expression: `sample`, `expression`, `image`, `full`.
         patches: all tokens.
     """
@@ -139,7 +137,7 @@ def _both(sums: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.fl
 
     Args:
         sums: (..., 2 + 2 S + 2 C) of ones, full IoU, IoU and tokens with each of S SHARES, and at each of C
-        counts.
+            counts.
     """
     means = sums[..., 1:] / np.maximum(sums[..., :1], 1e-300)
     wanted, width = ENOUGH * means[..., 0], len(SHARES)
@@ -181,7 +179,7 @@ def of_run(run: str | Path, fingerprint: str, backbone: str) -> Budgets:
 
     Raises:
         UserError: there are no records, they are another backbone's, or they lack the unpruned row or a
-        method.
+            method.
     """
     frame = records.load_records(run)
     held = sorted({f"{name} {mark}" for name, mark in frame[["backbone", "fingerprint"]].to_numpy()})

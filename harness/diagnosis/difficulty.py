@@ -32,11 +32,9 @@ class Split:
         board: per budget and method the means of `hard` and `easy` with limits, and the ranks; NaN for
             `downsample`.
         counts: per budget the expressions and images of each half, and `tau`, Kendall's rank correlation of
-        the
-            halves.
+            the halves.
         swaps: pairs of methods of which one is better on hard and the other on easy expressions, beyond
-        chance on
-            both sides.
+            chance on both sides.
         empty: expressions without a full score, of which nothing can be kept.
     """
 

@@ -146,7 +146,10 @@ def measure_factors(
         here = slice(starts[place], starts[place + 1])
         if not truth or here.start == here.stop:
             continue
-        seen = _truth(truth, height, width)
+        try:
+            seen = _truth(truth, height, width)
+        except ValueError as error:
+            raise UserError(f"The truth of {sample} has {error}; restore the run from a copy.") from error
         found[place] = _place(seen, geometry)
         known: dict[str, tuple[float, int]] = {}
         for row in range(here.start, here.stop):

@@ -58,11 +58,9 @@ class Ladder:
     Attributes:
         counts: token counts, rising; the last one is all tokens.
         rows: one row per expression, rung and count: `sample`, `expression`, `text`, `image`, `rung`,
-        `count`,
-            `tokens` that were really kept and `iou`.
+            `count`, `tokens` that were really kept and `iou`.
         full: one row per expression: `full` IoU of all tokens, `inside` tokens that the referent covers, and
-        with
-            the ring around them (`ringed`).
+            with the ring around them (`ringed`).
         evaluations: rows that the model ran.
         left_out: expressions whose referent covers no token.
     """
@@ -123,8 +121,7 @@ def measure_ladder(
 
     Raises:
         UserError: data are missing or damaged, the backbone sees clips or several views, a count is more than
-        it
-            has, or no referent covers a token.
+            it has, or no referent covers a token.
     """
     patches = backbone.grid[0] * backbone.grid[1]
     if backbone.medium != "image":
