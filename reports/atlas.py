@@ -104,10 +104,10 @@ def markdown(found: Atlas, command: str) -> str:
     parts = [
         f"# Why rows lose: {found.backbone}, protocol {found.protocol}",
         f"`{command}`",
-        f"{expressions} expressions of {found.images} images, {len(found.lines)} rows; {found.left_out} "
-        f"expressions left out that have no truth or no answer of some row. Losses are {found.score} of the "
-        f"unpruned row minus {found.score} of the row, of the same expression, in points. Examples behind "
-        f"every mean: [{PAGE}]({PAGE}).",
+        f"{expressions} expressions of {found.images} {found.things}, {len(found.lines)} rows; "
+        f"{found.left_out} expressions left out that have no truth or no answer of some row. Losses are "
+        f"{found.score} of the unpruned row minus {found.score} of the row, of the same expression, in "
+        f"points. Examples behind every mean: [{PAGE}]({PAGE}).",
         "\n".join(f"- {text}" for text in told.values()),
         "## Rows",
         told["boundary"],

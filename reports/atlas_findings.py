@@ -9,6 +9,7 @@ import numpy as np
 from harness.diagnosis.atlas import Atlas
 from harness.diagnosis.difficulty import CONTROL, HALVES
 from harness.diagnosis.factors import FACTORS, Factor
+from harness.metrics.bootstrap import FEWEST
 from reports.tables import ALPHA
 
 POINTS = 100.0
@@ -64,7 +65,7 @@ def _factor_sentence(found: Atlas, factor: Factor) -> str:
     if not len(sure):
         return (
             f"Whether {factor.low} lose more or less than {factor.high} cannot be told: of {len(table)} rows "
-            f"on {found.images} images none differs beyond chance (the largest difference is {told})."
+            f"on {found.images} {found.things} none differs beyond chance (the largest difference is {told})."
         )
     more, fewer = (first, last) if len(first) >= len(last) else (last, first)
     one, other = (factor.low, factor.high) if more is first else (factor.high, factor.low)
@@ -91,8 +92,8 @@ def _coverage_sentence(found: Atlas) -> str:
     )
     if sure.empty:
         return (
-            f"Whether coverage of the referent explains a loss cannot be told: on {found.images} images no "
-            f"row of {len(table)} has a correlation beyond chance (R^2 lies {between})."
+            f"Whether coverage of the referent explains a loss cannot be told: on {found.images} "
+            f"{found.things} no row of {len(table)} has a correlation beyond chance (R^2 lies {between})."
         )
     return (
         f"Coverage of the referent explains {between}; less coverage goes with more loss beyond chance in "
@@ -119,6 +120,11 @@ def _boundary_sentence(found: Atlas) -> str:
     told = (
         f"boundary IoU loses {points(low, True)} to {points(high, True)} points more than {found.score} does"
     )
+    if table["boundary more q"].isna().all():
+        return (
+            f"Whether boundary IoU loses more or less than {found.score} cannot be told from {found.images} "
+            f"{found.things} ({told})."
+        )
     if not len(more) and not len(less):
         return f"No row's boundary IoU loses more or less than its {found.score} beyond chance ({told})."
     return (
@@ -151,6 +157,8 @@ def _split_sentence(found: Atlas) -> str:
             if pairs
             else "no two of them swap places beyond chance"
         )
+        if min(row[f"{name} images"] for name in HALVES) < FEWEST:
+            end = f"whether two of them swap places cannot be told from so few {found.things}"
         told.append(
             f"{head}; ranks of {len(ranked)} rows on hard and easy ones agree with Kendall's tau "
             f"{row['tau']:.2f}, {moved['pruner']} moves most ({moved['hard rank']:.0f}. on hard, "

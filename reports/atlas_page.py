@@ -96,6 +96,7 @@ def html(found: Atlas, folder: Path, command: str) -> str:
         command=command,
         score=found.score,
         images=found.images,
+        things=found.things,
         expressions=int(found.expressions["asked"].sum()),
         findings=list(told.values()),
         sections=sections,

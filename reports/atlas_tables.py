@@ -135,8 +135,8 @@ def how(found: Atlas) -> list[str]:
         "pruner that draws, the mean over its seeds.",
         "Bins hold about equally many expressions (fewer bins where one value is frequent); n is their "
         "number.",
-        f"Brackets are 95 % intervals from {DRAWS} draws of images with replacement, the same for all rows, "
-        f"corrected for few images; none where a mean rests on fewer than {FEWEST} images.",
+        f"Brackets are 95 % intervals from {DRAWS} draws of {found.things} with replacement, the same for "
+        f"all rows, corrected for few; none where a mean rests on fewer than {FEWEST} {found.things}.",
         "'*' marks what is significant at a false-discovery rate of 5 %: over all rows of a factor for 'last "
         "- first', over both columns for R^2, over all rows for boundaries, over all pairs and both halves "
         "for swaps.",

@@ -146,6 +146,8 @@ def test_few_images_tell_nothing() -> None:
     told = findings(found)
     assert all("cannot be told" in told[name] for name in ("area", "words", "explained"))
     assert found.bins["loss low"].isna().all()
+    told = findings(small_ones_lost(4))
+    assert "boundary IoU loses more or less than IoU cannot be told from 4 images" in told["boundary"]
 
 
 def test_losses_are_paired_and_seeds_are_averaged() -> None:
@@ -362,6 +364,11 @@ def test_methods_swap_between_hard_and_easy_expressions() -> None:
         "At 64 tokens 20 of 40 expressions are hard" in told and "1 pair swaps places beyond chance" in told
     )
     assert "better on hard" in markdown(found, "")
+    kept = [row for row in rows if row["cluster"] in {f"train2014/{image}.jpg" for image in range(6)}]
+    assert (
+        "whether two of them swap places cannot be told from so few"
+        in findings(measured(kept, samples))["difficulty"]
+    )
 
 
 # -- runs that tell nothing

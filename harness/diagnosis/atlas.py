@@ -76,6 +76,11 @@ class Atlas:
     left_out: int
     unknown: tuple[str, ...]
 
+    @property
+    def things(self) -> str:
+        """What is drawn again, in words."""
+        return "clips" if self.score == "J" else "images"
+
 
 def atlas(run: str | Path, hard: float = HARD) -> Atlas:
     """Read a finished run and measure.
