@@ -95,7 +95,7 @@ def asked(
 
 
 def measured(rows: list[dict[str, Any]], samples: list[dict[str, Any]]) -> Atlas:
-    return measure_atlas(pd.DataFrame(rows), pd.DataFrame(samples), Path("run"), progress=False)
+    return measure_atlas(pd.DataFrame(rows), pd.DataFrame(samples), Path("run"))
 
 
 def small_ones_lost(images: int = 40) -> Atlas:
@@ -220,10 +220,10 @@ def test_places_on_paper() -> None:
     truth = box(10, top=6, left=5)
     rows = pd.DataFrame([answer("none", 0, truth, truth, place=0)])
     samples = pd.DataFrame([asked(0, truth, cluster="0")])
-    factors, scores = measure_factors(samples, rows, "centre-crop", progress=False)
+    factors, scores = measure_factors(samples, rows, "centre-crop")
     assert factors.loc[0, ["area", "edge", "crop"]].tolist() == pytest.approx([100 / 2400, 5 / 40, -5 / 40])
     assert scores.tolist() == [1.0]
-    factors, _ = measure_factors(samples, rows, "regions", progress=False)
+    factors, _ = measure_factors(samples, rows, "regions")
     assert np.isnan(factors.loc[0, "crop"]), "only the model knows where its views lie"
 
 
@@ -233,7 +233,7 @@ def test_frames_of_a_clip_are_averaged() -> None:
     text, wrote = (BETWEEN.join(map(run_lengths, frames)) for frames in (truths, masks))
     rows = pd.DataFrame([answer("none", 0, masks[0], truths[0], frames=3, place=0) | {"mask": wrote}])
     samples = pd.DataFrame([asked(0, truths[0], cluster="0") | {"truth": text}])
-    factors, scores = measure_factors(samples, rows, "whole", progress=False)
+    factors, scores = measure_factors(samples, rows, "whole")
     assert factors["area"].tolist() == pytest.approx([(16 + 64) / 2 / 2400]), "where it is seen"
     assert scores.tolist() == pytest.approx([(1 + 1 + 0) / 3])
 
@@ -376,7 +376,7 @@ def test_methods_swap_between_hard_and_easy_expressions() -> None:
 
 def refused(folder: Path) -> str:
     with pytest.raises(UserError) as error:
-        atlas(folder, progress=False)
+        atlas(folder)
     return str(error.value)
 
 
@@ -436,7 +436,7 @@ def test_a_whole_atlas(
     text, page = ((whole / name).read_text() for name in ("atlas.md", "atlas.html"))
     for name in re.findall(r"!\[[^]]*\]\(([^)]*)\)|\]\(([^)]*html)\)", text):
         assert (whole / "".join(name)).stat().st_size > 2000
-    found = atlas(whole.parent, progress=False)
+    found = atlas(whole.parent)
     assert len(found.lines) == 6 and found.split is not None
     for name, table in frames_of(found).items():
         assert len(pd.read_csv(whole / f"{name}.csv")) == len(table), name

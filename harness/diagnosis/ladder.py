@@ -139,7 +139,7 @@ def measure_ladder(
     names = ", ".join(":".join(pair) for pair in pairs)
     for dataset, split in pairs:
         samples = data.load_samples(dataset, split, root)[: limit or None]
-        for sample in each(samples, f"{dataset} {split}", len(samples)):
+        for sample in each(samples, f"looking at {dataset}:{split}"):
             climbs = list(_begin(backbone, sample, seed))
             left_out += len(sample.expressions) - len(climbs)
             found, ran = _climb(backbone, climbs, steps)
