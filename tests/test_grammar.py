@@ -19,7 +19,7 @@ from typer.models import OptionInfo
 import backbones
 from backbones import device as devices
 from harness import cli
-from harness.commands import options
+from harness.commands import options, tables
 from harness.commands.sweep import evaluate
 from harness.plan import Plan
 from harness.ranges import RANGES
@@ -64,7 +64,7 @@ def shown() -> list[tuple[str, Any, Any, Any]]:
 def declared() -> dict[str, set[str]]:
     """The helps of every option that `harness.commands.options` declares."""
     found: dict[str, set[str]] = {}
-    for alias in vars(options).values():
+    for alias in [*vars(options).values(), *vars(tables).values()]:
         for fact in get_args(alias)[1:]:
             if isinstance(fact, OptionInfo):
                 found.setdefault(names(fact)[0], set()).add(fact.help)  # type: ignore[index, arg-type]
@@ -279,13 +279,16 @@ def no_model(*_: object, **__: object) -> None:
 
 
 def sentence(told: str) -> str:
-    """What stands behind `error: `, if it has the shape of one sentence.
+    """What stands behind `error: ` in the last line, if it has the shape of one sentence; before it stands at
+    most what was about to run.
 
     Raises:
         AssertionError: it has not.
     """
-    assert told.startswith("error: ") and told.endswith("\n") and told.count("\n") == 1, told
-    said = told.removeprefix("error: ").rstrip("\n")
+    *before, last = told.splitlines()
+    assert last.startswith("error: ") and told.endswith("\n"), told
+    assert not [line for line in before if line.startswith(("error", "Traceback"))], told
+    said = last.removeprefix("error: ")
     assert re.search(r"[^.]\.$|\?$", said), said
     for leak in ("<ast.", "object at 0x", "<unknown>", "Traceback", "malformed node", "('invalid"):
         assert leak not in said, said

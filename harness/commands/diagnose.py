@@ -52,7 +52,9 @@ def diagnose(
 
     from harness.commands.header import begin
     from harness.progress import stage
+    from harness.ranges import check_numbers
 
+    check_numbers(limit=limit)
     with begin(f"a diagnosis of {backbone} on device {device}", threads):
         from backbones.device import told
         from harness.diagnosis import similarities as diagnosing

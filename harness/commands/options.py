@@ -238,7 +238,8 @@ def parse_threads(text: str) -> int:
 
 Threads = Annotated[
     int | None,
-    typer.Option(
+    _of(
+        RUN,
         "--threads",
         parser=parse_threads,
         metavar="INTEGER",

@@ -86,17 +86,17 @@ def study(
     placements nothing runs: --frames, --text-tokens and --gpu are theirs. An atlas reads --run, a ladder runs
     one backbone."""
     from harness.commands.header import begin
+    from harness.ranges import check_numbers
 
+    check_numbers(frames=frames, text_tokens=text_tokens, limit=limit, seed=seed)
     with begin(f"the study {axis}", threads):
         from harness.commands.sweep import evaluate
         from harness.plan import Plan
-        from harness.ranges import check_numbers
         from pruners.base import UserError, nearest
         from reports.sheets import study_sheet
         from reports.study import AXES, markdown, write_study
         from reports.study import study as compare
 
-    check_numbers(frames=frames, text_tokens=text_tokens)
     check_out(out)
     known = (*AXES, PLACEMENTS, ATLAS, LADDER)
     if axis not in known:

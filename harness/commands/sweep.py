@@ -109,7 +109,17 @@ def sweep(
         _none_before(context, given)
         return
     from harness.commands.header import begin, sweep_header
+    from harness.ranges import check_numbers
 
+    check_numbers(
+        limit=limit,
+        seed=seed,
+        seeds=seeds,
+        batch_size=batch_size,
+        workers=workers,
+        max_failures=max_failures,
+        tensor_parallel=tensor_parallel,
+    )
     first, more = sweep_header(context.params, again is not None)
     with begin(first, threads, more):
         plans = _asked(given, again, {"checkpoint": checkpoint, "clip": clip, "sam_dims": sam_dims})
