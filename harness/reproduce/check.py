@@ -1,0 +1,67 @@
+"""The doctor for a spec: its weights as the doctor sees them, and its splits against what the spec expects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import backbones
+from backbones import Finding
+from harness import data
+from harness.data.sample import Sample
+from harness.plan import Plan
+from harness.reproduce.spec import Spec, Split
+from pruners.errors import UserError
+
+MEND = "the numbers are of other data; take the release that the spec names"
+
+
+def examine(spec: Spec, plan: Plan, same: dict[str, bool]) -> Iterator[Finding]:
+    """One finding per file of the weights and per split.
+
+    Args:
+        plan: of the spec, with the user's folders.
+        same: filled by split: whether it is known to be the printed one, image by image or by all counts.
+    """
+    settings = backbones.one(plan.backbones[0])
+    yield from settings.examine()
+    for dataset, split in spec.columns:
+        name = f"{dataset}:{split}"
+        try:
+            samples = data.load_samples(dataset, split, plan.data, settings.medium)
+        except UserError as error:
+            yield Finding("wrong", str(error))
+            continue
+        yield from _split(name, samples, spec.plan.limit or None, spec.split(name), same)
+
+
+def _split(
+    name: str, samples: list[Sample], limit: int | None, known: Split | None, same: dict[str, bool]
+) -> Iterator[Finding]:
+    samples = samples[:limit]
+    spoken = [expression for sample in samples for expression in sample.expressions]
+    refs = len({(sample.id, expression.ref_id) for sample, expression in _pairs(samples)})
+    counts = {"images": len(samples), "refs": refs, "sentences": len(spoken)}
+    told = ", ".join(f"{count} {what}" for what, count in counts.items())
+    same[name] = False
+    if known is None:
+        yield Finding("note", f"{name}: {told}; the spec does not say what it expects")
+        return
+    wanted = {"images": known.images, "refs": known.refs, "sentences": known.sentences}
+    others = {what: count for what, count in wanted.items() if count not in (None, counts[what])}
+    if others:
+        expected = ", ".join(f"{count} {what}" for what, count in others.items())
+        yield Finding("wrong", f"{name} has {told}, and the spec expects {expected}; {MEND}")
+        return
+    if known.fingerprint is not None and (mark := data.fingerprint(samples)) != known.fingerprint:
+        yield Finding(
+            "wrong",
+            f"{name} has the fingerprint {mark}, and the spec expects {known.fingerprint}; {MEND}",
+        )
+        return
+    same[name] = True
+    sure = "and fingerprint as the spec expects" if known.fingerprint else "as the spec expects"
+    yield Finding("ok", f"{name}: {told} {sure}")
+
+
+def _pairs(samples: list[Sample]) -> Iterator[tuple[Sample, data.Expression]]:
+    return ((sample, expression) for sample in samples for expression in sample.expressions)
