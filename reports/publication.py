@@ -60,8 +60,8 @@ def spec(name: str) -> Published:
     known = [path.stem for path in sorted(FOLDER.glob("*.toml"))]
     if name not in known:
         raise UserError(
-            f"There is no published table {name!r}; there are {', '.join(known)}, or give the path of a spec, "
-            f"./mine.toml.{nearest(name, known)}"
+            f"There is no published table {name!r}; there are {', '.join(known)}, or give the path of a "
+            f"spec, ./mine.toml.{nearest(name, known)}"
         )
     return read_spec(FOLDER / f"{name}.toml")
 

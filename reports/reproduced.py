@@ -13,16 +13,17 @@ from typing import Any
 import pandas as pd
 
 from harness import metrics
+from harness.cost.roofline import GPUS
 from harness.metrics import Metric
 from harness.metrics.bootstrap import Estimate
 from harness.reproduce.bands import Judged, Ours, Verdict, counted, judge
 from harness.reproduce.costs import Cost
-from harness.reproduce.estimates import REACHED, Estimate as Size
+from harness.reproduce.estimates import REACHED
+from harness.reproduce.estimates import Estimate as Size
 from harness.reproduce.needs import Needs, told
 from harness.reproduce.numbers import AVERAGE, Number, Row
 from harness.reproduce.proof import CAUSES, Proof
 from harness.reproduce.spec import Spec
-from harness.cost.roofline import GPUS
 from pruners.base import UserError
 from reports.comparable import COLUMN, LINE
 from reports.gather import Runs, gather
@@ -184,16 +185,16 @@ def table_markdown(spec: Spec, cells: Sequence[Cell], proof: Proof | None, remar
 def _legend(spec: Spec, proof: Proof | None) -> list[str]:
     units = ", ".join(f"{name} in {one.unit}" for name, one in spec.metrics.items())
     found = [
-        f"Ours minus printed, {units}. The interval is of the images that were not asked (none of a whole "
-        f"split), the band of rounding, the protocol's draw and the spec's tolerance; a number holds if its "
+        f"Ours minus printed, {units}. The interval is of the images that were not asked (a point, where all "
+        f"were), the band of rounding, the protocol's draw and the spec's tolerance; a number holds if its "
         f"interval lies in the band, and differs if it lies outside.",
         source_line(spec),
     ]
     if proof is not None and proof.draws > 1:
         shares = ", ".join(f"{100 * share:.0f} % ({name})" for name, share in proof.draw.items())
         found.append(
-            f"The protocol's draw makes {shares} of what an image adds to the score's variance, measured with "
-            f"{proof.draws} seeds."
+            f"The protocol's draw makes {shares} of what an image adds to the score's variance, measured "
+            f"with {proof.draws} seeds."
         )
     if spec.band.tolerance:
         found.append(f"Tolerance {spec.band.tolerance:g}: {spec.band.why}.")
@@ -211,12 +212,14 @@ def proof_lines(spec: Spec, proof: Proof) -> list[str]:
     """What the sample said of the set-up, and the usual causes where it does not stand."""
     found = []
     for one in proof.cells:
+        said = one.judged
         digits = len(one.printed.text.partition(".")[2]) + 1
         of = f"{one.images} of {one.whole}" if one.whole else str(one.images)
         found.append(
-            f"proof: {one.row.method} {':'.join(one.split)} {one.metric}: {one.ours.value:.{digits}f} on {of} "
-            f"images, printed {one.printed.text}: {one.judged.difference:+.{digits}f} ({one.judged.low:+.{digits}f} "
-            f"to {one.judged.high:+.{digits}f}), band ±{one.judged.band:.{digits}f}: {one.judged.verdict}"
+            f"proof: {one.row.method} {':'.join(one.split)} {one.metric}: {one.ours.value:.{digits}f} on "
+            f"{of} images, printed {one.printed.text}: {said.difference:+.{digits}f} "
+            f"({said.low:+.{digits}f} to {said.high:+.{digits}f}), band ±{said.band:.{digits}f}: "
+            f"{said.verdict}"
         )
     if not proof.stands:
         found += cause_lines(spec)
@@ -231,7 +234,7 @@ def cause_lines(spec: Spec) -> list[str]:
 
 def needs_lines(spec: Spec, needs: Needs, size: Size | None) -> list[str]:
     """All that a spec needs, for a person."""
-    found = [f"# {spec.title}", source_line(spec), ""]
+    everything = (*needs.weights, *needs.data)
     rows = [
         {
             "what": one.what,
@@ -239,37 +242,42 @@ def needs_lines(spec: Spec, needs: Needs, size: Size | None) -> list[str]:
             "here": "wrong" if one.wrong else "no" if one.missing else "yes",
             "where": one.wrong or (one.source if one.place is None else str(one.place)),
         }
-        for one in (*needs.weights, *needs.data)
+        for one in everything
     ]
-    found += [pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True), ""]
-    found += [f"- {one.what}: {one.unknown}." for one in (*needs.weights, *needs.data) if one.unknown]
-    missing = needs.missing
-    known = sum(one.bytes or 0 for one in missing)
-    unknown = sum(one.bytes is None for one in missing)
-    more = f" and {unknown} of unknown size" if unknown else ""
-    found.append(
-        f"to fetch: {told(known)}{more} of {len(missing)} files or data sets; disk: {told(needs.free)} left"
-    )
+    table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    found = [f"# {spec.title}", source_line(spec), "", table, ""]
+    for reason in dict.fromkeys(one.unknown for one in everything if one.unknown):
+        names = ", ".join(one.what for one in everything if one.unknown == reason)
+        found.append(f"- not wholly known: {names}: {reason}.")
+    known = sum(one.bytes or 0 for one in needs.missing)
+    unknown = sum(one.bytes is None for one in needs.missing)
+    more = f", and {unknown} of a size that is not known" if unknown else ""
+    found.append(f"to fetch: {told(known)} in {len(needs.missing) - unknown} files{more}")
+    room = "enough for these" if needs.free > known else f"{told(known - needs.free)} too few"
+    found.append(f"disk of the hub's cache: {told(needs.free)} left, {room}")
+    return [*found, *_size_lines(size)]
+
+
+def _size_lines(size: Size | None) -> list[str]:
+    """GPU memory and hours."""
     if size is None:
-        found.append("GPU memory and hours: the shapes of this backbone are not known without its files")
-        return found
-    found.append(
+        return ["GPU memory and hours: the shapes of this backbone are not known without its files"]
+    found = [
         f"GPU memory: {size.memory / 2**30:.1f} GiB ({size.weights / 2**30:.1f} of weights, "
         f"{size.peak / 2**30:.1f} alive beside them in the largest batch, a fifth on top)"
-    )
+    ]
     if not size.macs:
-        found.append("hours: the spec does not say how many images its splits have")
-        return found
+        return [*found, "hours: the spec does not say how many images its splits have"]
     where = [size.gpu] if size.gpu is not None else [GPUS["h100"], GPUS["a100"]]
-    times = "; ".join(
-        "{}: {} at its peak rate, which nothing reaches, {} at {:.0%} of it".format(
-            on.name, *map(_hours, size.hours(on)), REACHED
+    times = []
+    for on in where:
+        bound, likely = map(_hours, size.hours(on))
+        times.append(
+            f"{on.name}: {bound} at its peak rate, which nothing reaches, {likely} at {REACHED:.0%} of it"
         )
-        for on in where
-    )
-    here = "this machine's GPU" if size.gpu is not None else "no GPU with a known data sheet here"
-    found.append(f"time ({here}), {size.cells} rows of {size.images} images: {times}")
-    return found
+    here = "this machine's GPU" if size.gpu is not None else "no GPU of a known data sheet here"
+    rows = f"{size.cells} rows of {size.images} images or clips, projected multiply-adds alone"
+    return [*found, f"time ({here}; {rows}): {'; '.join(times)}"]
 
 
 def _hours(hours: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -65,9 +66,9 @@ def reproduce(
     plugin: Plugins = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
-    """Run a published table again: what it needs, the doctor, a proof of the set-up on a sample, the sweep, and a
-    verdict per number. Exit code 1 if a number differs or the set-up is not proven, 2 if something is missing.
-    """
+    """Run a published table again: what it needs, the doctor, a proof of the set-up on a sample, the sweep,
+    and a verdict per number. Exit code 1 if a number differs or the set-up is not proven, 2 if something is
+    missing."""
     from harness.reproduce import needs as needing
     from reports import publication, reproduced
 
@@ -147,17 +148,44 @@ def _run(spec: Spec, plan: Plan, anyway: bool, base: Path) -> None:
         wrong += finding.level == "wrong"
     if wrong and not anyway:
         raise UserError(f"The doctor found {wrong} wrong (above); mend that, or go on with --anyway.")
-    place = here()
+    place, workers = here(), 2 if plan.device.startswith("cuda") else 0
+    _alone(place.world, plan, base)
     backbone = plan.load(place)
-    proof = prove(spec, plan, backbone, base / "proof", same, Way(place=place))
+    proof = prove(spec, plan, backbone, base / "proof", same, Way(place=place, workers=workers))
     print(*reproduced.proof_lines(spec, proof), sep="\n", flush=True)
     if not proof.stands and not anyway:
         print(f"stopped before anything else ran: {spec.name} is not proven here; --anyway goes on")
         raise typer.Exit(1)
     del backbone
+    gc.collect()  # of the GPU, too, before the sweep loads it again
     done = evaluate(plan, base / "run")
     cells = reproduced.cells_of(spec, done.folders, same, proof.draw)
     _tell(spec, cells, proof, list(_remarks(spec, plan, proof, same)), base)
+
+
+def _alone(world: int, plan: Plan, base: Path) -> None:
+    """Write the plan down, and refuse to be one of several processes.
+
+    Raises:
+        UserError: a launcher started several, or the folder cannot be written.
+    """
+    import json
+
+    from pruners.errors import UserError
+
+    file = base / "plan.json"
+    if world > 1:
+        raise UserError(
+            f"reproduce is one process, and a launcher started {world}; fill its run with the launcher and "
+            f"python -m harness --from {file} --out {base / 'run'}, then give it again without."
+        )
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(plan.resolved().to_json(), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to {str(base)!r} ({error.strerror}); give --out a folder that you may write."
+        ) from error
 
 
 def _remarks(spec: Spec, plan: Plan, proof: Any, same: dict[str, bool]) -> Iterator[str]:
@@ -166,8 +194,8 @@ def _remarks(spec: Spec, plan: Plan, proof: Any, same: dict[str, bool]) -> Itera
         yield f"Only the first {plan.limit} images of each split were asked."
     if others := [name for name, known in same.items() if not known]:
         yield (
-            f"Whether the images of {', '.join(others)} are those of the print is not known, so their intervals "
-            f"are those of other images."
+            f"Whether the images of {', '.join(others)} are those of the print is not known, so their "
+            f"intervals are those of other images."
         )
     if not proof.stands:
         yield "The set-up was not proven: the unpruned row lies outside of its band (--anyway)."
@@ -221,4 +249,4 @@ def _listed(data: Path | None) -> Iterator[str]:
             }
         )
     yield pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    yield "python -m harness reproduce NAME --dry-run says what one needs; a path to a TOML file is a spec, too"
+    yield "python -m harness reproduce NAME --dry-run says what one needs; the path of a TOML file is a spec"

@@ -1,4 +1,5 @@
-"""The doctor for a spec: its weights as the doctor sees them, and its splits against what the spec expects."""
+"""The doctor for a spec: machine and weights as the doctor sees them, and the splits against what the spec
+expects."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import backbones
 from backbones import Finding
 from harness import data
 from harness.data.sample import Sample
+from harness.doctor import examine_machine
 from harness.plan import Plan
 from harness.reproduce.spec import Spec, Split
 from pruners.errors import UserError
@@ -16,13 +18,14 @@ MEND = "the numbers are of other data; take the release that the spec names"
 
 
 def examine(spec: Spec, plan: Plan, same: dict[str, bool]) -> Iterator[Finding]:
-    """One finding per file of the weights and per split.
+    """Findings of the machine, of the weights, and one per split; images are not decoded.
 
     Args:
         plan: of the spec, with the user's folders.
         same: filled by split: whether it is known to be the printed one, image by image or by all counts.
     """
     settings = backbones.one(plan.backbones[0])
+    yield from examine_machine()
     yield from settings.examine()
     for dataset, split in spec.columns:
         name = f"{dataset}:{split}"

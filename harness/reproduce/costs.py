@@ -3,6 +3,7 @@ what a run here measured."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,24 +71,30 @@ def judge_costs(spec: Spec, folder: Path | None) -> list[Cost]:
         for row, _, printed in spec.cells(name):
             key = (row.pruner, row.budget)
             values = projected.get(key, {}).get(name)
-            one = measured.get(key, {}).get(name) if values is None else None
-            if values is not None:
-                value, low, high = (figure / unit for figure in values)
-                length = {LENGTH: max(value - low, high - value)}
-                ours = Ours(value, value, value, 1)
-                judged = judge(
-                    ours, printed.value, printed.half_unit, 1, tolerance=spec.band.tolerance, more=length
-                )
-            else:
-                value = None if one is None else one / unit
-                judged = _untold(value, printed, why if value is not None and why else why or NOT_MEASURED)
+            if values is None:
+                figure = measured.get(key, {}).get(name)
+                measured_here = None if figure is None else figure / unit
+                found.append(_untold(row, name, printed, measured_here, why or NOT_MEASURED))
+                continue
+            value, low, high = (figure / unit for figure in values)
+            judged = judge(
+                Ours(value, value, value, 1),
+                printed.value,
+                printed.half_unit,
+                1,
+                tolerance=spec.band.tolerance,
+                more={LENGTH: max(value - low, high - value)},
+            )
             found.append(Cost(row, name, printed, value, judged))
     return found
 
 
-def _untold(value: float | None, printed: Number, why: str) -> Judged:
-    difference = float("nan") if value is None else value - printed.value
-    return Judged(difference, difference, difference, float("nan"), {}, "cannot tell", why)
+def _untold(row: Row, metric: str, printed: Number, ours: float | None, why: str) -> Cost:
+    """A time, which no print of another machine can be held against."""
+    difference = math.nan if ours is None else ours - printed.value
+    return Cost(
+        row, metric, printed, ours, Judged(difference, math.nan, math.nan, math.nan, {}, "cannot tell", why)
+    )
 
 
 def _projected(spec: Spec) -> dict[tuple[str, int | None], dict[str, tuple[float, float, float]]]:

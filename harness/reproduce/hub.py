@@ -1,4 +1,5 @@
-"""Files of a pinned revision in the hub's cache: what is there, and fetching the rest when it is asked for."""
+"""Files of a pinned revision in the hub's cache: what is there, and fetching the rest where that is asked
+for."""
 
 from __future__ import annotations
 

@@ -174,8 +174,9 @@ def _score(frames: Sequence[pd.DataFrame], metric: Metric) -> Ours:
     found = []
     for frame in frames:
         above, below = metric.terms(frame)
-        sums = (per_image(values, records.media(frame))[:, None] for values in (above, below))
-        found.append(estimate([resample(*sums, epsilon=metric.epsilon or SUM_EPSILON)], [[1.0]]))
+        inner, outer = (per_image(values, records.media(frame))[:, None] for values in (above, below))
+        drawn = resample(inner, outer, epsilon=metric.epsilon or SUM_EPSILON)
+        found.append(estimate([drawn], [[1.0]]))
     value = float(np.mean([one.value for one in found]))
     low, high = (value + getattr(found[0], end) - found[0].value for end in ("low", "high"))
     return Ours(scale * value, scale * low, scale * high, found[0].images, draws=len(found))
