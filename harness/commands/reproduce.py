@@ -174,11 +174,6 @@ def _alone(world: int, plan: Plan, base: Path) -> None:
     from pruners.errors import UserError
 
     file = base / "plan.json"
-    if world > 1:
-        raise UserError(
-            f"reproduce is one process, and a launcher started {world}; fill its run with the launcher and "
-            f"python -m harness --from {file} --out {base / 'run'}, then give it again without."
-        )
     try:
         base.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(plan.resolved().to_json(), indent=2) + "\n", encoding="utf-8")
@@ -186,6 +181,11 @@ def _alone(world: int, plan: Plan, base: Path) -> None:
         raise UserError(
             f"Cannot write to {str(base)!r} ({error.strerror}); give --out a folder that you may write."
         ) from error
+    if world > 1:
+        raise UserError(
+            f"reproduce is one process, and a launcher started {world}; fill its run with the launcher and "
+            f"python -m harness --from {file} --out {base / 'run'}, then give it again without."
+        )
 
 
 def _remarks(spec: Spec, plan: Plan, proof: Any, same: dict[str, bool]) -> Iterator[str]:
