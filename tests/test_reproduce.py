@@ -125,6 +125,7 @@ def test_a_spec_is_read_whole(tmp_path: Path) -> None:
         ("[metrics.ciou]", "[metrics.giou]\ncolumn = 'x'\nunit='%'\n[metrics.ciou]", r"giou\] has no number"),
         ('numbers = "mine.csv"', 'numbers = "other.csv"', r"other\.csv' of the spec .* cannot be read"),
         ("[plan]", "[plan", r"is no TOML"),
+        ('refcoco:val"\n\n[[w', 'refcoco"\n\n[[w', r"\[plan\.datasets\] has 'refcoco' without a split"),
     ],
 )
 def test_what_is_wrong_in_a_spec_is_one_sentence(tmp_path: Path, old: str, new: str, said: str) -> None:
@@ -149,6 +150,32 @@ def test_what_is_wrong_in_the_numbers_is_one_sentence(tmp_path: Path, numbers: s
     path = write(tmp_path, numbers=numbers)
     with pytest.raises(UserError, match=said):
         read_rows(path.parent / "mine.csv", str(path))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("metrics.ciou", "metrics.cIoU", r"prints 'cIoU', which is no metric and no cost; .*'ciou'"),
+        ('unit = "%"', 'unit = "share"', r"prints 'ciou' in 'share', and ours is in '%'"),
+        (
+            "protocol =",
+            'pending = "the masks are not out"\nprotocol =',
+            "cannot be run yet: the masks are not",
+        ),
+    ],
+)
+def test_what_cannot_be_computed_here_is_refused(tmp_path: Path, old: str, new: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        costs.check_metrics(read_spec(write(tmp_path, SPEC.replace(old, new, 1))))
+
+
+def test_the_spec_of_the_guide_is_one(tmp_path: Path) -> None:
+    guide = (Path(__file__).parent.parent / "docs" / "adding-a-published-table.md").read_text()
+    (block,) = re.findall(r"^```toml\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    numbers = "pruner,budget,refcoco val,refcoco testA,source\nnone,,79.5,83.2,a\nvisionzip,64,59.0,63.8,a\n"
+    spec = read_spec(write(tmp_path, block, numbers))
+    costs.check_metrics(spec)
+    assert spec.band.tolerance == 0.5 and len(spec.cells("ciou")) == 4
 
 
 def test_a_name_that_is_none_is_told_with_the_nearest() -> None:

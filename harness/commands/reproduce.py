@@ -70,6 +70,7 @@ def reproduce(
     and a verdict per number. Exit code 1 if a number differs or the set-up is not proven, 2 if something is
     missing."""
     from harness.reproduce import needs as needing
+    from harness.reproduce.costs import check_metrics
     from reports import publication, reproduced
 
     import_plugins(plugin)
@@ -77,6 +78,7 @@ def reproduce(
         print(*_listed(data), sep="\n")
         return
     spec = publication.spec(name)
+    check_metrics(spec)
     given = {"checkpoint": checkpoint, "clip": clip}
     plan = _plan(spec, context, data, limit, device, dtype, batch_size)
     needs = needing.look(spec, given, data)
@@ -137,6 +139,7 @@ def _run(spec: Spec, plan: Plan, anyway: bool, base: Path) -> None:
     from harness.engine.ranks import here
     from harness.engine.runner import Way
     from harness.reproduce import check
+    from harness.reproduce.costs import judge_costs
     from harness.reproduce.proof import prove
     from pruners.errors import UserError
     from reports import reproduced
@@ -159,7 +162,10 @@ def _run(spec: Spec, plan: Plan, anyway: bool, base: Path) -> None:
     del backbone
     gc.collect()  # of the GPU, too, before the sweep loads it again
     done = evaluate(plan, base / "run")
-    cells = reproduced.cells_of(spec, done.folders, same, proof.draw)
+    cells = [
+        *reproduced.cells_of(spec, done.folders, same, proof.draw),
+        *reproduced.of_costs(judge_costs(spec, done.folder)),
+    ]
     _tell(spec, cells, proof, list(_remarks(spec, plan, proof, same)), base)
 
 

@@ -17,7 +17,7 @@ from harness.engine.served import served
 from harness.reproduce.bands import Judged, Ours, judge
 from harness.reproduce.numbers import Number, Row
 from harness.reproduce.spec import Spec
-from pruners.errors import UserError
+from pruners.errors import UserError, nearest
 
 UNITS = {"T": 1e12, "G": 1e9, "GiB": float(GIB), "ms": 1.0}
 LENGTH = "length of the conversation"
@@ -46,6 +46,29 @@ def is_cost(metric: str) -> bool:
     return metric not in metrics.names()
 
 
+def check_metrics(spec: Spec) -> None:
+    """See that all that a spec prints can be computed here, in its units.
+
+    Raises:
+        UserError: a metric is not known, has another unit, or the spec is pending.
+    """
+    from harness import metrics
+
+    if spec.pending:
+        raise UserError(f"The table {spec.name} cannot be run yet: {spec.pending}.")
+    known = [*metrics.names(), *cost.EXPLAIN]
+    for name, one in spec.metrics.items():
+        where = f"The spec {str(spec.path)!r} prints {name!r}"
+        if name not in known:
+            raise UserError(
+                f"{where}, which is no metric and no cost; there are {', '.join(known)}."
+                f"{nearest(name, known)}"
+            )
+        units = list(UNITS) if is_cost(name) else [metrics.get(name).unit]
+        if one.unit not in units:
+            raise UserError(f"{where} in {one.unit!r}, and ours is in {' or '.join(map(repr, units))}.")
+
+
 def judge_costs(spec: Spec, folder: Path | None) -> list[Cost]:
     """Every printed cost against ours.
 
@@ -53,17 +76,11 @@ def judge_costs(spec: Spec, folder: Path | None) -> list[Cost]:
         folder: of a run that measured costs; None where none did.
 
     Raises:
-        UserError: nothing projects what the spec prints, or a unit is not known.
+        UserError: nothing projects what the spec prints.
     """
     names = [name for name in spec.metrics if is_cost(name)]
     if not names:
         return []
-    for name in names:
-        if spec.metrics[name].unit not in UNITS:
-            raise UserError(
-                f"The spec {str(spec.path)!r} prints {name} in {spec.metrics[name].unit!r}; costs are in "
-                f"{', '.join(UNITS)}."
-            )
     projected, measured = _projected(spec), _measured(folder)
     found = []
     for name in names:

@@ -14,6 +14,7 @@ from harness.cost.roofline import GPUS, Gpu, compute_seconds
 from harness.engine.served import served
 from harness.plan import Plan
 from harness.reproduce.spec import Spec
+from pruners.errors import UserError
 
 MARGIN = 1.2  # of memory: workspaces, fragments, and what allocators keep
 REACHED = 0.3  # of a GPU's peak rate: an assumption, told beside the figure
@@ -60,9 +61,12 @@ def of(spec: Spec, plan: Plan) -> Estimate | None:
     """
     name = spec.shapes or spec.backbone
     settings = backbones.one(name)
-    if not spec.shapes and settings.shapes.__func__ is backbones.Settings.shapes:  # type: ignore[attr-defined]
-        return None
-    model = settings.shapes()
+    try:
+        model = settings.shapes()
+    except UserError:
+        if spec.shapes:
+            raise
+        return None  # its files would tell
     if model is None:
         return None
     dtype = getattr(torch, plan.dtype)

@@ -344,6 +344,13 @@ def _check(spec: Spec, file: str) -> None:
     """What types alone do not say."""
     if not spec.metrics:
         raise wrong(file, "metrics", "is empty; name what the table prints, [metrics.ciou] with its unit")
+    for dataset, named in spec.columns:
+        if not named or not dataset:
+            raise wrong(
+                file,
+                "plan.datasets",
+                f"has {dataset!r} without a split; name them, refcoco:val,refcoco:testA",
+            )
     for number, one in enumerate(spec.weights):
         key = f"weights[{number}]"
         if bool(one.repository) == bool(one.source):
@@ -359,7 +366,7 @@ def _check(spec: Spec, file: str) -> None:
     for number, part in enumerate(spec.data):
         _check_known(part, file, f"data[{number}]")
     for number, split in enumerate(spec.splits):
-        if ":".join(spec.columns[0]) and split.name not in map(":".join, spec.columns):
+        if split.name not in map(":".join, spec.columns):
             raise wrong(file, f"splits[{number}].name", f"is {split.name!r}, which the plan does not run")
         if split.images < 1:
             raise wrong(file, f"splits[{number}].images", f"is {split.images}, and has to be 1 or more")
