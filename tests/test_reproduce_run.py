@@ -11,11 +11,14 @@ import pandas as pd
 import pytest
 
 from harness import cli, metrics
-from harness.engine.runner import prepare, run
+from harness.engine.runner import Way, prepare, run
 from harness.plan import Plan
+from harness.reproduce.proof import prove
+from harness.reproduce.spec import read_spec
 from harness.store.records import load_records
-from reports import figures
+from reports import figures, reproduced
 from tests.fake_backbone import FakeBackbone, known, write_data
+from tests.fake_video import FakeVideo, write_clips
 
 IMAGES = 30  # of val
 Scores = dict[tuple[int, str], float]
@@ -186,6 +189,41 @@ def test_a_part_of_the_images_is_told_apart_from_all(
         assert cell["low"] < cell["difference"] < cell["high"]
     code, told = call(spec, "--data", data, "--out", "few", "--limit", "3")
     assert code == 0 and "Nothing can be told of the table here" in told and "3 images are too few" in told
+
+
+def test_the_measures_of_clips_are_columns_of_one_split(tmp_path: Path) -> None:
+    """J, F and J&F of the same clips, asked again on a sample and held against the print."""
+    root, backbone = write_clips(tmp_path / "data", count=6), FakeVideo()
+    plan = Plan(
+        pruners=("none", "uniform"),
+        budgets=("16",),
+        datasets="ref-davis17:val",
+        answers=("generated",),
+        data=str(root),
+    )
+    assert run(plan, backbone, prepare(plan, backbone), tmp_path / "run")
+    frame, columns = load_records(tmp_path / "run"), {"j": "J", "f": "F", "j&f": "J&F"}
+    lines = ["pruner,budget,J,F,J&F,source"]
+    for pruner, budget in (("none", ""), ("uniform", "16")):
+        mine = frame[frame["pruner"] == pruner]
+        values = [f"{100 * metrics.get(name).value(mine):.1f}" for name in columns]
+        lines.append(",".join([pruner, budget, *values, "tests"]))
+    (tmp_path / "fake.csv").write_text("\n".join(lines) + "\n")
+    told = "\n".join(f'"{name}" = {{ unit = "%", column = "{one}" }}' for name, one in columns.items())
+    text = SPEC.format(draw="other", images=6).replace('[metrics.ciou]\nunit = "%"', f"[metrics]\n{told}")
+    text = text.replace("refcoco:val", "ref-davis17:val").replace('"glamm"', '"each"')
+    (tmp_path / "fake.toml").write_text(text)
+    spec, same = read_spec(tmp_path / "fake.toml"), {"ref-davis17:val": True}
+    asked = replace(spec.plan, data=str(root), answers=("generated",))
+    proof = prove(spec, asked, backbone, tmp_path / "proof", same, Way())
+    assert proof.stands and proof.draws == 1 and [one.metric for one in proof.cells] == list(columns)
+    assert not any(proof.draw.values()), "nothing is drawn"
+    cells = reproduced.cells_of(spec, [tmp_path / "run"], same, proof.draw)
+    assert [cell.column for cell in cells] == ["J", "J", "F", "F", "J&F", "J&F"]
+    assert {cell.judged.verdict for cell in cells} == {"holds"}
+    wrong = replace(spec, splits=())
+    others = reproduced.cells_of(wrong, [tmp_path / "run"], {}, proof.draw)
+    assert all(cell.judged.high > cell.judged.low for cell in others), "nobody knows that they are the same"
 
 
 def test_data_that_are_not_here_are_named(
