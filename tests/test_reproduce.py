@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 import threading
@@ -18,7 +19,7 @@ from huggingface_hub import constants
 
 from harness import metrics
 from harness.plan import Plan
-from harness.reproduce import bands, costs, hub, needs, proof
+from harness.reproduce import bands, check, costs, hub, needs, proof
 from harness.reproduce.bands import Ours, judge
 from harness.reproduce.numbers import Number, read_rows
 from harness.reproduce.spec import File, Spec, Weights, read_spec
@@ -255,6 +256,15 @@ def test_a_folder_that_is_given_counts_and_nothing_else(tmp_path: Path) -> None:
     assert not needs.look(spec, {"checkpoint": given}, None, cache).weights[0].missing
 
 
+def test_the_doctor_compares_digests(tmp_path: Path) -> None:
+    """Another revision has the same shapes."""
+    spec = read_spec(write(tmp_path / "spec"))
+    for content, level in ((CONTENT, "ok"), (CONTENT[::-1], "wrong")):
+        cache = cache_with(tmp_path / level, config_json=content)
+        (found,) = check._digests(needs.look(spec, {}, None, cache))
+        assert found.level == level and ("another file" in found.what) == (level == "wrong")
+
+
 def test_the_plan_gets_the_folders_of_the_cache(tmp_path: Path) -> None:
     spec = read_spec(write(tmp_path / "spec"))
     cache = cache_with(tmp_path / "hub", config_json=CONTENT)
@@ -264,22 +274,27 @@ def test_the_plan_gets_the_folders_of_the_cache(tmp_path: Path) -> None:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Two headers and a body, as the hub answers for a file of a commit."""
+    """What the hub answers for a repository, and for a file of a commit: two headers and a body."""
 
     def do_HEAD(self) -> None:
         self.answer()
 
     def do_GET(self) -> None:
-        self.answer()
-        self.wfile.write(CONTENT)
+        self.wfile.write(self.answer())
 
-    def answer(self) -> None:
-        known = self.path == f"/nobody/model/resolve/{REVISION}/config.json"
-        self.send_response(200 if known else 404)
+    def answer(self) -> bytes:
+        told = json.dumps({"id": "nobody/model", "sha": REVISION, "siblings": []}).encode()
+        known = {
+            f"/nobody/model/resolve/{REVISION}/config.json": CONTENT,
+            f"/api/models/nobody/model/revision/{REVISION}": told,
+        }
+        found = known.get(self.path.partition("?")[0])
+        self.send_response(404 if found is None else 200)
         self.send_header("ETag", '"abc"')
         self.send_header("X-Repo-Commit", REVISION)
-        self.send_header("Content-Length", str(len(CONTENT)))
+        self.send_header("Content-Length", str(len(found or b"")))
         self.end_headers()
+        return found or b""
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -304,6 +319,19 @@ def test_a_file_is_fetched_by_its_revision_and_verified(tmp_path: Path, endpoint
     assert path.read_bytes() == CONTENT
     assert path == hub.cached(model, file, tmp_path)
     assert path.parent == tmp_path / "models--nobody--model" / "snapshots" / REVISION
+
+
+def test_all_that_is_not_here_is_fetched_and_nothing_else(
+    tmp_path: Path, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = SPEC.replace('    { name = "large.bin", gb = 9.98, unknown = "only listed" },\n', "")
+    spec = read_spec(write(tmp_path / "spec", text))
+    (path,) = needs.fetch(spec, {}, tmp_path / "hub", endpoint)
+    assert path.read_bytes() == CONTENT
+    assert needs.fetch(spec, {}, tmp_path / "hub", "http://127.0.0.1:9") == []
+    assert needs.fetch(spec, {"checkpoint": tmp_path}, tmp_path / "other", "http://127.0.0.1:9") == []
+    with pytest.raises(UserError, match=r"nobody/model@0123.* cannot be fetched .* with --checkp"):
+        needs.fetch(spec, {}, tmp_path / "other", "http://127.0.0.1:9")
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from harness.commands.options import (
 
 if TYPE_CHECKING:
     from harness.plan import Plan
+    from harness.reproduce.needs import Needs
     from harness.reproduce.spec import Spec
 
 LIST = "list"
@@ -45,7 +46,8 @@ Download = Annotated[
     bool, typer.Option("--download", help="fetch weights that are not here from the hub, pinned and verified")
 ]
 Anyway = Annotated[
-    bool, typer.Option("--anyway", help="go on although the doctor or the proof of the set-up says no")
+    bool,
+    typer.Option("--anyway", help="go on although files are missing, or the doctor or the proof says no"),
 ]
 
 
@@ -95,8 +97,9 @@ def reproduce(
     if not _scored(spec):
         _costs_alone(spec, needing.ready(spec, plan, given), bool(needs.missing), base)
         return
-    needing.refuse(needs, download)
-    _run(spec, needing.ready(spec, plan, given), anyway, base)
+    if not anyway:
+        needing.refuse(needs, download)
+    _run(spec, needing.ready(spec, plan, given), needs, anyway, base)
 
 
 def _plan(
@@ -133,7 +136,7 @@ def _scored(spec: Spec) -> bool:
     return not all(map(is_cost, spec.metrics))
 
 
-def _run(spec: Spec, plan: Plan, anyway: bool, base: Path) -> None:
+def _run(spec: Spec, plan: Plan, needs: Needs, anyway: bool, base: Path) -> None:
     """Doctor, proof, sweep, table."""
     from harness.commands.sweep import evaluate
     from harness.engine.ranks import here
@@ -146,7 +149,7 @@ def _run(spec: Spec, plan: Plan, anyway: bool, base: Path) -> None:
 
     same: dict[str, bool] = {}
     wrong = 0
-    for finding in check.examine(spec, plan, same):
+    for finding in check.examine(spec, plan, needs, same):
         print(finding, flush=True)
         wrong += finding.level == "wrong"
     if wrong and not anyway:

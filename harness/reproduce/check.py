@@ -11,22 +11,26 @@ from harness import data
 from harness.data.sample import Sample
 from harness.doctor import examine_machine
 from harness.plan import Plan
+from harness.reproduce.hub import sha256
+from harness.reproduce.needs import Needs
 from harness.reproduce.spec import Spec, Split
 from pruners.errors import UserError
 
 MEND = "the numbers are of other data; take the release that the spec names"
 
 
-def examine(spec: Spec, plan: Plan, same: dict[str, bool]) -> Iterator[Finding]:
+def examine(spec: Spec, plan: Plan, needs: Needs, same: dict[str, bool]) -> Iterator[Finding]:
     """Findings of the machine, of the weights, and one per split; images are not decoded.
 
     Args:
         plan: of the spec, with the user's folders.
+        needs: what of it is here; digests are compared where the spec knows them.
         same: filled by split: whether it is known to be the printed one, image by image or by all counts.
     """
     settings = backbones.one(plan.backbones[0])
     yield from examine_machine()
     yield from settings.examine()
+    yield from _digests(needs)
     for dataset, split in spec.columns:
         name = f"{dataset}:{split}"
         try:
@@ -35,6 +39,18 @@ def examine(spec: Spec, plan: Plan, same: dict[str, bool]) -> Iterator[Finding]:
             yield Finding("wrong", str(error))
             continue
         yield from _split(name, samples, spec.plan.limit or None, spec.split(name), same)
+
+
+def _digests(needs: Needs) -> Iterator[Finding]:
+    """Another revision of a model has the same names and shapes, and other content."""
+    for one in needs.weights:
+        if one.place is None or one.sha256 is None:
+            continue
+        if (digest := sha256(one.place)) != one.sha256:
+            told = f"'{one.place}' has the SHA256 {digest}, and the spec says {one.sha256}"
+            yield Finding("wrong", f"{told}; it is another file than the numbers were made with")
+        else:
+            yield Finding("ok", f"{one.what}: the SHA256 that the spec says")
 
 
 def _split(

@@ -25,6 +25,26 @@ def cached(weights: Weights, file: File, cache: Path | None = None) -> Path | No
     return Path(found) if isinstance(found, str) else None
 
 
+def reach(weights: Weights, cache: Path | None = None, endpoint: str | None = None) -> None:
+    """Ask the hub once for a repository, because a download would retry for half a minute where there is no
+    network.
+
+    Raises:
+        UserError: it cannot be reached, must not be asked (HF_HUB_OFFLINE), or has no such revision.
+    """
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(
+            f"{_named(weights)} is not in the cache, and HF_HUB_OFFLINE is set: unset it, or "
+            f"{_by_hand(weights, cache)}."
+        )
+    try:
+        HfApi(endpoint).model_info(weights.repository, revision=weights.revision, timeout=PATIENCE)
+    except Exception as error:  # no network, no such repository, no leave
+        raise _not_fetched(_named(weights), weights, cache, error) from error
+
+
 def download(weights: Weights, file: File, cache: Path | None = None, endpoint: str | None = None) -> Path:
     """Fetch a file of the pinned revision into the hub's cache, and see that it is the one.
 
@@ -32,17 +52,11 @@ def download(weights: Weights, file: File, cache: Path | None = None, endpoint: 
         endpoint: of the hub; the usual one without.
 
     Raises:
-        UserError: the hub cannot be reached, must not be asked (HF_HUB_OFFLINE), or gave another file.
+        UserError: the hub cannot be reached, has no such file, or gave another one.
     """
-    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import hf_hub_download
 
-    what = f"{file.name} of {weights.repository}@{weights.revision}"
-    by_hand = (
-        f"fetch it where there is a network and give its folder with --{weights.parameter}, or copy "
-        f"'models--{weights.repository.replace('/', '--')}' into '{cache or constants.HF_HUB_CACHE}'"
-    )
-    if constants.HF_HUB_OFFLINE:
-        raise UserError(f"{what} is not in the cache, and HF_HUB_OFFLINE is set: unset it, or {by_hand}.")
+    what = f"{file.name} of {_named(weights)}"
     try:
         path = Path(
             hf_hub_download(
@@ -54,11 +68,29 @@ def download(weights: Weights, file: File, cache: Path | None = None, endpoint: 
                 etag_timeout=PATIENCE,
             )
         )
-    except Exception as error:  # no network, no such file, no room, no leave
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{what} cannot be fetched ({reason}); {by_hand}.") from error
+    except Exception as error:  # the network went, no such file, no room, no leave
+        raise _not_fetched(what, weights, cache, error) from error
     verify(path, file, what)
     return path
+
+
+def _named(weights: Weights) -> str:
+    return f"{weights.repository}@{weights.revision}"
+
+
+def _not_fetched(what: str, weights: Weights, cache: Path | None, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(f"{what} cannot be fetched ({reason}); {_by_hand(weights, cache)}.")
+
+
+def _by_hand(weights: Weights, cache: Path | None) -> str:
+    from huggingface_hub import constants
+
+    folder = f"models--{weights.repository.replace('/', '--')}"
+    return (
+        f"fetch it where there is a network and give its folder with --{weights.parameter}, or copy the "
+        f"folder {folder!r} of that machine's cache into '{cache or constants.HF_HUB_CACHE}'"
+    )
 
 
 def verify(path: Path, file: File, what: str) -> None:

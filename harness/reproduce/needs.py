@@ -29,6 +29,7 @@ class Need:
         unknown: why its size or digest is not known.
         fetched: whether --download can get it.
         wrong: why what lies there cannot be it.
+        sha256: that it should have; None where not known.
     """
 
     what: str
@@ -38,6 +39,7 @@ class Need:
     unknown: str = ""
     fetched: bool = False
     wrong: str = ""
+    sha256: str | None = None
 
     @property
     def missing(self) -> bool:
@@ -86,8 +88,16 @@ def _need(weights: Weights, file: File, given: str | Path | None, cache: Path | 
     wrong = ""
     if there is not None and not file.fits(size := there.stat().st_size):
         wrong = f"{str(there)!r} has {size} bytes, and the spec says {file.size}"
-    fetched = given is None and bool(weights.repository)
-    return Need(f"{weights.parameter} {file.name}", file.size, there, source, file.unknown, fetched, wrong)
+    return Need(
+        f"{weights.parameter} {file.name}",
+        file.size,
+        there,
+        source,
+        file.unknown,
+        given is None and bool(weights.repository),
+        wrong,
+        file.sha256,
+    )
 
 
 def _data(spec: Spec, folder: str | Path | None) -> list[Need]:
@@ -143,6 +153,8 @@ def fetch(spec: Spec, given: Given, cache: Path | None = None, endpoint: str | N
             f"The disk of the hub's cache has {told(free)} left, and {told(size)} have to be fetched; make "
             f"room, or set HF_HOME to a folder where there is some."
         )
+    for repository in dict.fromkeys(one for one, _ in wanted):
+        hub.reach(repository, cache, endpoint)
     return [hub.download(one, file, cache, endpoint) for one, file in wanted]
 
 
