@@ -7,23 +7,29 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from harness.commands.options import (
+    Anyway,
     BatchSize,
     Checkpoint,
     Clip,
     Data,
     Debug,
     Device,
+    Download,
+    DryRun,
     Dtype,
-    Limit,
-    Out,
     Plugins,
+    PrintedLimit,
+    PublishedName,
+    ReproducedOut,
+    check_out,
     import_plugins,
 )
+from harness.commands.settings import given
 
 if TYPE_CHECKING:
     from harness.plan import Plan
@@ -32,36 +38,18 @@ if TYPE_CHECKING:
 
 LIST = "list"
 
-Name = Annotated[
-    str,
-    typer.Argument(
-        metavar="[NAME]", help="a published table by its name, or a spec of your own: ./mine.toml; list: all"
-    ),
-]
-DryRun = Annotated[
-    bool,
-    typer.Option("--dry-run", help="say what it needs, what is here, and how long it takes; nothing runs"),
-]
-Download = Annotated[
-    bool, typer.Option("--download", help="fetch weights that are not here from the hub, pinned and verified")
-]
-Anyway = Annotated[
-    bool,
-    typer.Option("--anyway", help="go on although files are missing, or the doctor or the proof says no"),
-]
-
 
 def reproduce(
     context: typer.Context,
-    name: Name = LIST,
+    name: PublishedName = LIST,
     data: Data = None,
     checkpoint: Checkpoint = None,
     clip: Clip = None,
-    limit: Limit = None,
-    device: Device = "cpu",
+    limit: PrintedLimit = None,
+    device: Device = "auto",
     dtype: Dtype = "float32",
     batch_size: BatchSize = 16,
-    out: Out = None,
+    out: ReproducedOut = None,
     dry_run: DryRun = False,
     download: Download = False,
     anyway: Anyway = False,
@@ -75,31 +63,32 @@ def reproduce(
     from harness.reproduce.costs import check_metrics
     from reports import publication, reproduced
 
+    check_out(out)
     import_plugins(plugin)
     if name == LIST:
         print(*_listed(data), sep="\n")
         return
     spec = publication.spec(name)
     check_metrics(spec)
-    given = {"checkpoint": checkpoint, "clip": clip}
+    folders = {"checkpoint": checkpoint, "clip": clip}
     plan = _plan(spec, context, data, limit, device, dtype, batch_size)
-    needs = needing.look(spec, given, data)
+    needs = needing.look(spec, folders, data)
     if dry_run:
         from harness.reproduce import estimates
 
         print(*reproduced.needs_lines(spec, needs, estimates.of(spec, plan)), sep="\n")
         return
     if download:
-        for path in needing.fetch(spec, given):
+        for path in needing.fetch(spec, folders):
             print(f"fetched and verified: {path}", file=sys.stderr)
-        needs = needing.look(spec, given, data)
+        needs = needing.look(spec, folders, data)
     base = out or Path("results") / "reproduce" / spec.name
     if not _scored(spec):
-        _costs_alone(spec, needing.ready(spec, plan, given), bool(needs.missing), base)
+        _costs_alone(spec, needing.ready(spec, plan, folders), bool(needs.missing), base)
         return
     if not anyway:
         needing.refuse(needs, download)
-    _run(spec, needing.ready(spec, plan, given), needs, anyway, base)
+    _run(spec, needing.ready(spec, plan, folders), needs, anyway, base)
 
 
 def _plan(
@@ -114,18 +103,15 @@ def _plan(
     """The spec's plan as it is run here: options that are given win."""
     from pruners.errors import UserError
 
-    given: dict[str, Any] = {
-        option: value
-        for option, value in {"device": device, "dtype": dtype, "batch_size": batch_size}.items()
-        if (source := context.get_parameter_source(option)) is not None and source.name != "DEFAULT"
-    }
+    options = {"device": device, "dtype": dtype, "batch_size": batch_size}
+    own: dict[str, Any] = {option: value for option, value in options.items() if given(context, option)}
     most = spec.plan.limit
     if limit and most and limit > most:
         raise UserError(
             f"--limit {limit} is more than the {most} images per split that {spec.name} prints numbers of; "
             f"give {most} or fewer."
         )
-    plan = replace(spec.plan, data=str(data) if data else None, limit=limit or most, **given)
+    plan = replace(spec.plan, data=str(data) if data else None, limit=limit or most, **own)
     return replace(plan, costs=plan.costs or "off")
 
 
@@ -138,6 +124,7 @@ def _scored(spec: Spec) -> bool:
 
 def _run(spec: Spec, plan: Plan, needs: Needs, anyway: bool, base: Path) -> None:
     """Doctor, proof, sweep, table."""
+    from backbones.device import told
     from harness.commands.sweep import evaluate
     from harness.engine.ranks import here
     from harness.engine.runner import Way
@@ -154,9 +141,11 @@ def _run(spec: Spec, plan: Plan, needs: Needs, anyway: bool, base: Path) -> None
         wrong += finding.level == "wrong"
     if wrong and not anyway:
         raise UserError(f"The doctor found {wrong} wrong (above); mend that, or go on with --anyway.")
-    place, workers = here(), 2 if plan.device.startswith("cuda") else 0
+    place = here()
     _alone(place.world, plan, base)
     backbone = plan.load(place)
+    print(told(plan.device, backbone.device), file=sys.stderr)
+    workers = 2 if backbone.device.startswith("cuda") else 0
     proof = prove(spec, plan, backbone, base / "proof", same, Way(place=place, workers=workers))
     print(*reproduced.proof_lines(spec, proof), sep="\n", flush=True)
     if not proof.stands and not anyway:
@@ -212,15 +201,18 @@ def _remarks(spec: Spec, plan: Plan, proof: Any, same: dict[str, bool]) -> Itera
 
 def _costs_alone(spec: Spec, plan: Plan, missing: bool, base: Path) -> None:
     """A table of costs: projected from shapes, and measured where weights and a GPU are here."""
+    from backbones.device import resolve
     from harness.commands.sweep import evaluate
     from harness.reproduce.costs import judge_costs
     from reports import reproduced
 
     folder, remarks = None, []
-    if not missing and plan.device.startswith("cuda"):
+    if not missing and resolve(plan.device).startswith("cuda"):
         folder = evaluate(plan, base / "run").folder
     else:
-        remarks.append("Projected from shapes alone; times were not measured (weights, data, --device cuda).")
+        remarks.append(
+            "Projected from shapes alone; times were not measured (that takes weights, data and a GPU)."
+        )
     _tell(spec, reproduced.of_costs(judge_costs(spec, folder)), None, remarks, base)
 
 
