@@ -141,7 +141,7 @@ def line_of(cell: Cell) -> dict[str, str]:
     one = cell.judged
     interval = "-" if math.isnan(one.low) else f"{one.low:+.{digits}f} to {one.high:+.{digits}f}"
     return {
-        "method": cell.row.method,
+        "method": cell.row.method + (" (not seen)" if cell.row.seen == "no" else ""),
         "pruner": cell.row.pruner,
         "budget": "" if cell.row.budget is None else str(cell.row.budget),
         "column": cell.column,
@@ -266,6 +266,9 @@ def _size_lines(size: Size | None) -> list[str]:
         f"GPU memory: {size.memory / 2**30:.1f} GiB ({size.weights / 2**30:.1f} of weights, "
         f"{size.peak / 2**30:.1f} alive beside them in the largest batch, a fifth on top)"
     ]
+    if size.has is not None:
+        short = "; give a smaller --batch-size" if size.has < size.memory else ""
+        found.append(f"this machine's GPU has {size.has / 2**30:.1f} GiB{short}")
     if not size.macs:
         return [*found, "hours: the spec does not say how many images its splits have"]
     where = [size.gpu] if size.gpu is not None else [GPUS["h100"], GPUS["a100"]]

@@ -183,10 +183,12 @@ def test_a_part_of_the_images_is_told_apart_from_all(
     call: Callable[..., tuple[int, str]], loaded: list[object], data: Path, scores: Scores, tmp_path: Path
 ) -> None:
     spec = printed(scores, tmp_path)
-    code, told = call(spec, "--data", data, "--out", "out", "--limit", "12")
-    assert "Only the first 12 images of each split were asked." in told
+    code, told = call(spec, "--data", data, "--out", "out", "--limit", "7")
+    assert "Only the first 7 images of each split were asked." in told
     for cell in json.loads(Path("out/reproduced.json").read_text())["cells"]:
         assert cell["low"] < cell["difference"] < cell["high"]
+    code, told = call(spec, "--data", data, "--out", "out")
+    assert code == 0 and "on 10 of 30 images" in told and "The table holds here: 2 of 2" in told, "it grows"
     code, told = call(spec, "--data", data, "--out", "few", "--limit", "3")
     assert code == 0 and "Nothing can be told of the table here" in told and "3 images are too few" in told
 

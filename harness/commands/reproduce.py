@@ -59,19 +59,22 @@ def reproduce(
     """Run a published table again: what it needs, the doctor, a proof of the set-up on a sample, the sweep,
     and a verdict per number. Exit code 1 if a number differs or the set-up is not proven, 2 if something is
     missing."""
+    from harness.plan import load_plugins
     from harness.reproduce import needs as needing
     from harness.reproduce.costs import check_metrics
     from reports import publication, reproduced
 
     check_out(out)
-    import_plugins(plugin)
     if name == LIST:
+        import_plugins(plugin)
         print(*_listed(data), sep="\n")
         return
     spec = publication.spec(name)
     check_metrics(spec)
     folders = {"checkpoint": checkpoint, "clip": clip}
     plan = _plan(spec, context, data, limit, device, dtype, batch_size)
+    plan = replace(plan, plugins=(*plan.plugins, *plugin))
+    load_plugins([plan])
     needs = needing.look(spec, folders, data)
     if dry_run:
         from harness.reproduce import estimates

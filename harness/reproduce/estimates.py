@@ -33,6 +33,7 @@ class Estimate:
             are not known.
         cells: rows of the table that is computed.
         gpu: of this machine, if its data sheet is known; None without one.
+        has: bytes of this machine's GPU; None without one.
     """
 
     weights: int
@@ -41,6 +42,7 @@ class Estimate:
     macs: float
     cells: int
     gpu: Gpu | None
+    has: int | None = None
 
     @property
     def memory(self) -> int:
@@ -94,7 +96,13 @@ def of(spec: Spec, plan: Plan) -> Estimate | None:
         talks = max(1, round((held.sentences or 0) / held.images)) if alone else 1
         one = prompt.alone() if alone else prompt
         macs += many * sharing.account(projected, lines, one, talks).shared
-    return Estimate(elements * dtype.itemsize, max(inside, outside), images, float(macs), len(lines), here())
+    return Estimate(
+        elements * dtype.itemsize, max(inside, outside), images, float(macs), len(lines), here(), _memory()
+    )
+
+
+def _memory() -> int | None:
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
 def here() -> Gpu | None:

@@ -142,13 +142,14 @@ def _whole(spec: Spec, split: tuple[str, str], same: dict[str, bool]) -> int | N
 
 
 def _drawn(splits: Sequence[Split], spec: Spec, limit: int | None) -> list[Split]:
-    """The splits with a sample of their images, in their order."""
+    """The splits with a sample of their images."""
     found = []
     for split in splits:
         many = spec.proof.images or len(split.samples)
         many = min(many, limit or many, len(split.samples))
-        chosen = random.Random(f"{SEED} {':'.join(split.name)}").sample(range(len(split.samples)), many)
-        places = sorted(chosen)
+        places = list(range(len(split.samples)))
+        random.Random(f"{SEED} {':'.join(split.name)}").shuffle(places)
+        del places[many:]  # a larger sample holds the smaller one, and begins with it
         found.append(
             replace(
                 split,
