@@ -249,6 +249,7 @@ def needs_lines(spec: Spec, needs: Needs, size: Size | None) -> list[str]:
     for reason in dict.fromkeys(one.unknown for one in everything if one.unknown):
         names = ", ".join(one.what for one in everything if one.unknown == reason)
         found.append(f"- not wholly known: {names}: {reason}.")
+    found += [f"- licence of {one.repository}: {one.licence}." for one in spec.weights if one.licence]
     known = sum(one.bytes or 0 for one in needs.missing)
     unknown = sum(one.bytes is None for one in needs.missing)
     more = f", and {unknown} of a size that is not known" if unknown else ""
@@ -280,7 +281,7 @@ def _size_lines(size: Size | None) -> list[str]:
         )
     here = "this machine's GPU" if size.gpu is not None else "no GPU of a known data sheet here"
     rows = f"{size.cells} rows of {size.images} images or clips, projected multiply-adds alone"
-    return [*found, f"time ({here}; {rows}): {'; '.join(times)}"]
+    return [*found, f"time ({here}; {rows}): {'; '.join(times)}", *(f"- {note}" for note in size.notes)]
 
 
 def _hours(hours: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -271,6 +272,14 @@ def test_the_list_names_every_table_and_what_it_lacks(call: Callable[..., tuple[
     assert "checkpoint" in lines["litelvlm-refcoco"] and "projected alone" in lines["litelvlm-efficiency"]
     code, told = call("litelvlm-refcocos")
     assert code == 2 and "'litelvlm-refcoco'" in told
+
+
+def test_a_dry_run_runs_nothing_and_says_how_large_and_how_long(call: Callable[..., tuple[int, str]]) -> None:
+    code, told = call("embedded-small", "--dry-run", "--out", "out")
+    assert code == 0 and not Path("out").exists()
+    assert "| data refshapes" in told and "to fetch: 0 B in 0 files" in told
+    assert re.search(r"GPU memory: \d\.\d GiB \(\d\.\d of weights, \d\.\d alive", told)
+    assert re.search(r"4 rows of 4 images .*: .* at its peak rate, .* at 30% of it", told)
 
 
 def test_more_images_than_printed_are_refused(call: Callable[..., tuple[int, str]]) -> None:

@@ -34,6 +34,7 @@ class Estimate:
         cells: rows of the table that is computed.
         gpu: of this machine, if its data sheet is known; None without one.
         has: bytes of this machine's GPU; None without one.
+        notes: what else the figures rest on, as how long a clip is.
     """
 
     weights: int
@@ -43,6 +44,7 @@ class Estimate:
     cells: int
     gpu: Gpu | None
     has: int | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def memory(self) -> int:
