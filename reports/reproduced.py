@@ -26,8 +26,9 @@ from harness.reproduce.proof import CAUSES, Proof
 from harness.reproduce.spec import Spec
 from pruners.base import UserError
 from reports.comparable import COLUMN, LINE
+from reports.drawn import rounding_variance
 from reports.gather import Runs, gather
-from reports.tables import TableRow, rounding_variance, tables
+from reports.tables import TableRow, tables
 
 FILES = ("reproduced.md", "reproduced.csv", "reproduced.json")
 NO_ROW = "this row was not run"
