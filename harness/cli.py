@@ -16,6 +16,7 @@ from harness.commands.gate import gate
 from harness.commands.list_ import show
 from harness.commands.rebuild import rebuild
 from harness.commands.report import report
+from harness.commands.reproduce import reproduce
 from harness.commands.study import study
 from harness.commands.submission import submission
 from harness.commands.sweep import sweep
@@ -72,6 +73,7 @@ app.command()(diagnose)
 app.command()(doctor)
 app.command()(rebuild)
 app.command()(report)
+app.command()(reproduce)
 app.command()(study)
 app.command()(submission)
 

@@ -58,9 +58,7 @@ def examine(folder: Path | None = None, asked: Sequence[Settings] = ()) -> Itera
         folder: data folder that holds Refer_Segm, refer_seg, reason_seg, video or own data.
         asked: backbones whose files are looked at, beside the one that runs by default.
     """
-    yield from _packages()
-    yield from _devices()
-    yield from _cache()
+    yield from examine_machine()
     for settings in dict.fromkeys([*backbones.parse(",".join(Plan.backbones)), *asked]):
         yield from settings.examine()
     if folder is not None:
@@ -68,6 +66,13 @@ def examine(folder: Path | None = None, asked: Sequence[Settings] = ()) -> Itera
 
 
 # -- the machine
+
+
+def examine_machine() -> Iterator[Finding]:
+    """Packages, devices and the folder of generated data."""
+    yield from _packages()
+    yield from _devices()
+    yield from _cache()
 
 
 def _packages() -> Iterator[Finding]:

@@ -42,7 +42,7 @@ class Drawn:
             terms = inner.to_numpy(dtype=np.float64), outer.to_numpy(dtype=np.float64)
             drawn = resample(*terms, seed, epsilon=metric.epsilon or SUM_EPSILON)
             if metric.of_iou:
-                noise = _rounding(rows, keys).reindex(inner.columns).fillna(0.0)
+                noise = rounding_variance(rows, keys).reindex(inner.columns).fillna(0.0)
                 drawn = replace(drawn, noise=np.asarray(noise, dtype=np.float64))
             self._parts.append(drawn)
 
@@ -68,7 +68,7 @@ class Drawn:
         return estimate(self._parts, weights)
 
 
-def _rounding(rows: pd.DataFrame, keys: list[str]) -> pd.Series[float]:
+def rounding_variance(rows: pd.DataFrame, keys: list[str]) -> pd.Series[float]:
     """Variance of a score by choices that hang on rounding, from the images that were looked at.
 
     An image whose choice goes the other way moves the mean over n images by D/n, and goes either way by

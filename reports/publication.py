@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,57 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from harness.plan import Plan
+from harness.reproduce.spec import Spec as Published
+from harness.reproduce.spec import read_spec
+from pruners.errors import UserError, nearest
 from reports.columns import THINGS
 from reports.gather import Runs
 from reports.tables import Column, Table, TableRow
 
 FOLDER = Path(__file__).parent / "published"
-
-
-@dataclass(frozen=True)
-class Printed:
-    """How a table prints one metric.
-
-    Attributes:
-        unit: of its numbers.
-        column: of the CSV, where the table is of one split; empty where columns are named by data set and
-            split.
-    """
-
-    unit: str
-    column: str = ""
-
-
-@dataclass(frozen=True)
-class Published:
-    """A published table: an entry of published/tables.toml.
-
-    Attributes:
-        file: name of its CSV.
-        backbone, protocol: that its numbers belong to.
-        metrics: names of metrics, or of cost columns, that it prints.
-        plan: computes them here.
-        shapes: the backbone whose numbers alone project its costs; empty where there is none.
-        pending: what is not there yet, so that nothing stands beside it; empty of a table that is in use.
-        answers: "forced" or "generated", as they were when its numbers were made.
-    """
-
-    file: str
-    backbone: str
-    protocol: str
-    metrics: Mapping[str, Printed]
-    plan: Plan
-    shapes: str = ""
-    pending: str = ""
-    answers: str = "forced"
-
-    def column(self, metric: str, split: Column) -> str:
-        """The CSV's column of a split's numbers."""
-        named = self.metrics[metric].column
-        if not named:
-            return " ".join(split)
-        return named if self.plan.datasets == ":".join(split) else ""
 
 
 @dataclass(frozen=True)
@@ -82,20 +37,43 @@ class Beside:
 
 
 @cache
-def published_tables() -> tuple[Published, ...]:
-    """All published tables, numbers that cannot be computed yet included.
+def specs() -> tuple[Published, ...]:
+    """All published tables of this package, by their names.
 
     Raises:
-        UserError: a plan that is none.
+        UserError: a spec that is none.
     """
-    entries = tomllib.loads((FOLDER / "tables.toml").read_text(encoding="utf-8"))["table"]
-    found = []
-    for entry in entries:
-        fixed = {"backbones": [entry["backbone"]], "protocol": entry["protocol"], "limit": 0}
-        plan = Plan.from_json(fixed | entry["plan"])
-        printed = {name: Printed(**how) for name, how in entry["metrics"].items()}
-        found.append(Published(**entry | {"plan": plan, "metrics": printed}))
-    return tuple(found)
+    return tuple(read_spec(path) for path in sorted(FOLDER.glob("*.toml")))
+
+
+def spec(name: str) -> Published:
+    """A published table by its name, or from a file of one's own.
+
+    Args:
+        name: as `reproduce` lists it, or a path that ends with .toml.
+
+    Raises:
+        UserError: there is none of that name, or the file is no spec.
+    """
+    if name.endswith(".toml"):
+        return read_spec(Path(name))
+    known = [path.stem for path in sorted(FOLDER.glob("*.toml"))]
+    if name not in known:
+        raise UserError(
+            f"There is no published table {name!r}; there are {', '.join(known)}, or give the path of a "
+            f"spec, ./mine.toml.{nearest(name, known)}"
+        )
+    return read_spec(FOLDER / f"{name}.toml")
+
+
+def published_tables() -> tuple[Published, ...]:
+    """The published tables whose numbers stand beside leaderboards, those that cannot be computed yet
+    included.
+
+    Raises:
+        UserError: a spec that is none.
+    """
+    return tuple(table for table in specs() if table.beside)
 
 
 def published_of(backbone: str, metric: str) -> list[Published]:

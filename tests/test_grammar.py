@@ -105,7 +105,7 @@ def test_helps_speak_of_their_own_command() -> None:
 
 def test_every_command_that_loads_a_model_takes_the_gpu_where_there_is_one() -> None:
     defaults = {name: default for name, one, _, default in shown() if names(one)[0] == "--device"}
-    assert defaults == dict.fromkeys(("", "try", "diagnose", "study"), "auto")
+    assert defaults == dict.fromkeys(("", "try", "diagnose", "study", "reproduce"), "auto")
     assert Plan().device == "auto"
 
 

@@ -194,6 +194,9 @@ StudiedDatasets = Annotated[
         help="'all' or e.g. refshapes:val,refcoco:testA; by default all, for a ladder refshapes:val",
     ),
 ]
+Download = Annotated[
+    bool, _of(DATA, "--download", help="fetch weights that are not here from the hub, pinned and verified")
+]
 SubmittedDataset = Annotated[
     str, _of(DATA, *DATASETS, help="e.g. mevis:valid, where a run has several that can be submitted")
 ]
@@ -204,6 +207,9 @@ Data = Annotated[
 LIMIT = "images per split, 0 for all"
 Limit = Annotated[
     int | None, _of(DATA, "--limit", help=f"{LIMIT}; by default the backbone's: 12 on glamm-mini, else all")
+]
+PrintedLimit = Annotated[
+    int | None, _of(DATA, "--limit", help=f"{LIMIT} that the table is of, which is the default")
 ]
 DiagnosedLimit = Annotated[int | None, _of(DATA, "--limit", help=LIMIT)]
 
@@ -257,6 +263,12 @@ MaxFailures = Annotated[
 Force = Annotated[bool, _of(RUN, "--force", help="start anew beside a run that is there already")]
 KeepCode = Annotated[
     bool, _of(RUN, "--keep-code", help="go on with cells that other code began; their rows are marked")
+]
+DryRun = Annotated[
+    bool, _of(RUN, "--dry-run", help="say what is needed, what is here and how long it takes; run nothing")
+]
+Anyway = Annotated[
+    bool, _of(RUN, "--anyway", help="go on although files are missing, or the doctor or the proof says no")
 ]
 TensorParallel = Annotated[
     int, _of(RUN, "--tensor-parallel", help="processes that share one language model, under a launcher")
@@ -320,6 +332,9 @@ StudyOut = Annotated[
     Path | None,
     _of(OUTPUT, OUT, help="folder of the study; by default results/study-<axis>, of an atlas in its run"),
 ]
+ReproducedOut = Annotated[
+    Path | None, _of(OUTPUT, OUT, help="folder of run and table; by default results/reproduce/<name>")
+]
 ReportOut = Annotated[Path | None, _of(OUTPUT, OUT, help="folder to write to; by default the first run's")]
 SubmissionOut = Annotated[
     Path,
@@ -360,6 +375,12 @@ Image = Annotated[
         metavar="IMAGE",
         help="image file, of a video backbone a folder of frames or a video file; without one, a built-in "
         "scene",
+    ),
+]
+PublishedName = Annotated[
+    str,
+    typer.Argument(
+        metavar="[NAME]", help="a published table by its name, or a spec of your own: ./mine.toml; list: all"
     ),
 ]
 Expression = Annotated[str | None, typer.Argument(metavar="EXPRESSION", help="what to segment")]
