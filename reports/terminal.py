@@ -24,8 +24,9 @@ GAP = 2
 CUT = "…"
 METHOD, SCORE, BETWEEN, RELATIVE, CLOSE = "method", "Avg.", "95 %", "Rel. %", "not apart from"
 TOKENS, LAYERS, PREFILL, TOTAL = "tokens", "mean over layers", "prefill", "total"
+AGAINST = "vs "
 SPEED = {PREFILL: "speedup_prefill", TOTAL: "speedup_total"}
-# what goes first where the terminal is narrow; other metrics go behind the first two
+# what goes first where it is narrow; other metrics go behind the first two, a baseline that was asked for stays
 LEAST = (LLM, LAYERS, PREFILL, TOKENS, SAID, RELATIVE, TOTAL, CLOSE, BETWEEN)
 LEGEND = 5  # lines of it
 
@@ -69,7 +70,8 @@ def screen(runs: Runs, tables: Sequence[Table], written: Sequence[Path], columns
 def fitting(rows: Sequence[dict[str, str]], wide: int) -> list[str]:
     """The columns that a width has room for, the least useful left out."""
     names = list(rows[0])
-    others = [name for name in names if name not in (METHOD, SCORE, *LEAST)]
+    kept = [name for name in names if name in (METHOD, SCORE) or name.startswith(AGAINST)]
+    others = [name for name in names if name not in (*kept, *LEAST)]
     order = [*LEAST[:2], *reversed(others), *LEAST[2:]]
     longest = max(len(row[METHOD]) for row in rows)
     for name in (None, *order):
@@ -88,7 +90,19 @@ def _cells(line: TableRow, table: Table, prices: Mapping[tuple[str, int], dict[s
     """One row, every column that a terminal may show, in the order of the table."""
     whole = leaderboard.leaderboard_row(line, table)
     here = prices.get((line.pruner, line.budget), {})
-    names = [METHOD, SCORE, BETWEEN, RELATIVE, CLOSE, *(one.title for one in table.beside), SAID, TOKENS, LLM]
+    against = [name for name in whole if name.startswith(AGAINST)]  # asked for
+    names = [
+        METHOD,
+        SCORE,
+        *against,
+        BETWEEN,
+        RELATIVE,
+        CLOSE,
+        *(one.title for one in table.beside),
+        SAID,
+        TOKENS,
+        LLM,
+    ]
     cells = {name: whole[name] for name in (*names, LAYERS) if name in whole}
     for name, column in SPEED.items():
         if any(costs.known(record.get(column)) for record in prices.values()):
