@@ -20,7 +20,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ ASKED = ("pruners", "budgets", "datasets", "protocol", "limit", "seed", "seeds",
 
 def check_run(name: str, folder: Path) -> None:
     """Raise SystemExit if the folder holds no finished run of the board's command."""
+    import backbones
     from harness import Plan
     from harness.plan import read_plans
     from harness.store.run_folder import finished
@@ -87,7 +88,8 @@ def check_run(name: str, folder: Path) -> None:
     board = BOARDS[name]
     plans = read_plans(folder)
     wanted = Plan(**board.plan)
-    wanted = wanted.on(wanted.backbones[0]).resolved()
+    looked_at = wanted.pairs_of(backbones.one(wanted.backbones[0]))  # type: ignore[arg-type]
+    wanted = replace(wanted.on(wanted.backbones[0]), datasets=",".join(map(":".join, looked_at))).resolved()
     for fact in ("backbones", *ASKED):
         mine, theirs = getattr(wanted, fact), getattr(plans[0], fact)
         if mine != theirs or len(plans) > 1:

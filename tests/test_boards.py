@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import backbones
 from harness import Plan
 from harness.engine import runner
 from harness.store.records import load_records
@@ -96,3 +97,14 @@ def test_a_run_becomes_a_summary_and_a_table(tmp_path: Path, monkeypatch: pytest
     (run / "done.json").unlink()
     with pytest.raises(SystemExit, match="unfinished"):
         boards.main(["toy", str(run)])
+
+
+@pytest.mark.parametrize("name", sorted(boards.BOARDS))
+def test_a_board_asks_what_its_command_says(name: str) -> None:
+    board = boards.BOARDS[name]
+    words = board.options.split()
+    given = {option.removeprefix("--"): value for option, value in zip(words[::2], words[1::2], strict=True)}
+    given.pop("costs", None)  # which change no score
+    assert given == board.plan
+    plan = Plan(**board.plan)
+    assert plan.pairs_of(backbones.one(plan.backbones[0]))

@@ -303,6 +303,7 @@ RULES = {  # sections whose figures are limits that the code sets
     ("docs/gate.md", "What rounding explains"),
     ("docs/gate.md", "What is compared"),
     ("docs/real-lisa.md", "What goes wrong"),
+    ("docs/scale.md", "What it says meanwhile"),
 }
 
 
