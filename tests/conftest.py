@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +94,12 @@ def record_property(record_property: Callable[[str, object], None]) -> Callable[
     return lambda name, value: record_property(name, dict(value) if isinstance(value, Counter) else value)
 
 
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without them: drawing takes longer than a run of most tests."""
+    monkeypatch.setattr("reports.figures.draw_figures", lambda *_: [])
+
+
 @pytest.fixture(scope="session")
 def golden_lisa_dir(request: pytest.FixtureRequest) -> Path:
     """Folder with the official tiny LISA."""
@@ -126,6 +134,18 @@ def golden_reasonseg_dir(request: pytest.FixtureRequest) -> Path:
 def golden_video_dir(request: pytest.FixtureRequest) -> Path:
     """Folder with clips as the official code of referring video segmentation scores them."""
     return request.config.getoption("--golden-video")
+
+
+@pytest.fixture(scope="session")
+def sample_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sample plugin, really installed; for the path of another process."""
+    folder = tmp_path_factory.mktemp("sample")
+    shutil.copytree(HERE / "sample_plugin", folder / "source", ignore=shutil.ignore_patterns("*cache*"))
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run(
+        [*install, "--target", folder / "site", folder / "source"], check=True, capture_output=True
+    )
+    return folder / "site"
 
 
 @pytest.fixture(scope="session")

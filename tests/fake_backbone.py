@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ SIDE, WIDTH, HEADS, LAYERS = 8, 16, 2, 4
 ROWS = 3  # in one batch of a default instance
 
 
+@lru_cache(maxsize=4096)
 def vector(text: str, width: int = WIDTH) -> Tensor:
     """A direction that follows from the text alone."""
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")

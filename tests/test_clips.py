@@ -25,6 +25,8 @@ from pruners import UserError, parse
 from tests.fake_backbone import SIDE, FakeBackbone
 from tests.fake_video import FakeVideo, write_clips
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 DAVIS = (("ref-davis17", "val"),)
 
 

@@ -4,12 +4,16 @@ one cell."""
 from __future__ import annotations
 
 import ast
+import importlib
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -17,6 +21,8 @@ from harness.engine.runner import Plan, Way, prepare, run
 from harness.store import code, records
 from pruners import Pruner, UserError, get, load_plugin, parse, registry
 from tests.fake_backbone import FakeBackbone, write_data
+
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 PLUGIN = '''
 """A pruner."""
@@ -156,18 +162,29 @@ def test_whatever_a_plugin_rests_on_is_part_of_it(tmp_path: Path, how: str) -> N
         if how in ("lazy", "by name"):
             (tmp_path / "loose.py").write_text(text)
         module = "loose" if how in ("lazy", "by name") else "groundprune_demo.pruner"
-        words = f"from {module} import Norm; from harness.store import code; print(code.of_pruner(Norm))"
-        done = subprocess.run(
-            [sys.executable, "-c", words],
-            cwd=code.HOME,
-            env=os.environ
-            | {"PYTHONPATH": f"{code.HOME}{os.pathsep}{tmp_path}", "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        found.append(done.stdout)
+        found.append(in_a_fork(partial(imported, tmp_path, module)))
     assert found[0] != found[1]
+
+
+def imported(folder: Path, module: str) -> str:
+    """Digest of a plugin that lies in a folder of modules."""
+    sys.dont_write_bytecode = True  # two edits of one length within a second would pass for one
+    sys.path.insert(0, str(folder))
+    registry.PRUNERS.known.pop("norm", None)
+    return code.of_pruner(importlib.import_module(module).Norm)
+
+
+def in_a_fork(work: Callable[[], str]) -> str:
+    """What a function gives in a process that has imported this project and nothing else."""
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe(duplex=False)
+    process = fork.Process(target=lambda: theirs.send(work()))
+    process.start()
+    theirs.close()  # an end of the process is then an end of the file
+    try:
+        return ours.recv()
+    finally:
+        process.join()
 
 
 def test_a_changed_default_is_another_edition_of_the_same_run(root: Path, tmp_path: Path) -> None:
@@ -261,6 +278,25 @@ def test_a_process_that_is_older_than_its_code_does_not_claim_it(
     monkeypatch.setattr(code, "STARTED", 0.0)
     with pytest.raises(UserError, match="edited after this process began"):
         code.evaluation.__wrapped__()
+
+
+def test_what_another_process_is_compiling_is_no_edit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python and pytest write what they compile under a name that is no .pyc, and rename it."""
+    source, compiled = tmp_path / "some_package" / "__init__.py", tmp_path / "some_package" / "__pycache__"
+    compiled.mkdir(parents=True)
+    source.write_text("SIGN = 1\n")
+    package = ModuleType("some_package")
+    package.__path__ = [str(source.parent)]
+    before = code._package.__wrapped__(package)
+    os.utime(source, (0, 0))
+    (compiled / "__init__.cpython-312.pyc.140").write_bytes(b"half of it")
+    monkeypatch.setattr(code, "STARTED", 1.0)
+    assert code._package.__wrapped__(package) == before
+    os.utime(source)
+    with pytest.raises(UserError, match="edited after this process began"):
+        code._package.__wrapped__(package)
 
 
 # --- runs

@@ -53,7 +53,7 @@ def lines(backbone: VideoGlammBackbone, text: str, budget: int = 81) -> list[mea
     return lines_of(able, (budget,), 0, backbone.grid, backbone.num_layers, backbone.stated)
 
 
-def check(backbone: VideoGlammBackbone, text: str, length: int = 7) -> projection.Projection:
+def check(backbone: VideoGlammBackbone, text: str, length: int = 3) -> projection.Projection:
     """Same lengths, multiply-adds by stage, closed form and fvcore, and bytes alive."""
     staged, inputs = inputs_of(backbone, length)
     rows = lines(backbone, text)
@@ -144,6 +144,7 @@ def test_the_gate_guards_clips(
 ) -> None:
     """Their own costs are projected; bitmaps are of all frames that are seen."""
     monkeypatch.setattr(gate, "DRAWS", 1)
+    monkeypatch.setattr(gate, "MORE_DRAWS", 2)
     root = video_trees.davis(tmp_path / "data", "bear")
     text = f"videoglamm(checkpoint='{folders[False]}', clip='{tiny.CLIP}')"
     how = {"limit": 1, "data": str(root), "backbones": (text,), "answers": "forced"}

@@ -26,6 +26,8 @@ from reports.gather import gather
 from reports.tables import tables
 from tests.tiny_glamm import TURN, picture
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 OTHER = Turn("Please segment the small cup in this image.", "Sure, [SEG].")
 CASES = [
     ("none", "compact"),

@@ -30,14 +30,10 @@ from tests.fake_backbone import FakeBackbone, write_data
 from tests.faults.crew import finish, send, written
 from tests.test_code import PLUGIN
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 IMAGES = 40  # twenty per split: parts of eight, eight and four
 SMALL = Plan("none,uniform", (8,), "refcoco:val", limit=3)
-
-
-@pytest.fixture(autouse=True)
-def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than the runs of these tests."""
-    monkeypatch.setattr("reports.figures.draw_figures", lambda *_: [])
 
 
 @pytest.fixture(scope="module")

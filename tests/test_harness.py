@@ -25,6 +25,8 @@ from pruners.random import Random
 from reports import render
 from tests.fake_backbone import LAYERS, SIDE, FakeBackbone, write_data
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 PATCHES = SIDE * SIDE
 SOME = "none,fastv,litelvlm,random,oracle,uniform"
 SETTING = Setting("fake", "fa4e", "each", "float32", "sdpa", "cpu")

@@ -26,6 +26,8 @@ from reports.tables import tables
 from tests.a_run import some_rows, store
 from tests.fake_backbone import FakeBackbone, write_data
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

@@ -30,13 +30,9 @@ from pruners import UserError, parse
 from reports import render
 from tests.fake_backbone import LAYERS, FakeBackbone, known, write_data
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 HERE = Path(__file__).parent
-
-
-@pytest.fixture(autouse=True)
-def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than the runs of these tests."""
-    monkeypatch.setattr("reports.figures.draw_figures", lambda *_: [])
 
 
 @pytest.fixture(scope="module")

@@ -94,17 +94,14 @@ def test_draws_are_the_same_in_another_process() -> None:
         "print(conversations(sample(*'abcdefgh'), 'glamm', 5))"
     )
     here = Path(__file__).parent
-    said = set()
-    for salt in ("1", "2"):
-        environment = os.environ | {
-            "PYTHONHASHSEED": salt,
-            "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
-        )
-        said.add(done.stdout.strip())
-    assert said == {str(conversations(sample(*"abcdefgh"), "glamm", 5))}
+    environment = os.environ | {
+        "PYTHONHASHSEED": "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1",
+        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout.strip() == str(conversations(sample(*"abcdefgh"), "glamm", 5))
 
 
 def test_draws_are_pinned() -> None:

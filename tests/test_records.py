@@ -9,6 +9,7 @@ import os
 import random
 import re
 import shutil
+import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -24,7 +25,9 @@ from harness.store import journal, records
 from pruners import UserError
 from reports import render
 from tests.fake_backbone import write_data
-from tests.faults.crew import Record, finish, send
+from tests.faults.crew import FORK, Record, finish, send
+
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 FLIPS = 150
 
@@ -441,9 +444,6 @@ def test_a_reader_meets_a_writer_in_the_middle_of_a_line(tmp_path: Path) -> None
 def test_a_run_that_waits_says_for_what(
     root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    import multiprocessing
-    import time
-
     finish(root, tmp_path / "run")
     folder = tmp_path / "run"
     (folder / records.DONE).unlink()
@@ -452,15 +452,19 @@ def test_a_run_that_waits_says_for_what(
         file.unlink()
     (place / "claims").write_bytes(b".")
 
+    held = FORK.Event()
+
     def hold() -> None:
         assert Claims(place / "claims", 1).take(0)
-        time.sleep(4)
+        held.set()
+        time.sleep(1)
 
-    holder = multiprocessing.get_context("fork").Process(target=hold)
+    holder = FORK.Process(target=hold)
     holder.start()
-    time.sleep(0.5)
+    assert held.wait(60)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harness.engine.crew.FIRST_WORD", 1.0)
+        patch.setattr("harness.engine.crew.PATIENCE", 0.1)
+        patch.setattr("harness.engine.crew.FIRST_WORD", 0.2)
         finish(root, folder)
     holder.join()
     assert f"waiting for images 1 to 8 of refcoco:val (process {holder.pid})" in capfd.readouterr().err

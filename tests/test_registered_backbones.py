@@ -190,16 +190,12 @@ def test_a_plugin_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
         plugins.import_plugin(tmp_path / "nothing.py")
 
 
-def test_an_installed_package_is_found_by_its_entry_point(tmp_path: Path) -> None:
-    shutil.copytree(HERE / "sample_plugin", tmp_path / "source", ignore=shutil.ignore_patterns("*cache*"))
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    site = tmp_path / "site"
-    subprocess.run([*install, "--target", site, tmp_path / "source"], check=True, capture_output=True)
+def test_an_installed_package_is_found_by_its_entry_point(sample_site: Path) -> None:
     words = "import backbones; print(backbones.load('sample').grid, 'sample' in backbones.names())"
     done = subprocess.run(
         [sys.executable, "-c", words],
         cwd=HERE.parent,
-        env=os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{site}"},
+        env=os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{sample_site}"},
         capture_output=True,
         text=True,
     )

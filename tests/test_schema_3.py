@@ -17,6 +17,8 @@ from reports.gather import gather
 from tests.a_run import a_row, store
 from tests.fake_backbone import FakeBackbone
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 FIXTURE = Path(__file__).parent / "runs" / "schema-3"
 
 

@@ -20,6 +20,8 @@ from pruners import Selection, VisualTokens, parse
 from reports import render
 from tests.fake_backbone import FakeBackbone, write_data
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 def encoding() -> Encoding:
     draw = torch.Generator().manual_seed(0)

@@ -256,7 +256,8 @@ def _package(package: ModuleType) -> dict[str, str]:
     found = {}
     for home in map(Path, package.__path__):
         for path in sorted(home.rglob("*")):
-            if path.is_file() and path.suffix not in (".pyc", ".pyo"):
+            # of what is compiled another process may be writing a part, under a name for the while
+            if "__pycache__" not in path.parts and path.suffix not in (".pyc", ".pyo") and path.is_file():
                 _not_edited(path)
                 content = path.read_bytes()
                 name = f"{package.__name__}/{path.relative_to(home).as_posix()}"

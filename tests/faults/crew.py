@@ -26,7 +26,7 @@ PAIRS = (("refcoco", "val"), ("refcoco", "testA"))
 
 
 def plan_of(root: Path, pruners: str = "none,fastv,litelvlm,random") -> Plan:
-    return Plan(tuple(parse(pruners)), (8, 24), PAIRS, data=str(root))
+    return Plan(tuple(parse(pruners)), (8,), PAIRS, data=str(root))
 
 
 Make = Callable[[float], FakeBackbone]

@@ -19,6 +19,7 @@ from tests.fake_video import FakeVideo, write_clips
 from tests.faults.crew import Record, check, finish, send
 
 CLIPS = 8
+PAUSE = 0.4  # seconds per clip: two data sets take three processes longer than both waits together
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_killed_and_continued_by_any_number_of_processes(
     draw, folder = random.Random(workers), tmp_path / "run"
     hit = 0
     for _ in range(2):
-        crew = [send(Path(), folder, 0.2, plan=plan, make=FakeVideo) for _ in range(workers)]
+        crew = [send(Path(), folder, PAUSE, plan=plan, make=FakeVideo) for _ in range(workers)]
         time.sleep(draw.uniform(0.3, 0.9))
         for process in crew:
             os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]

@@ -28,6 +28,8 @@ from tests.fake_backbone import FakeBackbone, write_data
 from tests.faults.crew import Record, SlowBackbone, plan_of
 from tests.refer_tree import HEIGHT, WIDTH
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 NOISE = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from harness import cli
 from harness.engine.ranks import Place, here
 from harness.store import records
 from pruners import UserError
-from tests.faults.crew import Record, check
+from tests.faults.crew import FORK, Record, check
 
 COMMAND = [
     "--pruners",
@@ -31,6 +32,8 @@ COMMAND = [
     "refshapes:val",
     "--limit",
     "16",
+    "--seeds",
+    "1",
     "--costs",
     "off",
 ]
@@ -45,26 +48,34 @@ def environment(**more: str) -> dict[str, str]:
     return known | {"OMP_NUM_THREADS": "1"} | more
 
 
-def harness(*words: str, launcher: tuple[str, ...] = (), **more: str) -> subprocess.CompletedProcess[str]:
-    before = list(launcher) if launcher else [sys.executable, "-m", "harness"]
+def harness(*words: str, launcher: tuple[str, ...], **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*before, *COMMAND, *words], env=environment(**more), capture_output=True, text=True, timeout=300
+        [*launcher, *COMMAND, *words], env=environment(**more), capture_output=True, text=True, timeout=300
     )
 
 
-def inside(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+def free_port() -> str:
+    """For the ranks of one test: others may run at the same time."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+def inside(*words: str, **more: str) -> int:
     """The same command in this process, where nothing hangs on another one's start."""
-    for name in os.environ.keys() - environment().keys():
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(sys, "argv", ["python -m harness", *COMMAND, *words])
-    return cli.main()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ.keys() - environment().keys():
+            patch.delenv(name)
+        for name, value in more.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "argv", ["python -m harness", *COMMAND, *words])
+        return cli.main()
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "alone"
-    done = harness("--out", str(folder))
-    assert done.returncode == 0, done.stderr
+    assert inside("--out", str(folder)) == 0
     return folder
 
 
@@ -86,8 +97,7 @@ def test_a_signal_is_one_sentence_and_loses_nothing(
     )
     assert not (folder / records.DONE).exists()
     record_property("faults", Counter({"signals sent": 1}))
-    done = harness("--out", str(folder))
-    assert done.returncode == 0, done.stderr
+    assert inside("--out", str(folder)) == 0
     check(folder, alone, record_property)
 
 
@@ -96,13 +106,13 @@ def test_two_ranks_of_a_launcher_give_the_same_rows(
     alone: Path, tmp_path: Path, launcher: str, record_property: Record
 ) -> None:
     words = {
-        "torchrun": ("torchrun", "--nproc_per_node", "2", "--master_port", "29655", "-m", "harness"),
+        "torchrun": ("torchrun", "--nproc_per_node", "2", "--master_port", free_port(), "-m", "harness"),
         "deepspeed": (
             "deepspeed",
             "--num_accelerators",
             "2",
             "--master_port",
-            "29656",
+            free_port(),
             "--module",
             "harness",
         ),
@@ -124,12 +134,27 @@ def test_two_ranks_share_one_language_model(tmp_path: Path) -> None:
     """Sums over two processes round differently, so a few pixels may differ; what is kept may not, but for
     FastV's last ones."""
     words = ("--pruners", "none,visionzip,fastv", "--limit", "2")
-    program = str(Path(sys.executable).parent / "torchrun")
-    team = (program, "--nproc_per_node", "2", "--master_port", "29657", "-m", "harness")
-    done = harness(*words, "--out", str(tmp_path / "team"), "--tensor-parallel", "2", launcher=team)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("Upper bound, all 576 tokens") == 1
-    assert harness(*words, "--out", str(tmp_path / "alone")).returncode == 0
+    port, told = free_port(), [tmp_path / f"told{rank}" for rank in range(2)]
+
+    def work(rank: int) -> None:
+        """What a launcher starts, without the time that its imports take."""
+        with told[rank].open("w") as file:
+            os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        places = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        where = places | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        code = inside(*words, "--out", str(tmp_path / "team"), "--tensor-parallel", "2", **where)
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+
+    team = [FORK.Process(target=work, args=(rank,)) for rank in range(2)]
+    for process in team:
+        process.start()
+    for process in team:
+        process.join(300)
+        assert process.exitcode == 0, [file.read_text()[-3000:] for file in told]
+    assert sum(file.read_text().count("Upper bound, all 576 tokens") for file in told) == 1
+    assert inside(*words, "--out", str(tmp_path / "alone")) == 0
     together, alone = records.load_records(tmp_path / "team"), records.load_records(tmp_path / "alone")
     tower = alone["pruner"] == "visionzip"
     assert (together["kept"] == alone["kept"])[tower].all()
@@ -142,23 +167,19 @@ def test_two_ranks_share_one_language_model(tmp_path: Path) -> None:
     ("size", "said"), [("0", "too small"), ("2", "needs a multiple of 2 processes and there are 1")]
 )
 def test_teams_that_cannot_be(
-    tmp_path: Path,
-    size: str,
-    said: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, size: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert inside(monkeypatch, "--out", str(tmp_path / "run"), "--tensor-parallel", size) == 2
+    assert inside("--out", str(tmp_path / "run"), "--tensor-parallel", size) == 2
     assert said in capsys.readouterr().err
 
 
 def test_a_finished_run_is_found_again_and_force_starts_beside_it(
-    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(alone, folder)
     before = sorted(path.stat().st_mtime_ns for path in (folder / records.FOLDER).glob("*/*"))
-    assert inside(monkeypatch, "--out", str(folder)) == 0
+    assert inside("--out", str(folder)) == 0
     assert str(folder) in capsys.readouterr().out
     assert before == sorted(path.stat().st_mtime_ns for path in (folder / records.FOLDER).glob("*/*"))
 
@@ -199,6 +220,7 @@ def test_shares_are_disjoint_and_together_everything() -> None:
     assert all(sorted(order) == list(range(10)) for order in orders)
 
 
-def test_the_device_of_a_rank() -> None:
+def test_the_device_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backbones.device.resolve", lambda asked, card: asked)  # no card is here
     assert Place(5, 8, 1).device("cuda") == "cuda:1"
     assert Place().device("cuda") == "cuda" and Place(5, 8, 1).device("cpu") == "cpu"
