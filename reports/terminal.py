@@ -26,7 +26,7 @@ METHOD, SCORE, BETWEEN, RELATIVE, CLOSE = "method", "Avg.", "95 %", "Rel. %", "n
 TOKENS, LAYERS, PREFILL, TOTAL = "tokens", "mean over layers", "prefill", "total"
 AGAINST = "vs "
 SPEED = {PREFILL: "speedup_prefill", TOTAL: "speedup_total"}
-# what goes first where it is narrow; other metrics go behind the first two, a baseline that was asked for stays
+# what goes first where it is narrow; other metrics go behind the first two, and an asked baseline stays
 LEAST = (LLM, LAYERS, PREFILL, TOKENS, SAID, RELATIVE, TOTAL, CLOSE, BETWEEN)
 LEGEND = 5  # lines of it
 
