@@ -9,7 +9,6 @@ import os
 import random
 import re
 import shutil
-import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import pytest
 
 from harness.commands.rebuild import rebuild
 from harness.engine.claims import Claims
+from harness.engine.crew import Crew
 from harness.store import journal, records
 from pruners import UserError
 from reports import render
@@ -452,19 +452,27 @@ def test_a_run_that_waits_says_for_what(
         file.unlink()
     (place / "claims").write_bytes(b".")
 
-    held = FORK.Event()
+    held, seen = FORK.Event(), FORK.Event()
 
     def hold() -> None:
         assert Claims(place / "claims", 1).take(0)
         held.set()
-        time.sleep(1)
+        seen.wait(60)
+
+    def look(crew: Crew) -> str:
+        found = named(crew)
+        seen.set()
+        return found
+
+    named = Crew._held
 
     holder = FORK.Process(target=hold)
     holder.start()
     assert held.wait(60)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("harness.engine.crew.PATIENCE", 0.1)
-        patch.setattr("harness.engine.crew.FIRST_WORD", 0.2)
+        patch.setattr("harness.engine.crew.FIRST_WORD", 0.1)
+        patch.setattr(Crew, "_held", look)
         finish(root, folder)
     holder.join()
     assert f"waiting for images 1 to 8 of refcoco:val (process {holder.pid})" in capfd.readouterr().err
