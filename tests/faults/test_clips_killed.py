@@ -18,7 +18,7 @@ from pruners import parse
 from tests.fake_video import FakeVideo, write_clips
 from tests.faults.crew import Record, check, finish, send
 
-CLIPS = 8
+CLIPS = 6
 PAUSE = 0.4  # seconds per clip: two data sets take three processes longer than both waits together
 
 
