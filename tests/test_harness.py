@@ -124,11 +124,12 @@ def test_a_written_seed_runs_alone_and_the_option_moves_the_others(
     assert {line.name for line in lines} == {"random"}
 
 
-@pytest.mark.parametrize("budget", [0, PATCHES + 1])
-def test_impossible_budgets_stop_the_run_before_anything_is_read(root: Path, budget: int) -> None:
-    plan = replace(plan_of(root / "not there"), budgets=(8, budget))
-    with pytest.raises(ImpossibleBudget, match=f"cannot keep {budget} tokens"):
-        prepare(plan, FakeBackbone())
+def test_impossible_budgets_stop_the_run_before_anything_is_read(root: Path) -> None:
+    plan = plan_of(root / "not there")
+    with pytest.raises(UserError, match="0 is no count of visual tokens"):
+        replace(plan, budgets=(8, 0))
+    with pytest.raises(ImpossibleBudget, match=f"cannot keep {PATCHES + 1} tokens"):
+        prepare(replace(plan, budgets=(8, PATCHES + 1)), FakeBackbone())
 
 
 def test_identity_of_a_run_follows_the_data(root: Path, tmp_path: Path) -> None:
