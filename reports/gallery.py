@@ -26,6 +26,11 @@ PICTURES = "images"  # folder of a run
 ANSWERS = 6_000  # masks in a page; of a clip one per frame that is shown
 BEFORE = "centre-crop"  # the geometry of runs that do not name one
 KINDS = ("best", "median", "worst", "random")
+# what a card shows of a record is made of
+RECORD = [
+    *("cell", "seed", "frames", "views", "shown", "grid", "geometry", "tokens_final"),
+    *("iou", "coverage", "intersection", "union", "kept", "mask", "curves", "j", "f", "j_fixed", "f_fixed"),
+]
 Shot = tuple[int, str, int]  # number of a frame, path of its picture below the run folder, bytes
 Shots = dict[tuple[int, str], list[Shot]]  # (run, image) -> frames that have a picture
 
@@ -57,6 +62,9 @@ def pictures(
     count = 0
     for number, table in enumerate(tables):
         frame = table.group.frame
+        frame = frame[
+            ["sample", "expression", "pruner", "budget", *(name for name in RECORD if name in frame)]
+        ]
         frame = frame[frame["seed"] == frame.groupby(["pruner", "budget"])["seed"].transform("min")]
         frame = frame.merge(chosen[["sample", "expression"]], on=["sample", "expression"])
         frame = frame[frame["mask"].astype(bool) & frame["kept"].astype(bool) & frame["grid"].notna()]
@@ -161,7 +169,9 @@ def item_of(facts: Mapping[Any, Any], shots: Sequence[Shot], images: dict[str, i
         "width": int(facts["width"]),
         "truth": facts["truth"],
     }
-    places = [images.setdefault(f"{facts['run']}/{name}", len(images)) if name else None for _, name, _ in shots]
+    places = [
+        images.setdefault(f"{facts['run']}/{name}", len(images)) if name else None for _, name, _ in shots
+    ]
     if facts["frames"] == 1:
         return found | {"image": places[0] if places else None}
     truth = str(facts["truth"]).split(BETWEEN)

@@ -14,7 +14,19 @@ import numpy as np
 
 from harness import metrics
 from harness.metrics.bootstrap import Estimate
-from reports import comparable, costs, diagnosis, figures, gallery, leaderboard, looks, pareto, publication, samples, style
+from reports import (
+    comparable,
+    costs,
+    diagnosis,
+    figures,
+    gallery,
+    leaderboard,
+    looks,
+    pareto,
+    publication,
+    samples,
+    style,
+)
 from reports.gallery import address, jpeg, pictures, shots_of
 from reports.gather import Runs
 from reports.tables import Against, Table, TableRow
@@ -135,6 +147,7 @@ def _view(table: Table, runs: Runs, drawn: dict[str, looks.Look]) -> dict[str, A
     """What the template prints: the table as text, readable without scripts."""
     prices = costs.costs_of(runs.costs, table)
     named = {" ".join(column): column for column in table.columns}
+    sizes = {budget: table.size(budget) for budget in {line.budget for line in table.lines}}
     blocks = []
     heads: list[str] = []
     place = 0
@@ -142,7 +155,7 @@ def _view(table: Table, runs: Runs, drawn: dict[str, looks.Look]) -> dict[str, A
         rows = []
         for line in lines:
             cells = leaderboard.leaderboard_row(line, table) | costs.cost_row(line, prices)
-            cells["budget"] = table.size(line.budget)
+            cells["budget"] = sizes[line.budget]
             heads = heads or [*FIRST, *(head for head in cells if head not in FIRST)]
             rows.append(
                 {

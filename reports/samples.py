@@ -12,8 +12,10 @@ import base64
 import json
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +24,16 @@ import pandas as pd
 
 from harness.store.run_folder import shown_frames
 from reports.comparable import COLUMN, LINE
-from reports.gallery import Shot, Shots, answer_of, geometry_of, item_of, regions_of, shot_key
+from reports.gallery import RECORD, Shot, Shots, answer_of, geometry_of, item_of, regions_of, shot_key
 from reports.gather import Runs
 from reports.tables import Table, TableRow, column_rank
 
 FOLDER = "samples"  # beside the page
 PART = 1_000_000  # characters of a part before it is compressed, unless one expression has more
 SCORES = 250_000  # in a part of the list
+ROWS = 20_000  # of records that are taken apart at a time
 KEY = ["data", "sample", "expression"]
 OURS = re.compile(r"(list|masks)-\d+\.js|picture-\d+\.jpg")
-RECORD = [
-    *("cell", "seed", "run", "frames", "views", "shown", "grid", "geometry", "tokens_final"),
-    *("iou", "coverage", "intersection", "union", "kept", "mask", "curves", "j", "f", "j_fixed", "f_fixed"),
-]
 
 
 @dataclass
@@ -133,8 +132,8 @@ def _asked(runs: Runs, tables: Sequence[Table]) -> pd.DataFrame:
 
 
 def _scores(table: Table, place: pd.MultiIndex) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """(expressions, rows of the page's table) thousandths of IoU, of clips of J&F, mean over seeds; -1 where a
-    row has no answer."""
+    """(expressions, rows of the page's table) thousandths of IoU, of clips of J&F, mean over seeds; -1 where
+    a row has no answer."""
     frame = table.group.frame
     value = frame["iou"]
     if table.metric.medium == "video" and {"j", "f"} <= set(frame):
@@ -176,7 +175,11 @@ def _masks(
     first = frame["seed"] == frame.groupby([*COLUMN, *LINE])["seed"].transform("min")
     shown = frame[first & (frame["mask"] != "") & (frame["kept"] != "") & frame["grid"].notna()]
     at = place.get_indexer(pd.MultiIndex.from_frame(shown[KEY]))
-    shown = shown[[name for name in RECORD if name in shown]].assign(at=at)[at >= 0]
+    shown = (
+        shown[[name for name in RECORD if name in shown]]
+        .assign(at=at)[at >= 0]
+        .sort_values("at", kind="stable")
+    )
     found: dict[int, int] = {}
     number, items, answers, size = 0, {}, {}, 0
 
@@ -185,27 +188,32 @@ def _masks(
         parts[f"masks-{number}"] = _packed({"items": items, "answers": answers})
         number, items, answers, size = number + 1, {}, {}, 0
 
-    for key, part in shown.groupby("at", sort=True):
-        one = facts[int(key)]  # type: ignore[call-overload]
-        told, room = _expression(part, one, images)
+    for key, rows in groupby(_records(shown), itemgetter("at")):
+        told, room = _expression(rows, facts[key], images)
         if items and size + room > PART:
             close()
-        items[int(key)], answers[int(key)] = told  # type: ignore[call-overload]
-        found[int(key)], size = number, size + room  # type: ignore[call-overload]
+        items[key], answers[key] = told
+        found[key], size = number, size + room
     if items:
         close()
     return found
 
 
+def _records(frame: pd.DataFrame) -> Iterator[dict[Any, Any]]:
+    """Its rows, some thousand at a time: masks of a whole run would be held twice."""
+    for first in range(0, len(frame), ROWS):
+        yield from frame.iloc[first : first + ROWS].to_dict("records")
+
+
 def _expression(
-    part: pd.DataFrame, facts: Mapping[Any, Any], images: dict[str, int]
+    rows: Iterable[Mapping[Any, Any]], facts: Mapping[Any, Any], images: dict[str, int]
 ) -> tuple[tuple[dict[str, Any], dict[str, Any]], int]:
     """An expression, its answers by cell, and about how many characters they are."""
     numbers = [number for number, _, _ in facts["shots"]]
     item = item_of(facts, facts["shots"], images)
     item["regions"], answers = {}, {}
     size = len(str(facts["truth"])) + len(str(facts["text"])) + 300
-    for row in part.to_dict("records"):
+    for row in rows:
         known = geometry_of(row)
         if known not in item["regions"]:
             item["regions"][known] = regions_of(known, int(facts["height"]), int(facts["width"]))

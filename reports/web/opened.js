@@ -8,7 +8,7 @@ function sampleDialog({ go, closed, turn }) {
   const layers = layerBoxes();
   const tools = make("form", { class: "tools", on: { submit: (event) => event.preventDefault() } }, make("label", {}, "Budget ", budget), ...layers);
   const node = make("dialog", { class: "sample", "aria-label": "A sample" },
-    make("div", { class: "top" }, make("div", {}, heading, below), make("div", { class: "steps" }, back, on, button("Close", "×", () => node.close()))), tools, told, clip, cards);
+    make("div", { class: "top" }, make("div", {}, heading, below), make("div", { class: "steps" }, back, on, button("Close", "×", () => node.close()))), tools, told, clip, cards, make("p", { class: "hint" }, ...legendOfMasks()));
   const player = clipPlayer(clip, cards);
   let shown = null, wanted = 0, silent = false;
 

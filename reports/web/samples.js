@@ -10,7 +10,7 @@ function startSamples() {
   if (!index.count) return all("[data-needs=samples]").forEach((node) => (node.hidden = true));
   const section = find("#samples"), tools = find("#browse"), list = find("#list"), status = find("#found");
   const of = index.painted;
-  find("#about").append(`${whole(index.count)} expressions, every row's score of each${of < index.count ? `; masks and tokens of ${whole(of)}` : ""}. Click a row, or press Enter on it, to see what every method kept and painted; arrow keys move. Click a heading to sort by that method's lowest scores. `, ...legendOfMasks());
+  find("#about").append(`${whole(index.count)} expressions, every row's score of each${of < index.count ? `; masks and tokens of ${whole(of)}` : ""}. Click a row, or press Enter on it, to see what every method kept and painted; arrow keys move. Click a heading to sort by that method's lowest scores.`);
   const choice = (name, label) => make("label", {}, `${label} `, make("select", { name }));
   const menu = make("details", { class: "menu" }, make("summary", {}, "Columns"), make("div"));
   tools.append(make("label", { class: "find" }, "Search ", make("input", { type: "search", name: "text", placeholder: "words, sample", autocomplete: "off" })),

@@ -62,6 +62,7 @@ function startBoard(board) {
     });
   }
   tools.addEventListener("input", ({ target }) => {
+    if (target.closest(".menu")) return;
     const budgets = all("input[name=budget]:checked", tools).map((box) => box.value), { controls, grouped, find: wanted } = tools.elements;
     const changes = { [key("method")]: wanted.value, [key("rows")]: budgets.length === allBudgets.length ? null : budgets.join(" ") || "none", [key("controls")]: controls.checked ? null : "off", [key("grouped")]: grouped.checked ? null : "off" };
     address.set(changes, target.name !== "find");
