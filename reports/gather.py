@@ -23,7 +23,7 @@ RESULT = ["cell", "data", "sample", "expression"]
 # and of a method that does not draw, whose cell may name a seed
 WITHOUT_SEED = [*SETTING, "pruner", "budget", "budget_kind", "positions", "data", "sample", "expression"]
 # characters of masks and kept tokens that a report holds: of a whole data set they are gigabytes
-HELD = 96_000_000
+HELD = 64_000_000
 
 
 @dataclass(frozen=True)
