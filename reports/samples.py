@@ -182,7 +182,9 @@ def _masks(
         .sort_values("at", kind="stable")
     )
     found: dict[int, int] = {}
-    number, items, answers, size = 0, {}, {}, 0
+    items: dict[int, Any] = {}
+    answers: dict[int, Any] = {}
+    number = size = 0
 
     def close() -> None:
         nonlocal number, items, answers, size

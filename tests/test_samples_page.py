@@ -213,7 +213,7 @@ def test_what_does_not_fit_the_page_lies_beside_it(inside: Path, beside: Path, r
 def test_a_page_stays_below_its_size_however_many_samples(tmp_path: Path) -> None:
     rows = [row for row in some_rows() if (row["dataset"], row["split"]) == ("refcoco", "val")]
     many = []
-    for k in range(40):
+    for k in range(12):
         for row in rows:
             at = 4 * k + row["expression"]
             many.append(row | {"sample": f"refcoco:val:{at // 2}", "expression": at})
@@ -454,14 +454,14 @@ def test_a_page_without_the_folder_beside_it_says_so(browser: Any, beside: Path,
 @in_browser
 def test_a_long_list_draws_what_is_seen(browser: Any, tmp_path: Path) -> None:
     rows = []
-    for k in range(1500):
+    for k in range(600):
         for pruner, budget in (("none", 576), ("litelvlm", 64)):
             row = a_run.a_row(("refcoco", "val"), pruner, budget, 0, k % 4)
             rows.append(row | {"sample": f"refcoco:val:{k}", "expression": k, "intersection": k % 90})
     described = a_run.sample_rows(rows[:8], tmp_path, "the left one")[0]
     asked = [
         described | {"sample": f"refcoco:val:{k}", "expression": k, "image": "", "text": f"thing {k}"}
-        for k in range(1500)
+        for k in range(600)
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(a_run, "sample_rows", lambda *_: asked)
@@ -475,13 +475,13 @@ def test_a_long_list_draws_what_is_seen(browser: Any, tmp_path: Path) -> None:
     assert one.page.evaluate(count) < 40
     one.page.locator("#list tr[data-place='0']").focus()
     one.page.keyboard.press("End")
-    assert one.page.evaluate("document.activeElement.dataset.place") == "1499"
-    assert one.page.locator("#list tr[data-place='1499'] b").inner_text() == "thing 1499"
+    assert one.page.evaluate("document.activeElement.dataset.place") == "599"
+    assert one.page.locator("#list tr[data-place='599'] b").inner_text() == "thing 599"
     assert one.page.evaluate(count) < 40
     high = one.page.evaluate("document.querySelector('#list').scrollHeight")
-    assert 1500 * 54 <= high < 1500 * 54 + 80  # rows do not jump
+    assert 600 * 54 <= high < 600 * 54 + 80  # rows do not jump
     drawn = """async () => { const list = document.querySelector('#list'), start = performance.now();
-      for (let k = 0; k < 40; k++) { list.scrollTop = k * 1900; await new Promise(requestAnimationFrame); }
+      for (let k = 0; k < 40; k++) { list.scrollTop = k * 750; await new Promise(requestAnimationFrame); }
       return (performance.now() - start) / 40; }"""
     assert one.page.evaluate(drawn) < 100  # ms a frame, of a loaded machine without a graphics card
     one.page.context.close()
