@@ -407,7 +407,9 @@ def test_hostile_words_are_words(where: str, browser: Any, request: pytest.Fixtu
     painted(one.page, 6)
     assert one.page.locator("dialog.sample h3").text_content() == f"“{HOSTILE}”"
     assert one.page.title().startswith("glamm-mini")
-    go(one.page, path, q=HOSTILE, order="</script>", a=HOSTILE, open=HOSTILE, set="__proto__")
+    for order in ("</script>", "constructor"):
+        go(one.page, path, q=HOSTILE, order=order, a=HOSTILE, open=HOSTILE, set="__proto__", table=HOSTILE)
+        assert one.page.locator("#browse select[name=order]").input_value() == ""
     assert one.page.title().startswith("glamm-mini") and one.complaints == []
     one.page.context.close()
 

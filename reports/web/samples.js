@@ -17,7 +17,8 @@ function startSamples() {
     choice("table", "Table"), choice("set", "Data"), choice("at", "Budget"), choice("order", "Sort by"), choice("one", ""), choice("other", "over"), menu);
   const field = (name) => tools.elements[name];
   field("one").setAttribute("aria-label", "Sort by this one");
-  let rows = null, reading = null, order = [], number_of = -1, methods = [], head = [];
+  let rows = null, reading = null, order = [], opened = -1, methods = [], head = [];
+  let drawn = null; // of the rows: what they are sorted by, the budget, and the score of each method that is shown
 
   // --- what is asked for
   const tableNumber = () => Math.max(0, DATA.tables.findIndex((table) => table.title === address.get("table")));
@@ -36,7 +37,7 @@ function startSamples() {
   function asked() {
     const names = linesAt().filter((line) => !line.bound).map((line) => line.pruner);
     const named = (key, other) => (lineOf(address.get(key)) ? address.get(key) : other);
-    const kind = address.get("order") in ORDERS ? address.get("order") : "", a = named("a", names[0] ?? bound().pruner);
+    const kind = Object.hasOwn(ORDERS, address.get("order")) ? address.get("order") : "", a = named("a", names[0] ?? bound().pruner);
     return { kind, a, b: named("b", names.find((name) => name !== a) ?? a) };
   }
   function chosenMethods() {
@@ -47,12 +48,13 @@ function startSamples() {
   }
 
   // --- scores, in percent
-  const widthOf = () => table().lines.length;
-  const scoreAt = (at, line) => { const value = rows.scores[tableNumber()][at * widthOf() + table().lines.indexOf(line)]; return value < 0 ? null : value / 10; };
   const minus = (x, y) => (known(x) && known(y) ? x - y : null);
+  function column(line) {
+    const { lines } = table(), place = lines.indexOf(line), scores = rows.scores[tableNumber()], wide = lines.length;
+    return (at) => { const value = place < 0 ? -1 : scores[at * wide + place]; return value < 0 ? null : value / 10; };
+  }
   function keyOf() {
-    const { kind, a, b } = asked(), lines = table().lines, scores = rows.scores[tableNumber()], wide = lines.length;
-    const column = (line) => { const place = lines.indexOf(line); return (at) => { const value = place < 0 ? -1 : scores[at * wide + place]; return value < 0 ? null : value / 10; }; };
+    const { kind, a, b } = asked();
     const full = column(bound()), one = column(lineOf(a)), other = column(lineOf(b));
     if (kind === "loss") {
       const mean = linesAt().filter((line) => !line.control && !line.truth && !line.bound).map(column);
@@ -64,7 +66,7 @@ function startSamples() {
     return null;
   }
   function arrange() {
-    const scores = rows.scores[tableNumber()], wide = widthOf(), words = address.get("q").toLowerCase().split(/\s+/).filter(Boolean), set = index.columns.indexOf(address.get("set")), key = keyOf();
+    const scores = rows.scores[tableNumber()], wide = table().lines.length, words = address.get("q").toLowerCase().split(/\s+/).filter(Boolean), set = index.columns.indexOf(address.get("set")), { key } = drawn;
     const held = (at) => { for (let place = at * wide; place < (at + 1) * wide; place++) if (scores[place] >= 0) return true; return false; };
     order = [];
     for (let at = 0; at < index.count; at++) {
@@ -79,32 +81,32 @@ function startSamples() {
   }
 
   // --- the list
-  const body = make("tbody"), heads = make("tr"), columns = make("colgroup"), grid = make("table", { "aria-label": "Samples" }, columns, make("thead", {}, heads), body);
+  const body = make("tbody"), heads = make("tr"), columns = make("colgroup"), grid = make("table", { role: "grid", "aria-label": "Samples" }, columns, make("thead", {}, heads), body);
   list.append(grid);
   let active = 0, waiting = 0;
   const words = (at) => `${rows.sample[at]}, expression ${rows.expression[at]}`;
-  function cell(at, line) {
-    const score = scoreAt(at, line), node = make("td", {}, number(score));
+  function cell(score) {
+    const node = make("td", {}, number(score));
     if (known(score)) node.style.setProperty("--part", `${score}%`);
     return node;
   }
   function rowOf(place) {
-    const at = order[place], key = keyOf(), picture = rows.picture[at];
+    const at = order[place], { key } = drawn, picture = rows.picture[at];
     const image = picture < 0 ? make("span", { class: "thumb" }) : make("img", { class: "thumb", loading: "lazy", alt: "", src: addressOf(picture) });
     return make("tr", { tabindex: place === active ? 0 : -1, "data-place": place, "aria-rowindex": place + 2, "aria-label": `${rows.text[at]}, ${words(at)}: open` },
       make("th", { scope: "row", title: rows.text[at] }, image, make("span", { class: "words" }, make("b", {}, rows.text[at]), make("small", {}, words(at)))),
-      make("td", {}, String(budget())), key ? make("td", { class: "key-value" }, key.form(key.value(at))) : null, ...methods.map((name) => cell(at, lineOf(name))));
+      make("td", {}, drawn.budget), key ? make("td", { class: "key-value" }, key.form(key.value(at))) : null, ...drawn.scores.map((score) => cell(score(at))));
   }
   const spacer = (high) => { const node = make("tr", { class: "spacer", "aria-hidden": "true" }, make("td", { colspan: head.length })); node.style.height = `${high}px`; return node; };
   function draw() {
     waiting = 0;
     const first = Math.max(0, Math.floor(list.scrollTop / ROW) - BEFORE_ROWS), last = Math.min(order.length, first + Math.ceil(list.clientHeight / ROW) + 2 * BEFORE_ROWS);
     const focused = body.contains(document.activeElement);
-    const drawn = [];
-    for (let place = first; place < last; place++) drawn.push(rowOf(place));
-    body.replaceChildren(spacer(first * ROW), ...drawn, spacer((order.length - last) * ROW));
+    const seen = [];
+    for (let place = first; place < last; place++) seen.push(rowOf(place));
+    body.replaceChildren(spacer(first * ROW), ...seen, spacer((order.length - last) * ROW));
     if (focused) (find(`[data-place="${active}"]`, body) || list).focus({ preventScroll: true });
-    else if (drawn.length && !find("[tabindex='0']", body)) drawn[0].tabIndex = 0;
+    else if (seen.length && !find("[tabindex='0']", body)) seen[0].tabIndex = 0;
   }
   list.addEventListener("scroll", () => { waiting ||= requestAnimationFrame(draw); });
   addEventListener("resize", () => { if (rows) waiting ||= requestAnimationFrame(draw); });
@@ -129,7 +131,7 @@ function startSamples() {
   });
 
   function drawHead() {
-    const key = keyOf(), { kind, a } = asked();
+    const { key } = drawn, { kind, a } = asked();
     const sort = (name) => make("button", { type: "button", title: `sort by ${name}`, on: { click: () => address.set({ order: kind === "low" && a === name ? "high" : "low", a: name }) || apply() } }, name);
     const names = ["expression", "budget", ...(key ? [key.head] : []), ...methods];
     head = names;
@@ -168,7 +170,7 @@ function startSamples() {
 
   // --- a sample
   const dialog = sampleDialog({
-    go: (by) => { const to = number_of + by; if (to >= 0 && to < order.length) { move(to, false); open(to, false); } },
+    go: (by) => { const to = opened + by; if (to >= 0 && to < order.length) { move(to, false); open(to, false); } },
     closed: () => { address.set({ open: null }); if (rows) move(active); },
     turn: (to) => { address.set({ budget: to }, false); apply(); },
   });
@@ -180,10 +182,10 @@ function startSamples() {
   }
   function showOpen(place) {
     const at = order[place], here = linesAt(), { kind, a } = asked();
-    number_of = place;
+    opened = place;
     dialog.show({
       table: table(), budget: budget(), budgets: budgets(), at, part: rows.part[at], text: rows.text[at], lines: here, measure: measure(),
-      scores: (line) => scoreAt(at, line), chosen: kind && kind !== "loss" ? a : null, first: place === 0, last: place === order.length - 1,
+      scores: (line) => column(line)(at), chosen: kind && kind !== "loss" ? a : null, first: place === 0, last: place === order.length - 1,
       words: `${words(at)} · ${index.columns[rows.column[at]]} · ${whole(place + 1)} of ${whole(order.length)} in the list`,
     });
   }
@@ -200,8 +202,9 @@ function startSamples() {
   async function apply() {
     drawTools();
     try { await (reading ||= read()); } catch (error) { reading = null; status.textContent = error.message; return; }
-    arrange();
     methods = chosenMethods();
+    drawn = { key: keyOf(), budget: String(budget()), scores: methods.map((name) => column(lineOf(name))) };
+    arrange();
     drawTools();
     drawHead();
     active = Math.max(0, Math.min(active, order.length - 1));
