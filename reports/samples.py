@@ -123,6 +123,8 @@ def _asked(runs: Runs, tables: Sequence[Table]) -> pd.DataFrame:
     scored = pd.concat([table.group.frame[[*KEY, "run", "frames"]] for table in tables])
     scored = scored.drop_duplicates(KEY)
     asked = scored.merge(runs.samples, on=["run", "sample", "expression"])
+    words = ["text", "truth", "image"]
+    asked[words] = asked[words].fillna("")  # JSON has no NaN
     asked["column"] = asked["dataset"] + ":" + asked["split"]
     known = asked[COLUMN].drop_duplicates().itertuples(index=False, name=None)
     rank = {one: place for place, one in enumerate(sorted(known, key=column_rank))}
