@@ -97,7 +97,7 @@ def report(
             was not measured, or `out` cannot be written.
     """
     from pruners.base import UserError
-    from reports import export, figures, frames, leaderboard, page
+    from reports import export, figures, frames, leaderboard, page, samples
     from reports.gather import gather
     from reports.tables import tables
 
@@ -109,12 +109,13 @@ def report(
     target = Path(out) if out is not None else Path(named[0])
     told("page")
     whole = frames.sheet(runs, found)
+    shown = page.page(runs, found)
     texts = {
         MARKDOWN: _markdown(runs, found, target),
         CSV: export.csv(leaderboard.per_seed(runs.frame)),
         JSON: export.json_text(whole),
         COMPARED: export.csv(leaderboard.compared(list(found))),
-        PAGE: page.html(runs, found),
+        PAGE: shown.text,
     }
     if latex:
         texts[LATEX] = export.tex(whole)
@@ -122,13 +123,14 @@ def report(
         target.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             export.write_text(target / name, text)
+        beside = samples.write_beside(target, shown.parts, shown.pictures)
         told("figures")
         drawn = figures.draw_figures(runs, found, target / FIGURES)
     except OSError as error:
         raise UserError(
             f"Cannot write to {str(target)!r} ({error.strerror}); give --out a folder that you may write."
         ) from error
-    return Report(runs, tuple(found), (*(target / name for name in texts), *drawn))
+    return Report(runs, tuple(found), (*(target / name for name in texts), *beside, *drawn))
 
 
 def _markdown(runs: Runs, found: Sequence[Table], target: Path) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,50 +21,50 @@ from reports.gather import Runs
 from reports.kept import kept_words, lit
 from reports.tables import BOUND, Table
 
-BYTES = 2_500_000  # of pictures in a page
+BYTES = 1_000_000  # of pictures in a page
 PICTURES = "images"  # folder of a run
 ANSWERS = 6_000  # masks in a page; of a clip one per frame that is shown
 BEFORE = "centre-crop"  # the geometry of runs that do not name one
 KINDS = ("best", "median", "worst", "random")
-ANSWER = [
-    "pruner",
-    "seed",
-    "kept",
-    "mask",
-    "intersection",
-    "union",
-    "iou",
-    "coverage",
-    "cell",
-    "grid",
-    "geometry",
+# what a card shows of a record is made of
+RECORD = [
+    *("cell", "seed", "frames", "views", "shown", "grid", "geometry", "tokens_final"),
+    *("iou", "coverage", "intersection", "union", "kept", "mask", "curves", "j", "f", "j_fixed", "f_fixed"),
 ]
-Shots = dict[
-    tuple[int, str], list[tuple[int, str]]
-]  # (run, image) -> frames that have a picture, and its path
+Shot = tuple[int, str, int]  # number of a frame, path of its picture below the run folder, bytes
+Shots = dict[tuple[int, str], list[Shot]]  # (run, image) -> frames that have a picture
 
 
-def pictures(runs: Runs, tables: list[Table]) -> dict[str, Any]:
+def pictures(
+    runs: Runs, tables: list[Table], shots: Shots, images: dict[str, int], room: int
+) -> dict[str, Any]:
     """Per pruner and budget its best, median, worst and a random expression, with the answers of all pruners
     to each.
 
+    Args:
+        shots: as `shots_of`.
+        images: numbers of the page's pictures, by run and path; those that are shown are added.
+        room: bytes of answers.
+
     Returns:
-        `images`: addresses; `items`: expressions with their truth; `answers`: per table, budget and item the
-        answers; `picks`: (table, budget, pruner, kind, item); `of`: number of images that they are chosen
-        from, and `clips`: of clips.
+        `items`: expressions with their truth; `answers`: per table, budget and item the answers; `picks`:
+        (table, budget, pruner, kind, item); `of`: number of images that they are chosen from, and `clips`: of
+        clips.
     """
-    chosen, shots = _affordable(runs)
-    found: dict[str, Any] = {"images": [], "items": [], "answers": {}, "picks": [], "of": 0, "clips": 0}
+    chosen = _affordable(runs, shots)
+    found: dict[str, Any] = {"items": [], "answers": {}, "picks": [], "of": 0, "clips": 0}
     if chosen.empty:
         return found
     for name, part in (("of", chosen[chosen["frames"] == 1]), ("clips", chosen[chosen["frames"] > 1])):
         found[name] = int(part.groupby(COLUMN)["sample"].nunique().sum())
     items: dict[tuple[str, int], int] = {}
-    images: dict[str, int] = {}
     facts = {(row["sample"], row["expression"]): row for row in chosen.to_dict("records")}
     count = 0
     for number, table in enumerate(tables):
         frame = table.group.frame
+        frame = frame[
+            ["sample", "expression", "pruner", "budget", *(name for name in RECORD if name in frame)]
+        ]
         frame = frame[frame["seed"] == frame.groupby(["pruner", "budget"])["seed"].transform("min")]
         frame = frame.merge(chosen[["sample", "expression"]], on=["sample", "expression"])
         frame = frame[frame["mask"].astype(bool) & frame["kept"].astype(bool) & frame["grid"].notna()]
@@ -78,50 +80,67 @@ def pictures(runs: Runs, tables: list[Table]) -> dict[str, Any]:
                 if line.budget != budget or part.empty:
                     continue
                 for kind, key in _choose(part).items():
-                    if key not in items:
-                        items[key] = len(items)
-                        found["items"].append(_item(facts[key], shots, images))
-                    name = f"{number}:{budget}:{items[key]}"
+                    name = f"{number}:{budget}:{items.get(key)}"
                     if name not in found["answers"]:
-                        masks = len(by_item[key]) * len(_shots(facts[key], shots))
+                        there = shots[shot_key(facts[key])]
+                        masks = len(by_item[key]) * len(there)
                         if count + masks > ANSWERS:
                             continue
-                        count += masks
-                        found["answers"][name] = _answers(by_item[key], table, facts[key], shots)
+                        told = _answers(by_item[key], table, facts[key], there)
+                        size = len(json.dumps(told)) + 2 * len(str(facts[key]["truth"])) + 500
+                        if size > room:
+                            continue
+                        count, room = count + masks, room - size
+                        if key not in items:
+                            items[key] = len(items)
+                            found["items"].append(item_of(facts[key], there, images))
+                        name = f"{number}:{budget}:{items[key]}"
+                        found["answers"][name] = told
                     found["picks"].append([number, int(budget), line.pruner, kind, items[key]])
-    found["images"] = [_address(runs, path) for path in images]
     return found
 
 
-def _affordable(runs: Runs) -> tuple[pd.DataFrame, Shots]:
+def shots_of(runs: Runs) -> Shots:
+    """The frames of every sample that have a picture in the run's own folder."""
+    if runs.samples.empty or "image" not in runs.samples:
+        return {}
+    frames = runs.frame.groupby("sample")["frames"].max()
+    one = runs.samples[runs.samples["image"].astype(bool)].drop_duplicates(["run", "image"])
+    counts = one["sample"].map(frames).fillna(1)
+    return {
+        (int(run), str(image)): [
+            (number, name, path.stat().st_size)
+            for number, name in pictured(str(image), int(count))
+            if (path := recorded_picture(runs.runs[int(run)].folder, name))
+        ]
+        for run, image, count in zip(one["run"], one["image"], counts, strict=True)
+    }
+
+
+def shot_key(facts: Mapping[Any, Any]) -> tuple[int, str]:
+    """The key of a sample's pictures."""
+    return int(facts["run"]), str(facts["image"])
+
+
+def _affordable(runs: Runs, shots: Shots) -> pd.DataFrame:
     """Expressions whose image has a picture, split by split in turn until the pictures fill the page, where
-    all frames of a clip count; and the pictures of each."""
+    all frames of a clip count."""
     frame = runs.samples
-    if frame.empty or "image" not in frame:
-        return pd.DataFrame(columns=["run", *COLUMN, "sample", "frames"]), {}
+    if not shots:
+        return pd.DataFrame(columns=["run", *COLUMN, "sample", "frames"])
     frames = runs.frame.groupby("sample")["frames"].max()
     frame = frame.assign(frames=frame["sample"].map(frames).fillna(1).astype(int))
     frame = frame[frame["image"].astype(bool)].drop_duplicates(["sample", "expression"])
     one = frame.drop_duplicates("sample").copy()
     one["turn"] = one.groupby(COLUMN).cumcount()
     one = one.sort_values(["turn", *COLUMN], kind="stable")
-    shots: Shots = {}
-    sizes = []
-    for run, image, count in zip(one["run"], one["image"], one["frames"], strict=True):
-        there = [
-            (number, name, path.stat().st_size)
-            for number, name in pictured(str(image), int(count))
-            if (path := recorded_picture(runs.runs[int(run)].folder, name))
-        ]
-        shots[int(run), str(image)] = [(number, name) for number, name, _ in there]
-        sizes.append(sum(size for _, _, size in there))
+    sizes = [
+        sum(size for _, _, size in shots[int(run), str(image)])
+        for run, image in zip(one["run"], one["image"], strict=True)
+    ]
     known = pd.Series(sizes, index=one.index)
     kept = one[(known > 0) & (known.cumsum() <= BYTES)]
-    return frame[frame["sample"].isin(kept["sample"])], shots
-
-
-def _shots(facts: dict[Any, Any], shots: Shots) -> list[tuple[int, str]]:
-    return shots[int(facts["run"]), str(facts["image"])]
+    return frame[frame["sample"].isin(kept["sample"])]
 
 
 def _choose(part: pd.DataFrame) -> dict[str, tuple[str, int]]:
@@ -139,9 +158,9 @@ def _choose(part: pd.DataFrame) -> dict[str, tuple[str, int]]:
     }
 
 
-def _item(facts: dict[Any, Any], shots: Shots, images: dict[str, int]) -> dict[str, Any]:
+def item_of(facts: Mapping[Any, Any], shots: Sequence[Shot], images: dict[str, int]) -> dict[str, Any]:
     """An expression with its truth; of a clip `frames` say what there is of each frame that is shown, and
-    `points` at which frames curves are drawn."""
+    `points` at which frames curves are drawn. The `image` of what has no picture is None."""
     found = {
         "sample": facts["sample"],
         "expression": int(facts["expression"]),
@@ -150,66 +169,96 @@ def _item(facts: dict[Any, Any], shots: Shots, images: dict[str, int]) -> dict[s
         "width": int(facts["width"]),
         "truth": facts["truth"],
     }
+    places = [
+        images.setdefault(f"{facts['run']}/{name}", len(images)) if name else None for _, name, _ in shots
+    ]
     if facts["frames"] == 1:
-        return found | {"image": _place(facts, facts["image"], images)}
+        return found | {"image": places[0] if places else None}
     truth = str(facts["truth"]).split(BETWEEN)
-    there = _shots(facts, shots)
     return found | {
         "truth": "",
-        "length": facts["frames"],
+        "length": int(facts["frames"]),
         "frames": [
-            {
-                "number": number,
-                "truth": truth[number],
-                "image": _place(facts, name, images),
-            }
-            for number, name in there
+            {"number": number, "truth": truth[number], "image": place}
+            for (number, _, _), place in zip(shots, places, strict=True)
         ],
-        "points": points(facts["frames"], [number for number, _ in there]),
+        "points": points(int(facts["frames"]), [number for number, _, _ in shots]),
     }
 
 
-def _place(facts: dict[Any, Any], name: str, images: dict[str, int]) -> int:
-    """Number of a picture on the page."""
-    return images.setdefault(f"{facts['run']}/{name}", len(images))
-
-
-def _answers(part: pd.DataFrame, table: Table, facts: dict[Any, Any], shots: Shots) -> list[dict[str, Any]]:
+def _answers(
+    part: pd.DataFrame, table: Table, facts: Mapping[Any, Any], shots: Sequence[Shot]
+) -> list[dict[str, Any]]:
     order = {(line.pruner, line.budget): place for place, line in enumerate(table.lines)}
     places = [
         order[(str(pruner), int(budget))]
         for pruner, budget in zip(part["pruner"], part["budget"], strict=True)
     ]
-    found: list[dict[str, Any]] = []
-    numbers = [number for number, _ in _shots(facts, shots)]
+    numbers = [number for number, _, _ in shots]
+    seen: dict[str, list[list[float]]] = {}
+    found = []
     for row in part.assign(place=places).sort_values("place").to_dict("records"):
-        shown = {name: row[name] for name in ANSWER}
-        shown["iou"] = round(100 * row["iou"], 1)
-        shown["grid"] = [int(side) for side in row["grid"].split("x")]
-        shown["regions"] = _regions(shown.pop("geometry"), int(facts["height"]), int(facts["width"]))
-        shown["coverage"] = None if row["coverage"] != row["coverage"] else round(100 * row["coverage"], 1)
-        if facts["frames"] == 1:
-            kept = kept_tokens(str(row["kept"]), int(row["views"]) * shown["grid"][0] * shown["grid"][1])
-            patches = int(kept.sum())
-            shown |= {"kept": packed(lit(kept)), "patches": patches}
-            shown["told"] = kept_words(int(row["tokens_final"]), patches)
-        else:
-            shown |= clip_answer(row, len(shown["regions"]), numbers, points(facts["frames"], numbers))
-            del shown["mask"], shown["kept"]  # of all frames and views
-        found.append(shown)
+        known = geometry_of(row)
+        if known not in seen:
+            seen[known] = regions_of(known, int(facts["height"]), int(facts["width"]))
+        told = answer_of(row, len(seen[known]), numbers)
+        found.append({"pruner": row["pruner"]} | told | {"regions": seen[known]})
     return found
 
 
-def _regions(geometry: Any, height: int, width: int) -> list[list[float]]:
+def answer_of(row: Mapping[Any, Any], views: int, numbers: Sequence[int]) -> dict[str, Any]:
+    """What a card shows of a record: scores in percent, mask, and the bitmap of the bright patches.
+
+    Args:
+        row: of the records.
+        views: of one frame, as `regions_of` counts them.
+        numbers: frames that are shown of a clip.
+    """
+    rows, columns = (int(side) for side in row["grid"].split("x"))
+    told = {
+        "seed": row["seed"],
+        "intersection": row["intersection"],
+        "union": row["union"],
+        "iou": round(100 * row["iou"], 1),
+        "coverage": None if row["coverage"] != row["coverage"] else round(100 * row["coverage"], 1),
+        "cell": row["cell"],
+        "grid": [rows, columns],
+    }
+    if row["frames"] > 1:
+        return told | clip_answer(row, views, numbers, points(int(row["frames"]), numbers))
+    kept = str(row["kept"])
+    patches = int.from_bytes(base64.b64decode(kept), "big").bit_count()
+    if not patches:
+        kept = packed(lit(kept_tokens(kept, int(row["views"]) * rows * columns)))
+    return told | {
+        "kept": kept,
+        "mask": row["mask"],
+        "patches": patches,
+        "told": kept_words(int(row["tokens_final"]), patches),
+    }
+
+
+def geometry_of(row: Mapping[Any, Any]) -> str:
+    """The geometry of a record, also of a run that does not name one."""
+    return row["geometry"] if isinstance(row["geometry"], str) else BEFORE
+
+
+def regions_of(geometry: str, height: int, width: int) -> list[list[float]]:
     """What the views cover of an image, four digits; none where the run does not say."""
-    known = geometry if isinstance(geometry, str) else BEFORE
-    return [[round(edge, 4) for edge in region] for region in regions(known, height, width)]
+    return [[round(edge, 4) for edge in region] for region in regions(geometry, height, width)]
 
 
-def _address(runs: Runs, path: str) -> str:
+def address(runs: Runs, path: str) -> str:
+    """A picture as an address that holds it."""
+    content = jpeg(runs, path)
+    return "data:image/jpeg;base64," + base64.b64encode(content).decode() if content else ""
+
+
+def jpeg(runs: Runs, path: str) -> bytes:
+    """The content of a picture, by run and path; empty if it is none."""
     number, _, name = path.partition("/")
     picture = recorded_picture(runs.runs[int(number)].folder, name)
-    return "data:image/jpeg;base64," + base64.b64encode(picture.read_bytes()).decode() if picture else ""
+    return picture.read_bytes() if picture else b""
 
 
 def recorded_picture(folder: Path, name: str) -> Path | None:

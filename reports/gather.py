@@ -22,6 +22,8 @@ from reports.comparable import BOUND, COLUMN, KEPT, SETTING, fitting, medium_of
 RESULT = ["cell", "data", "sample", "expression"]
 # and of a method that does not draw, whose cell may name a seed
 WITHOUT_SEED = [*SETTING, "pruner", "budget", "budget_kind", "positions", "data", "sample", "expression"]
+# characters of masks and kept tokens that a report holds: of a whole data set they are gigabytes
+HELD = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def gather(folders: Sequence[str | Path]) -> Runs:
     """
     runs, frames, samples, costs = [], [], [], []
     notes: list[str] = []
+    room = HELD
     for number, folder in enumerate(map(Path, folders)):
         frame, failed = records.load_records(folder), records.failures(folder)
         if frame.empty:
@@ -97,10 +100,8 @@ def gather(folders: Sequence[str | Path]) -> Runs:
         drawn = {cell: str(entry["setting"].get("draws", 0)) for cell, entry in cells_of(info).items()}
         frame["draws"] = frame["cell"].map(drawn)
         asked = records.samples(folder)
-        pictured = frame["sample"].isin(asked[asked["image"].astype(bool)]["sample"])
-        frame.loc[~pictured, ["kept", "mask"]] = (
-            ""  # nobody can see them, and of a whole data set they are gigabytes
-        )
+        held, room = _held(frame, set(asked[asked["image"].astype(bool)]["sample"]), room)
+        frame.loc[~held, ["kept", "mask"]] = ""
         if kept_on := sorted(set(frame["pruner"][frame["code"] != ""])):
             count = int((frame["code"] != "").sum())
             notes.append(
@@ -154,6 +155,19 @@ def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series[bool]]:
     first = frame.groupby([*SETTING, "pruner", "budget"], sort=False, dropna=False)["seed"].transform("first")
     frame = frame.assign(result=drawn.where(draws, fixed), seed=frame["seed"].where(draws, first))
     return frame, frame.duplicated("result")
+
+
+def _held(frame: pd.DataFrame, pictured: set[str], room: int) -> tuple[pd.Series[bool], int]:
+    """Records whose mask and tokens are held, and the characters that are left: those of all samples with a
+    picture, then of the others, split by split in turn, until the room is full."""
+    sizes = (frame["mask"].str.len() + frame["kept"].str.len()).groupby(frame["sample"]).sum()
+    one = frame.drop_duplicates("sample")[["sample", *COLUMN]].assign(turn=0)
+    one["turn"] = one.groupby(COLUMN).cumcount()
+    one["seen"] = one["sample"].isin(pictured)
+    one = one.sort_values(["seen", "turn", *COLUMN], ascending=[False, True, True, True], kind="stable")
+    size = one["sample"].map(sizes)
+    kept = one["sample"][one["seen"] | (size.cumsum() <= room)]
+    return frame["sample"].isin(kept), max(0, room - int(sizes[kept].sum()))
 
 
 def _one_cluster_per_medium(frame: pd.DataFrame) -> pd.DataFrame:

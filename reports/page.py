@@ -1,8 +1,12 @@
-"""One HTML file that holds the whole report: it asks nothing of a network and opens from a folder."""
+"""One HTML file that holds the whole report, but for the samples of larger runs, which lie beside it; it asks
+nothing of a network and opens from a folder."""
 
 from __future__ import annotations
 
 import base64
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +14,71 @@ import numpy as np
 
 from harness import metrics
 from harness.metrics.bootstrap import Estimate
-from reports import comparable, costs, diagnosis, figures, leaderboard, looks, pareto, publication, style
-from reports.gallery import pictures
+from reports import (
+    comparable,
+    costs,
+    diagnosis,
+    figures,
+    gallery,
+    leaderboard,
+    looks,
+    pareto,
+    publication,
+    samples,
+    style,
+)
+from reports.gallery import address, jpeg, pictures, shots_of
 from reports.gather import Runs
 from reports.tables import Against, Table, TableRow
 
 FOLDER = Path(__file__).parent / "web"
-SCRIPTS = ("common.js", "table.js", "charts.js", "masks.js", "clips.js", "start.js")
+STYLES = ("style.css", "samples.css")
+SCRIPTS = (
+    *("common.js", "address.js", "table.js", "charts.js", "masks.js", "clips.js"),
+    *("parts.js", "opened.js", "samples.js", "start.js"),
+)
+FIRST = ("method", "budget", "Avg.", "Rel. %", "95 %", "not apart from")  # columns of the page's tables
+SIZE = 1_500_000  # bytes of the page, unless its tables alone have more
+ANSWERS = 500_000  # bytes of those that are chosen for it
+NO_PICTURES = {"images": [], "items": [], "answers": {}, "picks": [], "of": 0, "clips": 0}
 
 
-def html(runs: Runs, tables: list[Table]) -> str:
-    """The page of the tables; the same numbers give the same text."""
+@dataclass(frozen=True)
+class Page:
+    """A page and what it reads from the folder beside it.
+
+    Attributes:
+        parts, pictures: as `reports.samples.write_beside` takes them; empty where the page holds them.
+    """
+
+    text: str
+    parts: dict[str, str]
+    pictures: tuple[bytes, ...]
+
+
+def page(runs: Runs, tables: list[Table]) -> Page:
+    """The page of the tables; the same numbers give the same text.
+
+    It holds all samples where they fit into SIZE bytes; else they lie beside it.
+    """
+    draw = _renderer(runs, tables)
+    shots, images = shots_of(runs), dict[str, int]()
+    room = SIZE - len(draw(NO_PICTURES, samples.Samples(), True).encode())
+    found = pictures(runs, tables, shots, images, max(0, min(ANSWERS, room)))
+    room -= len(json.dumps(found))
+    few = len(images)
+    browsed = samples.collect(runs, tables, shots, images)
+    sizes = {f"{run}/{name}": size for (run, _), part in shots.items() for _, name, size in part}
+    bytes_of = sum(sizes[one] for one in images)
+    if bytes_of <= gallery.BYTES and 4 * bytes_of // 3 + browsed.size <= room:
+        inside = found | {"images": [address(runs, one) for one in images]}
+        return Page(draw(inside, browsed, False), {}, ())
+    beside = found | {"images": [samples.picture_of(number) for number in range(few)]}
+    return Page(draw(beside, browsed, True), browsed.parts, tuple(jpeg(runs, one) for one in images))
+
+
+def _renderer(runs: Runs, tables: list[Table]) -> Callable[[dict[str, Any], samples.Samples, bool], str]:
+    """What makes the page's text of the pictures, the samples, and whether these lie beside it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -45,22 +103,28 @@ def html(runs: Runs, tables: list[Table]) -> str:
             "dim": style.DIM,
             "cover": style.COVER,
         },
-        "pictures": pictures(runs, tables),
     }
-    return environment.get_template("report.html").render(
-        title=" · ".join(dict.fromkeys(table.title for table in tables)),
-        notes=[
+    shown = {
+        "title": " · ".join(dict.fromkeys(table.title for table in tables)),
+        "notes": [
             *leaderboard.warning(runs),
             *comparable.why([table.group for table in tables], runs.facts),
             *runs.notes,
         ],
-        tables=[_view(table, runs, drawn) for table in tables],
-        diagnoses=[_diagnosis(run.folder, run.diagnosis) for run in runs.runs if run.diagnosis],
-        footer=leaderboard.footer(runs, tables),
-        data=data,  # jinja's tojson escapes <, >, & and '
-        style=_source("style.css"),
-        scripts=[_source(name) for name in SCRIPTS],
-    )
+        "tables": [_view(table, runs, drawn) for table in tables],
+        "diagnoses": [_diagnosis(run.folder, run.diagnosis) for run in runs.runs if run.diagnosis],
+        "footer": leaderboard.footer(runs, tables),
+        "style": "\n".join(map(_source, STYLES)),
+        "scripts": [_source(name) for name in SCRIPTS],
+    }
+    template = environment.get_template("report.html")
+
+    def draw(found: dict[str, Any], browsed: samples.Samples, beside: bool) -> str:
+        held = data | {"pictures": found, "samples": browsed.index(beside)}
+        # jinja's tojson escapes <, >, & and '
+        return template.render(**shown, data=held, beside=beside, parts={} if beside else browsed.parts)
+
+    return draw
 
 
 def _diagnosis(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
@@ -83,6 +147,7 @@ def _view(table: Table, runs: Runs, drawn: dict[str, looks.Look]) -> dict[str, A
     """What the template prints: the table as text, readable without scripts."""
     prices = costs.costs_of(runs.costs, table)
     named = {" ".join(column): column for column in table.columns}
+    sizes = {budget: table.size(budget) for budget in {line.budget for line in table.lines}}
     blocks = []
     heads: list[str] = []
     place = 0
@@ -90,7 +155,8 @@ def _view(table: Table, runs: Runs, drawn: dict[str, looks.Look]) -> dict[str, A
         rows = []
         for line in lines:
             cells = leaderboard.leaderboard_row(line, table) | costs.cost_row(line, prices)
-            heads = heads or list(cells)
+            cells["budget"] = sizes[line.budget]
+            heads = heads or [*FIRST, *(head for head in cells if head not in FIRST)]
             rows.append(
                 {
                     "line": place,
@@ -122,7 +188,7 @@ def _table(table: Table, runs: Runs) -> dict[str, Any]:
     prices = costs.costs_of(runs.costs, table)
     timed = costs.of_one_machine(prices)  # what charts draw
     twins = {(twin.line.pruner, twin.line.budget): twin for twin in publication.beside(table)}
-    lines = [line for _, block in table.blocks() for line in block]
+    lines = samples.lines_of(table)
     plotted = {price.key: _plotted(table, timed, price) for price in costs.PRICES}
     return {
         "title": table.title,
@@ -131,6 +197,7 @@ def _table(table: Table, runs: Runs) -> dict[str, Any]:
         "metric": {
             "title": table.metric.title,
             "unit": table.metric.unit_word,
+            "medium": table.metric.medium,
             "points": table.metric.points,
             "higher": table.metric.higher_is_better,
         },

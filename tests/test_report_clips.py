@@ -322,6 +322,33 @@ def test_it_plays_and_stops(one: Opened) -> None:
 
 
 @in_browser
+def test_a_clip_of_the_list_of_samples_has_its_frames(browser: Any, report: Path) -> None:
+    one = opened(browser, report)
+    page = one.page
+    page.goto("about:blank")
+    page.goto(f"{report.resolve().as_uri()}#?order=low&a=uniform")
+    until(page, "document.querySelectorAll('#list tr[data-place]').length > 0")
+    assert "J&F in percent" in page.locator("#found").inner_text()
+    scores = [float(text) for text in page.locator("#list td.key-value").all_inner_texts()]
+    assert scores == sorted(scores)
+    page.locator("#list tr[data-place]").first.click()
+    until(page, "document.querySelectorAll('dialog.sample canvas[data-place]').length === 4")
+    text = page.locator("dialog.sample button.card", has_text="uniform").inner_text()
+    assert f"J&F {scores[0]:.1f}" in text
+    shots = "() => [...document.querySelectorAll('dialog.sample canvas')].map(c => c.toDataURL())"
+    before = page.evaluate(shots)
+    page.locator("dialog.sample input[name=frame]").focus()
+    page.keyboard.press("ArrowRight")
+    until(page, f"document.querySelector('dialog.sample .clip').dataset.frame === '{SHOWN[1]}'")
+    assert all(old != new for old, new in zip(before, page.evaluate(shots), strict=True))
+    assert "frame 1 of 0 to " in page.locator("dialog.sample .told").inner_text()
+    page.keyboard.press("Escape")
+    until(page, "!document.querySelector('dialog.sample')")
+    assert one.complaints == []
+    page.context.close()
+
+
+@in_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_swipes_and_needs_no_sideways_scrolling(browser: Any, report: Path, scheme: str) -> None:
     phone = opened(browser, report, 390, 844, scheme, phone=True)

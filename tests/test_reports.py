@@ -42,7 +42,7 @@ def text_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setattr(statistics, "FEWEST", 2)
     monkeypatch.setattr(figures, "draw_figures", lambda runs, tables, folder: [])
-    monkeypatch.setattr(page, "html", lambda runs, tables: "")
+    monkeypatch.setattr(page, "page", lambda runs, tables: page.Page("", {}, ()))
 
 
 @pytest.fixture

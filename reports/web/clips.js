@@ -33,9 +33,8 @@ function curveOf(item, answers, chosen, place, wide) {
   return { svg, frameAt: (left) => scale(EDGE_CURVE.left, wide - EDGE_CURVE.right, 0, last)(left) };
 }
 
-// slider, button and curve of the clip that is shown; `draw` paints it at a place among its shown frames
-function clipPlayer() {
-  const root = find("#clip"), cards = find("#cards");
+// slider, button and curve of the clip whose cards are shown; `draw` paints it at a place among its shown frames
+function clipPlayer(root, cards) {
   const play = make("button", { type: "button", "aria-label": "Play the clip", "aria-pressed": "false" }, "▶");
   const slider = make("input", { type: "range", name: "frame", min: 0, value: 0, "aria-label": "Frame of the clip" });
   const words = make("span", { class: "told" }), curve = make("figure", { class: "curve" });

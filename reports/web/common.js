@@ -39,13 +39,28 @@ function facts(rows) {
   return list;
 }
 
+// a menu of columns: `act` gets the names that are left
+function fillMenu(menu, names, shown, act) {
+  const body = find("div", menu), focus = body.contains(document.activeElement) ? document.activeElement.value : null;
+  body.replaceChildren(...names.map((name) => make("label", {}, make("input", { type: "checkbox", name: "column", value: name, checked: shown.includes(name) }), ` ${name}`)));
+  body.onchange = () => act(all("input:checked", body).map((box) => box.value));
+  if (focus !== null) all("input", body).find((box) => box.value === focus)?.focus();
+  menu.hidden = false;
+}
+addEventListener("click", (event) => all("details.menu[open]").forEach((menu) => { if (!menu.contains(event.target) && event.target.isConnected) menu.open = false; }));
+addEventListener("keydown", (event) => { if (event.key === "Escape") all("details.menu[open]").forEach((menu) => { menu.open = false; find("summary", menu).focus(); }); });
+
+// set by the browser of samples, where there are any
+let browseWorst = null, showSamples = null;
+
 const dialog = find("#record");
-function openRecord(heading, below, big, parts) {
+function openRecord(heading, below, big, parts, links = []) {
   const body = find("div", dialog);
   body.replaceChildren(make("h3", {}, heading), make("small", {}, below));
   if (big) body.append(make("p", { class: "big" }, big[0], make("small", {}, ` ${big[1]}`)));
+  body.append(...links);
   for (const [title, rows] of parts) if (rows.length) body.append(make("h4", {}, title), facts(rows));
-  dialog.showModal();
+  if (!dialog.open) dialog.showModal();
   dialog.focus();
   dialog.scrollTop = 0; // the browser would show its button first
 }
@@ -86,7 +101,7 @@ function openNumber(table, line, column) {
   const where = column === null ? "Avg. over all columns" : table.columns[column];
   openRecord(lineName(line), `${where}, ${table.metric.title} in ${table.metric.unit}`, [number(score && score[0]), score ? `95 %: ${between(score)}` : ""], [
     ["Rests on", rows], [`Differences in ${table.metric.points} of ${table.metric.title}`, comparisons(line, column)], ["Costs", Object.entries(line.costs)], ["Comes from", origin],
-  ]);
+  ], browseWorst && known(score) ? [make("p", {}, make("a", { href: browseWorst(line, column, table), on: { click: () => { dialog.close(); requestAnimationFrame(showSamples); } } }, "Its worst samples"))] : []);
 }
 
 function tellNumber(table, line, column) {

@@ -9,3 +9,4 @@ find("#theme").addEventListener("click", () => {
 all(".board").forEach(startBoard);
 startCharts();
 startMasks();
+startSamples();

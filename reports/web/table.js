@@ -4,6 +4,9 @@ function startBoard(board) {
   const bodies = all("tbody", board), first = bodies.map((body) => [...body.rows]);
   const rows = all("tbody tr[data-line]", board), place = new Map(rows.map((row, index) => [row, index]));
   const lineOf = (row) => table.lines[Number(row.dataset.line)];
+  const suffix = Number(board.dataset.table) || "", key = (name) => `${name}${suffix}`; // in the address
+  const names = heads.map((head) => head.innerText.trim().replace(/\s+/g, " ")), menu = find(".menu", board);
+  const allBudgets = all("input[name=budget]", tools).map((box) => box.value);
   let sorted = null;
 
   const value = (row, column) => {
@@ -45,7 +48,7 @@ function startBoard(board) {
     if (cells.length && !cells.some((cell) => cell.tabIndex === 0)) cells[0].tabIndex = 0;
   }
 
-  const numbers = () => all("td[data-column]", board).filter((cell) => !cell.parentNode.hidden);
+  const numbers = () => all("td[data-column]", board).filter((cell) => !cell.parentNode.hidden && !cell.hidden);
   const columnOf = (cell) => (cell.dataset.column === "Avg." ? null : table.columns.indexOf(cell.dataset.column));
 
   for (const [column, head] of heads.entries()) {
@@ -54,12 +57,40 @@ function startBoard(board) {
       const again = sorted && sorted.column === column;
       if (again && sorted.down === words) sorted = null;
       else sorted = { column, down: again ? !sorted.down : !words };
-      heads.forEach((other) => other.removeAttribute("aria-sort"));
-      if (sorted) head.setAttribute("aria-sort", sorted.down ? "descending" : "ascending");
-      arrange();
+      address.set({ [key("rank")]: sorted && `${sorted.down ? "-" : ""}${names[column]}` });
+      follow();
     });
   }
-  tools.addEventListener("input", (event) => (event.target.name === "grouped" ? arrange() : show()));
+  tools.addEventListener("input", ({ target }) => {
+    if (target.closest(".menu")) return;
+    const budgets = all("input[name=budget]:checked", tools).map((box) => box.value), { controls, grouped, find: wanted } = tools.elements;
+    const changes = { [key("method")]: wanted.value, [key("rows")]: budgets.length === allBudgets.length ? null : budgets.join(" ") || "none", [key("controls")]: controls.checked ? null : "off", [key("grouped")]: grouped.checked ? null : "off" };
+    address.set(changes, target.name !== "find");
+    follow();
+  });
+  // columns that are left out, by name, so that a column of a later report is seen
+  function columns() {
+    const off = new Set(address.list(key("without")));
+    for (const row of [heads[0].parentNode, ...rows]) names.forEach((name, column) => { row.cells[column].hidden = off.has(name); });
+    const seen = names.filter((name) => !off.has(name));
+    for (const body of bodies) body.rows[0].cells[0].colSpan = seen.length;
+    fillMenu(menu, names.slice(1), seen, (shown) => { address.set({ [key("without")]: names.slice(1).filter((name) => !shown.includes(name)) }); follow(); });
+  }
+  // everything as the address says
+  function follow() {
+    const { elements } = tools, wanted = address.get(key("method")), some = address.get(key("rows")), rank = address.get(key("rank")), down = rank.startsWith("-");
+    if (elements.find.value !== wanted) elements.find.value = wanted;
+    all("input[name=budget]", tools).forEach((box) => { box.checked = !some || some.split(" ").includes(box.value); });
+    elements.controls.checked = address.get(key("controls")) !== "off";
+    elements.grouped.checked = address.get(key("grouped")) !== "off";
+    const column = names.indexOf(down ? rank.slice(1) : rank);
+    sorted = rank && column >= 0 ? { column, down } : null;
+    heads.forEach((head) => head.removeAttribute("aria-sort"));
+    if (sorted) heads[column].setAttribute("aria-sort", down ? "descending" : "ascending");
+    columns();
+    arrange();
+  }
+  address.follow(follow);
 
   board.addEventListener("mouseover", (event) => {
     const cell = event.target.closest("td[data-column]");
@@ -82,15 +113,15 @@ function startBoard(board) {
   board.addEventListener("keydown", (event) => {
     const cell = event.target.closest("td[data-column]");
     if (!cell) return;
-    const mine = all("td[data-column]", cell.parentNode), column = mine.indexOf(cell);
+    const inRow = (line_) => all("td[data-column]", line_).filter((one) => !one.hidden), mine = inRow(cell.parentNode), column = mine.indexOf(cell);
     const seen = all("tbody tr[data-line]", board).filter((row) => !row.hidden), row = seen.indexOf(cell.parentNode);
     const other = { ArrowRight: [row, column + 1], ArrowLeft: [row, column - 1], ArrowDown: [row + 1, column], ArrowUp: [row - 1, column] }[event.key];
     if (event.key === "Enter" || event.key === " ") { event.preventDefault(); open(cell); }
     if (!other) return;
     event.preventDefault();
-    const next = seen[other[0]] && all("td[data-column]", seen[other[0]])[other[1]];
+    const next = seen[other[0]] && inRow(seen[other[0]])[other[1]];
     if (next) rove(next);
   });
   all("td[data-column]", board).forEach((cell) => (cell.tabIndex = -1));
-  show();
+  follow();
 }
