@@ -109,6 +109,16 @@ Against = Annotated[
 ]
 # `report --baseline fastv`, as it was called before --baseline was a file everywhere
 OldAgainst = Annotated[str | None, _of(ASKED, "--baseline", help="--against", hidden=True)]
+Subset = Annotated[
+    Path | None,
+    _of(
+        ASKED,
+        "--subset",
+        metavar="FILE",
+        help="score the recorded masks on clean labels: RefCOCO-M (folder or .parquet), Ref-L4 (.json), "
+        "or a list of samples or expressions (.csv, .json); writes clean.md",
+    ),
+]
 MetricName = Annotated[
     str | None,
     _of(ASKED, "--metric", help="rank by this metric, e.g. giou; by default ciou, of clips j&f"),
