@@ -64,9 +64,9 @@ def _clean(
     others: Mapping[str, object],
 ) -> None:
     """Score recorded masks on other labels, and compare the boards."""
-    from harness.labels import join, read_labels, rescore
+    from harness.labels import answered, join, read_labels, rescore
     from pruners.errors import UserError
-    from reports.clean import clean_sheet, screen, write_clean
+    from reports.clean_text import clean_sheet, screen, write_clean
     from reports.gather import gather
 
     if odd := [name for name, value in others.items() if value]:
@@ -75,7 +75,8 @@ def _clean(
         )
     labels = read_labels(subset)
     gathered = gather(runs)
-    found = rescore(runs, join(labels, gathered.samples), gathered.samples)
+    asked = answered(gathered.samples, gathered.frame)
+    found = rescore(runs, join(labels, asked), asked)
     tables, written = write_clean(labels, gathered, found, out or runs[0], metric)
     print(screen(labels, found, tables))
     print(*written, sep="\n")

@@ -3,7 +3,7 @@
 
 from harness.labels.base import Label, Labels
 from harness.labels.files import read_labels
-from harness.labels.join import Joined, join
+from harness.labels.join import Joined, answered, join
 from harness.labels.rescore import Rescored, rescore
 
-__all__ = ["Joined", "Label", "Labels", "Rescored", "join", "read_labels", "rescore"]
+__all__ = ["Joined", "Label", "Labels", "Rescored", "answered", "join", "read_labels", "rescore"]

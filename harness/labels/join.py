@@ -48,6 +48,17 @@ class Joined:
     lost: Sequence[str]
 
 
+def answered(samples: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    """The expressions that a run answered: a protocol may ask a few of each image's.
+
+    Args:
+        samples, frame: as `harness.store.records.samples` and `load_records`.
+    """
+    keys = ["sample", "expression"]
+    known = pd.MultiIndex.from_frame(frame[keys].drop_duplicates())
+    return samples[pd.MultiIndex.from_frame(samples[keys]).isin(known)].reset_index(drop=True)
+
+
 def join(labels: Labels, samples: pd.DataFrame) -> Joined:
     """Find the expressions that labels speak of.
 
@@ -89,7 +100,7 @@ def _by_text(labels: Labels, asked: pd.DataFrame) -> Joined:
             f"{', '.join(there)}.{nearest(wanted, there)}"
         )
     book = _Book()
-    used: set[int] = set()
+    used: set[tuple[int, str, int]] = set()
     for column in mine:
         part = asked[(asked["dataset"] == column[0]) & (asked["split"] == column[1])]
         for (image, text), rows in _spoken(part).items():
@@ -98,15 +109,15 @@ def _by_text(labels: Labels, asked: pd.DataFrame) -> Joined:
                 if label is None:
                     book.add(ELSEWHERE if candidates else UNKNOWN, row)
                     continue
-                used.add(id(label))
+                used.add((image, text, id(label)))
                 book.add(KEPT if label.keep else DROPPED, row)
                 if label.keep and label.truth is not None:
                     book.truths[row["sample"], row["expression"]] = _truth(labels, label, row)
     free = [
         f"{text!r} of {label.where}"
-        for (_, text), given in labels.by_text.items()
+        for (image, text), given in labels.by_text.items()
         for label in given
-        if id(label) not in used
+        if (image, text, id(label)) not in used
     ]
     return book.closed(labels, tuple(mine), len(free), free[:EXAMPLES])
 
