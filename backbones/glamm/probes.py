@@ -16,12 +16,13 @@ from backbones.probes import Probes
 
 if TYPE_CHECKING:
     from backbones.glamm.seeing import GlammSeeing
+    from backbones.tower import ClipTower
 
 
 class GlammProbes(Probes):
-    """Looks into the CLIP of a loaded GLaMM."""
+    """Looks into the CLIP of a loaded GLaMM, or into CLIP alone."""
 
-    def __init__(self, backbone: GlammSeeing) -> None:
+    def __init__(self, backbone: GlammSeeing | ClipTower) -> None:
         self._backbone = backbone
 
     def plain(self, expression: str) -> Turn:

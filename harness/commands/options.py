@@ -39,8 +39,13 @@ Pruners = Annotated[
         help="'all', names, globs, parameters: 'litelvlm,fastv(layer=3),vis*'",
     ),
 ]
+LAB = "with --clip alone, the laboratory: "
+LabPruners = Annotated[
+    str, _of(ASKED, "--pruners", "--pruner", help=f"{LAB}whose choices are measured, as in a run")
+]
 BUDGETS, BUDGET = ("--budgets", "--budget"), "visual tokens that the language model gets: "
 Budgets = Annotated[str, _of(ASKED, *BUDGETS, help=f"{BUDGET}counts and shares, 64,33%,0.33")]
+LabBudgets = Annotated[str, _of(ASKED, *BUDGETS, help=f"{LAB}visual tokens kept, counts and shares")]
 OneBudget = Annotated[str, _of(ASKED, *BUDGETS, help=f"{BUDGET}one count or share, 64 or 33%")]
 Protocol = Annotated[
     str | None,
@@ -180,6 +185,15 @@ TokenizerOf = Annotated[
     _of(MODEL, CHECKPOINT, help="official checkpoint folder, whose tokenizer counts the conversation"),
 ]
 Clip = Annotated[str | None, _of(MODEL, "--clip", help="CLIP folder or hub name: glamm(clip='DIR')")]
+DiagnosedClip = Annotated[
+    str | None,
+    _of(
+        MODEL,
+        "--clip",
+        help="CLIP folder, hub name, or glamm-mini for the embedded one: without --checkpoint and --backbone "
+        "the laboratory on CLIP alone, else glamm(clip='DIR')",
+    ),
+]
 SamDims = Annotated[
     Path | None,
     _of(
