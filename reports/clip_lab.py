@@ -188,7 +188,7 @@ def markdown(found: Laboratory) -> str:
         f"{len(diagnosis.rows)} expressions of {found.images} images ({', '.join(diagnosis.datasets)}, "
         f"{which}); "
         f"{diagnosis.left_out} expressions left out because their referent fills no visual token; weights "
-        f"{diagnosis.fingerprint}. {speed(found)}",
+        f"{diagnosis.fingerprint}.",
     ]
     if found.bad:
         told = "; ".join(f"{why} ({count})" if count > 1 else why for why, count in reasons(found.bad))

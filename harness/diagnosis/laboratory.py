@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,7 +56,7 @@ class Laboratory:
         left_out: methods that CLIP alone cannot serve, and why.
         bad: images that could not be read, and why.
         images: that were measured.
-        seconds: that these took, and of these the vision tower.
+        seconds: that these took, reading included, and of these the vision tower.
         device: where it ran.
     """
 
@@ -138,10 +139,10 @@ def measure_laboratory(
         raise UserError(f"The similarities of {tower.name} cannot be read; give --clip DIR.")
     asked = _asked(tower, pruners, budgets)
     found = _Found()
-    started = time.perf_counter()
     for dataset, split in pairs:
         samples = data.load_samples(dataset, split, root)
         for sample in tqdm(samples[: limit or None], desc=f"{dataset} {split}", unit="image", disable=None):
+            started = time.perf_counter()
             try:
                 masks = sample.masks() == metrics.FOREGROUND
                 image = sample.image()
@@ -157,7 +158,7 @@ def measure_laboratory(
             found.similarities += seen
             measured = {row["expression"] for row in seen}
             found.choices += _choices(tower, sample, masks, measured, encoding, asked.cells)
-    seconds = time.perf_counter() - started
+            found.seconds += time.perf_counter() - started
     names = ", ".join(map(":".join, pairs))
     if found.bad and not found.images:
         raise UserError(
@@ -186,7 +187,7 @@ def measure_laboratory(
         asked.left_out,
         found.bad,
         found.images,
-        seconds,
+        found.seconds,
         found.encoding,
         tower.device,
     )
@@ -200,7 +201,7 @@ class _Found:
         self.choices: list[dict[str, Any]] = []
         self.bad: dict[str, str] = {}
         self.left_out = self.images = 0
-        self.encoding = 0.0
+        self.seconds = self.encoding = 0.0
 
 
 class _Asked(NamedTuple):
@@ -322,9 +323,15 @@ def coverage_radius(features: Tensor, kept: Tensor, grid: tuple[int, int]) -> tu
     """
     unit = torch.nn.functional.normalize(features.double(), dim=1)
     near = (unit @ unit[kept].T).max(dim=1).values
-    places = torch.stack(torch.meshgrid(*map(torch.arange, grid), indexing="ij"), dim=-1).view(-1, 2).double()
-    apart = torch.cdist(places, places[kept.cpu()]).min(dim=1).values
+    apart = _distances(grid)[kept.cpu()].min(dim=0).values
     return max(float(1 - near.min()), 0.0), float(apart.max())
+
+
+@lru_cache(maxsize=4)
+def _distances(grid: tuple[int, int]) -> Tensor:
+    """(N, N) between the patches of a grid."""
+    places = torch.stack(torch.meshgrid(*map(torch.arange, grid), indexing="ij"), dim=-1).view(-1, 2).double()
+    return torch.cdist(places, places)
 
 
 def reasons(bad: dict[str, str]) -> list[tuple[str, int]]:
