@@ -22,7 +22,6 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from backbones.base import Backbone, Encoding
 from harness import data, metrics
@@ -33,6 +32,7 @@ from harness.engine.budgets import tokens_of
 from harness.engine.cells import impossible
 from harness.engine.served import served
 from harness.metrics.bootstrap import Estimate, mean
+from harness.progress import each
 from pruners import checks
 from pruners.base import REFERENT, Pruner, ScorePruner, UserError, View
 from pruners.views import PER_TEXT
@@ -141,7 +141,7 @@ def measure_laboratory(
     found = _Found()
     for dataset, split in pairs:
         samples = data.load_samples(dataset, split, root)
-        for sample in tqdm(samples[: limit or None], desc=f"{dataset} {split}", unit="image", disable=None):
+        for sample in each(samples[: limit or None], f"looking at {dataset}:{split}"):
             started = time.perf_counter()
             try:
                 masks = sample.masks() == metrics.FOREGROUND

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 from pycocotools import mask as coco_mask
-from tqdm import tqdm
 
 from harness.labels.join import Joined, Key
+from harness.progress import stage
 from harness.store.answers import answers
 from pruners.base import UserError
 
@@ -82,9 +82,9 @@ def rescore(folders: Sequence[Path], joined: Joined, samples: pd.DataFrame) -> R
 def _batches(folder: Path, truths: Mapping[Key, str]) -> Iterator[pd.DataFrame]:
     """Answers to expressions with another truth, with progress."""
     columns = ["cell", "sample", "expression", "mask", "intersection", "union"]
-    with tqdm(desc="masks", unit="mask", unit_scale=True, disable=None) as bar:
+    with stage(f"counting masks of {folder}", unit="answers") as progress:
         for frame in answers(folder, columns, AT_ONCE):
-            bar.update(len(frame))
+            progress.advance(len(frame))
             wanted = pd.Series(
                 [key in truths for key in zip(frame["sample"], frame["expression"], strict=True)],
                 index=frame.index,
