@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from backbones.clip_alone import ClipTower, load_tower
 from backbones.glamm.backbone import GlammBackbone
-from backbones.tower import ClipTower, load_tower
 from harness import cli, data, metrics
 from harness.diagnosis import summary
 from harness.diagnosis.laboratory import (

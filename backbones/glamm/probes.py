@@ -15,8 +15,8 @@ from backbones.parts import clip
 from backbones.probes import Probes
 
 if TYPE_CHECKING:
+    from backbones.clip_alone import ClipTower
     from backbones.glamm.seeing import GlammSeeing
-    from backbones.tower import ClipTower
 
 
 class GlammProbes(Probes):

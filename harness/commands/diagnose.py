@@ -66,7 +66,8 @@ def diagnose(
     from harness.ranges import check_numbers
 
     check_numbers(limit=limit)
-    with begin(f"a diagnosis of {backbone} on device {device}", threads):
+    lab = _is_lab(context, clip, checkpoint)
+    with begin(f"a diagnosis of {f'CLIP alone, {clip},' if lab else backbone} on device {device}", threads):
         from backbones.device import told
         from harness.diagnosis import similarities as diagnosing
         from harness.engine.ranks import Place
@@ -75,7 +76,7 @@ def diagnose(
 
     check_out(out)
     import_plugins(plugin)
-    if _is_lab(context, clip, checkpoint):
+    if lab:
         plan = Plan(
             pruners=pruners,  # type: ignore[arg-type]
             budgets=budgets,  # type: ignore[arg-type]
@@ -145,14 +146,16 @@ def _is_lab(context: typer.Context, clip: str | None, checkpoint: Path | None) -
 
 def _laboratory(plan: Plan, clip: str, out: Path | None, export: Path | None) -> None:
     """Measure on CLIP alone."""
+    from backbones.clip_alone import load_tower
     from backbones.device import told
-    from backbones.tower import load_tower
     from harness.diagnosis.laboratory import measure_laboratory
     from harness.engine.ranks import Place
+    from harness.progress import stage
     from reports.clip_lab import board, findings, lab_sheet, speed, write_laboratory
 
     pruners, pairs = plan.chosen(), plan.pairs()
-    tower = load_tower(clip, Place().device(plan.device), plan.dtype)
+    with stage(f"loading CLIP from {clip}"):
+        tower = load_tower(clip, Place().device(plan.device), plan.dtype)
     found = measure_laboratory(tower, pairs, plan.limit or 0, pruners, plan.budgets, plan.data)
     page = write_laboratory(found, out or Path("results") / "diagnosis" / tower.name)
     print(told(plan.device, tower.device), file=sys.stderr)
