@@ -171,9 +171,11 @@ def _table(frame: pd.DataFrame, heading: str, score: Metric, redrawn: bool) -> C
     stacked = [part.assign(pruner=part["pruner"] + MARKS[board]) for board, part in parts.items()]
     drawn = Drawn(pd.concat(stacked, ignore_index=True), columns, score)
     lines = [
-        (str(pruner), int(budget), REFERENT.kind in str(rows["needs"].iloc[0]).split())
-        for (pruner, budget), rows in frame.groupby(LINE, sort=False)
-        if all(drawn.weights(pruner + MARKS[board], budget, columns) for board in parts)
+        (str(pruner), int(budget), REFERENT.kind in str(needs).split())
+        for pruner, budget, needs in frame.drop_duplicates(LINE)[[*LINE, "needs"]].itertuples(
+            index=False, name=None
+        )
+        if all(drawn.weights(str(pruner) + MARKS[board], int(budget), columns) for board in parts)
     ]
     rows = [_row(line, parts, drawn, columns) for line in lines]
     rows = sorted(_ranked(rows, score), key=lambda row: _order(row, score))

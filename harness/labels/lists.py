@@ -72,19 +72,11 @@ def _labels(path: Path, rows: list[tuple[str, Any]]) -> Labels:
     for where, one in rows:
         try:
             key = _key(one)
-            if key in found or (key[1] is not None and (key[0], None) in found):
-                raise ValueError(
-                    f"{_told(key)} is named before, at {found.get(key, found.get((key[0], None))).where}"
-                )  # type: ignore[union-attr]
+            if key in found:
+                raise ValueError(f"{_told(key)} is named before, at {found[key].where}")
         except ValueError as error:
             raise BadLabels(f"{where} of {str(path)!r} is wrong ({error}); mend it there.") from None
         found[key] = Label(where, truth=one.get("truth"))
-    twice = [key for key in found if key[1] is not None and key[0] is not None and (key[0], None) in found]
-    if twice:
-        raise BadLabels(
-            f"{str(path)!r} names the whole sample {twice[0][0]!r} and its expression {twice[0][1]}; leave "
-            f"one out."
-        )
     if not found:
         raise BadLabels(f"{str(path)!r} names no expression; write samples or expressions into it.")
     return Labels("list", path, RULE, by_id=found)
