@@ -124,16 +124,14 @@ def clean_markdown(labels: Labels, runs: Runs, found: Rescored, tables: Sequence
     columns = ", ".join(":".join(column) for column in found.joined.columns)
     legend = [
         f"Scores are {scores} over {columns}, the mean of these columns; splits that the labels do not "
-        f"speak of "
-        f"are left out of all boards.",
+        f"speak of are left out of all boards.",
         f"Intervals are {LEVEL:.0%} ones from images drawn again, the same draws for all boards and "
         f"methods, so "
         f"changes are paired. Apart: p below {ALPHA} after control of false discoveries over all pairs of "
         f"a board.",
         *(f"{verdict}: {meaning}." for verdict, meaning in LEGEND.items()),
         "Ranks are those within a budget, of what does not see the truth. A method that sees the truth "
-        "chose its "
-        "tokens by the recorded one.",
+        "chose its tokens by the recorded one.",
         f"All rows are in {BOARD}, all pairs in {PAIRS}; the run's own records and reports are as they were.",
     ]
     return "\n\n".join([*parts, "## How to read it", "\n".join(f"- {line}" for line in legend)]) + "\n"

@@ -24,11 +24,9 @@ from reports.style import STYLE, save
 PAGE, TABLE, ROWS = "clip-lab.md", "clip-lab.csv", "clip-lab-expressions.csv"
 FIGURES = {
     "recall": "Referent coverage by budget: the share of the referent's area whose visual tokens are kept. "
-    "Bars: 95 % "
-    "intervals over images.",
+    "Bars: 95 % intervals over images.",
     "spread": "How a choice is spread: effective rank of what is kept, against the farthest that a patch "
-    "lies from any "
-    "kept one on the grid; one panel per budget.",
+    "lies from any kept one on the grid; one panel per budget.",
 }
 DIGITS = {"auroc": 2, "rank": 1, "feature radius": 2, "grid radius": 1}
 MEANINGS = {
@@ -58,8 +56,7 @@ def _sink(found: Laboratory) -> str:
     what = "There is a text attention sink" if holds and more > 2 else "There is no text attention sink"
     return (
         f"{what} in {found.diagnosis.backbone}: {told} goes to the start token, {more:.1f} times of what "
-        f"even "
-        f"attention gives ({even:.2f})."
+        f"even attention gives ({even:.2f})."
     )
 
 
@@ -103,8 +100,7 @@ def _radius(found: Laboratory) -> Iterator[str]:
         least, most = (pick(holes, key=lambda name: holes[name].value) for pick in (min, max))
         yield (
             f"At {budget} tokens no patch is farther than {limits(holes[least], 1)} patches from a kept "
-            f"one with "
-            f"{least}, and {limits(holes[most], 1)} with {most}."
+            f"one with {least}, and {limits(holes[most], 1)} with {most}."
         )
 
 
@@ -173,8 +169,7 @@ def speed(found: Laboratory) -> str:
     per = 100 / max(found.images, 1)
     return (
         f"{found.images} images took {found.seconds:.1f} s on {found.device}, {per * found.seconds:.1f} s "
-        f"per 100 "
-        f"images, of which the vision tower {per * found.encoding:.1f} s."
+        f"per 100 images, of which the vision tower {per * found.encoding:.1f} s."
     )
 
 
@@ -195,8 +190,7 @@ def markdown(found: Laboratory) -> str:
         parts.append(f"**{len(found.bad)} images could not be read and are not in any number: {told}**")
     parts += [
         f"## The claim\n\nAUROC of the similarities, ranks of the referent's tokens and the attention of "
-        f"every layer: "
-        f"[{SIMILARITIES_PAGE}]({SIMILARITIES_PAGE}).",
+        f"every layer: [{SIMILARITIES_PAGE}]({SIMILARITIES_PAGE}).",
         "![ranks](ranks.svg)",
         "![sink](sink.svg)",
         "## What methods keep",

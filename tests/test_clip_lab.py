@@ -123,11 +123,12 @@ def test_the_tower_is_glamms(tower: ClipTower, glamm: GlammBackbone, root: Path)
     ):
         assert torch.allclose(view.signal(need), other.signal(need), atol=1e-4), need
     assert (view.referent == other.referent).all() and tower.grid == glamm.grid
-    one, two = (look(back, back.probes, sample, enc) for back, enc in ((tower, seen), (glamm, whole)))
-    for ours, theirs in zip(one, two, strict=True):
-        assert ours.keys() == theirs.keys()
-        for name in ours:
-            assert ours[name] == pytest.approx(theirs[name], abs=0.02), name
+    assert tower.probes is not None and glamm.probes is not None
+    rows = look(tower, tower.probes, sample, seen), look(glamm, glamm.probes, sample, whole)
+    for mine, other_row in zip(*rows, strict=True):
+        assert mine.keys() == other_row.keys()
+        for name in mine:
+            assert mine[name] == pytest.approx(other_row[name], abs=0.02), name
 
 
 def test_the_tower_segments_nothing(tower: ClipTower) -> None:
@@ -296,8 +297,8 @@ def test_the_command_measures_the_embedded_clip(
 ) -> None:
     for module in (clip_lab, diagnosis_page):  # figures have their own test
         monkeypatch.setattr(module, "save", lambda figure, stem: [])
-    words = ("diagnose", "--clip", "glamm-mini", "--datasets", "refshapes:val", "--limit", 2)
-    words += ("--pruners", "none,random,litelvlm,cdpruner", "--budgets", 64, "--out", tmp_path / "lab")
+    asked = ("diagnose", "--clip", "glamm-mini", "--datasets", "refshapes:val", "--limit", 2)
+    words = (*asked, "--pruners", "none,random,litelvlm,cdpruner", "--budgets", 64, "--out", tmp_path / "lab")
     assert command(monkeypatch, *words, "--export", tmp_path / "t.json") == 0
     told = capsys.readouterr().out
     assert "clip-of-glamm-mini" in told and "s per 100 images" in told and "Left out" in told

@@ -137,7 +137,8 @@ def test_an_unfinished_run_gives_the_same_counts(run: Path, refcoco_m: Path, tmp
         found = rescore([folder], join(read_labels(refcoco_m), asked), asked).counts
         assert found is not None
         counts.append(found.sort_values(["cell", "sample", "expression"], ignore_index=True))
-    pd.testing.assert_frame_equal(*counts)
+    one, other = counts
+    pd.testing.assert_frame_equal(one, other)
 
 
 def test_an_object_elsewhere_is_another_one(run: Path, tmp_path: Path) -> None:

@@ -187,8 +187,7 @@ def _by_id(labels: Labels, asked: pd.DataFrame) -> Joined:
             if len(places) > 1:
                 raise BadLabels(
                     f"Expression {expression} ({label.where} of {str(labels.path)!r}) is in {len(places)} "
-                    f"samples "
-                    f"of the run, {places[0]} the first; name the sample beside it."
+                    f"samples of the run, {places[0]} the first; name the sample beside it."
                 )
             keys = [(place, int(expression or 0)) for place in places]
         elif sample not in samples:
@@ -203,8 +202,7 @@ def _by_id(labels: Labels, asked: pd.DataFrame) -> Joined:
             if key in meant:
                 raise BadLabels(
                     f"{label.where} of {str(labels.path)!r} names expression {key[1]} of {key[0]} again, "
-                    f"which "
-                    f"{meant[key].where} names; leave one out."
+                    f"which {meant[key].where} names; leave one out."
                 )
             meant[key] = label
     book = _Book()
@@ -228,8 +226,7 @@ def _check_split(labels: Labels, label: Label, sample: str, asked: pd.DataFrame)
     if f"{dataset}:{split}" not in held:
         raise BadLabels(
             f"{label.where} of {str(labels.path)!r} is of {dataset}:{split}, which the run does not have; "
-            f"it has "
-            f"{', '.join(held)}.{nearest(f'{dataset}:{split}', held)}"
+            f"it has {', '.join(held)}.{nearest(f'{dataset}:{split}', held)}"
         )
 
 
@@ -272,8 +269,7 @@ class _Book:
                 f"{str(labels.path)!r} gives masks of {len(self.truths)} expressions and none of "
                 f"{len(bare)}, "
                 f"{bare[0][1]} of {bare[0][0]} the first; scores of both kinds do not add up, so give "
-                f"masks of "
-                f"all or of none."
+                f"masks of all or of none."
             )
         return Joined(columns, self._found, self._examples, frozenset(self._kept), self.truths, unused, lost)
 
@@ -296,7 +292,6 @@ def _truth(labels: Labels, label: Label, row: Mapping[Any, Any]) -> str:
         reason = str(error).partition("(")[2].removesuffix(")")
         raise BadLabels(
             f"The mask of {label.where} in {str(labels.path)!r} is none of {row['sample']}, "
-            f"{width}x{height} px "
-            f"({reason}); mend it, or download the file again."
+            f"{width}x{height} px ({reason}); mend it, or download the file again."
         ) from None
     return run_lengths(mask > 0)
