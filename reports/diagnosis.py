@@ -119,7 +119,8 @@ def read_diagnosis(folder: Path) -> dict[str, Any] | None:
 # -- text
 
 
-def _limits(found: Estimate, digits: int = 3) -> str:
+def limits(found: Estimate, digits: int = 3) -> str:
+    """A number with its interval."""
     return _between(found.value, found.low, found.high, digits)
 
 
@@ -136,7 +137,7 @@ def _markdown(found: Diagnosis) -> str:
         [
             {
                 "similarity": name,
-                "AUROC of the referent": _limits(found.mean(f"auroc {name}")),
+                "AUROC of the referent": limits(found.mean(f"auroc {name}")),
                 "lowest tenth": f"{100 * found.mean(f'rank {name} 0').value:.1f} %",
                 "highest tenth": f"{100 * found.mean(f'rank {name} {BINS - 1}').value:.1f} %",
                 "what it is": text,
@@ -146,7 +147,7 @@ def _markdown(found: Diagnosis) -> str:
     ).to_markdown(index=False, disable_numparse=True)
     layers = pd.DataFrame(
         [
-            {"layer": k, "share on the start token": _limits(found.mean(f"start {k}"))}
+            {"layer": k, "share on the start token": limits(found.mean(f"start {k}"))}
             for k in range(found.layers)
         ]
     ).to_markdown(index=False, disable_numparse=True)
@@ -168,7 +169,7 @@ def _markdown(found: Diagnosis) -> str:
         "![ranks](ranks.svg)",
         f"Correlation over an image's tokens between similarity to [EOS] (of the question) and to [CLS]: "
         f"Pearson "
-        f"{_limits(found.mean('pearson'))}, Spearman {_limits(found.mean('spearman'))}.",
+        f"{limits(found.mean('pearson'))}, Spearman {limits(found.mean('spearman'))}.",
         "## Where [EOS] looks in the text",
         layers,
         f"Share of the [EOS] token's attention on the start token, mean over heads. A question has "

@@ -88,7 +88,7 @@ def _score_label(table: Table) -> str:
     return f"Avg. {table.metric.title}, {table.metric.unit}"
 
 
-def _drawn(look: Look, size: float = 4.5, width: float = 1.2) -> dict[str, Any]:
+def line_of(look: Look, size: float = 4.5, width: float = 1.2) -> dict[str, Any]:
     """A look as what matplotlib takes of a line with marks."""
     from matplotlib.path import Path as Outline
 
@@ -158,7 +158,7 @@ def _name_lines(axes: Any, ends: dict[str, tuple[float, float]], drawn: dict[str
             transform=axes.transAxes,
             clip_on=False,
             markevery=[1],
-            **_drawn(drawn[name], 3.5, 1.0),
+            **line_of(drawn[name], 3.5, 1.0),
         )
         axes.text(1.125, height, name, transform=axes.transAxes, fontsize=LETTER, va="center")
 
@@ -201,7 +201,7 @@ def budget_figure(table: Table, drawn: dict[str, Look]) -> Any:
         _budgets_axis(axes, budgets)
     for name, lines in curves.items():
         ys = [scale * line.average.value for line in lines if line.average]
-        axes.plot([line.budget for line in lines], ys, label=name, **_drawn(drawn[name]))
+        axes.plot([line.budget for line in lines], ys, label=name, **line_of(drawn[name]))
         ends[name] = (float(lines[-1].budget), ys[-1])
         for line, y in zip(lines, ys, strict=True):
             if len(curves) <= FEW and (error := _error(line, scale)) is not None:
@@ -278,7 +278,7 @@ def pareto_figure(table: Table, points: Sequence[Priced], price: Price, drawn: d
     ends: dict[str, tuple[float, float]] = {}
     for line, point in scored:
         y = scale * line.average.value if line.average else math.nan
-        style = _drawn(drawn[line.pruner], _mark_size(line.budget, budgets)) | {"linestyle": "none"}
+        style = line_of(drawn[line.pruner], _mark_size(line.budget, budgets)) | {"linestyle": "none"}
         axes.plot([point.cost], [y], alpha=SHADES[how.get(id(point), Standing.CLOSE)], zorder=3, **style)
         if point.dear > point.cheap:
             axes.hlines(y, point.cheap, point.dear, color=drawn[line.pruner].colour, linewidth=0.7, alpha=0.4)
@@ -312,7 +312,7 @@ def cost_figure(table: Table, points: Sequence[Priced], price: Price, drawn: dic
     for name, mine in _curves(lines).items():
         here = [next(point for line, point in points if line is one) for one in mine]
         budgets = [line.budget for line in mine]
-        axes.plot(budgets, [one.cost for one in here], label=name, **_drawn(drawn[name]))
+        axes.plot(budgets, [one.cost for one in here], label=name, **line_of(drawn[name]))
         spread = {"color": drawn[name].colour, "linewidth": 0.7, "alpha": 0.4}
         axes.vlines(budgets, [one.cheap for one in here], [one.dear for one in here], **spread)
         ends[name] = (float(budgets[-1]), here[-1].cost)

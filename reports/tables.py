@@ -166,7 +166,7 @@ def tables(runs: Runs, baseline: str | None = None, metric: str | None = None) -
     """
     media = set(medium_of(runs.frame))
     named = [metric] if metric else [name for medium, name in RANKED.items() if medium in media]
-    frames = [(score, _measured_by(score, runs.frame)) for score in map(metrics.get, named)]
+    frames = [(score, measured_by(score, runs.frame)) for score in map(metrics.get, named)]
     known = sorted({str(name) for _, frame in frames for name in frame["pruner"]})
     if baseline is not None and baseline not in known:
         raise UserError(
@@ -179,7 +179,7 @@ def tables(runs: Runs, baseline: str | None = None, metric: str | None = None) -
     return found
 
 
-def _measured_by(score: Metric, frame: pd.DataFrame) -> pd.DataFrame:
+def measured_by(score: Metric, frame: pd.DataFrame) -> pd.DataFrame:
     """The records that a metric ranks.
 
     Raises:

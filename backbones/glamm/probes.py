@@ -15,13 +15,14 @@ from backbones.parts import clip
 from backbones.probes import Probes
 
 if TYPE_CHECKING:
+    from backbones.clip_alone import ClipTower
     from backbones.glamm.seeing import GlammSeeing
 
 
 class GlammProbes(Probes):
-    """Looks into the CLIP of a loaded GLaMM."""
+    """Looks into the CLIP of a loaded GLaMM, or into CLIP alone."""
 
-    def __init__(self, backbone: GlammSeeing) -> None:
+    def __init__(self, backbone: GlammSeeing | ClipTower) -> None:
         self._backbone = backbone
 
     def plain(self, expression: str) -> Turn:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
 
 from harness.commands.options import (
     Checkpoint,
-    Clip,
     Data,
     Datasets,
     Debug,
     Device,
+    DiagnosedClip,
     DiagnosedLimit,
     DiagnosedRun,
     DiagnosisOut,
     Dtype,
+    LabBudgets,
+    LabPruners,
     OneBackbone,
     Plugins,
     SamDims,
@@ -26,19 +31,25 @@ from harness.commands.options import (
 )
 from harness.commands.tables import Export, export_to
 
+if TYPE_CHECKING:
+    from harness.plan import Plan
+
 IMAGES = 24  # per split, if nothing else is asked
 
 
 def diagnose(
+    context: typer.Context,
     backbone: OneBackbone = "glamm-mini",
     datasets: Datasets = "all",
     data: Data = None,
     limit: DiagnosedLimit = IMAGES,
+    pruners: LabPruners = "all",
+    budgets: LabBudgets = "64,128,192",
     run: DiagnosedRun = None,
     out: DiagnosisOut = None,
     plugin: Plugins = [],  # noqa: B006
     checkpoint: Checkpoint = None,
-    clip: Clip = None,
+    clip: DiagnosedClip = None,
     sam_dims: SamDims = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
@@ -47,7 +58,7 @@ def diagnose(
     debug: Debug = False,
 ) -> None:
     """Measure whether the referent's tokens look less like the text than others do, and what pruners keep of
-    them."""
+    them; with --clip alone on CLIP without a language model."""
     from dataclasses import replace
 
     from harness.commands.header import begin
@@ -55,7 +66,8 @@ def diagnose(
     from harness.ranges import check_numbers
 
     check_numbers(limit=limit)
-    with begin(f"a diagnosis of {backbone} on device {device}", threads):
+    lab = _is_lab(context, clip, checkpoint)
+    with begin(f"a diagnosis of {f'CLIP alone, {clip},' if lab else backbone} on device {device}", threads):
         from backbones.device import told
         from harness.diagnosis import similarities as diagnosing
         from harness.engine.ranks import Place
@@ -64,6 +76,18 @@ def diagnose(
 
     check_out(out)
     import_plugins(plugin)
+    if lab:
+        plan = Plan(
+            pruners=pruners,  # type: ignore[arg-type]
+            budgets=budgets,  # type: ignore[arg-type]
+            datasets=datasets,
+            data=str(data) if data else None,
+            limit=limit,
+            device=device,
+            dtype=dtype,
+        )
+        _laboratory(plan, str(clip), out, export)
+        return
     texts = with_settings([one_backbone(backbone)], checkpoint=checkpoint, clip=clip, sam_dims=sam_dims)
     plan = Plan(
         backbones=texts,
@@ -95,3 +119,51 @@ def diagnose(
         from reports.sheets import diagnosis_sheet
 
         export_to(export, diagnosis_sheet(found))
+
+
+def _is_lab(context: typer.Context, clip: str | None, checkpoint: Path | None) -> bool:
+    """Whether CLIP alone is asked for.
+
+    Raises:
+        UserError: an option was given that has no meaning then, or has one only then.
+    """
+    from harness.commands.settings import given
+    from pruners.errors import UserError
+
+    lab = clip is not None and checkpoint is None and not given(context, "backbone")
+    others = ("run", "sam_dims") if lab else ("pruners", "budgets")
+    for name in others:
+        if given(context, name):
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{option} has no meaning for CLIP alone; leave it out, or give --checkpoint DIR, too."
+                if lab
+                else f"{option} belongs to the laboratory on CLIP alone; give --clip DIR and neither "
+                f"--backbone nor --checkpoint, or leave it out."
+            )
+    return lab
+
+
+def _laboratory(plan: Plan, clip: str, out: Path | None, export: Path | None) -> None:
+    """Measure on CLIP alone."""
+    from backbones.clip_alone import load_tower
+    from backbones.device import told
+    from harness.diagnosis.laboratory import measure_laboratory
+    from harness.engine.ranks import Place
+    from harness.progress import stage
+    from reports.clip_lab import board, findings, lab_sheet, speed, write_laboratory
+
+    pruners, pairs = plan.chosen(), plan.pairs()
+    with stage(f"loading CLIP from {clip}"):
+        tower = load_tower(clip, Place().device(plan.device), plan.dtype)
+    found = measure_laboratory(tower, pairs, plan.limit or 0, pruners, plan.budgets, plan.data)
+    page = write_laboratory(found, out or Path("results") / "diagnosis" / tower.name)
+    print(told(plan.device, tower.device), file=sys.stderr)
+    print(board(found), *findings(found), speed(found), sep="\n\n")
+    if found.left_out:
+        print(f"\nLeft out, as they need more than CLIP: {', '.join(found.left_out)}.")
+    if found.bad:
+        print(f"\n{len(found.bad)} images could not be read; {page.name} says why")
+    print(f"\nlaboratory: {page}")
+    if export is not None:
+        export_to(export, lab_sheet(found))

@@ -39,8 +39,13 @@ Pruners = Annotated[
         help="'all', names, globs, parameters: 'litelvlm,fastv(layer=3),vis*'",
     ),
 ]
+LAB = "with --clip alone, the laboratory: "
+LabPruners = Annotated[
+    str, _of(ASKED, "--pruners", "--pruner", help=f"{LAB}whose choices are measured, as in a run")
+]
 BUDGETS, BUDGET = ("--budgets", "--budget"), "visual tokens that the language model gets: "
 Budgets = Annotated[str, _of(ASKED, *BUDGETS, help=f"{BUDGET}counts and shares, 64,33%,0.33")]
+LabBudgets = Annotated[str, _of(ASKED, *BUDGETS, help=f"{LAB}visual tokens kept, counts and shares")]
 OneBudget = Annotated[str, _of(ASKED, *BUDGETS, help=f"{BUDGET}one count or share, 64 or 33%")]
 Protocol = Annotated[
     str | None,
@@ -109,6 +114,16 @@ Against = Annotated[
 ]
 # `report --baseline fastv`, as it was called before --baseline was a file everywhere
 OldAgainst = Annotated[str | None, _of(ASKED, "--baseline", help="--against", hidden=True)]
+Subset = Annotated[
+    Path | None,
+    _of(
+        ASKED,
+        "--subset",
+        metavar="FILE",
+        help="score the recorded masks on clean labels: RefCOCO-M (folder or .parquet), Ref-L4 (.json), "
+        "or a list of samples or expressions (.csv, .json); writes clean.md",
+    ),
+]
 MetricName = Annotated[
     str | None,
     _of(ASKED, "--metric", help="rank by this metric, e.g. giou; by default ciou, of clips j&f"),
@@ -170,6 +185,15 @@ TokenizerOf = Annotated[
     _of(MODEL, CHECKPOINT, help="official checkpoint folder, whose tokenizer counts the conversation"),
 ]
 Clip = Annotated[str | None, _of(MODEL, "--clip", help="CLIP folder or hub name: glamm(clip='DIR')")]
+DiagnosedClip = Annotated[
+    str | None,
+    _of(
+        MODEL,
+        "--clip",
+        help="CLIP folder, hub name, or glamm-mini for the embedded one: without --checkpoint and --backbone "
+        "the laboratory on CLIP alone, else glamm(clip='DIR')",
+    ),
+]
 SamDims = Annotated[
     Path | None,
     _of(

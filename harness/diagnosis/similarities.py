@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.stats import pearsonr, spearmanr
 from torch.nn import functional as F
 
-from backbones.base import Backbone
+from backbones.base import Backbone, Encoding
 from backbones.probes import Probes
 from harness import data, metrics
 from harness.diagnosis.summary import (
@@ -58,7 +58,7 @@ def measure_similarities(
     for dataset, split in pairs:
         samples = data.load_samples(dataset, split, root)
         for sample in each(samples[: limit or None], f"looking at {dataset}:{split}"):
-            found = _look(backbone, probes, sample)
+            found = look(backbone, probes, sample, backbone.encode([sample.image()])[0])
             left_out += len(sample.expressions) - len(found)
             rows += found
     if not rows:
@@ -72,9 +72,8 @@ def measure_similarities(
     return Diagnosis(backbone.name, backbone.fingerprint, names, limit, frame, left_out, layers)
 
 
-def _look(backbone: Backbone, probes: Probes, sample: data.Sample) -> list[dict[str, Any]]:
+def look(backbone: Backbone, probes: Probes, sample: data.Sample, encoding: Encoding) -> list[dict[str, Any]]:
     """One row per expression whose referent fills at least one patch."""
-    encoding = backbone.encode([sample.image()])[0]
     truth = sample.masks() == metrics.FOREGROUND
     image = F.normalize(probes.projected_class(encoding).double(), dim=0)
     rows = []

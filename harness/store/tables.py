@@ -7,7 +7,7 @@ import hashlib
 import os
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,22 @@ def read_table(folder: Path, file: Path, facts: Mapping[str, Any], status: str) 
         if name not in frame:
             frame[name] = frame["sample"].map(image_of) if name == "cluster" else [value] * len(frame)
     return frame
+
+
+def batches_of(
+    folder: Path, file: Path, facts: Mapping[str, Any], columns: Sequence[str], at_once: int
+) -> Iterator[pd.DataFrame]:
+    """Some columns of a table, a few rows at a time.
+
+    Raises:
+        UserError: as `verify`.
+    """
+    from pyarrow import parquet
+
+    _table(folder, file, facts)
+    with parquet.ParquetFile(file, page_checksum_verification=True) as opened:
+        for batch in opened.iter_batches(at_once, columns=list(columns)):
+            yield batch.to_pandas()
 
 
 def measures(frame: pd.DataFrame) -> pd.DataFrame:
