@@ -17,8 +17,10 @@ from harness.commands.list_ import show
 from harness.commands.rebuild import rebuild
 from harness.commands.report import report
 from harness.commands.reproduce import reproduce
+from harness.commands.site import site
 from harness.commands.study import study
 from harness.commands.submission import submission
+from harness.commands.submit import submit
 from harness.commands.sweep import sweep
 from harness.commands.try_ import try_image
 from harness.engine.interrupts import (
@@ -76,6 +78,8 @@ app.command()(report)
 app.command()(reproduce)
 app.command()(study)
 app.command()(submission)
+app.command()(submit)
+app.command()(site)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,4 +1,5 @@
-"""`python -m reports RUN...`: the same as `python -m harness report RUN...`."""
+"""`python -m reports RUN...`: the same as `python -m harness report RUN...`; `python -m reports site RUN...`: as
+`python -m harness site RUN...`."""
 
 from __future__ import annotations
 
@@ -6,10 +7,10 @@ import sys
 
 
 def main(arguments: list[str]) -> int:
-    """Render the runs together; returns the exit code."""
+    """Render the runs together, or a site of them; returns the exit code."""
     from harness.cli import main as command
 
-    return command(["report", *arguments])
+    return command(arguments if arguments[:1] == ["site"] else ["report", *arguments])
 
 
 if __name__ == "__main__":

@@ -364,6 +364,26 @@ SubmissionOut = Annotated[
     Path,
     _of(OUTPUT, OUT, help="zip file for a server; of ref-davis17 a folder for DAVIS' own evaluator"),
 ]
+BundleOut = Annotated[
+    Path | None, _of(OUTPUT, OUT, help="zip file of the bundle; by default <run>.zip in the working folder")
+]
+SiteOut = Annotated[Path, _of(OUTPUT, OUT, help="folder to write the site to")]
+CheckBundle = Annotated[
+    bool, _of(ASKED, "--check", help="verify bundles as a board does that takes them, and write nothing")
+]
+By = Annotated[str, _of(ASKED, "--by", help="who submits, as the board shows it")]
+Url = Annotated[
+    str, _of(ASKED, "--url", help="https address of the source of methods that are not this project's")
+]
+Licence = Annotated[str, _of(ASKED, "--licence", help="licence of that source, e.g. Apache-2.0")]
+Subset = Annotated[
+    bool,
+    _of(ASKED, "--part", help="submit a run with --limit, which the board marks as a part of its splits"),
+]
+AllowDirty = Annotated[
+    bool,
+    _of(ASKED, "--allow-dirty", help="submit a run by code that no commit holds, which the board marks"),
+]
 Latex = Annotated[bool, _of(OUTPUT, "--latex", help="write leaderboard.tex, too")]
 StudiedRun = Annotated[
     Path | None,
@@ -392,6 +412,14 @@ RunFolders = Annotated[
     typer.Argument(
         metavar="RUN...", help="folder of a run, e.g. results/runs/<id>; several become one report"
     ),
+]
+RunOrBundles = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN", help="folder of a finished run; with --check one or several bundles"),
+]
+RunsAndBundles = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN...", help="folders of runs, bundles, and folders of bundles such as board/"),
 ]
 Image = Annotated[
     str | None,

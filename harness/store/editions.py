@@ -103,6 +103,7 @@ def entry(job: Job, backbone: Backbone) -> dict[str, Any]:
         "pooled": backbone.pooled,
         "kind": pruner.kind,
         "needs": sorted(map(signal, pruner.needs)),
+        "reference": pruner.reference,
         "stochastic": pruner.stochastic,
         "budget_asked": job.budget_asked,
         "grid": list(backbone.grid),
