@@ -1,4 +1,4 @@
-"""`python -m reports RUN...`: the same as `python -m harness report RUN...`; `python -m reports site RUN...`: as
+"""`python -m reports RUN...` is `python -m harness report RUN...`, `python -m reports site RUN...` is
 `python -m harness site RUN...`."""
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Whether a bundle can stand on a board: everything that it says is held to what follows from something else it
-says, and scores are made of counts alone."""
+"""Whether a bundle can stand on a board: what it says is held to what follows from something else that it says,
+and scores are made of counts alone."""
 
 from __future__ import annotations
 
@@ -170,7 +170,8 @@ def _cells(bundle: Bundle) -> Iterator[str]:
 def _methods(facts: Mapping[str, Any]) -> Iterator[str]:
     used = {entry["pruner"] for entry in facts["cells"].values()}
     if used != set(facts["methods"]):
-        yield f"its methods are not those of its cells ({', '.join(sorted(used ^ set(facts['methods'])))[:80]})"
+        others = ", ".join(sorted(used ^ set(facts["methods"])))[:80]
+        yield f"its methods are not those of its cells ({others})"
     for name, method in facts["methods"].items():
         kinds = {one: OF_FACTS.get(one) or OF_ENTRY[one] for one in OF_METHOD}
         yield from _held(f"its method {name[:60]}", method, kinds)
@@ -199,8 +200,8 @@ def _foreign(name: str, facts: Mapping[str, Any]) -> Iterator[str]:
     if lost:
         given = ", ".join(f"--{word}" for word in lost)
         yield (
-            f"its method {name[:60]} is not this project's, and nobody says where its source is: give {given}, "
-            f"an https address of the source among them"
+            f"its method {name[:60]} is not this project's, and nobody says where its source is: give "
+            f"{given}, an https address of the source among them"
         )
 
 
@@ -228,7 +229,8 @@ def _counts(bundle: Bundle) -> Iterator[str]:
     for name, part in rows.groupby(split):
         sizes = part.groupby("cell").size()
         if len(part[["sample", "expression"]].drop_duplicates()) != sizes.min() or sizes.min() != sizes.max():
-            yield f"its rows of {name} rest on {sizes.min()} to {sizes.max()} expressions, which do not compare"
+            several = f"{sizes.min()} to {sizes.max()} expressions"
+            yield f"its rows of {name} rest on {several}, or on other ones, and do not compare"
         if part["sample"].nunique() != facts["samples"].get(name):
             yield f"it has {part['sample'].nunique()} samples of {name} and says {facts['samples'].get(name)}"
         if (
@@ -245,8 +247,8 @@ def comparable(bundle: Bundle) -> Iterator[str]:
         yield "its run is not finished"
     if facts["other_code"]:
         yield (
-            f"results of {', '.join(map(str, facts['other_code']))} were computed by other code than the rest of "
-            f"their rows (--keep-code)"
+            f"results of {', '.join(map(str, facts['other_code']))} were computed by other code than the "
+            f"rest of their rows (--keep-code)"
         )
     said = [mark for mark in MARKS if mark in facts["marks"]]
     if said != content.marks(facts) or len(said) != len(facts["marks"]):
@@ -262,8 +264,8 @@ def comparable(bundle: Bundle) -> Iterator[str]:
     lost = sorted({part[1] for part in parts.values() if part not in full})
     if lost:
         yield (
-            f"it has no row `none` of {', '.join(lost)}, so nothing says what an unpruned model reaches there; "
-            f"run again with --pruners none,... --out and the same folder"
+            f"it has no row `none` of {', '.join(lost)}, so nothing says what an unpruned model reaches "
+            f"there; run again with --pruners none,... --out and the same folder"
         )
 
 

@@ -1,4 +1,4 @@
-"""What every method has to keep before its numbers are compared with others: looked at when a run is submitted.
+"""What every method has to keep before its numbers stand beside others: looked at when a run is submitted.
 
 The same promises as `tests/test_conformance.py`, which says more of a method that breaks one; here they run
 where a user is, without pytest.

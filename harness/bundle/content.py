@@ -77,7 +77,7 @@ OF_METHOD = (
 )
 ENVIRONMENT = ("python", "system", "packages", "processor", "device", "threads")
 # a path of somebody's machine: two folders or more from the root, a home, a drive, an address of a file
-PATH = re.compile(r"(?<![\w./:~])/[\w.+@~-]+(?:/[\w.+@~-]*)+|(?<!\w)~\w*/\S*|\b[A-Za-z]:\\\S*|file:/\S*")
+PATH = re.compile(r"(?<![\w./~])/[\w.+@~-]+(?:/[\w.+@~-]*)+|(?<!\w)~\w*/\S*|\b[A-Za-z]:\\\S*|file:/\S*")
 NO_PATH = "PATH"
 SUBSET, DIRTY = "subset", "dirty"
 MARKS = {
@@ -149,7 +149,8 @@ def pack(folder: Path, by: str = "", url: str = "", licence: str = "") -> Bundle
     ids = {cell: cell_id(entry) for cell, entry in entries.items()}
     cells = {ids[cell]: entry for cell, entry in entries.items()}
     failed = Counter(":".join(name.split(":")[:2]) for name in records.failures(folder))
-    asked = frame.groupby(["dataset", "split"])["sample"].nunique()
+    asked = frame.groupby(["dataset", "split"], sort=False)["sample"].nunique().reset_index()
+    names = [f"{dataset}:{split}" for dataset, split in asked[["dataset", "split"]].to_numpy().tolist()]
     told = info.get("provenance", {})
     facts: dict[str, Any] = {
         "format": FORMAT,
@@ -167,7 +168,7 @@ def pack(folder: Path, by: str = "", url: str = "", licence: str = "") -> Bundle
         "environment": _environment(told),
         "continued": sorted({fact for part in info.get("continued", []) for fact in part["changed"]}),
         "other_code": sorted(set(frame["pruner"][frame["code"] != ""])),
-        "samples": {":".join(map(str, key)): int(count) for key, count in asked.items()},  # type: ignore[call-overload]
+        "samples": dict(zip(names, asked["sample"].tolist(), strict=True)),
         "failed": dict(failed),
         "cells": cells,
         "methods": _methods(known, cells),
@@ -208,7 +209,7 @@ def _environment(told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _methods(known: Mapping[str, Mapping[str, Any]], cells: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """What the run says of its methods, by their text; `own` and `conformance` are found out at submission."""
+    """What the run says of its methods, by their text; `own` and `conformance` are seen to at submission."""
     of_run = {without_paths(str(cell["pruner"])): str(cell.get("reference", "")) for cell in known.values()}
     found: dict[str, Any] = {}
     for cell in cells.values():
@@ -242,9 +243,8 @@ def _rows(frame: pd.DataFrame, ids: Mapping[str, str]) -> pd.DataFrame:
     """The records' counts, typed."""
     found = frame.assign(cell=frame["cell"].map(ids))
     found["medium"] = [hashlib.sha256(name.encode()).hexdigest()[:16] for name in found["cluster"]]
-    taken = {name for one in _measured(frame) for name in one}
-    found["measures"] = _measured(frame) if taken else [{}] * len(found)
-    found["curves"] = frame["curves"] if "curves" in frame else [{}] * len(found)
+    found["measures"] = pd.Series(_measured(frame), index=found.index, dtype=object)
+    found["curves"] = frame.get("curves", pd.Series([{}] * len(found), index=found.index, dtype=object))
     return found[list(COUNTS)].reset_index(drop=True)
 
 

@@ -1,7 +1,7 @@
 """A bundle as a file: a zip of `bundle.json` and `results.parquet`, and nothing else.
 
-Whoever reads one reads what a stranger wrote: nothing is extracted or unpickled, every size is known before it
-is read, and no name, type or column is taken that this version does not write itself.
+Whoever reads one reads what a stranger wrote: nothing is extracted or unpickled, every size is known before
+it is read, and no name, type or column is taken that this version does not write itself.
 """
 
 from __future__ import annotations
@@ -57,8 +57,10 @@ def sealed(bundle: Bundle) -> tuple[Bundle, bytes]:
         if kind in ("measures", "curves"):
             values = [list(one.items()) for one in values]
         elif kind != "string":
-            whole = kind == "int64"
-            values = [None if value != value else int(value) if whole else float(value) for value in values]
+            number = int if kind == "int64" else float
+            values = [
+                None if lost else number(value) for value, lost in zip(values, rows[name].isna(), strict=True)
+            ]
         arrays.append(pyarrow.array(values, schema.field(name).type))
     held = io.BytesIO()
     table = pyarrow.Table.from_arrays(arrays, schema=schema)
@@ -79,8 +81,8 @@ def write(bundle: Bundle, path: Path) -> Bundle:
     for name, data in content.items():
         if len(data) > LARGEST[name]:
             raise UserError(
-                f"{name} would have {len(data) // MIB} MiB and a bundle takes {LARGEST[name] // MIB} MiB; submit "
-                f"runs of fewer pruners or splits, one bundle each."
+                f"{name} would have {len(data) // MIB} MiB and a bundle takes {LARGEST[name] // MIB} MiB; "
+                f"submit runs of fewer pruners or splits, one bundle each."
             )
     partial = path.with_name(f".{path.name}.part")
     try:
@@ -116,7 +118,8 @@ def read(path: Path) -> Bundle:
 
 def refuse(path: Path, why: str) -> NoReturn:
     raise UserError(
-        f"{str(path)!r} is refused: {why}; make it again with `python -m harness submit RUN --out {path.name}`."
+        f"{str(path)!r} is refused: {why}; make it again with "
+        f"`python -m harness submit RUN --out {path.name}`."
     )
 
 
@@ -182,7 +185,7 @@ def _rows(path: Path, raw: bytes) -> pd.DataFrame:
         there = file.metadata
         held = parquet.read_schema(io.BytesIO(raw))
         if not held.equals(schema):
-            strange = [one for one in map(str, held) if one not in set(map(str, schema))]
+            strange = [name for name in held.names if name not in COUNTS]
             refuse(path, f"its columns are not those of schema {SCHEMA} ({strange[:3] or held.names!r})")
         groups = [there.row_group(number) for number in range(there.num_row_groups)]
         chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
@@ -200,7 +203,7 @@ def _rows(path: Path, raw: bytes) -> pd.DataFrame:
         for name, kind in COUNTS.items():
             column = table.column(name)
             if kind in ("measures", "curves"):
-                frame[name] = [dict(one or ()) for one in column.to_pylist()]
+                frame[name] = pd.Series([dict(one or ()) for one in column.to_pylist()], dtype=object)
             elif kind == "int64":
                 frame[name] = column.to_pandas(types_mapper={pyarrow.int64(): pd.Int64Dtype()}.get)
             else:

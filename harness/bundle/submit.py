@@ -60,8 +60,8 @@ def submit(
         method["conformance"] = {"passed": passed, "checks": conformance.checks_digest()}
         if not method["own"] and not (by and url and licence):
             raise UserError(
-                f"{name} is not this project's, and a board shows only what can be looked at; give --by NAME, "
-                f"--url with the https address of its source, and --licence with what that is under."
+                f"{name} is not this project's, and a board shows only what can be looked at; give --by "
+                f"NAME, --url with the https address of its source, and --licence with what that is under."
             )
     target = out or Path(f"{bundle.facts['run'][:16]}.zip")
     before = target.read_bytes() if target.is_file() else None
@@ -97,7 +97,8 @@ def _marked(run: Path, bundle: Bundle, subset: bool, allow_dirty: bool) -> None:
         why = f"its code differs from commit {said[:10]}" if said else "no commit of its code is known"
         _refuse(
             run,
-            f"{why}, so nobody can run it again; run from a clean checkout, or give --allow-dirty, which marks it",
+            f"{why}, so nobody can run it again; run from a clean checkout, or give --allow-dirty, "
+            f"which marks it",
         )
 
 
@@ -107,7 +108,8 @@ def _pruner(run: Path, name: str, method: dict[str, Any]) -> Pruner:
         (pruner,) = pruners.parse(name)
     except UserError as error:
         raise UserError(
-            f"{name} of the run in {str(run)!r} cannot be looked at here ({error}); give its file with --plugin."
+            f"{name} of the run in {str(run)!r} cannot be looked at here ({error}); give its file with "
+            f"--plugin."
         ) from error
     if code.of_pruner(type(pruner)) != method["source"]:
         _refuse(

@@ -129,7 +129,7 @@ def make_layer_view(
             first = length - BEHIND if query.of == "text" else BEFORE
             angles = torch.arange(first, first + tokens)[:, None] * 10000 ** (-torch.arange(4) / 4)
             return torch.cat([angles.cos(), angles.sin()], dim=1).to(dtype)
-        shape = (tokens, WIDTH)
+        shape: tuple[int, ...] = (tokens, WIDTH)
         if query.need in (LLM_KEYS, LLM_VALUES):
             shape = (KEY_HEADS, tokens, WIDTH // HEADS)
         return noise(f"{name} {query.of}", *shape).to(dtype)

@@ -29,7 +29,7 @@ def submit(
     plugin: Plugins = [],  # noqa: B006
     debug: Debug = False,
 ) -> None:
-    """Write a finished run as a bundle for a board: one JSON and one Parquet in a zip, checked; no pictures."""
+    """Write a finished run as a bundle for a board: one JSON and one Parquet, checked; no pictures."""
     from pruners.errors import UserError
 
     import_plugins(plugin)

@@ -48,8 +48,8 @@ class Site:
         name, most = self.largest
         told = [f"! {note}" for note in self.notes]
         told.append(
-            f"{self.out / 'index.html'}: {self.pages} pages, {self.size / 1024:.0f} KiB together, the largest "
-            f"{name} ({most / 1024:.0f} KiB)"
+            f"{self.out / 'index.html'}: {self.pages} pages, {self.size / 1024:.0f} KiB together, the "
+            f"largest {name} ({most / 1024:.0f} KiB)"
         )
         return "\n".join(told)
 
@@ -98,7 +98,8 @@ def _opened(path: Path) -> Iterator[Bundle]:
     else:
         what = "holds no run and no bundle" if path.is_dir() else "is not there"
         raise UserError(
-            f"{str(path)!r} {what}; give folders of runs (results/runs/<id>), bundles, or a folder of bundles."
+            f"{str(path)!r} {what}; give folders of runs (results/runs/<id>), bundles, or a folder of "
+            f"bundles."
         )
 
 

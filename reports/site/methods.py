@@ -1,4 +1,4 @@
-"""A page per method: where it is from, what it reads, where it can run, its curves, and every row that it has."""
+"""A page per method: where it is from, what it reads, where it can run, its curves, and all of its rows."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _method(
     first = next((one for _, _, one, _ in told if one["reference"]), told[0][2])
     needs = sorted({need for _, _, one, _ in told for need in one["needs"]})
     rows = []
-    charts = []
+    charts: list[dict[str, Any]] = []
     for table in tables:
         lines = [line for line in table.lines if base_name(line.pruner) == name]
         if not lines:
@@ -90,15 +90,15 @@ def _deployable(stage: str, needs: Sequence[str]) -> str:
         return "nowhere: it reads the truth masks, and shows what a choice could reach"
     if stage != "tower":
         return (
-            "where the language model's layers can be changed: tokens leave the sequence, and its cache, while "
-            "it runs"
+            "where the language model's layers can be changed: tokens leave the sequence, and its cache, "
+            "while it runs"
         )
     if set(needs) <= BEHIND_PROJECTOR:
         return (
-            "anywhere that takes embeddings: it needs nothing but features behind the projector and the text's "
-            "embeddings"
+            "anywhere that takes embeddings: it needs nothing but features behind the projector and "
+            "the text's embeddings"
         )
-    return "where the vision tower can be read: its choice is made before the language model, which stays as it is"
+    return "where the vision tower can be read: it chooses before the language model, which stays as it is"
 
 
 def _row(

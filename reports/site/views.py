@@ -175,8 +175,10 @@ def notes(runs: Runs, tables: Sequence[Table], names: Sequence[str]) -> list[str
 def run_facts(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     """A run in words."""
     machine, code = facts["environment"], facts["code"]
-    plans = [" ".join(f"--{key.replace('_', '-')} {_said(value)}" for key, value in plan.items() if value not in (None, "", []))
-             for plan in facts["plans"]]  # fmt: skip
+    plans = [
+        " ".join(f"--{key.replace('_', '-')} {_said(value)}" for key, value in plan.items() if _asked(value))
+        for plan in facts["plans"]
+    ]
     failed = sum(facts["failed"].values())
     cost = facts["costs"].get("header", {}).get("costs", "none")
     setting = next(iter(facts["cells"].values()))["setting"]
@@ -226,6 +228,11 @@ def run_facts(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
             for key, one in facts["methods"].items()
         ],
     }
+
+
+def _asked(value: Any) -> bool:
+    """Whether a plan's value is one that a command would give."""
+    return value not in (None, "", [])
 
 
 def _said(value: Any) -> str:
