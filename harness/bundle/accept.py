@@ -1,5 +1,5 @@
-"""Whether a bundle can stand on a board: what it says is held to what follows from something else that it says,
-and scores are made of counts alone."""
+"""Whether a bundle can stand on a board: what it says is held to what follows from something else that it
+says, and scores are made of counts alone."""
 
 from __future__ import annotations
 

@@ -64,6 +64,7 @@ def render(paths: Sequence[Path], out: Path) -> Site:
     Raises:
         UserError: there is nothing to show, a path is none of these, or `out` cannot be written.
     """
+    _check_own(out)
     bundles, notes = _bundles(paths)
     with tempfile.TemporaryDirectory(prefix="groundprune-site-") as place:
         folders = [unpack(one, Path(place) / name) for name, one in bundles.items()]
@@ -163,17 +164,25 @@ def _source(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
-def _written(files: dict[str, str], out: Path) -> dict[str, int]:
-    """Write the files and take away pages of a site that was there before; the bytes of each.
+def _check_own(out: Path) -> None:
+    """See that a folder holds a site or nothing, before anything is computed for it.
 
     Raises:
-        UserError: they cannot be written, or the folder holds something else.
+        UserError: it holds something else.
     """
     there = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     if strange := [name for name in there if name not in LEFT_OVER]:
         raise UserError(
             f"--out {str(out)!r} holds {strange[0]!r}, which is no part of a site; give a folder of its own."
         )
+
+
+def _written(files: dict[str, str], out: Path) -> dict[str, int]:
+    """Write the files and take away pages of a site that was there before; the bytes of each.
+
+    Raises:
+        UserError: they cannot be written.
+    """
     try:
         for name in ("methods", "runs"):
             for old in (out / name).glob("*.*"):
