@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import platform
+import re
 import shutil
 import sys
 import zipfile
@@ -17,6 +18,7 @@ from typing import Any
 import pandas as pd
 import pyarrow
 import pytest
+import yaml
 from pyarrow import parquet
 
 import pruners
@@ -28,6 +30,7 @@ from harness.store.journal import DIGEST, write_atomically
 from pruners import registry
 from pruners.base import UserError
 from reports.gather import gather
+from reports.site import render
 from reports.tables import tables
 from tests.fake_backbone import known, write_data
 
@@ -437,3 +440,34 @@ def test_paths_are_told_from_addresses_and_shares() -> None:
         "file:///a/b",
     ):
         assert content.NO_PATH in content.without_paths(text)
+
+
+# -- the workflow that takes them
+
+WORKFLOW = Path(__file__).parent.parent / ".github" / "workflows" / "board.yml"
+
+
+def test_the_workflow_checks_with_least_rights() -> None:
+    """What a pull request brings is read with rights to read alone, by the code of the branch that takes it."""
+    text = WORKFLOW.read_text()
+    content = yaml.load(text, yaml.BaseLoader)
+    assert content["permissions"] == {"contents": "read"} and "pull_request_target" not in text
+    rights = {name: job["permissions"] for name, job in content["jobs"].items() if "permissions" in job}
+    assert rights == {"publish": {"pages": "write", "id-token": "write"}}
+    assert content["jobs"]["check"]["if"] == "github.event_name == 'pull_request'"
+    assert content["jobs"]["site"]["if"] == "github.event_name != 'pull_request'"
+    assert content["jobs"]["publish"]["needs"] == "site"
+    steps = [step for job in content["jobs"].values() for step in job["steps"]]
+    assert all(re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"]) for step in steps if "uses" in step)
+    run = "\n".join(step["run"] for step in steps if "run" in step)
+    assert "${{" not in run, "nothing that a stranger writes becomes part of a script"
+    commands = re.findall(r"python -m harness (\w+)(?: (--\w+))?", run)
+    assert set(commands) == {("submit", "--check"), ("site", "")}
+
+
+def test_what_the_board_holds_is_accepted_and_shown(tmp_path: Path) -> None:
+    """As the workflow does it."""
+    board = Path(__file__).parent.parent / "board"
+    held = sorted(board.glob("*.zip"))
+    assert held and all(accept.accept(path) for path in held)
+    assert render([board], tmp_path / "site").size < 500_000

@@ -50,7 +50,7 @@ def test_backbones_do_not_import_what_uses_them() -> None:
 
 
 def test_what_is_rendered_or_commanded_is_known_to_no_room_below() -> None:
-    for room in ("data", "metrics", "store", "engine", "cost", "gate", "reproduce"):
+    for room in ("data", "metrics", "store", "engine", "cost", "gate", "bundle", "reproduce"):
         for path in sorted((ROOT / "harness" / room).rglob("*.py")):
             for name in imported(path):
                 assert not name.startswith(("reports", "harness.commands")), (path, name)
