@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import platform
 import re
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -362,6 +363,40 @@ def test_forged_bundles_are_refused(name: str, bundle: Path, tmp_path: Path) -> 
     assert word in why(forged(tmp_path / "a.zip", bundle, change))
 
 
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every value of a JSON, of lists and of alike things the first."""
+    if path:
+        yield path
+    if isinstance(value, dict):
+        for name in list(value)[: 2 if path[-1:] in (("cells",), ("methods",), ("files",)) else None]:
+            yield from places(value[name], (*path, name))
+    elif isinstance(value, list) and value:
+        yield from places(value[0], (*path, 0))
+
+
+def test_whatever_a_fact_becomes_is_refused_or_taken(bundle: Path) -> None:
+    """Never another error: every fact of a bundle becomes something else in turn."""
+    held = read(bundle)
+    odd = itertools.cycle([None, [], {}, "x", -1, 1.5, True, [[]], {"x": None}, 10**30])
+    tried, strange = 0, []
+    for path in places(held.facts):
+        facts = json.loads(json.dumps(held.facts))
+        at = facts
+        for name in path[:-1]:
+            at = at[name]
+        before, value = at[path[-1]], next(odd)
+        at[path[-1]] = value
+        why_not = accept.problem(Bundle(facts, held.rows))
+        tried += 1
+        if why_not is None and value != before:
+            strange.append((path, value))
+    assert tried > 100
+    # what no number hangs on, and what a run may truly say of itself
+    free = {"plans", "environment", "time", "run", "by", "url", "licence", "digest", "code", "results"}
+    free |= {"continued", "schema", "failed"}
+    assert not [one for one in strange if one[0][0] not in free], strange
+
+
 def test_a_bundle_as_it_is_passes_the_forge(bundle: Path, tmp_path: Path) -> None:
     """What refuses the others is their change, not the way in which they are made."""
     assert accept.accept(forged(tmp_path / "a.zip", bundle, lambda facts, rows: None))
@@ -448,7 +483,7 @@ WORKFLOW = Path(__file__).parent.parent / ".github" / "workflows" / "board.yml"
 
 
 def test_the_workflow_checks_with_least_rights() -> None:
-    """What a pull request brings is read with rights to read alone, by the code of the branch that takes it."""
+    """What a pull request brings is read with the right to read, by the code of the branch that takes it."""
     text = WORKFLOW.read_text()
     content = yaml.load(text, yaml.BaseLoader)
     assert content["permissions"] == {"contents": "read"} and "pull_request_target" not in text

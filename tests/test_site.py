@@ -13,12 +13,13 @@ from urllib.parse import unquote
 
 import pytest
 
-from harness.bundle import pack, write
+from harness.bundle import accept, pack, write
 from harness.cost.store import COSTS
 from harness.metrics import bootstrap
 from harness.store import run_folder
 from harness.store.journal import Journal, write_atomically
 from pruners.base import UserError
+from reports.__main__ import main as command
 from reports.site import render
 from tests.a_run import LINES, some_rows, store
 from tests.browser import PROGRAM, Opened, chromium, opened
@@ -89,6 +90,7 @@ def site(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("site") / "below" / "some" / "path"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bootstrap, "FEWEST", 2)  # as many images as it has per split
+        patch.setattr(accept, "problem", lambda bundle: None)  # text stays text whatever was let through
         made = render(runs, out)
     assert made.size == sum(path.stat().st_size for path in out.rglob("*.*") if path.is_file())
     assert made.size < 400_000, "pages grow with rows, not with data"
@@ -244,14 +246,19 @@ def test_downloads_are_the_tables(site: Path) -> None:
     assert all(row["macs_projected"] == 1e6 * row["budget"] for row in rows)
 
 
-def test_the_same_runs_give_the_same_bytes(runs: list[Path], tmp_path: Path) -> None:
+def test_the_same_runs_give_the_same_bytes(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle = runs[2]
+    with pytest.raises(UserError, match="is refused"):
+        render([bundle], tmp_path / "never")
+    monkeypatch.setattr(accept, "problem", lambda bundle: None)
     render([bundle], tmp_path / "a")
     (tmp_path / "a" / "methods" / "gone.html").write_text("of a site before")
     made = render([bundle, bundle], tmp_path / "a")
     assert "given twice and shown once" in made.text() and "KiB together" in made.text()
     again = {path.relative_to(tmp_path / "a"): path.read_bytes() for path in (tmp_path / "a").rglob("*.*")}
-    render([bundle], tmp_path / "a")
+    assert command(["site", str(bundle), "--out", str(tmp_path / "a")]) == 0
     first = {path.relative_to(tmp_path / "a"): path.read_bytes() for path in (tmp_path / "a").rglob("*.*")}
     assert first.pop(Path("index.html")) != again.pop(Path("index.html")), "which says what was given twice"
     assert first == again

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,11 @@ OF_ENTRY: dict[str, type] = {
     **{"setting": dict, "parameters": list, "budget": int, "seed": int, "own_positions": bool},
 }
 OF_CODE = {"commit": (str, type(None)), "dirty": (bool, type(None)), "diff": (str, type(None)), "files": dict}
+OF_MACHINE = {
+    **dict.fromkeys(("python", "system", "processor", "device"), str),
+    "packages": dict,
+    "threads": (int, type(None)),
+}
 OF_RESULTS = {"rows": int, "sha256": str}
 # of one of a method's facts; the others are those of its cells
 OF_FACTS = {"name": str, "reference": str, "own": bool, "conformance": dict}
@@ -63,11 +68,30 @@ def accept(path: Path) -> list[str]:
     Raises:
         UserError: it is refused, and why.
     """
+    return _told(path, verified(path))
+
+
+def verified(path: Path) -> Bundle:
+    """A bundle that can stand on a board.
+
+    Raises:
+        UserError: it is refused, and why.
+    """
     bundle = read(path)
-    why = next(_problems(bundle), None)
-    if why is not None:
+    if (why := problem(bundle)) is not None:
         refuse(path, why)
-    return _told(path, bundle)
+    return bundle
+
+
+def problem(bundle: Bundle) -> str | None:
+    """Why a bundle is refused; None if it is not."""
+    try:
+        return next(_problems(bundle), None)
+    except UserError:
+        raise
+    except (TypeError, KeyError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+        # of the many values that nothing here writes, one that the code above does not foresee
+        return f"it says what cannot be ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
 
 
 def _problems(bundle: Bundle) -> Iterator[str]:
@@ -106,12 +130,12 @@ def _shape(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"its format is {facts['format'][:40]!r}"
     yield from _held("its code", facts["code"], OF_CODE)
     yield from _held("its results", facts["results"], OF_RESULTS)
-    if strange := set(facts["environment"]) ^ set(content.ENVIRONMENT):
-        yield f"its environment has another {min(strange)[:40]!r}"
-    if not isinstance(facts["environment"]["packages"], dict):
-        yield "its environment names no packages"
+    yield from _held("its environment", facts["environment"], OF_MACHINE)
+    for texts in (facts["code"]["files"], facts["environment"]["packages"]):
+        if not all(isinstance(text, str) for text in texts.values()):
+            yield "its code or its packages are told in something else than texts"
     for plan in facts["plans"]:
-        if not isinstance(plan, dict) or set(plan) - set(content.OF_PLAN):
+        if not isinstance(plan, dict) or set(plan) - set(content.OF_PLAN) or not _plain(plan.values()):
             yield "its plan is none"
     for name in ("samples", "failed"):
         if not all(type(count) is int and count >= 0 for count in facts[name].values()):
@@ -120,6 +144,16 @@ def _shape(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"it has {len(facts['cells'])} cells"
     if set(facts["costs"]) not in (set(), {"header", "lines", "conventions"}):
         yield "its costs are none"
+
+
+def _plain(values: Iterable[Any]) -> bool:
+    """Whether these are what a plan has: texts, numbers, and lists of texts."""
+    return all(
+        one is None
+        or isinstance(one, str | int | float)
+        or (isinstance(one, list) and all(isinstance(text, str) for text in one))
+        for one in values
+    )
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -181,6 +215,11 @@ def _methods(facts: Mapping[str, Any]) -> Iterator[str]:
             shared = [one for one in OF_METHOD if one in entry and one != "parameters"]
             if differing := [one for one in shared if entry[one] != method[one]]:
                 yield f"its method {name[:60]} and one of its cells differ in {differing[0]}"
+            own = [pair for pair in entry["parameters"] if pair[0] != "seed"]
+            if own != method["parameters"] or not all(isinstance(key, str) for key, _ in own):
+                yield f"its method {name[:60]} and one of its cells differ in parameters"
+        if not isinstance(method["conformance"].get("checks"), str) or len(method["conformance"]) != 2:
+            yield f"its method {name[:60]} does not say what it was tested by"
         if not method["source"]:
             yield f"its method {name[:60]} has no digest of its source"
         if sorted(method["conformance"].get("passed", [])) != sorted(CHECKS):

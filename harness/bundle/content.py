@@ -23,7 +23,7 @@ import pandas as pd
 from harness.cost.explain import EXPLAIN
 from harness.cost.store import COSTS, load_costs
 from harness.engine.cells import Cell, Setting
-from harness.store import records, run_folder
+from harness.store import records, run_folder, sweeps
 from harness.store.journal import Journal, Reader, digest, write_atomically
 from harness.store.provenance import PACKAGES
 from harness.store.tables import compact
@@ -75,7 +75,6 @@ OF_METHOD = (
     *("name", "parameters", "kind", "stage", "needs", "stochastic", "budget_kind", "own_positions"),
     *("source", "reference", "own", "conformance"),
 )
-ENVIRONMENT = ("python", "system", "packages", "processor", "device", "threads")
 # a path of somebody's machine: two folders or more from the root, a home, a drive, an address of a file
 PATH = re.compile(r"(?<![\w./~])/[\w.+@~-]+(?:/[\w.+@~-]*)+|(?<!\w)~\w*/\S*|\b[A-Za-z]:\\\S*|file:/\S*")
 NO_PATH = "PATH"
@@ -185,8 +184,8 @@ def marks(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _plans(info: Mapping[str, Any]) -> list[dict[str, Any]]:
-    sweeps = info.get("sweeps", [])
-    return [sweep["plan"] for sweep in sweeps] if sweeps else [info.get("plan", {})]
+    """The plans that together ask for all that the run holds."""
+    return sweeps.plans_of(info) if info.get("sweeps") else [info.get("plan", {})]
 
 
 def _files(info: Mapping[str, Any]) -> dict[str, str]:

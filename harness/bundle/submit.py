@@ -89,8 +89,8 @@ def _marked(run: Path, bundle: Bundle, subset: bool, allow_dirty: bool) -> None:
         limit = max(int(plan.get("limit") or 0) for plan in bundle.facts["plans"])
         _refuse(
             run,
-            f"it rests on the first {limit} images of its splits (--limit {limit}); run without --limit, or "
-            f"give --part, which marks it",
+            f"it rests on the first {limit} images of its splits (--limit {limit}); give its command "
+            f"again with --limit 0, or give --part, which marks it",
         )
     if DIRTY in marks and not allow_dirty:
         said = bundle.facts["code"]["commit"]

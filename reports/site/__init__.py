@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.bundle import SUFFIX, Bundle, pack, read, unpack
+from harness.bundle import SUFFIX, Bundle, pack, unpack
 from harness.bundle.files import sealed
 from harness.store import run_folder
 from pruners.base import UserError
@@ -89,13 +89,15 @@ def _bundles(paths: Sequence[Path]) -> tuple[dict[str, Bundle], list[str]]:
 
 
 def _opened(path: Path) -> Iterator[Bundle]:
-    """The bundles that a path means."""
+    """The bundles that a path means; those of files are verified as a board's."""
+    from harness.bundle.accept import verified
+
     if path.is_file():
-        yield read(path)
+        yield verified(path)
     elif (path / run_folder.RUN).is_file():
         yield sealed(pack(path))[0]
     elif path.is_dir() and (held := sorted(path.rglob(f"*{SUFFIX}"))):
-        yield from map(read, held)
+        yield from map(verified, held)
     else:
         what = "holds no run and no bundle" if path.is_dir() else "is not there"
         raise UserError(
