@@ -152,6 +152,10 @@ def test_a_split_ranks_by_its_own_column(browser: Any, site: Path) -> None:
     rows = [row for row in page.locator("#t1 tr[data-row]").all() if row.is_visible()]
     scores = [float(row.locator("[data-score]").inner_text()) for row in rows]
     own = [float(row.locator("td[data-of='refcoco val']").inner_text()) for row in rows]
+    exact = [json.loads(row.get_attribute("data-scores") or "")["refcoco val"][0] for row in rows]
+    relative = [float(row.locator("[data-relative]").inner_text()) for row in rows]
+    assert relative == pytest.approx([100 * score / exact[0] for score in exact], abs=0.051)
+    assert not any(badge.is_visible() for badge in page.locator("#t1 [data-close] .badge").all())
     assert scores == own and " to " in rows[0].locator("[data-between]").inner_text()
     ranked = [(row.locator("[data-rank]").inner_text(), score) for row, score in zip(rows, own, strict=True)]
     ranks = [(int(rank), score) for rank, score in ranked if rank]

@@ -49,6 +49,8 @@ function startFilters() {
       const fits = (!is.backbone || board.dataset.backbone === is.backbone) && (!is.answers || board.dataset.answers === is.answers) && (!is.data || columns.includes(is.data));
       board.querySelector("[data-head]").textContent = column;
       for (const cell of board.querySelectorAll("[data-of]")) cell.classList.toggle("chosen", cell.dataset.of === is.data);
+      const full = bodies.flatMap(({ rows }) => rows).find(({ row }) => "bound" in row.dataset);
+      const [most] = (full && full.scores[column]) || [null];
       let here = 0;
       for (const { body, rows } of bodies) {
         const value = (one) => (one.scores[column] || [null])[0];
@@ -65,6 +67,10 @@ function startFilters() {
           one.row.querySelector("[data-rank]").textContent = "ranks" in data && score !== null ? ++rank : "";
           one.row.querySelector("[data-score]").textContent = text(score);
           one.row.querySelector("[data-between]").textContent = low === null || low === undefined ? "-" : `${text(low)} to ${text(high)}`;
+          // of one split: its share of `none` there; what is told apart is told of the average
+          const relative = one.row.querySelector("[data-relative]");
+          relative.textContent = is.data ? (score !== null && most ? text((100 * score) / most) : "-") : relative.dataset.relative;
+          for (const badge of one.row.querySelectorAll("[data-close] .badge")) badge.hidden = Boolean(is.data) && columns.length > 1;
           one.row.hidden = !stays;
           mine += stays; all += 1;
           body.append(one.row);
