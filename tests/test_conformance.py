@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import pruners
+from harness.bundle.conformance import LAYERS, choose, possible, same
 from pruners import checks
 from pruners.base import (
     CLS,
@@ -22,14 +23,12 @@ from pruners.base import (
     ImpossibleBudget,
     Need,
     Pruner,
-    Selection,
     UndeclaredNeed,
     View,
 )
 from pruners.views import CUT_KINDS, LayerView, Query
 from tests.tokens import WIDTH, make_layer_view, make_tokens
 
-LAYERS = 32
 GRIDS = ((24, 24), (16, 16), (8, 8), (6, 10))
 VARIANTS = (
     "litelvlm(combine='intersection')",
@@ -72,32 +71,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("pruner", found, ids=[pruner.spec() for pruner in found])
 
 
-def choose(pruner: Pruner, tokens: View, budget: int) -> Selection:
-    """What the language model's last layer sees, wherever the pruner acts; checked as everywhere."""
-    checks.stated(pruner, budget, len(tokens), LAYERS)
-    entering = checks.select_views(pruner, [tokens], budget, LAYERS)
-    there = entering[0] if entering else Selection(torch.arange(len(tokens)))
-    blank = not bool(tokens.patches.any())
-    for number, cut in enumerate(pruner.cuts(budget, len(tokens), LAYERS)):
-        view = make_layer_view(
-            there.indices,
-            layer=cut.layer,
-            number=number,
-            dtype=tokens.patches.dtype,
-            sample=tokens.sample,
-            blank=blank,
-            grid=tokens.grid,
-        )
-        left = checks.cut(pruner, view, cut.keep)
-        places = left.indices.clamp(min=0)
-        patches = there.indices[places].masked_fill(left.indices == POOLED, POOLED)
-        features = left.features
-        if features is None and there.features is not None:
-            features = there.features[places]
-        there = Selection(patches, features)
-    return there
-
-
 def budgets(pruner: Pruner, patches: int) -> list[int]:
     """Six or fewer of those that the pruner can end at: few, all, and odd ones between."""
     if pruner.name == "none":
@@ -115,20 +88,6 @@ def usual(pruner: Pruner, budget: int = 64, patches: int = 576) -> int:
 
 def expected_tokens(pruner: Pruner, tokens: View, budget: int) -> int:
     return checks.stated(pruner, budget, len(tokens), LAYERS)[-1]
-
-
-def possible(pruner: Pruner, budget: int, patches: int) -> bool:
-    try:
-        pruner.check(budget, patches, LAYERS)
-    except ImpossibleBudget:
-        return False
-    return True
-
-
-def same(one: Selection, other: Selection) -> bool:
-    if not one.indices.equal(other.indices):
-        return False
-    return one.features is None or (other.features is not None and one.features.equal(other.features))
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
