@@ -110,13 +110,11 @@ def _held(what: str, said: Any, kinds: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(said, dict):
         yield f"{what} is a {type(said).__name__}"
         return
-    if strange := sorted(set(said) ^ set(kinds)):
-        known = "knows" if strange[0] in said else "misses"
-        yield (
-            f"{what} says {str(strange[0])[:40]!r}, which this version {known} otherwise"
-            if known == ("knows")
-            else f"{what} says nothing of {strange[0]!r}"
-        )
+    if strange := sorted(set(said) - set(kinds)):
+        yield f"{what} says {strange[0][:40]!r}, which this version does not know"
+        return
+    if lost := sorted(set(kinds) - set(said)):
+        yield f"{what} says nothing of {lost[0]!r}"
         return
     for name, kind in kinds.items():
         wrong = not isinstance(said[name], kind)
