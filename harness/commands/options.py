@@ -376,7 +376,7 @@ Url = Annotated[
     str, _of(ASKED, "--url", help="https address of the source of methods that are not this project's")
 ]
 Licence = Annotated[str, _of(ASKED, "--licence", help="licence of that source, e.g. Apache-2.0")]
-Subset = Annotated[
+PartOfSplits = Annotated[
     bool,
     _of(ASKED, "--part", help="submit a run with --limit, which the board marks as a part of its splits"),
 ]

@@ -9,9 +9,9 @@ from harness.commands.options import (
     CheckBundle,
     Debug,
     Licence,
+    PartOfSplits,
     Plugins,
     RunOrBundles,
-    Subset,
     Url,
     import_plugins,
 )
@@ -24,7 +24,7 @@ def submit(
     by: By = "",
     url: Url = "",
     licence: Licence = "",
-    part: Subset = False,
+    part: PartOfSplits = False,
     allow_dirty: AllowDirty = False,
     plugin: Plugins = [],  # noqa: B006
     debug: Debug = False,
