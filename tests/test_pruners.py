@@ -97,7 +97,7 @@ def test_parse(text: str, specs: list[str]) -> None:
         ("litelvlm(context_share=1e999)", "context_share is a number, not inf"),
         ("litelvlm(combine='\\ud800')", "'union' or 'intersection'"),
         ("litelvlm(combine='),(')", "'union' or 'intersection'"),
-        ("litelvlm(combine=')", "unclosed bracket"),
+        ("litelvlm(combine=')", "unclosed quote"),
         ("\ud800", "There is no pruner '\\ud800'"),
         ("litelvlm(\x00)", "Cannot read the pruner"),
         ("random(seed=-1)", "seed is a whole number from 0 to 4294967295, not -1"),
@@ -283,7 +283,7 @@ def test_plugin_file(tmp_path: Path) -> None:
         ("empty.py", "x = 1", "registers no pruner"),
         ("broken.py", "1 +", "cannot be imported"),
         ("half.py", half, "ZeroDivisionError"),
-        ("leaves.py", "raise SystemExit(0)", "SystemExit"),
+        ("leaves.py", "raise SystemExit(0)", "ends the program with 0"),
         ("null.py", "x = '\0'", "cannot be imported"),
     ):
         path = tmp_path / name
