@@ -115,3 +115,17 @@ def test_a_launchers_command_is_not_guessed(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     assert "under its launcher" in interrupts.farewell()
+
+
+def test_signals_wake_whom_they_woke_before() -> None:
+    """An event loop around the command, as a notebook's, hears of signals through the same descriptor."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.set_wakeup_fd(write)
+    try:
+        with interrupts.Keys(interrupts.farewell):
+            pass
+        assert signal.set_wakeup_fd(before) == write
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(read), os.close(write)

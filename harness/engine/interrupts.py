@@ -86,6 +86,7 @@ class Keys:
         self._process = os.getpid()
         self._before: object = None
         self._pipe: tuple[int, int] | None = None
+        self._woken = -1  # what signals were written to before, as by an event loop
 
     def __enter__(self) -> Keys:
         global _keys, _kept
@@ -97,7 +98,7 @@ class Keys:
             signal.signal(signal.SIGINT, self._raise)
         read, write = self._pipe = os.pipe()
         os.set_blocking(write, False)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        self._woken = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         threading.Thread(target=self._listen, args=(read,), daemon=True, name="keys").start()
         _keys = self
         return self
@@ -108,7 +109,7 @@ class Keys:
         global _keys
         if self._pipe is None:
             return
-        signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(self._woken)
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)  # type: ignore[arg-type]
         os.close(self._pipe[1])  # the thread reads the end of the pipe
