@@ -24,6 +24,7 @@ from harness.reproduce.needs import Needs, told
 from harness.reproduce.numbers import AVERAGE, Number, Row
 from harness.reproduce.proof import CAUSES, Proof
 from harness.reproduce.spec import Spec
+from harness.store.journal import write_text
 from pruners.base import UserError
 from reports.comparable import COLUMN, LINE
 from reports.drawn import rounding_variance
@@ -323,7 +324,7 @@ def write(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in zip(FILES, texts, strict=True):
-            (folder / name).write_text(text, encoding="utf-8")
+            write_text(folder / name, text)
     except OSError as error:
         raise UserError(
             f"Cannot write to {str(folder)!r} ({error.strerror}); give --out a folder that you may write."

@@ -26,7 +26,7 @@ HERE = {"device": "cpu", "device_name": "cpu", "processor": "Xeon, 2 cores", "ho
 def text_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages and figures have their own tests."""
     monkeypatch.setattr(figures, "draw_figures", lambda runs, tables, folder: [])
-    monkeypatch.setattr(page, "html", lambda runs, tables: "")
+    monkeypatch.setattr(page, "page", lambda runs, tables: page.Page("", {}, ()))
 
 
 def timed(monkeypatch: pytest.MonkeyPatch, **by_folder: pd.DataFrame) -> None:

@@ -33,7 +33,7 @@ def text_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in the tests of other reports: pages and figures have their own."""
     monkeypatch.setattr(statistics, "FEWEST", 2)
     monkeypatch.setattr(figures, "draw_figures", lambda runs, tables, folder: [])
-    monkeypatch.setattr(page, "html", lambda runs, tables: "")
+    monkeypatch.setattr(page, "page", lambda runs, tables: page.Page("", {}, ()))
 
 
 def render(*folders: Path, **options: Any) -> str:
