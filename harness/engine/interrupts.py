@@ -165,6 +165,7 @@ class Stops:
 
     def __init__(self, unit: str = "these images") -> None:
         self._asked: type[BaseException] | None = None
+        self._torn = False  # whether a second signal was raised amid the work
         self._before: dict[int, object] = {}
         self._unit, self._process, self._word = unit, os.getpid(), _word
 
@@ -173,6 +174,7 @@ class Stops:
             return
         stop = Terminated if number == signal.SIGTERM else KeyboardInterrupt
         if self._asked is not None:
+            self._torn = True
             raise stop
         self._asked = stop
         if number == signal.SIGINT:
@@ -202,3 +204,13 @@ class Stops:
         """
         if self._asked is not None:
             raise self._asked
+
+    def check_torn(self) -> None:
+        """Stop here if a second signal came: a library may have made another error of it, so that what was
+        computed is no result.
+
+        Raises:
+            KeyboardInterrupt, Terminated: one did.
+        """
+        if self._torn:
+            self.check()
