@@ -1,7 +1,8 @@
-"""Tables as text: CSV for programs, pipe tables of markdown for reading."""
+"""Tables as text: CSV for programs, pipe tables of markdown for reading; and names made of titles."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,3 +38,12 @@ def pipe_table(rows: Sequence[Mapping[str, Any]]) -> str:
     frame = pd.DataFrame(rows).fillna("-")
     align = ["left", *["right"] * (frame.shape[1] - 1)]
     return str(frame.to_markdown(index=False, disable_numparse=True, colalign=align))
+
+
+def slug(text: str) -> str:
+    """A text as the name of a file, or as a label.
+
+    >>> slug("glamm-mini, protocol each")
+    'glamm-mini-protocol-each'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
