@@ -96,6 +96,7 @@ def report(
         UserError: a run has no evaluated sample, no row has the baseline's name, the metric is not known or
             was not measured, or `out` cannot be written.
     """
+    from harness.store.journal import write_text
     from pruners.base import UserError
     from reports import export, figures, frames, leaderboard, page, samples
     from reports.gather import gather
@@ -122,7 +123,7 @@ def report(
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            export.write_text(target / name, text)
+            write_text(target / name, text)
         beside = samples.write_beside(target, shown.parts, shown.pictures)
         told("figures")
         drawn = figures.draw_figures(runs, found, target / FIGURES)

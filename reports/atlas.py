@@ -9,6 +9,7 @@ import pandas as pd
 from harness.diagnosis.atlas import Atlas, worst
 from harness.diagnosis.difficulty import CONTROL
 from harness.diagnosis.factors import FACTORS
+from harness.store.journal import write_text
 from pruners.base import UserError
 from reports.atlas_figures import figures
 from reports.atlas_findings import POINTS, findings
@@ -16,6 +17,7 @@ from reports.atlas_page import EXAMPLES, PAGE, html
 from reports.atlas_tables import bins_table, coverage_table, difficulty_table, how, rows_table, swaps_table
 from reports.export import Column, Sheet
 from reports.style import STYLE, save
+from reports.table_text import csv, pipe_table
 
 FOLDER, FILE = "atlas", "atlas.md"
 
@@ -35,13 +37,13 @@ def write_atlas(found: Atlas, folder: Path, command: str) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         tables = frames_of(found)
         for name, table in tables.items():
-            table.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+            write_text(folder / f"{name}.csv", csv(table))
         drawn = []
         with matplotlib.rc_context(STYLE):
             for name, figure in figures(found).items():
                 drawn += save(figure, folder / name)
-        (folder / FILE).write_text(markdown(found, command), encoding="utf-8")
-        (folder / PAGE).write_text(html(found, folder, command), encoding="utf-8")
+        write_text(folder / FILE, markdown(found, command))
+        write_text(folder / PAGE, html(found, folder, command))
     except OSError as error:
         raise UserError(
             f"Cannot write to {str(folder)!r} ({error.strerror}); give --out a folder that you may write."
@@ -71,11 +73,6 @@ def frames_of(found: Atlas) -> dict[str, pd.DataFrame]:
     if found.split is not None:
         tables |= {"difficulty": found.split.board, "swaps": found.split.swaps}
     return tables
-
-
-def _markdown(rows: list[dict[str, str]]) -> str:
-    align = ["left", *["right"] * (len(rows[0]) - 1)]
-    return pd.DataFrame(rows).fillna("-").to_markdown(index=False, disable_numparse=True, colalign=align)
 
 
 def atlas_sheet(found: Atlas) -> Sheet:
@@ -111,7 +108,7 @@ def markdown(found: Atlas, command: str) -> str:
         "\n".join(f"- {text}" for text in told.values()),
         "## Rows",
         told["boundary"],
-        _markdown(rows_table(found)),
+        pipe_table(rows_table(found)),
     ]
     for factor in FACTORS:
         parts += [f"## By {factor.title}", told[factor.name]]
@@ -119,26 +116,26 @@ def markdown(found: Atlas, command: str) -> str:
             continue
         parts += [
             f"![loss by {factor.title}]({factor.name}.svg)",
-            _markdown(bins_table(found, factor)),
+            pipe_table(bins_table(found, factor)),
             f"What it is: {factor.meaning}.",
         ]
     parts += [
         "## What coverage explains",
         told["explained"],
         "![what coverage explains](explained.svg)",
-        _markdown(coverage_table(found)),
+        pipe_table(coverage_table(found)),
         "## Hard and easy expressions",
         told["difficulty"],
     ]
     if found.split is not None:
         parts += [
             "![hard and easy expressions](difficulty.svg)",
-            _markdown(difficulty_table(found)),
+            pipe_table(difficulty_table(found)),
             f"Hard: `{CONTROL}` of the same budget keeps less than {POINTS * found.split.share:.0f} % of the "
             f"expression's full {found.score}; {found.split.empty} expressions without any are in neither "
             f"half. `{CONTROL}` itself has no rank, as its own score chose the halves.",
         ]
         if len(found.split.swaps):
-            parts.append(_markdown(swaps_table(found)))
+            parts.append(pipe_table(swaps_table(found)))
     parts += ["## How", "\n".join(f"- {line}" for line in how(found))]
     return "\n\n".join(parts) + "\n"

@@ -34,10 +34,11 @@ class Layers:
     Attributes:
         rules: the style sheet.
         left: bytes that may still be added; what does not fit is shown without its picture.
+        full: whether something did not fit.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.left = folder, BYTES
+        self.folder, self.left, self.full = folder, BYTES, False
         self.rules: list[str] = []
         self._known: dict[tuple[Any, ...], str] = {}
 
@@ -47,6 +48,7 @@ class Layers:
             address = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
             fits = len(address) <= self.left
             self._known[key] = f"l{len(self.rules)}" if fits else ""
+            self.full |= not fits
             if fits:
                 self.left -= len(address)
                 self.rules.append(f".{self._known[key]}{{background-image:url({address})}}")
@@ -119,7 +121,7 @@ def html(found: Atlas, folder: Path, command: str) -> str:
         ],
         how=how(found),
         run=Path(os.path.relpath(found.run, folder)).as_posix(),
-        full=layers.left <= 0,
+        full=layers.full,
         style=(WEB / "style.css").read_text(encoding="utf-8"),
         layers="\n".join(layers.rules),
     )
@@ -203,9 +205,9 @@ def _shots(asked: Any, mask: str, one: dict[Any, Any], layers: Layers) -> dict[s
     picture = layers.known(("picture", asked["picture"]))
     if picture is None:
         file = recorded_picture(layers.folder, str(asked["picture"]))
-        picture = layers.add(("picture", asked["picture"]), "jpeg", file.read_bytes() if file else b"")
         if file is None:
             return None
+        picture = layers.add(("picture", asked["picture"]), "jpeg", file.read_bytes())
     size = int(asked["height"]), int(asked["width"])
     scale = min(1.0, SIDE / max(size))
     small = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

@@ -11,6 +11,7 @@ import pandas as pd
 
 from harness.labels import Labels, Rescored
 from harness.metrics.bootstrap import LEVEL, Estimate
+from harness.store.journal import write_text
 from pruners.base import UserError
 from reports import export
 from reports.clean import ALL, CLEAN, FEW, LEGEND, LOST, NEW, SAME, STILL, TURNED, CleanTable, clean_tables
@@ -274,7 +275,7 @@ def write_clean(
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            export.write_text(out / name, text)
+            write_text(out / name, text)
     except OSError as error:
         raise UserError(
             f"Cannot write to {str(out)!r} ({error.strerror}); give --out a folder that you may write."

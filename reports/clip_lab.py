@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from harness.diagnosis.laboratory import BOUND, INSIDE, MEASURES, RANDOM, Laboratory, reasons
 from harness.metrics.bootstrap import DRAWS, Estimate
+from harness.store.journal import write_text
 from pruners.base import UserError
 from reports import export
 from reports.diagnosis import FILE as SIMILARITIES_PAGE
@@ -227,9 +228,9 @@ def write_laboratory(found: Laboratory, out: Path) -> Path:
         with matplotlib.rc_context(STYLE):
             for name, draw in drawn.items():
                 save(draw(found), out / name)
-        export.write_text(out / TABLE, export.csv(table(found)))
-        export.write_text(out / ROWS, export.csv(found.rows))
-        export.write_text(out / PAGE, markdown(found))
+        write_text(out / TABLE, export.csv(table(found)))
+        write_text(out / ROWS, export.csv(found.rows))
+        write_text(out / PAGE, markdown(found))
     except OSError as error:
         raise UserError(
             f"Cannot write to {str(out)!r} ({error.strerror}); give --out a folder that you may write."

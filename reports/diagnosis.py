@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 
 from harness.diagnosis.summary import BINS, INSIDE, MAIN, SIMILARITIES, Diagnosis, Kept
 from harness.metrics.bootstrap import DRAWS, Estimate
-from harness.store.journal import read_whole, write_atomically
+from harness.store.journal import read_whole, write_atomically, write_text
 from pruners.base import UserError
 from reports.looks import COLOURS
 from reports.style import STYLE, save
+from reports.table_text import csv
 
 SCHEMA = 1
 FOLDER, FILE, SUMMARY = "diagnosis", "diagnosis.md", "diagnosis.json"
@@ -66,7 +67,7 @@ def write_diagnosis(found: Diagnosis, out: Path) -> Path:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        found.rows.to_csv(out / "diagnosis.csv", index=False)
+        write_text(out / "diagnosis.csv", csv(found.rows))
         figures: dict[str, Callable[[], Figure]] = {
             "ranks": lambda: _ranks(found),
             "sink": lambda: _sink(found),
@@ -80,7 +81,7 @@ def write_diagnosis(found: Diagnosis, out: Path) -> Path:
         with matplotlib.rc_context(STYLE):
             for name, draw in figures.items():
                 save(draw(), out / name)
-        (out / FILE).write_text(_markdown(found), encoding="utf-8")
+        write_text(out / FILE, _markdown(found))
         told: dict[str, Any] = {
             "schema": SCHEMA,
             "backbone": found.backbone,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from harness.store.journal import write_text
 from pruners.base import UserError, nearest
 from reports import latex
+from reports.table_text import csv
 
-ACTS = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet takes a text that begins so for a formula
 DIGITS = "{:.6g}"  # of numbers in markdown and LaTeX, where a table does not say its own
 
 
@@ -65,20 +65,6 @@ def joined(sheets: Sequence[Sheet]) -> Sheet:
         lambda: "\n".join(map(markdown, sheets)),
         lambda: "\n".join(map(tex, sheets)),
     )
-
-
-def csv(frame: pd.DataFrame) -> str:
-    """Text of a CSV: numbers with all their digits, nothing where nothing is known. A text that a spreadsheet
-    would take for a formula begins with an apostrophe."""
-    safe = frame.copy()
-    for name in safe.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in safe.dtypes]]:
-        safe[name] = safe[name].map(_inert)
-    safe.columns = pd.Index([_inert(str(name)) for name in safe.columns])
-    return str(safe.to_csv(index=False, lineterminator="\n"))
-
-
-def _inert(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(ACTS) else value
 
 
 def json_text(sheet: Sheet) -> str:
@@ -186,14 +172,3 @@ def write(sheets: Sequence[Sheet], path: Path) -> None:
         raise UserError(
             f"Cannot write {str(path)!r} ({error.strerror}); give --export a file that you may write."
         ) from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that is either as before or whole; where it is a link, what it leads to."""
-    path = path.resolve()
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

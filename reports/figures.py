@@ -4,7 +4,6 @@ where the time goes; SVG and PNG."""
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +17,7 @@ from reports.gather import Runs
 from reports.looks import COLOURS, DASHES, GREY, MARKS, Look, looks
 from reports.pareto import Point, Standing, front, standings
 from reports.style import STYLE, save
+from reports.table_text import slug
 from reports.tables import BOUND, Table, TableRow
 
 WIDE, HIGH = 7.6, 4.8  # inches of a figure, the names beside it included
@@ -28,11 +28,6 @@ SHADES = {Standing.FRONT: 1.0, Standing.CLOSE: 0.75, Standing.BEATEN: 0.3}
 SIZES = (4.0, 9.0)  # of marks at the smallest and the largest budget, in points
 Priced = tuple[TableRow, Point]
 KEY = "solid: none beats it beyond noise · paler: beaten within the accuracy's intervals · pale: beaten"
-
-
-def slug(title: str) -> str:
-    """A title as a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def looks_of(tables: Sequence[Table]) -> dict[str, Look]:

@@ -16,6 +16,7 @@ from reports.columns import LLM, LOGPROB, SAID, SILENT, meanings
 from reports.export import Column, Sheet
 from reports.gather import Runs
 from reports.machines import LETTER, is_time
+from reports.table_text import slug
 from reports.tables import BOUND, Table, TableRow
 
 BYTES = ("activation_paper", "activation_peak")
@@ -74,7 +75,7 @@ def _told(table: Table, runs: Runs) -> list[str]:
 
 def _unit(metric: Metric) -> str:
     """A metric's unit as the end of a column's name."""
-    return latex.slug(metric.unit_word).replace("-", "_") or "value"
+    return slug(metric.unit_word).replace("-", "_") or "value"
 
 
 def _score(metric: Metric, one: Estimate | None, name: str) -> dict[str, float | None]:

@@ -11,10 +11,12 @@ import pandas as pd
 from harness.diagnosis.budgets import Budgets
 from harness.diagnosis.ladder import ENOUGH, RUNGS, Ladder
 from harness.metrics.bootstrap import DRAWS
+from harness.store.journal import write_text
 from pruners.base import UserError
 from reports.export import Column, Sheet
 from reports.looks import COLOURS, GREY
 from reports.style import STYLE, save
+from reports.table_text import csv, pipe_table
 
 FILE = "ladder.md"
 PERCENT = 100.0
@@ -39,10 +41,10 @@ def write_ladder(
         folder.mkdir(parents=True, exist_ok=True)
         tables = frames_of(found, needs, methods)
         for name, table in tables.items():
-            table.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+            write_text(folder / f"{name}.csv", csv(table))
         with matplotlib.rc_context(STYLE):
             drawn = save(_figure(found, needs), folder / "ladder")
-        (folder / FILE).write_text(markdown(found, needs, methods, command), encoding="utf-8")
+        write_text(folder / FILE, markdown(found, needs, methods, command))
     except OSError as error:
         raise UserError(
             f"Cannot write to {str(folder)!r} ({error.strerror}); give --out a folder that you may write."
@@ -137,7 +139,7 @@ def rungs_table(needs: Budgets, name: str = "rung") -> str:
                 "they save %": "-" if few else _saved(row),
             }
         )
-    return _markdown(lines)
+    return pipe_table(lines)
 
 
 def curves_table(needs: Budgets) -> str:
@@ -148,12 +150,7 @@ def curves_table(needs: Budgets) -> str:
         for row in part.to_dict("records"):
             line[str(row["count"])] = f"{PERCENT * row['iou']:.1f}"
         lines.append(line)
-    return _markdown(lines)
-
-
-def _markdown(rows: list[dict[str, str]]) -> str:
-    align = ["left", *["right"] * (len(rows[0]) - 1)]
-    return pd.DataFrame(rows).fillna("-").to_markdown(index=False, disable_numparse=True, colalign=align)
+    return pipe_table(lines)
 
 
 def markdown(found: Ladder, needs: Budgets, methods: Budgets | None, command: str) -> str:

@@ -3,7 +3,6 @@ row is apart from all others of its budget."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 
 from reports import costs, leaderboard
 from reports.columns import LLM, THINGS
+from reports.table_text import slug
 
 if TYPE_CHECKING:
     from reports.tables import Table, TableRow
@@ -49,11 +49,6 @@ def escaped(text: str) -> str:
     'a\\\\_b \\\\{50 \\\\%\\\\}'
     """
     return "".join(ESCAPED.get(sign, sign) for sign in " ".join(text.split()) if sign.isprintable())
-
-
-def slug(text: str) -> str:
-    """A text as a label."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def table(

@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from harness.cost.placements import Placed, Placements
+from harness.store.journal import write_text
+from reports.table_text import csv, pipe_table
 
 TERA = 1e12
 
@@ -44,9 +46,7 @@ def markdown(found: Placements) -> str:
                 "yes" if row.fits else "no",
             ]
         lines.append(line | dict(zip(_columns(found), told, strict=True)))
-    align = ["left", *["right"] * (len(lines[0]) - 1)]
-    table = pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True, colalign=align)
-    return "\n\n".join([table, "\n".join(f"- {note}" for note in notes(found))])
+    return "\n\n".join([pipe_table(lines), "\n".join(f"- {note}" for note in notes(found))])
 
 
 def _columns(found: Placements) -> tuple[str, ...]:
@@ -126,9 +126,9 @@ def write(found: Placements, folder: Path, command: str) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     page, table = folder / "study.md", folder / "study.csv"
-    frame_of(found).to_csv(table, index=False)
-    page.write_text(
+    write_text(table, csv(frame_of(found)))
+    write_text(
+        page,
         f"# Placements: where does a budget act?\n\n{sentence(found)}\n\n{markdown(found)}\n\n`{command}`\n",
-        encoding="utf-8",
     )
     return [page, table]

@@ -20,10 +20,11 @@ from harness.reproduce.bands import Judged, Ours, Verdict, counted, judge
 from harness.reproduce.costs import Cost
 from harness.reproduce.estimates import REACHED
 from harness.reproduce.estimates import Estimate as Size
-from harness.reproduce.needs import Needs, told
+from harness.reproduce.needs import Needs, readable_size
 from harness.reproduce.numbers import AVERAGE, Number, Row
 from harness.reproduce.proof import CAUSES, Proof
 from harness.reproduce.spec import Spec
+from harness.store.journal import write_text
 from pruners.base import UserError
 from reports.comparable import COLUMN, LINE
 from reports.drawn import rounding_variance
@@ -239,7 +240,7 @@ def needs_lines(spec: Spec, needs: Needs, size: Size | None) -> list[str]:
     rows = [
         {
             "what": one.what,
-            "size": told(one.bytes) if one.bytes is not None else "-",
+            "size": readable_size(one.bytes) if one.bytes is not None else "-",
             "here": "wrong" if one.wrong else "no" if one.missing else "yes",
             "where": one.wrong or (one.source if one.place is None else str(one.place)),
         }
@@ -254,9 +255,9 @@ def needs_lines(spec: Spec, needs: Needs, size: Size | None) -> list[str]:
     known = sum(one.bytes or 0 for one in needs.missing)
     unknown = sum(one.bytes is None for one in needs.missing)
     more = f", and {unknown} of a size that is not known" if unknown else ""
-    found.append(f"to fetch: {told(known)} in {len(needs.missing) - unknown} files{more}")
-    room = "enough for these" if needs.free > known else f"{told(known - needs.free)} too few"
-    found.append(f"disk of the hub's cache: {told(needs.free)} left, {room}")
+    found.append(f"to fetch: {readable_size(known)} in {len(needs.missing) - unknown} files{more}")
+    room = "enough for these" if needs.free > known else f"{readable_size(known - needs.free)} too few"
+    found.append(f"disk of the hub's cache: {readable_size(needs.free)} left, {room}")
     return [*found, *_size_lines(size)]
 
 
@@ -323,7 +324,7 @@ def write(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in zip(FILES, texts, strict=True):
-            (folder / name).write_text(text, encoding="utf-8")
+            write_text(folder / name, text)
     except OSError as error:
         raise UserError(
             f"Cannot write to {str(folder)!r} ({error.strerror}); give --out a folder that you may write."

@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from harness.store.run_folder import shown_frames
+from pruners.errors import UserError
 from reports.comparable import COLUMN, LINE
 from reports.gallery import RECORD, Shot, Shots, answer_of, geometry_of, item_of, regions_of, shot_key
 from reports.gather import Runs
@@ -243,13 +244,21 @@ def write_beside(folder: Path, parts: Mapping[str, str], pictures: Sequence[byte
 
     Returns:
         The folder, if anything is in it.
+
+    Raises:
+        UserError: the folder is a link: a run may come from anywhere, and what it leads to is not the run's.
     """
     place = folder / FOLDER
+    if place.is_symlink():
+        raise UserError(
+            f"{str(place)!r} is a link, and the page's samples are written there; remove it, or give --out "
+            f"another folder."
+        )
     files = {f"{name}.js": f'groundprunePart("{name}","{text}")\n'.encode() for name, text in parts.items()}
     files |= {f"picture-{number}.jpg": content for number, content in enumerate(pictures) if content}
     if place.is_dir():
         for old in place.iterdir():
-            if OURS.fullmatch(old.name) and old.name not in files:
+            if OURS.fullmatch(old.name) and (old.is_symlink() or old.name not in files):
                 old.unlink()
         if not files and not any(place.iterdir()):
             place.rmdir()

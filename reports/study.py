@@ -14,6 +14,7 @@ import pandas as pd
 from harness import metrics
 from harness.metrics import Metric
 from harness.metrics.bootstrap import Estimate, adjusted
+from harness.store.journal import write_text
 from pruners.base import UserError
 from reports.columns import RANKED
 from reports.comparable import COLUMN, KEPT, medium_of
@@ -21,6 +22,7 @@ from reports.drawn import Drawn, Weights
 from reports.gather import gather
 from reports.looks import COLOURS, GREY
 from reports.style import STYLE, save
+from reports.table_text import csv, pipe_table
 from reports.tables import ALPHA, BOUND, column_rank
 
 # what is asked: its two answers, the second minus the first, and what each does in words
@@ -169,15 +171,14 @@ def write_study(found: Study, folder: Path, command: str) -> list[Path]:
     import matplotlib
 
     folder.mkdir(parents=True, exist_ok=True)
-    table = frame_of(found)
-    table.to_csv(folder / "study.csv", index=False)
+    write_text(folder / "study.csv", csv(frame_of(found)))
     with matplotlib.rc_context(STYLE):
         drawn = save(_figure(found), folder / found.axis)
     page = folder / "study.md"
-    page.write_text(
+    write_text(
+        page,
         f"# {found.axis.capitalize()}: {' or '.join(AXES[found.axis][0])}?\n\n{found.sentence}\n\n"
         f"![differences]({drawn[0].name})\n\n{markdown(found)}\n\n`{command}`\n",
-        encoding="utf-8",
     )
     return [page, folder / "study.csv", *drawn]
 
@@ -221,8 +222,7 @@ def markdown(found: Study) -> str:
         if any(other.said is not None for other in found.pairs):
             line["[SEG] said %"] = "-" if pair.said is None else f"{100 * pair.said:.1f}"
         lines.append(line)
-    align = ["left", *["right"] * (len(lines[0]) - 1)]
-    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True, colalign=align)
+    return pipe_table(lines)
 
 
 def _figure(found: Study) -> Any:

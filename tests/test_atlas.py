@@ -21,8 +21,10 @@ from harness.diagnosis.atlas import Atlas, atlas, measure_atlas, worst
 from harness.diagnosis.factors import measure_factors
 from harness.diagnosis.words import said
 from pruners import UserError
+from reports import atlas_page
 from reports.atlas import frames_of, markdown
 from reports.atlas_findings import findings
+from reports.gallery import recorded_picture
 from tests.a_run import some_rows, store
 from tests.browser import PROGRAM, chromium, opened
 from tests.fake_backbone import known, write_data
@@ -459,6 +461,27 @@ def test_a_whole_atlas(
     assert cli.main() == 0
     assert findings(found)["explained"] in capsys.readouterr().out
     assert {name: (whole.parent / "again" / name).read_bytes() for name in first} == first
+
+
+def test_examples_without_a_picture_stay_and_a_full_page_says_so(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = atlas(whole.parent)
+    assert "The page is full" not in (whole / "atlas.html").read_text()
+    lost = atlas_page.recorded_picture(whole.parent, str(found.expressions["picture"].iloc[0]))
+
+    def recorded(folder: Path, name: str) -> Path | None:
+        path = recorded_picture(folder, name)
+        return None if path == lost else path
+
+    monkeypatch.setattr(atlas_page, "recorded_picture", recorded)
+    text = atlas_page.html(found, whole, "command")
+    shown = text.count('class="shots"')
+    assert 0 < shown < text.count('class="example"') == len(worst(found, 3))
+    assert "data:image/jpeg;base64,)" not in text and "The page is full" not in text
+    monkeypatch.setattr(atlas_page, "BYTES", 20_000)
+    text = atlas_page.html(found, whole, "command")
+    assert text.count('class="shots"') < shown and "The page is full" in text
 
 
 @pytest.mark.skipif(PROGRAM is None, reason="no Chromium here: apt-get install chromium")

@@ -334,6 +334,15 @@ FORGED: dict[str, tuple[Change, str]] = {
     "a fact that nobody knows": (lambda facts, rows: facts.update(score=99.0), "'score'"),
     "a fact less": (lambda facts, rows: facts.pop("licence"), "nothing of 'licence'"),
     "a kind that nobody knows": (lambda f, r: renamed(f, r, kind="best"), "'best' for 'kind'"),
+    "a clip that fills the memory": (
+        lambda facts, rows: rows.__setitem__("frames", 10**15),
+        "and may be 1 to 10000",
+    ),
+    "views that fill the memory": (
+        lambda facts, rows: rows.__setitem__("views", 10**15),
+        "and may be 1 to 100",
+    ),
+    "a run that is a way out": (lambda facts, rows: facts.update(run="../../ab"), "which is no digest"),
     "an expression less": (lambda facts, rows: rows.iloc[1:], "do not compare"),
     "a result twice": (
         lambda facts, rows: rows.__setitem__("expression", rows["expression"].iloc[0]),

@@ -8,11 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from backbones.base import Encoding, Pixels
 from harness.engine import interrupts
+from tests.fake_backbone import FakeBackbone, write_data
+from tests.faults.crew import Record, check, finish, written
 
 ROOT = Path(__file__).parent.parent
 # a forward pass that no handler of Python's gets into; hashing lets other threads run, as torch does
@@ -115,3 +119,42 @@ def test_a_launchers_command_is_not_guessed(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     assert "under its launcher" in interrupts.farewell()
+
+
+def test_signals_wake_whom_they_woke_before() -> None:
+    """An event loop around the command, as a notebook's, hears of signals through the same descriptor."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.set_wakeup_fd(write)
+    try:
+        with interrupts.Keys(interrupts.farewell):
+            pass
+        assert signal.set_wakeup_fd(before) == write
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(read), os.close(write)
+
+
+class Swallowing(FakeBackbone):
+    """Gets Ctrl-C twice in the first image, in a library that makes an error of its own of it."""
+
+    def encode_pixels(self, pixels: Sequence[Pixels]) -> list[Encoding]:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(2)
+        except KeyboardInterrupt:
+            raise RuntimeError("the kernel was cancelled") from None
+        return super().encode_pixels(pixels)
+
+
+def test_a_second_one_that_a_library_swallows_makes_no_image_a_bad_one(
+    tmp_path: Path, no_figures: None, record_property: Record
+) -> None:
+    root = write_data(tmp_path / "data")
+    with pytest.raises(KeyboardInterrupt):
+        finish(root, tmp_path / "run", make=Swallowing)
+    assert not [row for row in written(tmp_path / "run") if "failed" in row]
+    finish(root, tmp_path / "run")
+    finish(root, tmp_path / "whole")
+    check(tmp_path / "run", tmp_path / "whole", record_property)

@@ -328,6 +328,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "size": (lambda at: _m(at, mask=WRONG_SIZE), r"none of refcoco:val:0, 64x48 px \(run lengths of size"),
     "torn runs": (lambda at: _m(at, mask=TORN), "none of refcoco:val:0, 64x48 px"),
     "no counts": (lambda at: _m(at, mask={"size": [48, 64]}), "has no counts or no size"),
+    "endless number": (lambda at: _text(at / "l.json", '[{"expression": 1e999}]'), "is 'inf', no whole"),
     "box": (lambda at: _m(at, bbox=[1.0, 2.0, 3.0]), "its bbox is"),
     "twice": (lambda at: _m(at, id=7), "holds the object 7 twice"),
     "nothing": (lambda at: _m(at, sentences=["nobody said this"]), "None of the 2 labels"),
@@ -337,10 +338,18 @@ BAD: dict[str, tuple[Any, str]] = {
         "is about refcoco:testA, which the run does not have; it has refcoco:val",
     ),
     "l4 quality": (lambda at: write_ref_l4(_val(at), [(0, 0, 2)]), "caption_quality is 2"),
+    "l4 number": (
+        lambda at: write_ref_l4(_val(at), [(0, 0, float("inf"))]),
+        "caption_quality is 'inf', no whole",
+    ),
     "l4 row": (lambda at: write_ref_l4(_val(at), [(0, 0, 1)], images=[]), "which images does not hold"),
     "l4 dropped": (lambda at: write_ref_l4(_val(at), [(0, 0, 0)]), "None of the 1 labels"),
     "csv columns": (lambda at: _text(at / "l.csv", "id,text\n1,x\n"), "neither a column sample"),
     "csv number": (lambda at: _text(at / "l.csv", "expression\nx1\n"), "line 2 .* no whole number"),
+    "csv signs": (lambda at: _text(at / "l.csv", "expression\n--5\n"), "line 2 .* no whole number"),
+    "csv script": (lambda at: _text(at / "l.csv", "expression\n²\n"), "line 2 .* no whole number"),
+    "csv digits": (lambda at: _text(at / "l.csv", "expression\n" + "9" * 5000), "no whole number"),
+    "csv size": (lambda at: _sparse(at / "l.csv"), "has 65 MiB, more than the 64 of a list"),
     "sample": (lambda at: _list(at, "val:1"), "not like refcoco:val:17"),
     "split": (lambda at: _list(at, "refcoco:vla:1"), "Did you mean 'refcoco:val'"),
     "entry twice": (lambda at: _list(at, 10, 11, 10), "named before, at entry 0"),
@@ -359,6 +368,12 @@ BAD: dict[str, tuple[Any, str]] = {
 
 def _text(path: Path, content: str) -> Path:
     path.write_text(content)
+    return path
+
+
+def _sparse(path: Path) -> Path:
+    with path.open("wb") as file:
+        file.truncate(65 << 20)
     return path
 
 

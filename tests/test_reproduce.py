@@ -126,6 +126,8 @@ def test_a_spec_is_read_whole(tmp_path: Path) -> None:
         ("[metrics.ciou]", "[metrics.giou]\ncolumn = 'x'\nunit='%'\n[metrics.ciou]", r"giou\] has no number"),
         ('numbers = "mine.csv"', 'numbers = "other.csv"', r"other\.csv' of the spec .* cannot be read"),
         ("[plan]", "[plan", r"is no TOML"),
+        ("[plan]", f"x = {'[' * 9999}\n[plan]", r"is no TOML \(it is nested too deeply\)"),
+        ("[plan]", f"# {'-' * 2**20}\n[plan]", r"is no TOML \(it has more than 1 MiB\)"),
         ('refcoco:val"\n\n[[w', 'refcoco"\n\n[[w', r"\[plan\.datasets\] has 'refcoco' without a split"),
     ],
 )
@@ -142,6 +144,8 @@ def test_what_is_wrong_in_a_spec_is_one_sentence(tmp_path: Path, old: str, new: 
     [
         (NUMBERS.replace("79.5", "79.5 %"), r"line 2 has '79\.5 %' for refcoco val, which is no number"),
         (NUMBERS.replace("litelvlm,64", "litelvlm,few"), r"line 3 has the budget 'few'"),
+        (NUMBERS.replace("litelvlm,64", "litelvlm,²"), r"line 3 has the budget '²'"),
+        (NUMBERS.replace("79.5", "٣"), r"line 2 has '٣' for refcoco val, which is no number"),
         (NUMBERS.replace(",source", "").replace(",Somebody", ""), "lacks the column source"),
         (NUMBERS.replace("66,Somebody", "66"), "line 3 has not as many cells"),
         (NUMBERS.splitlines()[0], "has no row"),

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from harness.store import records
+from pruners import UserError
 from reports import gather, page, render, samples
 from reports.tables import tables
 from tests import a_run
@@ -208,6 +209,22 @@ def test_what_does_not_fit_the_page_lies_beside_it(inside: Path, beside: Path, r
         patch.setattr(samples, "PART", 20_000)
         render(recorded, beside.parent)
     assert {path.name for path in mine.parent.iterdir()} == files
+
+
+def test_links_in_a_foreign_run_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    mine, run = tmp_path / "mine" / "list-0.js", tmp_path / "run"
+    mine.write_text("mine")
+    (run / samples.FOLDER).mkdir(parents=True)
+    (run / samples.FOLDER / "list-0.js").symlink_to(mine)
+    samples.write_beside(run, {"list-0": "eA=="}, ())
+    assert mine.read_text() == "mine" and "eA==" in (run / samples.FOLDER / "list-0.js").read_text()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / samples.FOLDER).symlink_to(mine.parent)
+    with pytest.raises(UserError, match="is a link"):
+        samples.write_beside(other, {}, ())
+    assert mine.read_text() == "mine"
 
 
 def test_a_page_stays_below_its_size_however_many_samples(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def text_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages and figures have their own tests."""
     monkeypatch.setattr(statistics, "FEWEST", 2)
     monkeypatch.setattr(figures, "draw_figures", lambda runs, tables, folder: [])
-    monkeypatch.setattr(page, "html", lambda runs, tables: "")
+    monkeypatch.setattr(page, "page", lambda runs, tables: page.Page("", {}, ()))
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ import pandas as pd
 from harness.bundle import content
 from harness.bundle.conformance import CHECKS
 from harness.bundle.content import BESIDE, MARKS, OF_CELL, OF_METHOD, PATH, Bundle
-from harness.bundle.files import read, refuse
+from harness.bundle.files import MOST_VALUES, read, refuse
 from harness.cost.measure import ROUNDS
 from harness.cost.store import load_costs
 from harness.engine.cells import Setting
@@ -25,8 +25,10 @@ from pruners.base import UserError
 
 FAILURES = 0.01  # of the samples: more than that, and a row rests on others than its neighbours
 LONGEST = 2000  # letters of a text
+MOST_FRAMES, MOST_VIEWS = 10_000, 100  # of a medium
 MOST_CELLS = 20_000
 WEB = re.compile(r"https://[\w.-]+(/[^\s<>\"']*)?")
+RUN = re.compile(r"[0-9a-f]{8,64}")
 NAME = re.compile(r"[^\x00-\x1f\x7f]*")
 KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("format", "run", "time", "by", "url", "licence", "digest"), str),
@@ -100,6 +102,7 @@ def _problems(bundle: Bundle) -> Iterator[str]:
     yield from _texts(bundle)
     yield from _cells(bundle)
     yield from _methods(bundle.facts)
+    yield from _sizes(bundle)
     yield from _counts(bundle)
     yield from comparable(bundle)
     yield from _costs(bundle)
@@ -135,6 +138,8 @@ def _shape(facts: Mapping[str, Any]) -> Iterator[str]:
     for plan in facts["plans"]:
         if not isinstance(plan, dict) or set(plan) - set(content.OF_PLAN) or not _plain(plan.values()):
             yield "its plan is none"
+    if not RUN.fullmatch(facts["run"]):  # its page is a file of that name
+        yield f"its run is called {facts['run'][:40]!r}, which is no digest"
     for name in ("samples", "failed"):
         if not all(type(count) is int and count >= 0 for count in facts[name].values()):
             yield f"its {name} are no counts"
@@ -191,7 +196,7 @@ def _cells(bundle: Bundle) -> Iterator[str]:
             if entry[name] not in valid:
                 yield f"its cell {cell[:16]} has {entry[name][:40]!r} for {name!r}"
         grid = entry["grid"]
-        if len(grid) not in (0, 2) or not all(type(side) is int and 0 < side < 1000 for side in grid):
+        if len(grid) not in (0, 2) or not all(type(side) is int and 0 < side < 300 for side in grid):
             yield f"its cell {cell[:16]} has a grid of {str(grid)[:40]}"
         if min(entry["budget"], entry["sent"]) < 0 or entry["pooled"] < 1:
             yield f"its cell {cell[:16]} has a budget of {entry['budget']}"
@@ -246,6 +251,16 @@ def _known() -> list[str]:
     import pruners
 
     return list(pruners.names())
+
+
+def _sizes(bundle: Bundle) -> Iterator[str]:
+    """Numbers that something as long is made of: a mask for every frame, a bit for every token."""
+    rows = bundle.rows
+    for name, most in (("frames", MOST_FRAMES), ("views", MOST_VIEWS)):
+        if len(rows) and not 1 <= int(rows[name].min()) <= int(rows[name].max()) <= most:
+            yield f"its {name} are from {rows[name].min()} to {rows[name].max()}, and may be 1 to {most}"
+    if int(rows["frames"].sum()) > MOST_VALUES:
+        yield f"its rows have {rows['frames'].sum()} frames together, and may have {MOST_VALUES}"
 
 
 def _counts(bundle: Bundle) -> Iterator[str]:

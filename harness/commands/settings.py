@@ -28,17 +28,16 @@ def apply_settings(context: typer.Context, path: Path | None) -> Path | None:
 
 
 def _values(context: typer.Context, path: Path) -> dict[str, Any]:
-    import tomllib
-
+    from harness.toml_files import load_toml
     from pruners.errors import UserError, nearest
 
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = load_toml(path)
     except OSError as error:
         raise UserError(
             f"The settings file {str(path)!r} cannot be read ({error.strerror}); give --settings a TOML file."
         ) from error
-    except ValueError as error:  # TOMLDecodeError and text that is no UTF-8
+    except ValueError as error:
         raise UserError(
             f"The settings file {str(path)!r} is no TOML ({error}); write lines such as limit = 2."
         ) from error

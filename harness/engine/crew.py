@@ -131,7 +131,7 @@ class Crew:
             self._check_failures("")
             while True:
                 for (number, part), loaded in read_ahead(dataset, self._claim(), self.way.workers, pin):
-                    self._fill(number, part, loaded, progress)
+                    self._fill(number, part, loaded, progress, stops)
                     progress.at(self.finished_results(), "")
                     stops.check()
                     waited, told = 0.0, FIRST_WORD
@@ -217,7 +217,7 @@ class Crew:
         cells = {job.cell.id for job in self.splits[number].jobs}
         return {sample for cell, sample in self.recorded[number].failures if cell in cells}
 
-    def _fill(self, number: int, part: int, loaded: list[Loaded], progress: Stage) -> None:
+    def _fill(self, number: int, part: int, loaded: list[Loaded], progress: Stage, stops: Stops) -> None:
         left, split = self.todo.pop((number, part)), self.splits[number]
         first = split.at_once * part + 1
         where = f"{':'.join(split.name)} {first}-{first + len(self.parts[number][part]) - 1}"
@@ -229,6 +229,7 @@ class Crew:
                 progress.at(begun + share * count, f"{step}, {where}")
 
             rows += self._rows(number, part, loaded, names, cells, Steps(show))
+        stops.check_torn()
         self.filled.add((number, part))
         if not self.way.place.leads:
             return

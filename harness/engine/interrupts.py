@@ -86,6 +86,7 @@ class Keys:
         self._process = os.getpid()
         self._before: object = None
         self._pipe: tuple[int, int] | None = None
+        self._woken = -1  # what signals were written to before, as by an event loop
 
     def __enter__(self) -> Keys:
         global _keys, _kept
@@ -97,7 +98,7 @@ class Keys:
             signal.signal(signal.SIGINT, self._raise)
         read, write = self._pipe = os.pipe()
         os.set_blocking(write, False)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        self._woken = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         threading.Thread(target=self._listen, args=(read,), daemon=True, name="keys").start()
         _keys = self
         return self
@@ -108,7 +109,7 @@ class Keys:
         global _keys
         if self._pipe is None:
             return
-        signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(self._woken)
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)  # type: ignore[arg-type]
         os.close(self._pipe[1])  # the thread reads the end of the pipe
@@ -164,6 +165,7 @@ class Stops:
 
     def __init__(self, unit: str = "these images") -> None:
         self._asked: type[BaseException] | None = None
+        self._torn = False  # whether a second signal was raised amid the work
         self._before: dict[int, object] = {}
         self._unit, self._process, self._word = unit, os.getpid(), _word
 
@@ -172,6 +174,7 @@ class Stops:
             return
         stop = Terminated if number == signal.SIGTERM else KeyboardInterrupt
         if self._asked is not None:
+            self._torn = True
             raise stop
         self._asked = stop
         if number == signal.SIGINT:
@@ -201,3 +204,13 @@ class Stops:
         """
         if self._asked is not None:
             raise self._asked
+
+    def check_torn(self) -> None:
+        """Stop here if a second signal came: a library may have made another error of it, so that what was
+        computed is no result.
+
+        Raises:
+            KeyboardInterrupt, Terminated: one did.
+        """
+        if self._torn:
+            self.check()

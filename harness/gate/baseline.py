@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from harness import metrics
+from harness.store.journal import write_text
 from pruners.base import UserError
 
 FORMAT = 2
@@ -230,6 +231,4 @@ def write_baseline(path: Path, content: dict[str, Any]) -> None:
         for name in ("cells", "rows")
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(head, indent=1)[:-2] + ",\n" + ",\n".join(lists) + "}\n")
-    partial.replace(path)
+    write_text(path, json.dumps(head, indent=1)[:-2] + ",\n" + ",\n".join(lists) + "}\n")

@@ -1,5 +1,5 @@
-"""Labels that others gave to expressions which a run has answered: which ones are sound, and what they "
-"mean."""
+"""Labels that others gave to expressions which a run has answered: which ones are sound, and what they
+mean."""
 
 from harness.labels.base import Label, Labels
 from harness.labels.files import read_labels

@@ -87,7 +87,8 @@ def number(value: Any, what: str) -> int:
     Raises:
         ValueError: it is none.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole:
         raise ValueError(f"its {what} is {str(value)[:40]!r}, no whole number")
     return int(value)
 
@@ -100,7 +101,7 @@ def box(value: Any) -> Box:
     """
     try:
         left, top, width, height = map(float, value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         left = top = 0.0
         width = height = float("nan")
     if not (0 <= width < 1e6 and 0 <= height < 1e6 and abs(left) < 1e6 and abs(top) < 1e6):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from pruners.base import nearest
 AGREES = 0.5
 KEPT, DROPPED, UNKNOWN, ELSEWHERE = "kept", "dropped", "not in the file", "box elsewhere"
 EXAMPLES = 5
+IMAGE = re.compile(r"[0-9]{1,18}")  # COCO's number
 Key = tuple[str, int]  # sample, expression
 
 
@@ -128,7 +130,7 @@ def _spoken(part: pd.DataFrame) -> dict[tuple[int, str], list[dict[str, Any]]]:
     wanted = ["sample", "expression", "text", "truth", "height", "width"]
     for row in part.sort_values(["sample", "expression"])[wanted].to_dict("records"):
         image = image_of(row["sample"])
-        found.setdefault((int(image) if image.isdigit() else -1, plain(row["text"])), []).append(
+        found.setdefault((int(image) if IMAGE.fullmatch(image) else -1, plain(row["text"])), []).append(
             {str(name): value for name, value in row.items()}
         )
     return found

@@ -9,12 +9,15 @@ that sample, `expression` alone for the only one of the run that has this id. JS
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
 from harness.labels.base import BadLabels, Label, Labels, number
 
 FIELDS = ("sample", "expression", "truth")
+MOST_BYTES = 2**26  # a million lines have a third of it
+COUNT = re.compile(r"-?[0-9]{1,18}")  # int() also takes digits of other scripts
 RULE = "expressions that it does not name are dropped"
 Key = tuple[str | None, int | None]
 
@@ -26,6 +29,10 @@ def read_csv(path: Path) -> Labels:
         BadLabels: it cannot be read, has neither column, or a row is damaged or given twice.
     """
     try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise BadLabels(
+                f"{str(path)!r} has {size >> 20} MiB, more than the {MOST_BYTES >> 20} of a list; split it."
+            )
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             names = [str(name).strip() for name in reader.fieldnames or ()]
@@ -45,7 +52,7 @@ def _of_row(row: dict[str, Any]) -> dict[str, Any]:
     """A line as JSON would have it: numbers as numbers, and no empty fields."""
     given = {name: (row.get(name) or "").strip() for name in FIELDS[:2]}
     found: dict[str, Any] = {name: text for name, text in given.items() if text}
-    if (text := found.get("expression", "")).lstrip("-").isdigit():
+    if COUNT.fullmatch(text := found.get("expression", "")):
         found["expression"] = int(text)
     return found
 

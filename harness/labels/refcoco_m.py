@@ -1,6 +1,5 @@
-"""RefCOCO-M: RefCOCO's validation split with masks drawn anew, as "
-"https://huggingface.co/datasets/moondream/refcoco-m
-releases it.
+"""RefCOCO-M: RefCOCO's validation split with masks drawn anew, as
+https://huggingface.co/datasets/moondream/refcoco-m releases it.
 
     DIR/data/validation-00000-of-00002.parquet, validation-00001-of-00002.parquet
 

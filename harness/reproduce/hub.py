@@ -9,7 +9,6 @@ from pathlib import Path
 from harness.reproduce.spec import File, Weights
 from pruners.errors import UserError
 
-CHUNK = 2**22
 PATIENCE = 10.0  # seconds for the hub's first answer
 
 
@@ -108,8 +107,5 @@ def verify(path: Path, file: File, what: str) -> None:
 
 def sha256(path: Path) -> str:
     """Digest of a file, read in pieces."""
-    found = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(CHUNK):
-            found.update(piece)
-    return found.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

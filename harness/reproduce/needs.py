@@ -150,8 +150,8 @@ def fetch(spec: Spec, given: Given, cache: Path | None = None, endpoint: str | N
     ]
     if (size := sum(file.size or 0 for _, file in wanted)) > (free := _free(cache)):
         raise UserError(
-            f"The disk of the hub's cache has {told(free)} left, and {told(size)} have to be fetched; make "
-            f"room, or set HF_HOME to a folder where there is some."
+            f"The disk of the hub's cache has {readable_size(free)} left, and {readable_size(size)} have to "
+            f"be fetched; make room, or set HF_HOME to a folder where there is some."
         )
     for repository in dict.fromkeys(one for one, _ in wanted):
         hub.reach(repository, cache, endpoint)
@@ -174,13 +174,13 @@ def refuse(needs: Needs, download: bool) -> None:
     if not needs.missing:
         return
     told_of: Sequence[str] = [
-        one.wrong or f"{one.what} ({told(one.bytes)}) from {one.source}" for one in needs.missing
+        one.wrong or f"{one.what} ({readable_size(one.bytes)}) from {one.source}" for one in needs.missing
     ]
     more = "" if download or not any(one.fetched for one in needs.missing) else "; --download fetches weights"
     raise UserError(f"Not here: {'; '.join(told_of)}{more}. --dry-run lists all that is needed.")
 
 
-def told(size: int | None) -> str:
+def readable_size(size: int | None) -> str:
     """Bytes as one reads them."""
     if size is None:
         return "size not known"

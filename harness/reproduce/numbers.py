@@ -11,7 +11,8 @@ from pathlib import Path
 from pruners.errors import UserError
 
 AVERAGE = "Avg."
-NUMBER = re.compile(r"-?\d+(?:\.(\d+))?")
+NUMBER = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]{1,18})?")
+COUNT = re.compile(r"[0-9]{1,9}")  # int() also takes digits of other scripts
 WORDS = ("method", "pruner", "budget", "source", "seen")  # columns that are no numbers
 NEEDED = ("pruner", "source")
 
@@ -95,7 +96,7 @@ def _row(line: Mapping[str, str | None], where: str) -> Row:
                 f"{where} has {text!r} for {name}, which is no number as one prints it, e.g. 74.1."
             )
     budget = texts.get("budget", "")
-    if budget and not budget.isdigit():
+    if budget and not COUNT.fullmatch(budget):
         raise UserError(f"{where} has the budget {budget!r}; give visual tokens, e.g. 64, or nothing.")
     if not texts["pruner"]:
         raise UserError(f"{where} names no pruner; give none for the unpruned row.")

@@ -7,7 +7,6 @@ Importing this module imports nothing heavy.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +16,7 @@ from typing import Any, Literal
 from harness.plan import Plan
 from harness.reproduce.numbers import AVERAGE, Number, Row, read_rows
 from harness.reproduce.reading import read, wrong
+from harness.toml_files import load_toml
 from pruners.errors import UserError
 
 REVISION = re.compile(r"[0-9a-f]{40}")
@@ -311,10 +311,10 @@ def read_spec(path: Path) -> Spec:
     """
     file = str(path)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = load_toml(path)
     except OSError as error:
         raise UserError(f"The spec {file!r} cannot be read ({error.strerror}); give a TOML file.") from error
-    except ValueError as error:  # TOMLDecodeError and text that is no UTF-8
+    except ValueError as error:
         raise UserError(f"The spec {file!r} is no TOML ({error}).") from error
     told = read(_Content, content, file)
     plan = _plan(told, file)

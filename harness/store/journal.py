@@ -174,19 +174,32 @@ def write_atomically(
         without: keys that the digest leaves out.
         only_new: leave one that is there already as it is.
     """
-    partial = path.with_suffix(f".{secrets.token_hex(4)}")
-    try:
-        with partial.open("w") as file:
-            file.write(
-                json.dumps({**content, DIGEST: digest(content, without)}, indent=2, sort_keys=True) + "\n"
-            )
-            file.flush()
-            os.fsync(file.fileno())
+    text = json.dumps({**content, DIGEST: digest(content, without)}, indent=2, sort_keys=True) + "\n"
+    with _aside(path, text) as partial:
         if only_new:
             with suppress(FileExistsError):
                 os.link(partial, path)
         else:
             partial.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is either as before or whole; where it is a link, what it leads to."""
+    path = path.resolve()
+    with _aside(path, text) as partial:
+        partial.replace(path)
+
+
+@contextmanager
+def _aside(path: Path, text: str) -> Iterator[Path]:
+    """A file beside a path that holds a text, on the disk; it goes if it was not renamed."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        yield partial
     finally:
         partial.unlink(missing_ok=True)
 

@@ -7,6 +7,7 @@ expression, no path and no name of a machine, whatever its run folders hold.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from typing import Any
 from harness.bundle import SUFFIX, Bundle, pack, unpack
 from harness.bundle.files import sealed
 from harness.store import run_folder
+from harness.store.journal import write_text
 from pruners.base import UserError
 from reports import export, frames, leaderboard
 from reports.gather import Runs, gather
@@ -25,6 +27,8 @@ from reports.tables import tables
 FOLDER = Path(__file__).parent.parent / "web"
 SOURCES = ("style.css", "site/site.css", "site/site.js")  # as one file of each kind below assets/
 LEFT_OVER = ("index.html", "assets", "methods", "runs")  # what a site holds: written anew each time
+# what a site of before may have left, and nothing else of the folder
+OURS = re.compile(r"methods/[a-z0-9-]+\.html|runs/[0-9a-f]{8}-[0-9a-f]{6}\.(html|csv|json)")
 
 
 @dataclass(frozen=True)
@@ -188,11 +192,11 @@ def _written(files: dict[str, str], out: Path) -> dict[str, int]:
     try:
         for name in ("methods", "runs"):
             for old in (out / name).glob("*.*"):
-                if f"{name}/{old.name}" not in files:
+                if OURS.fullmatch(f"{name}/{old.name}") and f"{name}/{old.name}" not in files:
                     old.unlink()
         for name, text in files.items():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
-            export.write_text(out / name, text)
+            write_text(out / name, text)
     except OSError as error:
         raise UserError(
             f"Cannot write to {str(out)!r} ({error.strerror}); give --out a folder that you may write."
