@@ -66,5 +66,9 @@ def reason(error: BaseException) -> str:
 
 def nearest(word: str, valid: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the valid word nearest to `word`, or an empty string."""
-    close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    dot = (
+        "." if word.startswith(".") else ""
+    )  # all suffixes have it, so it says nothing: .xls is not nearly .tex
+    known = {one.removeprefix(dot): one for one in valid}
+    close = difflib.get_close_matches(word.removeprefix(dot), known, n=1, cutoff=0.6 if dot else 0.5)
+    return f" Did you mean {known[close[0]]!r}?" if close else ""

@@ -166,7 +166,10 @@ def import_plugin(path: str | Path) -> dict[str, list[str]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"There is no plugin file {str(path)!r}; give --plugin the path of a Python file.")
+        many = ", and --plugin again for each further one" if "," in str(path) else ""
+        raise UserError(
+            f"There is no plugin file {str(path)!r}; give --plugin the path of a Python file{many}."
+        )
     place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()  # two files of one name are two plugins
     module_name = f"groundprune_plugin_{path.stem}_{place[:8]}"
     spec = importlib.util.spec_from_file_location(module_name, path)

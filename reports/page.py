@@ -4,8 +4,9 @@ nothing of a network and opens from a folder."""
 from __future__ import annotations
 
 import base64
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def _renderer(runs: Runs, tables: list[Table]) -> Callable[[dict[str, Any], samp
         },
     }
     shown = {
-        "title": " · ".join(dict.fromkeys(table.title for table in tables)),
+        "title": headline([table.title for table in tables]),
         "notes": [
             *leaderboard.warning(runs),
             *comparable.why([table.group for table in tables], runs.facts),
@@ -125,6 +126,22 @@ def _renderer(runs: Runs, tables: list[Table]) -> Callable[[dict[str, Any], samp
         return template.render(**shown, data=held, beside=beside, parts={} if beside else browsed.parts)
 
     return draw
+
+
+def headline(titles: Sequence[str]) -> str:
+    """What a page is of: what its tables' titles begin with alike, or all of them.
+
+    Example:
+        >>> headline(["glamm-mini, protocol each, data a", "glamm-mini, protocol each, data b"])
+        'glamm-mini, protocol each'
+    """
+    several = list(dict.fromkeys(titles))
+    words = [title.split(", ") for title in several]
+    equal = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False))
+    alike = [column[0] for column in equal]
+    while ", ".join(alike).count("(") != ", ".join(alike).count(")"):  # a comma amid parameters
+        alike.pop()
+    return ", ".join(alike) or " · ".join(several)
 
 
 def _diagnosis(folder: Path, told: dict[str, Any]) -> dict[str, Any]:

@@ -96,6 +96,7 @@ def test_a_file_is_whole_or_as_before(tmp_path: Path, monkeypatch: pytest.Monkey
     ("name", "said"),
     [
         ("a.xlsx", "ends in .xlsx, which is no format"),
+        ("a.xls", "a file that ends in .csv, .json, .md, .tex.\n"),
         ("a", "ends in nothing, which is no format"),
         ("a.jsno", "Did you mean '.json'?"),
         ("folder.csv", "cannot be written"),

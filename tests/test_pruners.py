@@ -280,6 +280,7 @@ def test_plugin_file(tmp_path: Path) -> None:
     half = good.read_text().replace("brightest", "half") + "\n1 / 0\n"
     for name, text, says in (
         ("none.py", None, "no plugin file"),
+        ("one.py,two.py", None, "--plugin again for each further one"),
         ("empty.py", "x = 1", "registers no pruner"),
         ("broken.py", "1 +", "cannot be imported"),
         ("half.py", half, "ZeroDivisionError"),

@@ -15,7 +15,7 @@ import pytest
 from harness import cost
 from harness.metrics import bootstrap
 from harness.store.journal import write_atomically
-from reports import diagnosis, render
+from reports import diagnosis, page, render
 from tests.a_run import some_rows, store
 from tests.browser import PROGRAM, Opened, chromium, opened
 
@@ -107,6 +107,20 @@ def test_one_file_that_names_no_other(report: Path) -> None:
     block = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
     assert block is not None
     assert {item["text"] for item in json.loads(block[1])["pictures"]["items"]} == {HOSTILE}
+
+
+@pytest.mark.parametrize(
+    ("titles", "headline"),
+    [
+        (["mini, protocol each"], "mini, protocol each"),
+        (["mini, protocol each, counts final", "mini, protocol each, counts mean"], "mini, protocol each"),
+        (["m(a=1, b=2), protocol each", "m(a=1, b=3), protocol each"], None),
+        (["m(a=1, b=2), data x", "m(a=1, b=2), data y"], "m(a=1, b=2)"),
+        (["mini, protocol each", "maxi, protocol each", "mini, protocol each"], None),
+    ],
+)
+def test_the_headline_says_once_what_all_tables_are_of(titles: list[str], headline: str | None) -> None:
+    assert page.headline(titles) == (headline or " · ".join(dict.fromkeys(titles)))
 
 
 @in_browser
