@@ -66,9 +66,8 @@ def reason(error: BaseException) -> str:
 
 def nearest(word: str, valid: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the valid word nearest to `word`, or an empty string."""
-    dot = (
-        "." if word.startswith(".") else ""
-    )  # all suffixes have it, so it says nothing: .xls is not nearly .tex
+    # the dot that all suffixes have says nothing: .xls is not nearly .tex
+    dot = "." if word.startswith(".") else ""
     known = {one.removeprefix(dot): one for one in valid}
     close = difflib.get_close_matches(word.removeprefix(dot), known, n=1, cutoff=0.6 if dot else 0.5)
     return f" Did you mean {known[close[0]]!r}?" if close else ""
