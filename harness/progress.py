@@ -35,6 +35,7 @@ os.register_at_fork(
     before=_writing.acquire, after_in_parent=_writing.release, after_in_child=_writing.release
 )
 _open: list[Stage] = []  # what is going on, the innermost last
+stopped = threading.Event()  # Ctrl-C was raised; a library's bare `except` may have swallowed that
 
 
 def speaks() -> bool:
@@ -107,7 +108,13 @@ class Stage:
         self.at(self.done + by, note)
 
     def at(self, done: float, note: str | None = None) -> None:
-        """So much is done, whoever did it."""
+        """So much is done, whoever did it.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed, and whoever it reached went on.
+        """
+        if stopped.is_set() and threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
         self.done = done if self.total is None else min(done, self.total)
         if note is not None:
             self.note = note

@@ -56,17 +56,23 @@ def check_numbers(**given: Any) -> None:
 
 
 def _check(name: str, value: Any) -> None:
-    from pruners.errors import UserError
+    if wrong := _wrong(f"--{name.replace('_', '-')}", value, RANGES[name]):
+        from pruners.errors import UserError  # its package imports torch
 
-    option, allowed = f"--{name.replace('_', '-')}", RANGES[name]
+        raise UserError(wrong)
+
+
+def _wrong(option: str, value: Any, allowed: Range) -> str | None:
+    """What is wrong with a value; None if nothing is."""
     if type(value) is not int and (allowed.whole or type(value) is not float):
         kind = "whole number" if allowed.whole else "number"
-        raise UserError(f"{option} takes a {kind}, not {_short(value)}; give {allowed}.")
+        return f"{option} takes a {kind}, not {_short(value)}; give {allowed}."
     if not math.isfinite(value):
-        raise UserError(f"{option} {value} is no finite number; give {allowed}.")
+        return f"{option} {value} is no finite number; give {allowed}."
     if not allowed.least <= value <= allowed.most:
         wrong = "negative" if value < 0 else "too small" if value < allowed.least else "too large"
-        raise UserError(f"{option} {_short(value)} is {wrong}; give {allowed}.")
+        return f"{option} {_short(value)} is {wrong}; give {allowed}."
+    return None
 
 
 def _short(value: Any) -> str:

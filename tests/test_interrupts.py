@@ -15,6 +15,7 @@ import pytest
 
 from backbones.base import Encoding, Pixels
 from harness.engine import interrupts
+from harness.progress import stage
 from tests.fake_backbone import FakeBackbone, write_data
 from tests.faults.crew import Record, check, finish, written
 
@@ -158,3 +159,17 @@ def test_a_second_one_that_a_library_swallows_makes_no_image_a_bad_one(
     finish(root, tmp_path / "run")
     finish(root, tmp_path / "whole")
     check(tmp_path / "run", tmp_path / "whole", record_property)
+
+
+def test_a_ctrl_c_that_a_library_swallows_stops_at_the_next_step(capsys: pytest.CaptureFixture[str]) -> None:
+    with interrupts.Keys(interrupts.farewell), stage("drawing", total=3) as progress:
+        progress.advance()
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        except BaseException:  # as a bare `except` in a library does
+            pass
+        with pytest.raises(KeyboardInterrupt):
+            progress.advance()
+    with stage("drawing again", total=1) as progress:
+        progress.advance()

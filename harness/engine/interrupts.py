@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from harness.engine.ranks import VARIABLES
-from harness.progress import on_terminal, speaks
+from harness.progress import on_terminal, speaks, stopped
 
 INTERRUPTED, TERMINATED = 130, 143  # exit codes after Ctrl-C and SIGTERM
 GRACE = 0.7  # seconds that a second Ctrl-C gives the libraries before the process ends without them
@@ -91,6 +91,7 @@ class Keys:
     def __enter__(self) -> Keys:
         global _keys, _kept
         _kept = None
+        stopped.clear()
         if threading.current_thread() is not threading.main_thread():
             return self
         self._before = signal.getsignal(signal.SIGINT)
@@ -114,10 +115,12 @@ class Keys:
             signal.signal(signal.SIGINT, self._before)  # type: ignore[arg-type]
         os.close(self._pipe[1])  # the thread reads the end of the pipe
         _keys = None
+        stopped.clear()
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() == self._process:  # a process that reads images ahead goes with its parent
             self.answer()
+            stopped.set()
             raise KeyboardInterrupt
 
     def answer(self) -> None:
