@@ -16,6 +16,7 @@ from harness.data.video import archive, davis
 from harness.data.video.archive import Answer, name_of
 from harness.store import records
 from pruners.base import UserError
+from pruners.errors import reason
 
 KNOWN = (*archive.TOPS, davis.NAME)
 
@@ -143,4 +144,4 @@ def _masks(sample: Sample, expression: int, runs: str, silent: bool) -> Iterator
         try:
             yield rasterise(Annotation(expression, {"size": size, "counts": counts}), *size) > 0
         except DamagedSegmentation as error:
-            raise DataError(f"{where} is no mask: {error}; make the run anew.") from None
+            raise DataError(f"{where} is no mask: {reason(error)}; make the run anew.") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +19,10 @@ if TYPE_CHECKING:  # at run time models are imported when one is asked for: pyte
 
 # before torch is imported: the cores are shared by pytest's workers and by processes that tests start
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# started in the background (`&` in a script) it ignores Ctrl-C, and so would the processes that tests stop
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HERE = Path(__file__).parent
 FEW = 5  # files whose tests one process has done sooner than others have started

@@ -156,7 +156,7 @@ def test_save_and_load(glamm: GlammBackbone, glamm_folder: Path, tmp_path: Path,
     [
         ({"dtype": "float23"}, "Did you mean 'float32'"),
         ({"attn": "spda"}, "Did you mean 'sdpa'"),
-        ({"device": "gpu"}, "no device"),
+        ({"device": "gpu"}, "no --device 'gpu'"),
         ({"attn": "flash_attention_2"}, r"groundprune\[flash\]"),
         ({"batch_size": 0}, "too small"),
         ({"image_backend": "mmvc"}, "Did you mean 'mmcv'"),

@@ -436,7 +436,17 @@ def test_a_run_of_own_data(
     known(monkeypatch)
     words = ("--backbones", "fake", "--pruners", "none,uniform", "--budgets", 8, "--datasets", "mine:val")
     assert (
-        command(monkeypatch, *words, "--data", tmp_path / "data", "--out", tmp_path / "run", "--costs", "off")
+        command(
+            monkeypatch,
+            *words,
+            "--full",
+            "--data",
+            tmp_path / "data",
+            "--out",
+            tmp_path / "run",
+            "--costs",
+            "off",
+        )
         == 0
     )
     assert "| mine val |" in " ".join(capsys.readouterr().out.split())

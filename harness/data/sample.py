@@ -19,6 +19,7 @@ from backbones.parts.clips import Clip
 from backbones.parts.image_files import UnreadableImage, WrongSize, read_image
 from harness.store import code
 from pruners.base import UserError
+from pruners.errors import reason
 
 # pixels; a polygon corner beyond it is a broken file, and would make the rasteriser allocate wildly
 FARTHEST = 100_000
@@ -204,7 +205,7 @@ class Sample:
         try:
             return annotation.mask(self.height, self.width, frame)
         except DamagedSegmentation as error:
-            raise DataError(f"{error}; mend {self.source}, or download it again.") from None
+            raise DataError(f"{reason(error)}; mend {self.source}, or download it again.") from None
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ from harness.data.video.lists import (
 )
 from harness.data.video.painted import VOID, Painted, painted, read_ids
 from harness.data.video.places import FILES, IDS, JPEGS, MASKS, META, TEXTS, below, plain
+from pruners.errors import reason
 
 NAME = "ref-davis17"
 WINDOW = 64  # frames of one call of the language model in VideoGLaMM's evaluation
@@ -259,7 +260,7 @@ def annotated(sample: Sample) -> tuple[Painted, ...]:
     try:
         ids = read_ids(track.files()[0], (sample.height, sample.width))
     except DamagedSegmentation as error:
-        raise DataError(f"{error}; mend {sample.source}, or download it again.") from None
+        raise DataError(f"{reason(error)}; mend {sample.source}, or download it again.") from None
     count = int(np.where(ids == VOID, 0, ids).max())
     names = [path.stem for path in track.files()]
     return tuple(painted(one, one, track.folder, names, void=True) for one in range(1, count + 1))
