@@ -131,7 +131,7 @@ def test_no_process_is_forked_in_the_middle_of_a_line() -> None:
 def test_the_steps_of_a_part_are_told_as_they_are_done(glamm: GlammBackbone) -> None:
     plan = Plan(pruners="none,random,fastv(layer=1)", budgets="8", datasets="refshapes:val", limit=2, seeds=1)
     (split,) = runner.prepare(plan, glamm)
-    _, loaded = Parts(samples_of([split], parts([split], 8)), glamm.preprocess)[0]
+    _, loaded = Parts(samples_of([split], parts([split])), glamm.preprocess)[0]
     asks = {sample.id: split.jobs for sample in split.samples}
     for share in (True, False):
         told = []

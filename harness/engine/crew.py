@@ -53,6 +53,8 @@ class Way:
     Attributes:
         share: False does everything anew for every cell, to compare with.
         workers: processes that read images ahead.
+        processes: that evaluate, of one thread each, forked from this one; None for as many as torch has
+            threads, where the model is small enough to gain by it. Under a launcher, this one alone.
         max_failures: share of the samples that may fail before the run stops; one may always.
         keep_code: go on with cells that other code began, and mark the rows.
 
@@ -65,6 +67,7 @@ class Way:
     max_failures: float = 0.01
     place: Place = field(default_factory=Place)
     keep_code: bool = False
+    processes: int | None = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_failures <= 1:
@@ -95,7 +98,7 @@ class Crew:
         places = [split_folder(folder, *split.name) for split in splits]
         for place in places:
             place.mkdir(parents=True, exist_ok=True)
-        self.parts = parts(splits, 1 if backbone.medium == "video" else IMAGES_AT_ONCE)
+        self.parts = parts(splits, backbone.medium)
         self.firsts = [0, *accumulate(map(len, self.parts))]  # number of every part's first medium
         self.claims = Claims(
             folder / opened.claims,
@@ -134,8 +137,12 @@ class Crew:
             writer.close()
         self.claims.close()
 
-    def work(self) -> bool:
-        """Until everything is recorded, or until nothing is left for a process that is not the first."""
+    def work(self, closes: bool = True) -> bool:
+        """Until everything is recorded, or until nothing is left for a process that is not the first.
+
+        Args:
+            closes: whether this process may close the run.
+        """
         video = self.backbone.medium == "video"
         preprocess = self.backbone.preprocess_clip if video else self.backbone.preprocess
         dataset = Parts(samples_of(self.splits, self.parts), preprocess, self.backbone.medium)
@@ -152,7 +159,7 @@ class Crew:
                     stops.check()
                     waited, told = 0.0, FIRST_WORD
                 self._check_place()
-                complete = self.way.place.leads and self.claims.done and self._finish()
+                complete = closes and self.way.place.leads and self.claims.done and self._finish()
                 if self.way.place.agree(complete):
                     return True
                 if self.way.place.rank >= self.way.place.team:

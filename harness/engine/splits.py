@@ -64,13 +64,15 @@ class Medium:
     samples: tuple[tuple[int, int], ...]
 
 
-def parts(splits: Sequence[Split], most: int) -> list[list[Medium]]:
-    """What is encoded, grounded, claimed and written together: media that follow each other, in the order of
-    the splits. A medium is in one part alone, whatever splits it is of.
+def parts(splits: Sequence[Split], kind: str = "image") -> list[list[Medium]]:
+    """What is encoded, grounded, claimed and written together: images that follow each other, in the order of
+    the splits, of IMAGES_AT_ONCE samples together unless one of them has more; of clips each by itself. A
+    medium is in one part alone, whatever splits it is of.
 
     Args:
-        most: samples of a part; a medium of more is a part by itself.
+        kind: "image" or "video".
     """
+    most = 1 if kind == "video" else IMAGES_AT_ONCE
     askers: dict[str, list[tuple[int, int]]] = {}
     for number, split in enumerate(splits):
         for place, content in enumerate(split.contents):

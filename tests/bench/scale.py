@@ -129,7 +129,7 @@ def measure(count: int) -> Measured:
         fingerprint(data.load_samples("refcoco", "val", place))
         before = time.process_time() - clock
         splits = prepare(plan, backbone)
-        ready = Parts(samples_of(splits, parts(splits, IMAGES_AT_ONCE)), backbone.preprocess)
+        ready = Parts(samples_of(splits, parts(splits)), backbone.preprocess)
         clock = time.process_time()
         for number in range(len(ready.parts)):
             ready[number]

@@ -41,7 +41,7 @@ def work(images: int, rounds: int) -> None:
     )
     backbone = plan.load(Place())
     (split,) = runner.prepare(plan, backbone)
-    _, loaded = Parts(samples_of([split], parts([split], images)), backbone.preprocess)[0]
+    _, loaded = Parts(samples_of([split], parts([split])), backbone.preprocess)[0]
     asks = {sample.id: split.jobs for sample in split.samples}
     for number in range(rounds + 1):
         start = time.perf_counter()
