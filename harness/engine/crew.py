@@ -76,6 +76,8 @@ class Way:
             )
         if self.workers < 0:
             raise UserError(f"--workers {self.workers} is negative; give a number of processes, or 0.")
+        if self.processes is not None and self.processes < 1:
+            raise UserError(f"processes={self.processes} evaluate nothing; give 1 or more, or None.")
 
 
 class Crew:
