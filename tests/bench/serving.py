@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from backbones.costs import Shape
+from backbones.device import resolve
 from backbones.glamm.model import GlammModel
 from harness.cost import meters
 from harness.cost.lines import lines_of
@@ -151,7 +152,12 @@ def sentence(rows: Sequence[Mapping[str, Any]]) -> str:
     losing = sorted({name for one in found.values() for name, ratio in one.items() if ratio < 1})
     most = max((row for row in rows if row["clients"] == many), key=choice)
     share = 100 * choice(most) / sum(most["spent_ms"].values())
-    lost = f"{', '.join(losing)} lose against it" if losing else "no method loses against it at any load"
+    verb = "loses" if len(losing) == 1 else "lose"
+    lost = (
+        f"{', '.join(losing)} {verb} against it at some load"
+        if losing
+        else ("no method loses against it at any load")
+    )
     return (
         f"Requests per second over those of `none`: {', '.join(said)}. {lost[0].upper()}{lost[1:]}; what a "
         f"method computes to choose is computed request by request, however many wait, and takes {share:.0f} "
@@ -271,12 +277,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--anew", action="store_true", help="forget what --out holds")
     parser.add_argument("--page", type=Path, help="renew what this page shows of --out, and its figure")
     asked = parser.parse_args(words)
-    if asked.device.startswith("cuda") and not torch.cuda.is_available():
-        print(
-            f"--device {asked.device} needs a CUDA GPU and a CUDA build of torch; without one: --device cpu."
-        )
-        return 2
     try:
+        asked.device = resolve(asked.device)
         run(asked)
         if asked.page:
             write_page(asked.page, asked.out)
