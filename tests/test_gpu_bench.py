@@ -101,6 +101,8 @@ def test_the_script_goes_on_where_its_minutes_ended(
     assert capsys.readouterr().out.count("| eager ") == 4
     assert gpu.main([*words, "--repeat", "2"]) == 2
     assert "was measured with another repeat" in capsys.readouterr().out
+    assert gpu.main(["--table", "--out", str(tmp_path / "none.jsonl")]) == 2
+    assert "none.jsonl yet; measure first" in capsys.readouterr().out
 
 
 def test_without_a_gpu_it_says_what_it_needs(

@@ -163,6 +163,8 @@ class Rows:
         }
         self.rows: dict[tuple[Any, ...], dict[str, Any]] = {}
         offset = 0
+        if path.is_file() and not path.read_bytes().partition(b"\n")[1]:
+            path.unlink()  # torn before its first line was whole
         if path.is_file():
             header, rows, offset = read_rows(path)
             apart = [name for name in settings if header["settings"].get(name) != settings[name]]
@@ -187,7 +189,13 @@ class Rows:
 
 
 def read_rows(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
-    """Header and rows of a file, and where its last whole line ends."""
+    """Header and rows of a file, and where its last whole line ends.
+
+    Raises:
+        UserError: there is no such file, or a line is damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no {path} yet; measure first, or give another --out.")
     reader = Reader(path, (1,), "delete the file to measure again")
     rows = [row for _, row in reader]
     return reader.header, rows, reader.offset

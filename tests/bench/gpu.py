@@ -308,11 +308,8 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> int:
     """Measure the rows that --out lacks, within the minutes."""
     asked = parsed(words)
-    if asked.table:
-        print(table(read_rows(asked.out)[1]))
-        return 0
     cuda = asked.device.startswith("cuda")
-    if cuda and not asked.plan and not torch.cuda.is_available():
+    if cuda and not (asked.plan or asked.table) and not torch.cuda.is_available():
         print(
             "This bench needs a CUDA GPU with 24 GB or more and a CUDA build of torch; without one: --plan, "
             "--device cpu --tiny, or python -m harness cost."
@@ -331,6 +328,9 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _go_on(asked: argparse.Namespace, on: Gpu) -> int:
+    if asked.table:
+        print(table(read_rows(asked.out)[1]))
+        return 0
     backbone, dtype = ("glamm-mini", torch.float32) if asked.tiny else ("glamm-7b", torch.bfloat16)
     shapes = without_weights(backbone)
     there = [attn for attn in asked.attn if attn != "flash_attention_2" or find_spec("flash_attn")]
