@@ -13,9 +13,9 @@ from torch._dynamo.testing import CompileCounter
 from backbones.costs import Prompt, Shape
 from backbones.glamm.shapes import USUAL
 from backbones.parts.faithful import run_layers
-from harness.cost import roofline
+from harness.cost import meters, roofline
 from tests.bench import gpu
-from tests.bench.drawn import random_weights, without_weights
+from tests.bench.drawn import make_current, random_weights, without_weights
 from tests.bench.static_loop import StaticLoop
 
 H100 = roofline.gpu("h100")
@@ -113,6 +113,30 @@ def test_without_a_gpu_it_says_what_it_needs(
     assert capsys.readouterr().out.startswith("This bench needs a CUDA GPU")
 
 
+def test_compiled_rows_may_have_any_number_of_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch refuses a function more than eight of them."""
+    real = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda one, **how: real(one, backend="eager", fullgraph=True, dynamic=False)
+    )
+    model = random_weights(without_weights("tiny"), "cpu", torch.float32)
+    asked = gpu.tasks(model, "uniform", ("sdpa",), (1, 2, 3), (8, 70, 130))
+    shapes = [task for task in asked if task.loop == "compiled"]
+    assert len(shapes) == 12
+    for task in shapes:
+        seen = gpu.pass_of(model, task, USUAL, "default")(meters.Clock("cpu"))
+        assert seen == gpu.lengths_of(task, model, USUAL.text)
+
+
+def test_the_device_that_is_asked_for_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch takes it: a number, never "cuda" alone."""
+    made: list[object] = []
+    monkeypatch.setattr(torch.cuda, "set_device", made.append)
+    for device in ("cpu", "cuda", "cuda:1"):
+        make_current(device)
+    assert made == [0, 1]
+
+
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 def test_layers_at_a_fixed_length_say_the_same(attn: str) -> None:
     """Fill changes no token before it, and one compilation serves all layers and leaves every digit."""
@@ -122,7 +146,7 @@ def test_layers_at_a_fixed_length_say_the_same(attn: str) -> None:
     assert filled.shape == plain.shape
     torch.testing.assert_close(filled, plain, rtol=1e-12, atol=1e-12)
     assert StaticLoop(llm, multiple=1)(hidden).equal(plain)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     counted = CompileCounter()
     loop = StaticLoop(llm, compiled=lambda one: torch.compile(one, backend=counted, fullgraph=True))
     assert loop(hidden).equal(filled) and loop(hidden[:, :70]).equal(StaticLoop(llm)(hidden[:, :70]))

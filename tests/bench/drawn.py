@@ -70,6 +70,12 @@ BEFORE = 37  # tokens before the image, the same in every request, as GLaMM's ar
 AFTER, NEW, WORDS = (24, 40), (4, 20), 12  # least and most of a question and an answer; CLIP's words
 
 
+def make_current(device: str) -> None:
+    """Let events, caches and profiles be those of a CUDA device, if it is one."""
+    if device.startswith("cuda"):
+        torch.cuda.set_device(torch.device(device).index or 0)  # which takes no "cuda" without a number
+
+
 def without_weights(name: str, attn: str = "sdpa") -> GlammModel:
     """One of MODELS on the meta device."""
     own = {"tiny": (TINY_LLM, TINY_VISION), "small": (SMALL_LLM, SMALL_VISION)}

@@ -2,7 +2,7 @@
 buys there.
 
     python -m tests.bench.gpu --plan                           # what would run, and the roofline
-    python -m tests.bench.gpu --minutes 9                      # again and again, until all rows are there
+    python -m tests.bench.gpu --minutes 8                      # again and again, until all rows are there
     python -m tests.bench.gpu --table                          # what --out holds, as markdown
     python -m tests.bench.gpu --device cpu --tiny --repeat 1   # the script itself, at the mini's size
 
@@ -42,7 +42,7 @@ from harness.engine.cells import Line
 from pruners import parse
 from pruners.base import UserError
 from reports.table_text import pipe_table
-from tests.bench.drawn import Request, Rows, random_weights, read_rows, request, without_weights
+from tests.bench.drawn import Request, Rows, make_current, random_weights, read_rows, request, without_weights
 from tests.bench.serving_loop import Served, prefilled
 from tests.bench.static_loop import MULTIPLE, StaticLoop
 
@@ -142,6 +142,7 @@ def pass_of(model: GlammModel, task: Task, prompt: Prompt, mode: str) -> Run:
     """Runs one pass with a meter and returns the length that every layer saw."""
     line, config = task.line, model.language_model.config
     if task.loop == "compiled":
+        torch.compiler.reset()  # shapes of other rows count against how many one function may have
         loop = StaticLoop(
             model.language_model, MULTIPLE, partial(torch.compile, fullgraph=True, dynamic=False, mode=mode)
         )
@@ -339,8 +340,7 @@ def _go_on(asked: argparse.Namespace, on: Gpu) -> int:
         done = {tuple(row[name] for name in KEYS) for row in _kept(asked.out)}
         print(plan(todo, done, shapes, USUAL.text, on, dtype.itemsize))
         return 0
-    if asked.device.startswith("cuda"):
-        torch.cuda.set_device(asked.device)  # events and caches are those of the current device
+    make_current(asked.device)
     settings = {"backbone": backbone, "device": asked.device, "dtype": str(dtype), "repeat": asked.repeat}
     settings |= {"data_sheet": asdict(on), "prompt": asdict(USUAL), "compile_mode": asked.compile_mode}
     kept = Rows(asked.out, settings, asked.device, KEYS)

@@ -42,6 +42,7 @@ from tests.bench.drawn import (
     NEW,
     Request,
     Rows,
+    make_current,
     random_weights,
     read_rows,
     request,
@@ -298,8 +299,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def run(asked: argparse.Namespace) -> None:
     """Measure every row that the file lacks."""
     torch.set_num_threads(1)
-    if asked.device.startswith("cuda"):
-        torch.cuda.set_device(asked.device)
+    make_current(asked.device)
     if asked.anew:
         asked.out.unlink(missing_ok=True)
     settings = {name: getattr(asked, name) for name in ("backbone", "device", "dtype", "answers", "seed")}
