@@ -55,8 +55,8 @@ def resolve(text: str, index: int = 0) -> str:
 
 
 def make_current(device: str) -> None:
-    """Let whatever names no device mean this one: random states, the thread that pins memory, NCCL, kernels of
-    other packages. Without that they would be of the first card."""
+    """Let whatever names no device mean this one: random states, the thread that pins memory, NCCL, kernels
+    of other packages. Without that they would be of the first card."""
     import torch
 
     if device.startswith("cuda:"):

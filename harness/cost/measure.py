@@ -33,10 +33,11 @@ from harness.store import code, provenance
 from harness.store.journal import alone
 from pruners.base import UserError
 
-ROUNDS = 10
+ROUNDS = 8
 BASELINE_RUNS = 3  # of `none` in a round, so that one lucky pass of it does not decide every row's comparison
 WHOLE_RUNS = 2  # whole passes in a round where rows run without the stages that are the same for all of them
-THREADS = 1  # of timed passes on a CPU: processor time, so that more would only add what they wait and share
+# of timed passes on a CPU: of more the processor time holds how they wait for each other, too
+THREADS = 1
 CANDIDATES = 64  # conversations among which the one of median length is taken
 
 

@@ -183,12 +183,12 @@ def load_costs(folder: str | Path) -> pd.DataFrame:
     header, raw = lines[0], cost_samples(folder)
     rows = [{"macs_measured": math.nan} | _counted(header, line) for line in counts]
     if len(raw):
-        wide = _wide(raw)
+        wide = by_pass(raw)
         rows = [row | _timed(wide, row["pruner"], row["budget"], header["device"]) for row in rows]
     return pd.DataFrame(rows)
 
 
-def _wide(raw: pd.DataFrame) -> pd.DataFrame:
+def by_pass(raw: pd.DataFrame) -> pd.DataFrame:
     """Milliseconds per (pruner, budget, round, place): a column per stage, the language model's loop, the
     whole pass, and what of it is the row's own. Of the stages that all rows share, each round's median."""
     shared = raw[raw["pruner"] == EVERY].groupby(["round", "stage"])["ms"].median().unstack()
