@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -339,6 +341,45 @@ def test_other_processes_go_where_this_one_fails(tmp_path: Path) -> None:
         raise UserError("full")
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+
+
+class Slow(Forking):
+    """Takes so long that it is stopped in the middle."""
+
+    def encode_pixels(self, pixels: Any) -> Any:
+        time.sleep(0.3)
+        return super().encode_pixels(pixels)
+
+
+@pytest.mark.parametrize("whom", ["all", "the first"])
+def test_a_signal_stops_all_processes_behind_their_parts(root: Path, tmp_path: Path, whom: str) -> None:
+    """Ctrl-C reaches every process of a terminal, `kill -INT` one."""
+    asked, notes = plan(root), tmp_path / "notes"
+    notes.mkdir()
+    if not (first := os.fork()):
+        os.setpgid(0, 0)
+        code = 3
+        try:
+            backbone: Backbone = Slow(notes)
+            run(asked, backbone, prepare(asked, backbone), tmp_path / "run", Way(processes=2))
+        except KeyboardInterrupt:
+            code = 130
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + 60
+    while len(list(notes.glob("*"))) + len(list((tmp_path / "run").glob("*/*/*.jsonl"))) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    others = [int(path.name) for path in notes.glob("*") if path.name != str(first)]
+    (os.killpg if whom == "all" else os.kill)(first, signal.SIGINT)
+    assert os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) == 130
+    assert len(others) == 1 and not Path(f"/proc/{others[0]}").exists()
+    go(asked, tmp_path / "one")
+    backbone = Slow(notes)
+    assert run(asked, backbone, prepare(asked, backbone), tmp_path / "run", Way())
+    own = ["cell", "evaluation"]
+    found, wanted = (shown(tmp_path / name).drop(columns=own) for name in ("run", "one"))
+    pd.testing.assert_frame_equal(found, wanted)
 
 
 def test_a_number_of_processes_that_makes_no_sense_is_refused() -> None:
