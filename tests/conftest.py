@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -35,6 +36,13 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     files = {file for path in named for file in (path.rglob("test_*.py") if path.is_dir() else [path])}
     cores = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
     return cores if len(files) > FEW and cores > 1 else 0
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: it is not looked through again whenever garbage is collected."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
