@@ -19,6 +19,8 @@ from pruners import parse
 from tests.bench import attention, gpu, literal
 from tests.fake_backbone import known, write_data
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 @pytest.mark.parametrize("texts", [1, 3])
 @torch.no_grad()
