@@ -122,6 +122,14 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reports.figures.draw_figures", lambda *_: [])
 
 
+@pytest.fixture
+def text_only(no_figures: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports of tables alone: the page shows every image again."""
+    from reports import page
+
+    monkeypatch.setattr(page, "page", lambda *_: page.Page("", {}, ()))
+
+
 @pytest.fixture(scope="session")
 def golden_lisa_dir(request: pytest.FixtureRequest) -> Path:
     """Folder with the official tiny LISA."""

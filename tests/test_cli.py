@@ -14,7 +14,7 @@ from harness import cli, data, metrics
 from harness.store import folders, records
 from tests.fake_backbone import FakeBackbone, known, write_data
 
-pytestmark = pytest.mark.usefixtures("no_figures")
+pytestmark = pytest.mark.usefixtures("text_only")
 
 PLUGIN = Path(__file__).parent / "sample_plugin" / "sample_pruner.py"
 

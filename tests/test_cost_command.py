@@ -19,7 +19,7 @@ from pruners import parse
 from tests.bench import attention, gpu, literal
 from tests.fake_backbone import known, write_data
 
-pytestmark = pytest.mark.usefixtures("no_figures")
+pytestmark = pytest.mark.usefixtures("text_only")
 
 
 @pytest.mark.parametrize("texts", [1, 3])
