@@ -35,6 +35,7 @@ Result = TypeVar("Result")
 # CPU kernels round alike for all batches of a multiple of eight, and differently for others. Batches are
 # filled up to one, so that a pixel on the edge of a mask does not depend on what else was in the batch.
 FULL_ROWS = 8
+SMALL = 200_000_000  # weights: a model whose products are too small to be shared by threads
 
 
 class GlammSeeing(GlammFamily, Backbone):
@@ -112,6 +113,12 @@ class GlammSeeing(GlammFamily, Backbone):
         """Both branches' resize and normalisation."""
         grounding, resized = self._sam_pixels(image, self.sam_size)
         return Pixels(clip_pixels(image, self.image_size), grounding, resized, image.shape[:2])
+
+    @property
+    def forks(self) -> bool:
+        """See `Backbone.forks`."""
+        small = sum(weight.numel() for weight in self.model.parameters()) <= SMALL
+        return small and self.device == "cpu" and not llama.is_shared(self.model.language_model)
 
     def encode_pixels(self, pixels: Sequence[Pixels]) -> list[Encoding]:
         """Both image branches; the vision tower's last layer is not run, since nothing reads its output.
