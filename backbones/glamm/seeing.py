@@ -137,8 +137,10 @@ class GlammSeeing(GlammFamily, Backbone):
     def _encode(self, pixels: Sequence[Pixels]) -> list[Encoding]:
         pad = len(pixels) % 2 if self._multiple > 1 else 0  # images round alike in any even number
         filled = [*pixels, *[pixels[-1]] * pad]
+        # each is copied by itself: pinned memory goes over while the device works, and a batch that is made
+        # of it here is pinned no longer
         vision, grounding = (
-            torch.stack(parts).to(self.device, self._kind, non_blocking=True)
+            torch.stack([part.to(self.device, self._kind, non_blocking=True) for part in parts])
             for parts in zip(*((one.vision, one.grounding) for one in filled), strict=True)
         )
         states = clip.hidden_states(self.model.clip, vision)

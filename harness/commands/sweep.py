@@ -339,11 +339,13 @@ def _header(prepared: Sequence[Sequence[Split]], backbone: Backbone, folder: Pat
     cells = {job.cell.id: len(split.samples) for splits in prepared for split in splits for job in split.jobs}
     names = {job.pruner.name for splits in prepared for split in splits for job in split.jobs}
     images = {split.name: len(split.samples) for splits in prepared for split in splits}
-    unit = "clip" if backbone.medium == "video" else "image"
+    unit, whole = "clip" if backbone.medium == "video" else "image", sum(images.values())
+    media = len({content.medium for splits in prepared for split in splits for content in split.contents})
+    shared = f" ({media} different ones, each encoded once)" if media < whole else ""
     then = {"off": "", "projected": "projected costs and ", "measured": "measured costs and "}[kind]
     return [
         f"{backbone.name} on {backbone.device}: {len(names)} pruners, {len(cells)} cells on "
-        f"{sum(images.values())} {unit}s of {len(images)} split{'s' * (len(images) > 1)} = "
+        f"{whole} {unit}s of {len(images)} split{'s' * (len(images) > 1)}{shared} = "
         f"{sum(cells.values()):,} {unit}s x cells",
         f"into {folder}; then {then}the report",
     ]
