@@ -30,7 +30,7 @@ from pruners import UserError, parse
 from reports import render
 from tests.fake_backbone import LAYERS, FakeBackbone, known, write_data
 
-pytestmark = pytest.mark.usefixtures("no_figures")
+pytestmark = pytest.mark.usefixtures("text_only")
 
 HERE = Path(__file__).parent
 
