@@ -66,12 +66,14 @@ def medium_of(frame: pd.DataFrame) -> pd.Series[str]:
     clips = frame["frames"] > 1
     if "j" in frame:  # a clip may have one frame
         clips |= frame["j"].notna()
-    return clips.groupby(frame["dataset"]).transform("any").map({True: "video", False: "image"})
+    codes = clips.groupby(frame["dataset"], observed=True).transform("any").astype(int)
+    return pd.Series(pd.Categorical.from_codes(codes, ["image", "video"]), index=frame.index)
 
 
 def fitting(frame: pd.DataFrame, metric: Metric) -> pd.Series[bool]:
     """Which records a metric is measured on: those of its medium, and of its data sets."""
-    return frame["dataset"].map(metric.fits).astype(bool) & (medium_of(frame) == metric.medium)
+    named = [name for name in frame["dataset"].unique() if metric.fits(name)]
+    return frame["dataset"].isin(named) & (medium_of(frame) == metric.medium)
 
 
 def groups(frame: pd.DataFrame) -> list[Group]:
@@ -82,13 +84,13 @@ def groups(frame: pd.DataFrame) -> list[Group]:
     labels, which count nothing, stands the upper bound alone.
     """
     found = []
-    for key, part in frame.groupby(SETTING, sort=False, dropna=False):
+    for key, part in frame.groupby(SETTING, sort=False, dropna=False, observed=True):
         facts = dict(zip(SETTING, map(str, key), strict=True))
         for prints, rows in _same_data(part):
             data = " ".join(sorted(set(prints.values())))
             even = (
                 (rows["tokens_final"] == rows["tokens_mean"])
-                .groupby([rows[c] for c in LINE])
+                .groupby([rows[c] for c in LINE], observed=True)
                 .transform("all")
             )
             for kind in sorted(rows["budget_kind"].astype(str).unique()):
@@ -113,7 +115,7 @@ def _same_data(part: pd.DataFrame) -> list[tuple[dict[tuple[str, str], str], pd.
                 break
         else:
             bins.append((prints, [rows]))
-    return [(prints, pd.concat(frames)) for prints, frames in bins]
+    return [(prints, frames[0] if len(frames) == 1 else pd.concat(frames)) for prints, frames in bins]
 
 
 def title(group: Group, others: Sequence[Group]) -> str:
@@ -174,7 +176,7 @@ def _options(
     """The options that make groups differ in a fact, with the values that they had: `--limit 4 and 12`."""
     if name in OF_VALUE:
         return f"--{OF_VALUE[name]} {_and(values)}"
-    places = [sorted(set(group.frame["run"])) for group in twins]
+    places = [sorted(group.frame["run"].unique()) for group in twins]
     told = [[runs[place] for place in mine if place < len(runs)] for mine in places]
     found = []
     for option in OPTIONS.get(name, ()):

@@ -65,7 +65,9 @@ def pictures(
         frame = frame[
             ["sample", "expression", "pruner", "budget", *(name for name in RECORD if name in frame)]
         ]
-        frame = frame[frame["seed"] == frame.groupby(["pruner", "budget"])["seed"].transform("min")]
+        frame = frame[
+            frame["seed"] == frame.groupby(["pruner", "budget"], observed=True)["seed"].transform("min")
+        ]
         frame = frame.merge(chosen[["sample", "expression"]], on=["sample", "expression"])
         frame = frame[frame["mask"].astype(bool) & frame["kept"].astype(bool) & frame["grid"].notna()]
         if frame.empty:
@@ -74,7 +76,7 @@ def pictures(
         for budget in sorted(set(frame["budget"]) - set(bound["budget"])):
             here = frame[frame["budget"] == budget]
             shown = pd.concat([bound, here])
-            by_item = {key: part for key, part in shown.groupby(["sample", "expression"])}
+            by_item = {key: part for key, part in shown.groupby(["sample", "expression"], observed=True)}
             for line in table.lines:
                 part = here[here["pruner"] == line.pruner]
                 if line.budget != budget or part.empty:
@@ -104,7 +106,7 @@ def shots_of(runs: Runs) -> Shots:
     """The frames of every sample that have a picture in the run's own folder."""
     if runs.samples.empty or "image" not in runs.samples:
         return {}
-    frames = runs.frame.groupby("sample")["frames"].max()
+    frames = _frames(runs)
     one = runs.samples[runs.samples["image"].astype(bool)].drop_duplicates(["run", "image"])
     counts = one["sample"].map(frames).fillna(1)
     return {
@@ -115,6 +117,12 @@ def shots_of(runs: Runs) -> Shots:
         ]
         for run, image, count in zip(one["run"], one["image"], counts, strict=True)
     }
+
+
+def _frames(runs: Runs) -> dict[str, int]:
+    """The frames of every sample."""
+    found: dict[str, int] = runs.frame.groupby("sample", observed=True)["frames"].max().to_dict()
+    return found
 
 
 def shot_key(facts: Mapping[Any, Any]) -> tuple[int, str]:
@@ -128,7 +136,7 @@ def _affordable(runs: Runs, shots: Shots) -> pd.DataFrame:
     frame = runs.samples
     if not shots:
         return pd.DataFrame(columns=["run", *COLUMN, "sample", "frames"])
-    frames = runs.frame.groupby("sample")["frames"].max()
+    frames = _frames(runs)
     frame = frame.assign(frames=frame["sample"].map(frames).fillna(1).astype(int))
     frame = frame[frame["image"].astype(bool)].drop_duplicates(["sample", "expression"])
     one = frame.drop_duplicates("sample").copy()

@@ -176,7 +176,7 @@ def _masks(
 
     Of a pruner that draws its first seed is shown.
     """
-    first = frame["seed"] == frame.groupby([*COLUMN, *LINE])["seed"].transform("min")
+    first = frame["seed"] == frame.groupby([*COLUMN, *LINE], observed=True)["seed"].transform("min")
     shown = frame[first & (frame["mask"] != "") & (frame["kept"] != "") & frame["grid"].notna()]
     at = place.get_indexer(pd.MultiIndex.from_frame(shown[KEY]))
     shown = (

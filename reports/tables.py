@@ -136,7 +136,7 @@ class Table:
     def size(self, budget: int) -> str:
         """A budget as a count, and in brackets as the share that was asked for, if it was: `190 (33 %)`."""
         frame = self.group.frame
-        asked = sorted(set(frame["budget_asked"][frame["budget"] == budget].dropna().astype(str)))
+        asked = sorted(map(str, frame["budget_asked"][frame["budget"] == budget].dropna().unique()))
         shares = dict.fromkeys(f"{share:g} %" for text in asked if (share := _percent(text)) is not None)
         return f"{budget} ({', '.join(shares)})" if shares else str(budget)
 
@@ -164,10 +164,10 @@ def tables(runs: Runs, baseline: str | None = None, metric: str | None = None) -
     Raises:
         UserError: no row has the baseline's name, there is no such metric, or the runs did not measure it.
     """
-    media = set(medium_of(runs.frame))
+    media = set(medium_of(runs.frame).unique())
     named = [metric] if metric else [name for medium, name in RANKED.items() if medium in media]
     frames = [(score, measured_by(score, runs.frame)) for score in map(metrics.get, named)]
-    known = sorted({str(name) for _, frame in frames for name in frame["pruner"]})
+    known = sorted({str(name) for _, frame in frames for name in frame["pruner"].unique()})
     if baseline is not None and baseline not in known:
         raise UserError(
             f"--against {baseline!r} has no row; there are {', '.join(known)}.{nearest(baseline, known)}"
@@ -186,7 +186,7 @@ def measured_by(score: Metric, frame: pd.DataFrame) -> pd.DataFrame:
         UserError: there are none, or it was not measured in all of them.
     """
     part = frame[fitting(frame, score)]
-    if part.empty and score.medium not in set(medium_of(frame)):
+    if part.empty and score.medium not in set(medium_of(frame).unique()):
         raise UserError(f"--metric {score.name} is measured on {score.medium}s alone, which no run here has.")
     if part.empty:
         raise UserError(
@@ -216,11 +216,14 @@ def measured(frame: pd.DataFrame) -> list[Metric]:
 
 def _table(group: Group, heading: str, baseline: str | None, score: Metric) -> Table:
     frame = group.frame
-    columns = tuple(sorted(dict.fromkeys(frame[COLUMN].itertuples(index=False, name=None)), key=column_rank))
+    named = frame[COLUMN].drop_duplicates().itertuples(index=False, name=None)
+    columns = tuple(sorted(named, key=column_rank))
     drawn = Drawn(frame, columns, score)
     known = measured(frame)
     beside = tuple(one for one in known if one.shown and one.name != score.name)
-    lines = [_line(key, rows, drawn, known, beside) for key, rows in frame.groupby(LINE, sort=False)]  # type: ignore[arg-type]
+    lines = [
+        _line(key, rows, drawn, known, beside) for key, rows in frame.groupby(LINE, sort=False, observed=True)
+    ]  # type: ignore[arg-type]
     lines.sort(
         key=lambda line: (
             line.pruner != BOUND,
@@ -258,8 +261,8 @@ def _counts(rows: pd.DataFrame, known: Sequence[Metric]) -> dict[str, Any]:
             "images": int(rows["cluster"].nunique()),
             "expressions": int(len(rows) / len(seeds)),
             "data": str(rows["data"].iloc[0]),
-            "cells": list(dict.fromkeys(rows["cell"])),
-            "run": sorted(set(rows["run"])),
+            "cells": rows["cell"].unique().tolist(),
+            "run": sorted(rows["run"].unique().tolist()),
         }
     )
 
@@ -272,7 +275,9 @@ def _line(
     beside: Sequence[Metric],
 ) -> TableRow:
     pruner, budget = key
-    counts = {column: _counts(part, known) for column, part in rows.groupby(COLUMN, sort=False)}
+    counts = {
+        column: _counts(part, known) for column, part in rows.groupby(COLUMN, sort=False, observed=True)
+    }
     scores = {
         column: drawn.estimate(weights)
         for column in drawn.columns
@@ -280,7 +285,7 @@ def _line(
     }
     whole = drawn.weights(*key, drawn.columns)
     seeds = [
-        float(np.mean([drawn.metric.value(part) for _, part in one.groupby(COLUMN)]))
+        float(np.mean([drawn.metric.value(part) for _, part in one.groupby(COLUMN, observed=True)]))
         for _, one in rows.groupby("seed")
     ]
     return TableRow(

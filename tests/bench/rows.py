@@ -44,7 +44,27 @@ EXPRESSIONS, IMAGES_AT_ONCE, JOURNALS = 3, 8, 4
 PICTURED = 12  # images of every split with a picture
 POOL = 10_000  # masks that are drawn; and kept tokens of every budget, a fifth as many
 CODE = "c0de" * 4
-WORDS = "the a left right red blue old small man woman dog chair table near behind of with on holding".split()
+WORDS = [
+    "the",
+    "a",
+    "left",
+    "right",
+    "red",
+    "blue",
+    "old",
+    "small",
+    "man",
+    "woman",
+    "dog",
+    "chair",
+    "table",
+    "near",
+    "behind",
+    "of",
+    "with",
+    "on",
+    "holding",
+]
 SETTING = {
     "backbone": "glamm",
     "protocol": "each",
