@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import json
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +224,7 @@ def answer_of(row: Mapping[Any, Any], views: int, numbers: Sequence[int]) -> dic
         views: of one frame, as `regions_of` counts them.
         numbers: frames that are shown of a clip.
     """
-    rows, columns = (int(side) for side in row["grid"].split("x"))
+    rows, columns = _sides(row["grid"])
     told = {
         "seed": row["seed"],
         "intersection": row["intersection"],
@@ -234,8 +236,8 @@ def answer_of(row: Mapping[Any, Any], views: int, numbers: Sequence[int]) -> dic
     }
     if row["frames"] > 1:
         return told | clip_answer(row, views, numbers, points(int(row["frames"]), numbers))
-    kept = str(row["kept"])
-    patches = int.from_bytes(base64.b64decode(kept), "big").bit_count()
+    kept = row["kept"]
+    patches = int.from_bytes(binascii.a2b_base64(kept), "big").bit_count()
     if not patches:
         kept = packed(lit(kept_tokens(kept, int(row["views"]) * rows * columns)))
     return told | {
@@ -244,6 +246,12 @@ def answer_of(row: Mapping[Any, Any], views: int, numbers: Sequence[int]) -> dic
         "patches": patches,
         "told": kept_words(int(row["tokens_final"]), patches),
     }
+
+
+@cache
+def _sides(grid: str) -> tuple[int, int]:
+    rows, columns = map(int, grid.split("x"))
+    return rows, columns
 
 
 def geometry_of(row: Mapping[Any, Any]) -> str:

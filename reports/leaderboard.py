@@ -14,7 +14,7 @@ from reports import costs
 from reports.columns import LLM, LOGPROB, SAID, SILENT, THINGS, explain, meanings
 from reports.comparable import COLUMN, SETTING, medium_of
 from reports.gather import Run, Runs
-from reports.tables import Against, Table, TableRow, column_rank, measured
+from reports.tables import Against, Table, TableRow, column_rank, columns_of, measured
 
 MINI_WARNING = (
     "glamm-mini is a small model trained on generated scenes. Its table shows regressions and how the code "
@@ -120,10 +120,15 @@ def per_seed(frame: pd.DataFrame) -> pd.DataFrame:
     scores = {one.name for one in known}  # which may have the name of a column, whose sum says no more
     counts = list(dict.fromkeys(name for one in known for name in one.columns if name not in scores))
     for key, part in frame.groupby([*CELL, "seed", *COLUMN], sort=False, dropna=False, observed=True):
-        medium, dataset = medium_of(part).iloc[0], part["dataset"].iloc[0]
+        clips = (part["frames"] > 1).any() or ("j" in part and part["j"].notna().any())
+        medium, dataset, columns = (
+            "video" if clips else "image",
+            part["dataset"].iloc[0],
+            columns_of(part, known),
+        )
         rows.append(
             dict(zip([*CELL, "seed", *COLUMN], key, strict=True))
-            | {one.name: one.value(part) for one in known if one.medium == medium and one.fits(dataset)}
+            | {one.name: one.value(columns) for one in known if one.medium == medium and one.fits(dataset)}
             | {name: part[name].sum(min_count=1) for name in counts}
             | {
                 "tokens_final": (part["tokens_final"] / part["views"]).mean(),

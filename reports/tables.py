@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from harness import metrics
 from harness.metrics import Metric
@@ -245,10 +246,15 @@ def _mean(line: TableRow) -> float:
     )
 
 
+def columns_of(rows: pd.DataFrame, known: Sequence[Metric]) -> dict[str, NDArray[Any]]:
+    """What metrics are made of as plain arrays, of which single rows and sums cost less."""
+    return {name: rows[name].to_numpy() for one in known for name in one.columns}
+
+
 def _counts(rows: pd.DataFrame, known: Sequence[Metric]) -> dict[str, Any]:
     """What the score of one row in one column rests on."""
     known = [one for one in known if one.fits(str(rows["dataset"].iloc[0]))]
-    seeds = [part for _, part in rows.groupby("seed")]
+    seeds = [columns_of(part, known) for _, part in rows.groupby("seed")]
     facts: dict[str, Any] = {one.name: float(np.mean([one.value(part) for part in seeds])) for one in known}
     sums: dict[str, Any] = {
         name: np.asarray(rows[name]).sum().item() for one in known for name in one.columns
@@ -285,7 +291,14 @@ def _line(
     }
     whole = drawn.weights(*key, drawn.columns)
     seeds = [
-        float(np.mean([drawn.metric.value(part) for _, part in one.groupby(COLUMN, observed=True)]))
+        float(
+            np.mean(
+                [
+                    drawn.metric.value(columns_of(part, [drawn.metric]))
+                    for _, part in one.groupby(COLUMN, observed=True)
+                ]
+            )
+        )
         for _, one in rows.groupby("seed")
     ]
     return TableRow(
