@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from harness.metrics import Metric
@@ -66,8 +67,8 @@ def medium_of(frame: pd.DataFrame) -> pd.Series[str]:
     clips = frame["frames"] > 1
     if "j" in frame:  # a clip may have one frame
         clips |= frame["j"].notna()
-    codes = clips.groupby(frame["dataset"], observed=True).transform("any").astype(int)
-    return pd.Series(pd.Categorical.from_codes(codes, ["image", "video"]), index=frame.index)
+    codes = clips.groupby(frame["dataset"], observed=True).transform("any").to_numpy(dtype=np.int8)
+    return pd.Series(pd.Categorical.from_codes(codes, pd.Index(["image", "video"])), index=frame.index)
 
 
 def fitting(frame: pd.DataFrame, metric: Metric) -> pd.Series[bool]:

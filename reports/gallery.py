@@ -123,8 +123,8 @@ def shots_of(runs: Runs) -> Shots:
 
 def _frames(runs: Runs) -> dict[str, int]:
     """The frames of every sample."""
-    found: dict[str, int] = runs.frame.groupby("sample", observed=True)["frames"].max().to_dict()
-    return found
+    most = runs.frame.groupby("sample", observed=True)["frames"].max()
+    return {str(sample): int(frames) for sample, frames in most.items()}
 
 
 def shot_key(facts: Mapping[Any, Any]) -> tuple[int, str]:

@@ -29,7 +29,6 @@ RESULT = ["cell", "data", "sample", "expression"]
 # and of a method that does not draw, whose cell may name a seed
 WITHOUT_SEED = [*SETTING, "pruner", "budget", "budget_kind", "positions", "data", "sample", "expression"]
 ANSWER = ["cell", "sample", "expression"]
-BY = ["pruner", "source", "parameters"]
 # characters of masks and kept tokens that a report holds: of a whole data set they are gigabytes
 HELD = 64_000_000
 
@@ -61,8 +60,8 @@ class Runs:
     """What a report is made of.
 
     Attributes:
-        frame: as `harness.store.records.read_run` (texts are categories), `run`, the place of the row's run in `runs`, and
-            `draws`, the seed of its protocol's draws; no result twice.
+        frame: as `harness.store.records.read_run` (texts are categories), `run`, the place of the row's run
+            in `runs`, and `draws`, the seed of its protocol's draws; no result twice.
         samples: as `harness.store.records.samples`, and `run`.
         costs: as `harness.cost.load_costs`, `run`, and `reports.machines.LETTER`; empty where nothing was
             measured.
@@ -109,8 +108,8 @@ def gather(folders: Sequence[str | Path]) -> Runs:
         drawn = {cell: str(entry["setting"].get("draws", 0)) for cell, entry in cells_of(info).items()}
         frame["draws"] = frame["cell"].astype(object).map(drawn).astype("category")
         pictured = held.samples[held.samples["image"].astype(bool)]["sample"]
-        shown, room = _held(folder, frame, set(pictured), room)
-        frame = _with_masks(folder, frame, shown)
+        masked, room = _held(folder, frame, set(pictured), room)
+        frame = _with_masks(folder, frame, masked)
         if kept_on := sorted(frame["pruner"][frame["code"] != ""].unique()):
             count = int((frame["code"] != "").sum())
             notes.append(
@@ -200,9 +199,8 @@ def _with_masks(folder: Path, frame: pd.DataFrame, samples: pd.Series[str]) -> p
     ]
     held = pa.concat_tables(parts).to_pandas().drop_duplicates(ANSWER)
     here = frame["sample"].isin(list(samples))
-    at = pd.MultiIndex.from_frame(held[ANSWER]).get_indexer(
-        pd.MultiIndex.from_frame(plain(frame[here][ANSWER]))
-    )
+    asked = pd.MultiIndex.from_frame(plain(frame[here][ANSWER]))
+    at = pd.MultiIndex.from_frame(held[ANSWER]).get_indexer(asked)
     for name in MASKS:
         texts = np.full(len(frame), "", dtype=object)
         texts[here.to_numpy()] = held[name].to_numpy(dtype=object)[at]
@@ -282,8 +280,8 @@ def _prices(prices: pd.DataFrame, frame: pd.DataFrame) -> tuple[pd.DataFrame, li
         index=prices.index,
     )
     for name in cost.SETTING:
-        of_run = frame[name].drop_duplicates().astype(str)
-        of_run = of_run.str.split(":").str[0] if name == "device" else of_run
+        of_run = frame[name].drop_duplicates()
+        of_run = of_run.astype(str).str.split(":").str[0] if name == "device" else of_run
         of_cost = prices[name].astype(str).str.split(":").str[0] if name == "device" else prices[name]
         same &= of_cost.isna() | of_cost.isin(set(of_run)) | (of_cost == "None")
     others = ", ".join(sorted(set(prices["pruner"][~same])))
@@ -293,26 +291,29 @@ def _prices(prices: pd.DataFrame, frame: pd.DataFrame) -> tuple[pd.DataFrame, li
 def _by_source(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Rows of one pruner's name and of several sources or defaults, told apart by a mark behind the name."""
     notes = []
-    facts = frame[BY].drop_duplicates().astype(object)
-    facts["kind"] = facts["source"].fillna("").astype(str) + " " + facts["parameters"].fillna("").astype(str)
-    marked = {}
+    facts = frame[["pruner", "source", "parameters"]].drop_duplicates()
+    facts = facts.assign(kind=_kinds(facts))
+    marked: dict[tuple[str, str], str] = {}
     for name in sorted(set(facts["pruner"])):
         mine = facts[facts["pruner"] == name]
         several = list(dict.fromkeys(mine["kind"]))
         if len(several) > 1:
             marks = {kind: f"{name} #{digest({'kind': kind})[:4]}" for kind in several}
-            marked |= {
-                (name, source, how): marks[kind] for name, source, how, kind in mine.itertuples(index=False)
-            }
+            marked |= {(name, kind): mark for kind, mark in marks.items()}
             notes.append(
                 f"{name} was computed by {len(several)} sources or defaults, whose rows are told apart by "
                 f"a mark."
             )
     if marked:
-        told = zip(*(frame[name].astype(object) for name in BY), strict=True)
-        names = [marked.get(one, one[0]) for one in told]
-        frame = frame.assign(pruner=pd.Categorical(names))
+        pairs = zip(frame["pruner"], _kinds(frame), strict=True)
+        frame = frame.assign(pruner=pd.Categorical([marked.get(pair, pair[0]) for pair in pairs]))
     return frame, notes
+
+
+def _kinds(frame: pd.DataFrame) -> pd.Series[str]:
+    """Source and parameters of each row as one text."""
+    texts = [frame[name].astype(object).fillna("").astype(str) for name in ("source", "parameters")]
+    return texts[0] + " " + texts[1]
 
 
 def _changes(runs: Sequence[Run]) -> list[str]:

@@ -206,8 +206,8 @@ def _masks(
 
 
 def _records(frame: pd.DataFrame) -> Iterator[dict[Any, Any]]:
-    """Its rows, some thousand at a time: masks of a whole run would be held twice. (`to_dict` looks at the kind of
-    every single value.)"""
+    """Its rows, some thousand at a time: masks of a whole run would be held twice. (`to_dict` looks at the
+    kind of every single value.)"""
     names = list(frame)
     for first in range(0, len(frame), ROWS):
         some = frame.iloc[first : first + ROWS]

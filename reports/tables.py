@@ -222,9 +222,8 @@ def _table(group: Group, heading: str, baseline: str | None, score: Metric) -> T
     drawn = Drawn(frame, columns, score)
     known = measured(frame)
     beside = tuple(one for one in known if one.shown and one.name != score.name)
-    lines = [
-        _line(key, rows, drawn, known, beside) for key, rows in frame.groupby(LINE, sort=False, observed=True)
-    ]  # type: ignore[arg-type]
+    by_line = frame.groupby(LINE, sort=False, observed=True)
+    lines = [_line(key, rows, drawn, known, beside) for key, rows in by_line]  # type: ignore[arg-type]
     lines.sort(
         key=lambda line: (
             line.pruner != BOUND,
@@ -281,9 +280,8 @@ def _line(
     beside: Sequence[Metric],
 ) -> TableRow:
     pruner, budget = key
-    counts = {
-        column: _counts(part, known) for column, part in rows.groupby(COLUMN, sort=False, observed=True)
-    }
+    by_column = rows.groupby(COLUMN, sort=False, observed=True)
+    counts = {column: _counts(part, known) for column, part in by_column}
     scores = {
         column: drawn.estimate(weights)
         for column in drawn.columns

@@ -1,9 +1,9 @@
 """Thousands of rows of a journal at once, as Arrow tables.
 
-What a row may say is decided in one place, `harness.store.rows.validate`, row by row. Here the same conditions
-stand on whole columns, and answer one question alone: whether that check surely passes for every row of a
-block of lines. Where it may not (another schema, a clip, anything odd) there is no table, and whoever asked
-checks the block row by row, which accepts it or names the fault and its line.
+What a row may say is decided in one place, `harness.store.rows.validate`, row by row. Here the same
+conditions stand on whole columns, and answer one question alone: whether that check surely passes for every
+row of a block of lines. Where it may not (another schema, a clip, anything odd) there is no table, and
+whoever asked checks the block row by row, which accepts it or names the fault and its line.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from harness.store.rows import (
 END = b', "crc": "%08x"}\n'
 LENGTH = len(END % 0)
 PLACES = 2**15  # of a row among those of its sample that a key's number has room for
+PARSED = 2**22  # bytes that a thread parses at a time; a longer line is looked at alone
 NESTED = 1_000  # brackets of a line; a parser that calls itself for each has a stack for as many
 EXACT = 2**53  # integers below it are the same as float64
 # what products and float64 hold exactly
@@ -68,10 +69,18 @@ _READ = pa.schema(
 
 def table_of(rows: Iterable[Mapping[str, Any]], status: str) -> pa.Table:
     """Rows of one status that were checked, as a table."""
-    maps = [field.name for field in SCHEMAS[status] if pa.types.is_map(field.type)]
-    # Arrow's maps are lists of pairs
-    flat = [row | {name: list(row[name].items()) for name in maps if name in row} for row in map(dict, rows)]
-    return pa.Table.from_pylist(flat, schema=SCHEMAS[status])
+    return pa.Table.from_pylist([_flat(dict(row), status) for row in rows], schema=SCHEMAS[status])
+
+
+def _flat(row: dict[str, Any], status: str) -> dict[str, Any]:
+    """A row as Arrow takes it: maps as lists of pairs, and no int where a float is meant, of which it refuses
+    large ones."""
+    for name, kind in STATUS[status].items():
+        if kind in ("measures", "curves") and name in row:
+            row[name] = list(row[name].items())
+        elif kind == "float64" and isinstance(row.get(name), int):
+            row[name] = float(row[name])
+    return row
 
 
 def tables_of(rows: Iterable[Mapping[str, Any]]) -> Tables:
@@ -101,7 +110,7 @@ def sound(lines: Sequence[bytes], cells: Cells, dataset: str, split: str) -> Tab
     try:
         read = json.read_json(
             pa.BufferReader(content),
-            read_options=json.ReadOptions(block_size=len(content) + 1),
+            read_options=json.ReadOptions(block_size=PARSED),
             parse_options=json.ParseOptions(explicit_schema=_READ, unexpected_field_behavior="infer"),
         )
     except pa.ArrowException:
@@ -210,7 +219,11 @@ def _map(measured: pa.StructArray, name: str, schema: pa.Schema) -> pa.MapArray:
 
 
 def _numbers_pass(of: dict[str, NDArray[Any]], part: pa.Table, cells: Cells) -> bool:
-    """The conditions of `rows.validate` on rows of images; `of` has their numbers, NaN where there is none."""
+    """The conditions of `rows.validate` on rows of images.
+
+    Args:
+        of: their numbers, NaN where there is none.
+    """
     given = {name: ~np.isnan(of[name]) for name in NUMBERS_OR_NONE}
     for name, values in of.items():
         if values.dtype.kind == "f":
@@ -238,6 +251,7 @@ def _numbers_pass(of: dict[str, NDArray[Any]], part: pa.Table, cells: Cells) -> 
     said, logprob = of["seg_said"], of["seg_logprob"]
     budget = np.where(told["sent"] < 0, of["budget"], told["sent"]) * views
     patches = told["patches"] * views
+    letters = 4 * ((patches + 23) // 24)  # of base64, four for three bytes of eight patches
     length = pc.binary_length(part["kept"]).to_numpy()
     return bool(
         (of["of"] >= 1).all()
@@ -260,10 +274,7 @@ def _numbers_pass(of: dict[str, NDArray[Any]], part: pa.Table, cells: Cells) -> 
         and ((kept <= told["pooled"] * final) & (mean >= final) & (~told["tower"] | (mean == final))).all()
         and (~told["final"] | (final == budget)).all()
         and (~told["mean"] | (np.abs(mean - of["budget"] * views) <= views)).all()
-        and (
-            (told["patches"] < 0)
-            | (length == 4 * -(-(-(-patches // 8)) // 3)) & (final <= patches) & (mean <= patches)
-        ).all()
+        and ((told["patches"] < 0) | (length == letters) & (final <= patches) & (mean <= patches)).all()
     )
 
 

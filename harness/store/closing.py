@@ -45,7 +45,7 @@ def lacking(folder: Path, info: Mapping[str, Any], images: Mapping[str, int]) ->
 
 
 def _rows(folder: Path, info: Mapping[str, Any], pair: Column) -> Iterator[dict[str, Any]]:
-    return records.Journals(run_folder.split_folder(folder, *pair), info["cells"]).keys()
+    return records.Journals(run_folder.split_folder(folder, *pair), info["cells"]).row_keys()
 
 
 def close_run(folder: Path, sure: Mapping[str, int]) -> None:

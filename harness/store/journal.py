@@ -91,8 +91,9 @@ class Reader:
             yield number, self._row(content, number)
 
     def blocks(self, size: int) -> Iterator[list[bytes]]:
-        """Whole lines behind `offset`, with their ends and unchecked, about `size` bytes at a time; the header
-        left out. Once the next ones are asked for, those before count as read.
+        """Whole lines behind `offset` with their ends, unchecked, about `size` bytes at a time; no header.
+
+        Once the next ones are asked for, those before count as read.
 
         Raises:
             UserError: another schema, or what stands behind the last whole line is none that is being

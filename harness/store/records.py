@@ -223,7 +223,7 @@ class Journals:
         while some := list(islice(rest, ROWS_AT_ONCE)):
             yield tables_of(some)
 
-    def keys(self) -> Iterator[dict[str, Any]]:
+    def row_keys(self) -> Iterator[dict[str, Any]]:
         """The KEYS alone of every row, each once.
 
         Raises:
@@ -350,8 +350,8 @@ class Records:
     """What a run folder holds.
 
     Attributes:
-        frame: as `load_records`, its texts but `mask` and `kept` as categories in the order of the alphabet: a
-            number for each row, and every text once.
+        frame: as `load_records`, its texts but `mask` and `kept` as categories in the order of the alphabet:
+            a number for each row, and every text once.
         samples: as the function of that name.
         failures: sample to reason.
     """
@@ -362,7 +362,7 @@ class Records:
 
 
 def read_run(path: str | Path, masks: bool = True) -> Records:
-    """All of a run at once, as small as can be: of a million rows a fifth of what `load_records` gives.
+    """All of a run at once, in little memory.
 
     Args:
         path: run folder.
@@ -413,9 +413,9 @@ def _with_facts(
     asked = pd.MultiIndex.from_frame(said[["sample", "expression"]])
     at = asked.get_indexer(pd.MultiIndex.from_frame(frame[["sample", "expression"]]))
     for name in ("text", "group"):
-        frame[name] = pd.Categorical.from_codes(
-            np.where(at < 0, -1, said[name].cat.codes.to_numpy()[at]), dtype=said[name].dtype
-        )
+        texts = pd.Categorical(said[name])
+        codes = np.where(at < 0, -1, texts.codes[at])
+        frame[name] = pd.Categorical.from_codes(codes, texts.categories)
     for name in NUMBERS_OR_NONE:
         frame[name] = frame[name].astype(float)
     of = frame["cell"].cat.categories
@@ -437,7 +437,7 @@ def _spread(facts: Sequence[Any], codes: NDArray[np.integer[Any]]) -> Any:
     if not texts or not all(isinstance(text, str) for text in texts):
         return pd.Series(facts).take(codes).to_numpy()
     made = pd.Categorical(facts, categories=sorted(texts))
-    return pd.Categorical.from_codes(made.codes[codes], dtype=made.dtype)
+    return pd.Categorical.from_codes(made.codes[codes], made.categories)
 
 
 def _fact(cell: Mapping[str, Any], name: str) -> Any:

@@ -108,8 +108,8 @@ def _table(folder: Path, file: Path, facts: Mapping[str, Any]) -> None:
 def read_table(
     folder: Path, file: Path, facts: Mapping[str, Any], status: str, columns: Sequence[str]
 ) -> pa.Table:
-    """Some columns of the rows of a table, repeated texts as dictionaries; what its schema did not have yet is
-    filled in.
+    """Some columns of the rows of a table, repeated texts as dictionaries; what its schema did not have yet
+    is filled in.
 
     Raises:
         UserError: as `verify`.
@@ -165,7 +165,7 @@ def frame_of(tables: Sequence[pa.Table]) -> pd.DataFrame:
         texts = frame[name].cat
         frame[name] = texts.reorder_categories(sorted(texts.categories))
     if pairs is not None:
-        frame["curves"] = [dict(row or ()) for row in pairs]
+        frame["curves"] = pd.Series([dict(row or ()) for row in pairs], index=frame.index, dtype=object)
     return frame
 
 

@@ -1,5 +1,5 @@
-"""Does a run of a million rows load, close and report in seconds? `python -m tests.bench.rows [--rows 1000000]
-[--report 400000]`.
+"""Does a run of a million rows load, close and report in seconds? `python -m tests.bench.rows
+[--rows 1000000] [--report 400000]`.
 
 Writes runs in the project's own format and by its own writers (37 cells, the eight RefCOCO splits, sentences,
 masks of COCO's size, kept tokens), and measures each step in a process of its own: seconds of wall and
@@ -44,27 +44,10 @@ EXPRESSIONS, IMAGES_AT_ONCE, JOURNALS = 3, 8, 4
 PICTURED = 12  # images of every split with a picture
 POOL = 10_000  # masks that are drawn; and kept tokens of every budget, a fifth as many
 CODE = "c0de" * 4
-WORDS = [
-    "the",
-    "a",
-    "left",
-    "right",
-    "red",
-    "blue",
-    "old",
-    "small",
-    "man",
-    "woman",
-    "dog",
-    "chair",
-    "table",
-    "near",
-    "behind",
-    "of",
-    "with",
-    "on",
-    "holding",
-]
+WORDS = (
+    *("the", "a", "left", "right", "red", "blue", "old", "small", "man", "woman", "dog", "chair", "table"),
+    *("near", "behind", "of", "with", "on", "holding"),
+)
 SETTING = {
     "backbone": "glamm",
     "protocol": "each",
@@ -107,14 +90,14 @@ def _cell(split: tuple[str, str], pruner: str, budget: int) -> dict[str, Any]:
 class Drawn:
     """Masks, kept tokens and sentences to choose from."""
 
-    def __init__(self) -> None:
+    def __init__(self, pool: int = POOL) -> None:
         self.draw = random.Random(0)
         numbers = np.random.default_rng(0)
-        self.masks = [_outline(numbers) for _ in range(POOL)]
+        self.masks = [_outline(numbers) for _ in range(pool)]
         self.kept = {
             budget: [
                 records.pack_tokens(numbers.permutation(PATCHES)[:budget], PATCHES)
-                for _ in range(POOL // 5 if budget < PATCHES else 1)
+                for _ in range(pool // 5 if budget < PATCHES else 1)
             ]
             for budget in (*BUDGETS, PATCHES)
         }
@@ -162,7 +145,7 @@ def _outline(numbers: np.random.Generator) -> str:
 def write(folder: Path, rows: int) -> int:
     """Write an unfinished run of about so many rows; how many it has."""
     per_split = max(1, rows // (len(SPLITS) * EXPRESSIONS * len(cells_of(SPLITS[0]))))
-    samples = {f"{dataset}:{split}": [] for dataset, split in SPLITS}
+    samples: dict[str, list[list[str]]] = {f"{dataset}:{split}": [] for dataset, split in SPLITS}
     for name, known in samples.items():
         known += [[f"{name}:{k}", digest({"sample": [name, k]})] for k in range(per_split)]
     cells = {cell: entry for split in SPLITS for cell, entry in cells_of(split).items()}
@@ -189,17 +172,18 @@ def write(folder: Path, rows: int) -> int:
         for part in range(0, per_split, IMAGES_AT_ONCE):
             writer = writers[part // IMAGES_AT_ONCE % JOURNALS]
             for number in range(part, min(part + IMAGES_AT_ONCE, per_split)):
-                writer.append(_of_image(folder, drawn, split, number))
+                writer.append(of_image(folder, drawn, split, number))
         for writer in writers:
             writer.close()
     return per_split * len(cells) * EXPRESSIONS
 
 
-def _of_image(folder: Path, drawn: Drawn, split: tuple[str, str], number: int) -> Iterator[dict[str, Any]]:
+def of_image(folder: Path, drawn: Drawn, split: tuple[str, str], number: int) -> Iterator[dict[str, Any]]:
     """The rows of one image: its description, and the answers of all cells."""
     name = ":".join(split)
+    first = EXPRESSIONS * number
     shared = {"dataset": split[0], "split": split[1], "sample": f"{name}:{number}", "of": EXPRESSIONS}
-    shared["expression"] = EXPRESSIONS * number
+    shared |= {"expression": first}
     picture = ""
     if number < PICTURED:
         picture = f"images/{name.replace(':', '-')}-{number}.jpg"
@@ -208,7 +192,7 @@ def _of_image(folder: Path, drawn: Drawn, split: tuple[str, str], number: int) -
         yield shared | {
             "cell": f"@{CODE}",
             "place": place,
-            "expression": shared["expression"] + place,
+            "expression": first + place,
             "status": "sample",
             "text": drawn.sentence(),
             "height": HEIGHT,
