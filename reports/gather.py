@@ -108,7 +108,7 @@ def gather(folders: Sequence[str | Path]) -> Runs:
         drawn = {cell: str(entry["setting"].get("draws", 0)) for cell, entry in cells_of(info).items()}
         frame["draws"] = frame["cell"].astype(object).map(drawn).astype("category")
         pictured = held.samples[held.samples["image"].astype(bool)]["sample"]
-        masked, room = _held(folder, frame, set(pictured), room)
+        masked, room = _held(frame, _sizes(folder), set(pictured), room)
         frame = _with_masks(folder, frame, masked)
         if kept_on := sorted(frame["pruner"][frame["code"] != ""].unique()):
             count = int((frame["code"] != "").sum())
@@ -168,19 +168,22 @@ def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series[bool]]:
     return frame, frame.duplicated("result")
 
 
-def _held(folder: Path, frame: pd.DataFrame, pictured: set[str], room: int) -> tuple[pd.Series[str], int]:
-    """Samples whose masks and tokens are held, and the characters that are left: all samples with a picture,
-    then the others, split by split in turn, until the room is full."""
+def _sizes(folder: Path) -> pd.Series[int]:
+    """Characters of the masks and tokens of every sample."""
     parts = []
     for table in answer_tables(folder, ["sample", *MASKS], ROWS_AT_ONCE):
-        sizes = pc.add(*(pc.binary_length(table[name]) for name in MASKS))
-        parts.append(
-            pa.table({"sample": table["sample"], "size": sizes})
-            .group_by("sample")
-            .aggregate([("size", "sum")])
-        )
-    of = pa.concat_tables(parts).group_by("sample").aggregate([("size_sum", "sum")]).to_pandas()
-    sizes = of.set_index("sample")["size_sum_sum"]
+        size = pc.add(*(pc.binary_length(table[name]) for name in MASKS))
+        known = pa.table({"sample": table["sample"], "size": size})
+        parts.append(known.group_by("sample").aggregate([("size", "sum")]))
+    found = pa.concat_tables(parts).group_by("sample").aggregate([("size_sum", "sum")]).to_pandas()
+    return found.set_index("sample")["size_sum_sum"]
+
+
+def _held(
+    frame: pd.DataFrame, sizes: pd.Series[int], pictured: set[str], room: int
+) -> tuple[pd.Series[str], int]:
+    """Samples whose masks and tokens are held, and the characters that are left: all samples with a picture,
+    then the others, split by split in turn, until the room is full."""
     one = plain(frame.drop_duplicates("sample")[["sample", *COLUMN]]).assign(turn=0)
     one["turn"] = one.groupby(COLUMN).cumcount()
     one["seen"] = one["sample"].isin(pictured)

@@ -414,7 +414,7 @@ def _with_facts(
     at = asked.get_indexer(pd.MultiIndex.from_frame(frame[["sample", "expression"]]))
     for name in ("text", "group"):
         texts = pd.Categorical(said[name])
-        codes = np.where(at < 0, -1, texts.codes[at])
+        codes = np.append(texts.codes, -1)[at]  # the last one is of what nobody described
         frame[name] = pd.Categorical.from_codes(codes, texts.categories)
     for name in NUMBERS_OR_NONE:
         frame[name] = frame[name].astype(float)
