@@ -323,7 +323,7 @@ def _tables(folder: Path, columns: Mapping[str, Sequence[str]]) -> dict[str, pd.
                     f"status {status}); `python -m harness rebuild {folder}` opens it again, and its command "
                     f"does what is missing."
                 )
-    return {status: frame_of([part for part in parts if len(part)]) for status, parts in found.items()}
+    return {status: frame_of(found.pop(status)) for status in columns}
 
 
 def shown_tables(
@@ -376,7 +376,7 @@ def read_run(path: str | Path, masks: bool = True) -> Records:
     told = [name for name in TABLES["ok"].names if name not in left_out]
     found = _tables(folder, {"ok": told, "sample": ["sample", *OF_SAMPLE], "failed": ["sample", "reason"]})
     described = _described(found["sample"])
-    frame = _with_facts(found["ok"], described, run_info(folder), masks)
+    frame = _with_facts(found.pop("ok"), described, run_info(folder), masks)
     return Records(frame, plain(described), _reasons(found["failed"]))
 
 

@@ -149,13 +149,19 @@ def coded(table: pa.Table) -> pa.Table:
     return table
 
 
-def frame_of(tables: Sequence[pa.Table]) -> pd.DataFrame:
+def frame_of(tables: list[pa.Table]) -> pd.DataFrame:
     """Tables of one schema below each other in pandas: repeated texts as categories in the order of the
-    alphabet, a column for each of the `measures`, and `curves` as dicts, where there are any."""
-    if not tables:
+    alphabet, a column for each of the `measures`, and `curves` as dicts, where there are any.
+
+    Args:
+        tables: which are taken out of the list, since a million rows should not be held twice.
+    """
+    parts = [_unfolded(table) for table in tables if len(table)]
+    tables.clear()
+    if not parts:
         return pd.DataFrame()
-    table = pa.concat_tables([_flat(table) for table in tables], promote_options="default")
-    table = table.unify_dictionaries()
+    table = pa.concat_tables(parts, promote_options="default").unify_dictionaries()
+    parts.clear()
     curves = table.column_names.index("curves") if "curves" in table.column_names else None
     pairs = None if curves is None else table.column(curves).to_pylist()
     if curves is not None:
@@ -186,7 +192,7 @@ def together(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _flat(table: pa.Table) -> pa.Table:
+def _unfolded(table: pa.Table) -> pa.Table:
     """A table with dictionaries, a column of float64 for each of its measures, and without maps that are
     empty in all rows."""
     table = coded(table)
