@@ -138,7 +138,7 @@ def _values(twins: Sequence[Group], name: str) -> list[str]:
     if name != "data":
         return [group.facts[name] for group in twins]
     prints = [group.frame.drop_duplicates(COLUMN).set_index(COLUMN)["data"].astype(str) for group in twins]
-    differ = pd.concat(prints).groupby(level=COLUMN).nunique() > 1
+    differ = pd.concat(prints).groupby(level=COLUMN, observed=True).nunique() > 1
     mine = ["\n".join(one[one.index.isin(differ.index[differ])].sort_index()) for one in prints]
     return [hashlib.sha256(text.encode()).hexdigest()[:8] if "\n" in text else text for text in mine]
 
