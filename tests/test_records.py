@@ -478,7 +478,7 @@ def test_a_run_that_waits_says_for_what(
         patch.setattr(Crew, "_held", look)
         finish(root, folder)
     holder.join()
-    told = f"waiting for images 1 to {IMAGES_AT_ONCE} of {len(samples)} (process {holder.pid})"
+    told = f"waiting for images 1 to {IMAGES_AT_ONCE} of 16 (process {holder.pid})"  # of both splits
     assert told in capfd.readouterr().err
 
 

@@ -1,9 +1,9 @@
 """The record store: one JSON line per (cell, expression), append-only; tables are derived from it, never
 stored instead.
 
-A run folder holds `run.json` (what was asked and where it ran), `done.json` once all is there, and per split
-a folder `records/<dataset>-<split>` with one journal per process that worked on it, the claims of its parts,
-and, when the run is complete, the same rows as Parquet. Every process writes to a file of its own, so a run
+A run folder holds `run.json` (what was asked and where it ran), `claims` (which parts are done), `done.json`
+once all is there, and per split a folder `records/<dataset>-<split>` with one journal per process that worked
+on it and, when the run is complete, the same rows as Parquet. Every process writes to a file of its own, so a run
 that was killed at any byte leaves at most a torn last line, which is dropped and its sample done again.
 Whoever reads, reads a row once and checked.
 """
