@@ -221,6 +221,8 @@ class Layer:
         query, key, value = self.project(hidden, by)
         if past is not None:
             key, value = past.extended(self.index, key, value)
+        if self._kind == "eager":
+            query, key, value = map(self._laid_out, (query, key, value))
         mixed = attend(self._kind, query, key, value, self._scale, causal=True, window=self.window)
         del query, key, value
         return self.finish(hidden, mixed)
@@ -257,7 +259,7 @@ class Layer:
         here = tuple(tokens_at(part.expand(len(read), -1, -1), read) for part in by)
         behind = unseen(read + key.shape[2] - hidden.shape[1], key.shape[2], self.window)
         scores = probabilities(self._logits(states, key, behind, here))
-        mixed = scores @ for_queries(value, scores.shape[1])
+        mixed = scores @ self._laid_out(for_queries(value, scores.shape[1]))
         return self.finish(states, mixed.transpose(1, 2).flatten(2))
 
     def logits(self, states: Tensor, keys: Tensor, behind: Tensor, by: Rotary | None) -> Tensor:
@@ -290,7 +292,7 @@ class Layer:
         (query,) = self._projected(states, self._weights.self_attn.q_proj)
         if by is not None:
             query = turned(query, by)
-        keys = for_queries(keys, query.shape[1])
+        query, keys = self._laid_out(query), self._laid_out(for_queries(keys, query.shape[1]))
         return (query @ keys.transpose(-1, -2) * self._scale).masked_fill(behind[:, None], -torch.inf)
 
     def _projected(self, hidden: Tensor, *matrices: nn.Module) -> list[Tensor]:
@@ -302,6 +304,11 @@ class Layer:
         """(B, L, width) -> (B L and fill, width), or as it is where that makes the multiple."""
         fill = -hidden.shape[0] * hidden.shape[1] % self._multiple
         return F.pad(hidden.flatten(0, 1), (0, 0, 0, fill)) if fill else hidden
+
+    def _laid_out(self, states: Tensor) -> Tensor:
+        """As it lies in memory in any batch: a product takes a lone row as the view that it is, and rounds
+        otherwise."""
+        return states.contiguous() if self._multiple > 1 else states
 
     @staticmethod
     def _in_rows(found: Tensor, of: Tensor) -> Tensor:
