@@ -64,6 +64,16 @@ class Need:
             raise ValueError(f"{self} is of no layer")
         return self.layer % depth
 
+    def named(self, depth: int) -> Need:
+        """The same signal by its layer's index in a tower of so many layers: written in other words it is no
+        other.
+
+        Example:
+            >>> Need("hidden", Fraction(23, 24)).named(5) == Need("hidden", -1).named(5) == Need("hidden", 4)
+            True
+        """
+        return self if self.layer is None else Need(self.kind, self.index(depth))
+
 
 PROJECTED_PATCHES, TEXT_EMBEDS, REFERENT = Need("projected_patches"), Need("text_embeds"), Need("referent")
 LLM_PATCHES, LLM_TEXT_EMBEDS = Need("llm_patches"), Need("llm_text_embeds")

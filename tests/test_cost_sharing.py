@@ -55,6 +55,27 @@ class Twice(FastV):
 
 
 @dataclass(frozen=True)
+class Prompted(FastV):
+    """FastV by the last prompt token: every budget of it, and `Rated`, asks for one row."""
+
+    name = "prompted"
+
+    def cut(self, tokens: LayerView, count: int) -> Selection:
+        row = tokens.attention("prompt")[:, 0, tokens.visual]
+        return Selection(row.mean(0).argsort(descending=True, stable=True)[:count])
+
+
+@dataclass(frozen=True)
+class Rated(Prompted):
+    """Another method with the same cut, and one more."""
+
+    name = "rated"
+
+    def cuts(self, budget: int, patches: int, num_layers: int) -> tuple[Cut, ...]:
+        return Cut(self.layer, budget + 3), Cut(self.layer + 1, budget)
+
+
+@dataclass(frozen=True)
 class Halved(Pruner):
     """Twice the budget enters, and FastV halves it."""
 
@@ -78,7 +99,7 @@ class Halved(Pruner):
 def plan(prompt: Prompt, patches: int, layers: int) -> list[tuple[Line, sharing.SharedCell, int]]:
     """Lines of a small sweep with the lengths that they have, and the visual tokens that enter."""
     found = []
-    methods = [*parse("none,litelvlm,visionzip,fastv,fastv(layer=3)"), Twice(), Halved()]
+    methods = [*parse("none,litelvlm,visionzip,fastv,fastv(layer=3)"), Twice(), Prompted(), Rated(), Halved()]
     for line in lines_of(methods, (8, 24), 0, (8, 8), layers):
         seen = line.pruner.schedule(line.budget, patches, layers)
         cell = sharing.cell_of(line, [n + prompt.text for n in seen], line.pruner.stage == "layer")
@@ -86,9 +107,11 @@ def plan(prompt: Prompt, patches: int, layers: int) -> list[tuple[Line, sharing.
     return found
 
 
+@pytest.mark.parametrize("positions", ["compact", "kept"])
 @pytest.mark.parametrize("talks", [1, 3])
 @torch.no_grad()
-def test_cost_of_sharing_is_what_the_shared_run_executes(talks: int) -> None:
+def test_cost_of_sharing_is_what_the_shared_run_executes(talks: int, positions: str) -> None:
+    """Whatever positions tokens have: methods share the rows that they ask alike, in any batches."""
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5}
     llm = LlamaModel(
         LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, attn_implementation="sdpa")
@@ -112,18 +135,22 @@ def test_cost_of_sharing_is_what_the_shared_run_executes(talks: int) -> None:
             cut = cutting(line.pruner, line.budget, patches, shape.layers)
             read, last = (3, 5, len(words) - 1), len(words) - 1
             asks.append(Ask(where, tuple(range(prompt.before)), (50, 51, 52, 53), words, last, read, cut))
+
+    def given(count: int) -> Context:
+        gaps = torch.arange(count) * (patches // count)
+        return Context(torch.arange(count), *((gaps, patches) if positions == "kept" else ()))
+
     counting = meters.counter()
     with counting:
         Shared(llm, 4, 1, {}).run(
-            [Context(torch.arange(len(tokens))) for tokens in contexts],
+            [given(len(tokens)) for tokens in contexts],
             lambda part: torch.stack([contexts[k] for k in part]),
             asks,
         )
-    # the rows that pruners read: once for all that the same tokens entered, and for each behind its first cut
-    rows = [
-        patches + prompt.text
-        for _ in {cell.before_cut for line, cell, _ in cells if cell.whole} - {shape.layers}
-    ]
+    # the rows that pruners read: once for all that the same tokens entered and that ask for the same row, and
+    # for each behind its first cut
+    first = {(cell.before_cut, isinstance(line.pruner, Prompted)) for line, cell, _ in cells if cell.whole}
+    rows = [patches + prompt.text for layer, _ in first if layer < shape.layers]
     for line, cell, _ in cells:
         cuts = line.pruner.cuts(line.budget, patches, shape.layers)
         rows += [cell.lengths[cut.layer - 1] for cut in cuts[int(cell.whole) :]]

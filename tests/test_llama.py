@@ -98,6 +98,43 @@ def test_attention_rows_are_those_of_the_whole_map() -> None:
     assert layer.at(states, by, Past(), read[:, :0]).shape == (2, 0, 64)
 
 
+@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+@torch.inference_mode()
+def test_a_token_is_the_same_in_any_company(attn: str) -> None:
+    """Bit for bit, in batches of one and of many rows: what runs through matrices is filled up."""
+    llm = model(attn, torch.float32)
+    for length in (2, 3, 5, 8):
+        states, places = torch.randn(9, length, 64), torch.arange(length).expand(9, -1)
+        read = torch.full((9, 1), length - 1)
+        found = []
+        for batch in (1, 2, 5, 9):
+            by, layer = llama.rotary(llm, places[:batch], torch.float32), llama.Layer(llm, 1, 8)
+            whole = layer(states[:batch], by)
+            last = layer.at(states[:batch], by, Past(), read[:batch])
+            logits = layer.logits(
+                states[:batch], layer.keys(states[:batch], by), torch.tensor(False).expand(batch, 1, 1), by
+            )
+            assert whole.shape == (batch, length, 64) and last.shape == (batch, 1, 64)
+            close(whole[:, -1:], last, PORTIONS)
+            found.append((whole[0], last[0], logits[0]))
+        assert all(one.equal(other) for parts in found for one, other in zip(parts, found[0], strict=True))
+
+
+@torch.inference_mode()
+def test_rows_stand_on_pasts_of_several_batches() -> None:
+    llm = model("sdpa", torch.float64)
+    ids = torch.randint(0, 40, (3, 9))
+    pasts = [Past(), Past()]
+    for past, part in zip(pasts, (ids[:2], ids[2:]), strict=True):
+        run_layers(llm, llama.embed_ids(llm, part), past=past)
+    more = torch.randint(0, 40, (3, 5))
+    here = Past(pasts[0], torch.tensor([1, 0]), others=[(pasts[1], torch.tensor([0]))])
+    found = run_layers(llm, llama.embed_ids(llm, more), past=here, first_position=9).hidden
+    whole = torch.cat([ids[[1, 0, 2]], more], dim=1)
+    close(found, llm(input_ids=whole).last_hidden_state[:, 9:], PORTIONS)
+    assert here.length() == 9 and here.layers[0][0].shape == (3, 4, 14, 16)
+
+
 def test_gradients_are_transformers() -> None:
     """What training moves the weights by."""
     llm = model("sdpa", torch.float64)

@@ -12,8 +12,7 @@ from transformers import LlamaConfig, LlamaModel, Phi3Config, Phi3ForCausalLM
 from backbones.parts import llama
 from backbones.parts.attention import attend
 from backbones.parts.faithful import run_layers
-from backbones.parts.llama import Past
-from backbones.parts.shared import through
+from backbones.parts.llama import Past, through
 
 WINDOW = 6
 CLOSE = partial(torch.testing.assert_close, rtol=2e-5, atol=2e-5)

@@ -14,8 +14,8 @@ from backbones.glamm.language import GlammLanguage
 from backbones.glamm.preprocess import masks_to_image
 from backbones.glamm.seeing import FULL_ROWS
 from backbones.parts import sam
+from backbones.parts.batches import filled_up
 from backbones.parts.errors import not_finite, too_long
-from backbones.parts.shared import filled_up
 from pruners import checks
 
 __all__ = ["FULL_ROWS", "GlammBackbone"]

@@ -18,12 +18,13 @@ from backbones.base import READ, Row
 from backbones.glamm.model import GlammModel
 from backbones.glamm.seeing import GlammSeeing
 from backbones.parts import llama
+from backbones.parts.batches import filled_up
 from backbones.parts.contexts import Ask, Context, ContextAnswer, context_of, whole_positions
 from backbones.parts.cuts import Cutting, cutting
 from backbones.parts.faithful import LayerRun, run_layers
 from backbones.parts.generation import MOST_NEW, Writer, Written, log_probability
 from backbones.parts.llama import Past
-from backbones.parts.shared import Shared, filled_up
+from backbones.parts.shared import Shared
 from backbones.parts.tokenizer import IMAGE_TOKEN, LlamaTokenizer, behind_image
 from pruners.base import Need, View
 

@@ -81,6 +81,7 @@ class GlammSeeing(GlammFamily, Backbone):
         self.image_size, self.num_heads = vision.image_size, vision.num_attention_heads
         self.sam_size = self._grounding_size()
         self.num_layers = model.language_model.config.num_hidden_layers
+        self._depth = vision.num_hidden_layers
         self._kind = next(model.parameters()).dtype
         self._text_embeds: dict[tuple[str, ...], Tensor] = {}
         self._known_ids: dict[tuple[tuple[Turn, ...], bool], list[int]] = {}
@@ -224,6 +225,7 @@ class GlammSeeing(GlammFamily, Backbone):
     ) -> Tensor:
         if (told := self._beside(questions, masks, need)) is not None:
             return told
+        need = need.named(self._depth)
         if need not in encoding.signals:
             encoding.signals[need] = signals.of_image(self.model, encoding.hidden_states, need)
         return encoding.signals[need]

@@ -90,7 +90,7 @@ class Ask:
         return self.cutting.cuts[0].layer if self.cutting else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contexts:
     """What rows on the same images and selections have in common.
 

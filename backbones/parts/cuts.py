@@ -15,6 +15,7 @@ from functools import cached_property, partial
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import LlamaModel
 
 from backbones.parts import llama
@@ -111,6 +112,20 @@ class Sequences:
         """Visual tokens of a row."""
         return self.patches.shape[1]
 
+    def row(self, number: int) -> Sequences:
+        """One of them by itself."""
+        own = slice(number, number + 1)
+        return replace(
+            self, patches=self.patches[own], positions=self.positions[own], last=[self.last[number]]
+        )
+
+    @staticmethod
+    def together(parts: Sequence[Sequences]) -> Sequences:
+        """Rows of equal lengths as one batch."""
+        patches, positions = (torch.cat([getattr(one, n) for one in parts]) for n in ("patches", "positions"))
+        last = [back for one in parts for back in one.last]
+        return replace(parts[0], patches=patches, positions=positions, last=last)
+
     def behind(
         self, hidden: Tensor, rows: Sequence[int], chosen: Sequence[tuple[Cutting, Chosen]]
     ) -> tuple[Tensor, Sequences]:
@@ -166,6 +181,7 @@ class AtCut:
         entered: (B, M, width) what entered layer - 1, when it is asked for.
         tail: (B, W, width) the end of it; the last tokens are among these.
         inputs: what entered the first layer of one row: (E, width) visual tokens and (T or more, width) text.
+        multiple: as in `backbones.parts.llama.Layer`.
     """
 
     def __init__(
@@ -181,8 +197,9 @@ class AtCut:
         entered: Callable[[], Tensor],
         tail: Tensor,
         inputs: Callable[[int], tuple[Tensor, Tensor]],
+        multiple: int = 1,
     ) -> None:
-        self.llm, self.layer, self.number = llm, layer, number
+        self.llm, self.layer, self.number, self._multiple = llm, layer, number, multiple
         self._patches, self._last, self._past, self._ran = rows.patches, rows.last, past, ran
         self._hidden, self._entered, self._tail, self._inputs = hidden, entered, tail, inputs
         self._length = ran[0].shape[2]
@@ -263,14 +280,16 @@ class AtCut:
         """
         if isinstance(query.of, Tensor) and shown.columns is not None:
             query = replace(query, of=shown.columns[query.of])
-        if isinstance(query.of, Tensor):  # of this row alone
-            answer, sound = self._checked(query, row)
-            answer, fine = answer[0], sound[0]
+        # places differ from row to row, and so does whether anybody may ask what entered the first layer
+        alone = isinstance(query.of, Tensor) or query.need == LLM_INPUTS
+        if isinstance(query.of, FakeTensor):  # of shapes alone, which have no places to compare
+            answers, sound = self._checked(query, row)
         else:
-            if query.key not in self._answers:
-                self._answers[query.key] = self._checked(query, None)
-            answers, sound = self._answers[query.key]
-            answer, fine = answers[row], sound[row]
+            key = (row, *query.key) if alone else query.key
+            if key not in self._answers:
+                self._answers[key] = self._checked(query, row if alone else None)
+            answers, sound = self._answers[key]
+        answer, fine = (answers[0], sound[0]) if alone else (answers[row], sound[row])
         if not fine:
             unsound.append(query)
         text = self._end(row) - self._text
@@ -298,14 +317,14 @@ class AtCut:
     def _computed(self, query: Query, rows: slice) -> Tensor:
         """The answer of some rows, fill included; kinds and shapes are those of `LayerView`."""
         span = self._visual if query.of == "visual" else slice(self._text, self._length)
-        ran = Layer(self.llm, self.layer - 1)
+        ran = self._layer(self.layer - 1)
         match query.need:
             case Need("llm_attention"):
                 states = self._tail if query.of == "last" else self._entered()
                 logits = self._logits(query, rows, ran, states, self._ran[0])
                 return llama.probabilities(logits) if query.softmax else logits
             case Need("llm_attention_ahead"):
-                layer = Layer(self.llm, self.layer)
+                layer = self._layer(self.layer)
                 logits = self._logits(query, rows, layer, self._hidden(), self._keys_ahead)
                 return llama.probabilities(logits) if query.softmax else logits
             case Need("llm_keys"):
@@ -357,9 +376,12 @@ class AtCut:
         """(B, H', K, d) keys of the layer that has not run."""
         hidden = self._hidden()
         places = self._positions[:, self._length - hidden.shape[1] :]
-        keys = Layer(self.llm, self.layer).keys(hidden, llama.rotary(self.llm, places, hidden.dtype))
+        keys = self._layer(self.layer).keys(hidden, llama.rotary(self.llm, places, hidden.dtype))
         earlier = self._past.earlier(self.layer)
         return keys if earlier is None else torch.cat([earlier[0], keys], dim=2)
+
+    def _layer(self, index: int) -> Layer:
+        return Layer(self.llm, index, self._multiple)
 
     def _by(self, rows: slice, span: slice) -> llama.Rotary:
         return llama.rotary(self.llm, self._positions[rows, span], self._tail.dtype)

@@ -13,7 +13,7 @@ that a layer runs on, whatever their position ids.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -97,15 +97,20 @@ class Past:
         owner: (B,) for every row of the batch, the row of `before` that it stands on; None if row k stands on
             row k.
         keep: layers whose keys and values are needed afterwards; None for all.
+        others: further rows of the batch, behind these: what they stand on, and on which rows of it.
 
     Attributes:
         layers: (B, H', K, d) rotated keys, and values, of all tokens up to these, by layer.
     """
 
     def __init__(
-        self, before: Past | None = None, owner: Tensor | None = None, keep: Container[int] | None = None
+        self,
+        before: Past | None = None,
+        owner: Tensor | None = None,
+        keep: Container[int] | None = None,
+        others: Sequence[tuple[Past, Tensor]] = (),
     ) -> None:
-        self.before, self.owner, self.keep = before, owner, keep
+        self.before, self.owner, self.keep, self.others = before, owner, keep, others
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def extended(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +127,12 @@ class Past:
         if self.before is None:
             return None
         key, value = self.before.layers[layer]
-        return (key, value) if self.owner is None else (key[self.owner], value[self.owner])
+        if self.owner is not None:
+            key, value = key[self.owner], value[self.owner]
+        if not self.others:
+            return key, value
+        more = [[part[owner] for part in past.layers[layer]] for past, owner in self.others]
+        return torch.cat([key, *(one[0] for one in more)]), torch.cat([value, *(one[1] for one in more)])
 
     def length(self, layer: int = 0) -> int:
         """Tokens before these."""
@@ -184,11 +194,17 @@ def _rms(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class Layer:
-    """Decoder layer number `index` of a model."""
+    """Decoder layer number `index` of a model.
 
-    def __init__(self, llm: LlamaModel, index: int) -> None:
+    Args:
+        multiple: matrices get a multiple of so many tokens, filled up behind the last one: products of few or
+            odd numbers of rows round otherwise on a CPU, and a token must not depend on its company.
+    """
+
+    def __init__(self, llm: LlamaModel, index: int, multiple: int = 1) -> None:
         config = llm.config
         self.index, self._weights, self._eps = index, llm.layers[index], config.rms_norm_eps
+        self._multiple = multiple
         self._kind = implementation(config)
         self.head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._scale = self.head**-0.5
@@ -205,24 +221,25 @@ class Layer:
         query, key, value = self.project(hidden, by)
         if past is not None:
             key, value = past.extended(self.index, key, value)
+        if self._kind == "eager":
+            query, key, value = map(self._laid_out, (query, key, value))
         mixed = attend(self._kind, query, key, value, self._scale, causal=True, window=self.window)
         del query, key, value
         return self.finish(hidden, mixed)
 
     def project(self, hidden: Tensor, by: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries (B, H, L, d) and keys (B, H', L, d), and values."""
-        attention, normed = self._weights.self_attn, self._normed(hidden)
-        query, key, value = (
-            self._heads(p(normed)) for p in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
+        attention = self._weights.self_attn
+        query, key, value = self._projected(hidden, attention.q_proj, attention.k_proj, attention.v_proj)
         return turned(query, by), turned(key, by), value
 
     def finish(self, hidden: Tensor, mixed: Tensor) -> Tensor:
         """The layer's output from its input and what attention gathered, (B, L, H * d)."""
-        hidden = hidden + self._weights.self_attn.o_proj(mixed)
+        hidden = hidden + self._in_rows(self._weights.self_attn.o_proj(self._filled(mixed)), mixed)
         feed = self._weights.mlp
-        normed = _rms(hidden, self._weights.post_attention_layernorm.weight, self._eps)
-        return hidden + feed.down_proj(F.silu(feed.gate_proj(normed)) * feed.up_proj(normed))  # type: ignore[no-any-return]
+        normed = self._filled(_rms(hidden, self._weights.post_attention_layernorm.weight, self._eps))
+        fed = feed.down_proj(F.silu(feed.gate_proj(normed)) * feed.up_proj(normed))
+        return hidden + self._in_rows(fed, hidden)
 
     def at(self, hidden: Tensor, by: Rotary, past: Past, read: Tensor) -> Tensor:
         """(B, R, width): the output at the tokens `read` (B, R); of the others only keys and values are
@@ -233,16 +250,16 @@ class Layer:
             by: rotary positions of these tokens.
             read: positions in `hidden`; R may be 0, where later rows need the keys and values alone.
         """
-        attention, normed = self._weights.self_attn, self._normed(hidden)
-        key, value = turned(self._heads(attention.k_proj(normed)), by), self._heads(attention.v_proj(normed))
-        key, value = past.extended(self.index, key, value)
+        attention = self._weights.self_attn
+        key, value = self._projected(hidden, attention.k_proj, attention.v_proj)
+        key, value = past.extended(self.index, turned(key, by), value)
         states = tokens_at(hidden, read)
         if not read.shape[1]:
             return states
         here = tuple(tokens_at(part.expand(len(read), -1, -1), read) for part in by)
         behind = unseen(read + key.shape[2] - hidden.shape[1], key.shape[2], self.window)
         scores = probabilities(self._logits(states, key, behind, here))
-        mixed = scores @ for_queries(value, scores.shape[1])
+        mixed = scores @ self._laid_out(for_queries(value, scores.shape[1]))
         return self.finish(states, mixed.transpose(1, 2).flatten(2))
 
     def logits(self, states: Tensor, keys: Tensor, behind: Tensor, by: Rotary | None) -> Tensor:
@@ -258,7 +275,7 @@ class Layer:
 
     def keys(self, states: Tensor, by: Rotary | None) -> Tensor:
         """(B, H', L, d): keys of what enters the layer as (B, L, width), of this process's heads."""
-        keys = self._heads(self._weights.self_attn.k_proj(self._normed(states)))
+        (keys,) = self._projected(states, self._weights.self_attn.k_proj)
         return keys if by is None else turned(keys, by)
 
     def whole(self, parts: Tensor) -> Tensor:
@@ -272,14 +289,32 @@ class Layer:
         In plain products: torch's fused CPU attention rounds a lone query differently from place to place in
             the batch.
         """
-        query = self._heads(self._weights.self_attn.q_proj(self._normed(states)))
+        (query,) = self._projected(states, self._weights.self_attn.q_proj)
         if by is not None:
             query = turned(query, by)
-        keys = for_queries(keys, query.shape[1])
+        query, keys = self._laid_out(query), self._laid_out(for_queries(keys, query.shape[1]))
         return (query @ keys.transpose(-1, -2) * self._scale).masked_fill(behind[:, None], -torch.inf)
 
-    def _normed(self, hidden: Tensor) -> Tensor:
-        return _rms(hidden, self._weights.input_layernorm.weight, self._eps)
+    def _projected(self, hidden: Tensor, *matrices: nn.Module) -> list[Tensor]:
+        """What some matrices make of what enters the layer, each (B, H, L, d)."""
+        normed = self._filled(_rms(hidden, self._weights.input_layernorm.weight, self._eps))
+        return [self._heads(self._in_rows(matrix(normed), hidden)) for matrix in matrices]
+
+    def _filled(self, hidden: Tensor) -> Tensor:
+        """(B, L, width) -> (B L and fill, width), or as it is where that makes the multiple."""
+        fill = -hidden.shape[0] * hidden.shape[1] % self._multiple
+        return F.pad(hidden.flatten(0, 1), (0, 0, 0, fill)) if fill else hidden
+
+    def _laid_out(self, states: Tensor) -> Tensor:
+        """As it lies in memory in any batch: a product takes a lone row as the view that it is, and rounds
+        otherwise."""
+        return states.contiguous() if self._multiple > 1 else states
+
+    @staticmethod
+    def _in_rows(found: Tensor, of: Tensor) -> Tensor:
+        """What was made of `_filled(of)` without the fill: (B, L, width)."""
+        batch, length = of.shape[:2]
+        return found if found.ndim == of.ndim else found[: batch * length].unflatten(0, (batch, length))
 
     def _heads(self, projected: Tensor) -> Tensor:
         """(B, L, H * d) -> (B, H, L, d)."""
@@ -289,3 +324,37 @@ class Layer:
 def layers(llm: LlamaModel) -> list[Layer]:
     """All decoder layers, first to last."""
     return [Layer(llm, index) for index in range(len(llm.layers))]
+
+
+def through(
+    llm: LlamaModel,
+    hidden: Tensor,
+    positions: Tensor,
+    past: Past,
+    layers: range,
+    saved: dict[int, Tensor] | None = None,
+    read: Tensor | None = None,
+    multiple: int = 1,
+) -> tuple[Tensor, list[int]]:
+    """Run `layers`; also gives the tokens that each of them got.
+
+    Args:
+        saved: what it has a key for, it gets: the input of that layer; of layer `layers.stop` the output, if
+            all are wanted.
+        read: (B, R) tokens whose states are wanted in the end; None for all. With R = 0 later rows get their
+            keys and values.
+        multiple: as in `Layer`.
+    """
+    by, lengths = rotary(llm, positions, hidden.dtype), []
+    saved = saved if saved is not None else {}
+    for index in layers:
+        if index in saved:
+            saved[index] = hidden
+        lengths.append(hidden.shape[1])
+        layer = Layer(llm, index, multiple)
+        if read is not None and index == layers.stop - 1:
+            return layer.at(hidden, by, past, read), lengths
+        hidden = layer(hidden, by, past)
+    if layers.stop in saved:
+        saved[layers.stop] = hidden
+    return hidden, lengths

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from backbones.base import DRAWN, READ, ClipEncoding, Grounded, Row
 from backbones.glamm.language import Said
+from backbones.parts.batches import filled_up
 from backbones.parts.clips import run_lengths
 from backbones.parts.contexts import Context
 from backbones.parts.cuts import Cutting, cutting
 from backbones.parts.errors import not_finite, too_long
-from backbones.parts.shared import filled_up
 from backbones.videoglamm.budgets import CELLS, POOL, VIDEO_POOL, square_side
 from backbones.videoglamm.placement import context_of, members, place
 from backbones.videoglamm.seeing import VideoGlammSeeing, Window

@@ -231,7 +231,7 @@ class VideoGlammSeeing(VideoGlammFamily, GlammLanguage):  # type: ignore[misc]
     ) -> Tensor:
         if (told := self._beside(questions, truth, need)) is not None:
             return told
-        key = need, view
+        key = need.named(self._depth), view
         if key not in encoding.signals:
             encoding.signals[key] = self._signal(encoding, view, need)
         return encoding.signals[key]
