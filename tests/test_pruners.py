@@ -16,6 +16,7 @@ from pruners.base import (
     CLS,
     Cut,
     ImpossibleBudget,
+    LayerView,
     Need,
     Pruner,
     ScorePruner,
@@ -434,3 +435,103 @@ def test_pruner_files_stay_short() -> None:
 def test_base_is_abstract() -> None:
     with pytest.raises(TypeError):
         Pruner()  # type: ignore[abstract]
+
+
+# --- bounds and ties: where one more or one less is another answer
+
+
+def covered(share: torch.Tensor) -> VisualTokens:
+    """Tokens whose referent covers these shares of them."""
+    grid = (share.shape[0], share.shape[1])
+    tokens = make_tokens(grid)
+    return VisualTokens(tokens.patches, None, grid, tokens.num_heads, lambda need: share.flatten())
+
+
+@pytest.mark.parametrize(("grid", "first"), [((3, 5), [7]), ((4, 4), [5, 6, 9, 10]), ((1, 4), [1, 2])])
+def test_the_oracle_without_a_target_stays_near_the_middle(grid: tuple[int, int], first: list[int]) -> None:
+    """From there on by distance, both directions counting the same."""
+    nothing = covered(torch.zeros(grid))
+    assert Oracle().select(nothing, len(first)).indices.tolist() == first
+    rows, columns = grid
+    middle = (rows - 1) / 2, (columns - 1) / 2
+    far = [-((k // columns - middle[0]) ** 2) - (k % columns - middle[1]) ** 2 for k in range(rows * columns)]
+    assert Oracle().score(nothing).tolist() == pytest.approx(far)
+
+
+def test_the_oracle_ranks_by_coverage_and_then_by_distance() -> None:
+    """In patches, to the nearest one that is touched."""
+    share = torch.zeros(3, 4)
+    share[0, 0], share[2, 3] = 0.25, 1.0
+    assert Oracle().score(covered(share)).tolist() == [1.25, -1, -4, -4, -1, -2, -2, -1, -4, -4, -1, 2]
+
+
+def test_a_budget_is_one_token_to_all_of_them() -> None:
+    for pruner in pruners.parse("random,uniform,trim"):
+        for good in (1, 16):
+            pruner.check(good, 16, 4)
+        for bad in (0, 17):
+            with pytest.raises(ImpossibleBudget, match=f"cannot keep {bad} tokens.*give --budgets 1 to 16"):
+                pruner.check(bad, 16, 4)
+
+
+def test_visionzip_leaves_room_for_the_class_token_alone() -> None:
+    for contextual in (0, 9):
+        VisionZip(contextual=contextual).check(10, 16, 4)
+    tokens = make_tokens((8, 8))
+    alone = VisionZip(contextual=9).select(tokens, 10)
+    assert alone.indices[0] == CLS and alone.tokens == 10 and bool((alone.indices[1:] >= 0).all())
+    for contextual in (-1, 10):
+        with pytest.raises(ImpossibleBudget, match="contextual=0 to 9"):
+            VisionZip(contextual=contextual).check(10, 16, 4)
+    for budget in (0, 17):
+        with pytest.raises(ImpossibleBudget, match="cannot keep"):
+            VisionZip().check(budget, 16, 4)
+
+
+def test_visionzip_merges_into_targets_at_an_even_step() -> None:
+    """A target stands for itself and the mean of the others that are most like it."""
+    tokens = make_tokens((4, 4))
+    rest = torch.tensor([0, 2, 3, 5, 8, 9, 12, 13])
+    features, targets, assign = VisionZip().merge(tokens, rest, 3)
+    assert targets.tolist() == [0, 2, 4]  # eight by three
+    keys = tokens.keys(-2)[1:].unflatten(1, (tokens.num_heads, -1)).mean(1)[rest]
+    members = [k for k in range(8) if k not in (0, 2, 4)]
+    like = torch.nn.functional.cosine_similarity(keys[members][:, None], keys[targets][None], dim=2)
+    assert assign.tolist() == like.argmax(1).tolist()
+    for number, target in enumerate(targets.tolist()):
+        mine = [int(rest[k]) for k, to in zip(members, assign.tolist(), strict=True) if to == number]
+        mean = tokens.patches[mine].mean(0) if mine else 0
+        assert features[number].allclose(tokens.patches[rest[target]] + mean)
+    few = VisionZip().merge(tokens, rest[:2], 2)  # fewer than a step: every one is a target
+    assert few[1].tolist() == [0, 1] and few[0].equal(tokens.patches[rest[:2]])
+
+
+def test_fastvs_cut_stands_inside_the_language_model() -> None:
+    for layer in (1, 4):
+        FastV(layer=layer).check(64, 576, 5)
+    with pytest.raises(
+        ImpossibleBudget, match="outside the language model, which has 5 layers; give layer 1 to 4"
+    ):
+        FastV(layer=5).check(64, 576, 5)
+    with pytest.raises(ImpossibleBudget, match="cannot keep 0 tokens"):
+        FastV().check(0, 576, 5)
+
+
+def test_fastvs_least_mean_is_one_token_behind_the_cut() -> None:
+    """One layer of four sees all 16: 1 + 16/4 tokens cannot be had by keeping none."""
+    mean = FastV(layer=1, budget="mean")
+    assert mean.cuts(5, 16, 4) == (Cut(1, 1),) and mean.cuts(16, 16, 4) == (Cut(1, 16),)
+    mean.check(5, 16, 4)
+    mean.check(16, 16, 4)
+    with pytest.raises(ImpossibleBudget, match="1 of 4 layers see all 16, so the least mean is 5"):
+        mean.check(4, 16, 4)
+    assert FastV(layer=3).schedule(2, 16, 4) == (16, 16, 16, 2)
+
+
+def test_fastv_reads_the_last_row_averaged_over_heads() -> None:
+    rows = torch.tensor([[[0.5, 0.1, 0.0, 0.3, 0.9]], [[0.5, 0.2, 0.4, 0.0, 0.9]]])
+    plain = make_layer_view(3)
+    places = torch.arange(5)
+    seen = LayerView(2, 0, plain.indices, places, 1, plain.width, rows.dtype, lambda query: rows, "", asked=5)
+    assert FastV().cut(seen, 1).indices.tolist() == [1]
+    assert FastV().cut(seen, 2).indices.tolist() == [0, 1]  # 0.15 and 0.2 and 0.15: the first among equals
