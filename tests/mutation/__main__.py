@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,8 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/golden/test_pruners.py",
         "tests/golden/test_pruners2.py",
         "tests/golden/test_pruners2_layers.py",
+        "tests/test_conformance.py",
+        "tests/test_positions.py",
     ),
     "harness/metrics/bootstrap.py": ("tests/test_statistics.py",),
     "harness/metrics/video.py": VIDEO,
@@ -219,7 +221,9 @@ def judged(copy: Copy, watched: Watched, module: str, change: Change) -> Verdict
     return Verdict(module, change, "killed", told.get("failed") or "it does not load")
 
 
-def known_modules(root: Path, asked: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def known_modules(
+    root: Path, asked: Sequence[str], table: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[str, ...]]:
     """Modules and their tests, of what was asked for, or all.
 
     Raises:
@@ -227,11 +231,11 @@ def known_modules(root: Path, asked: Sequence[str]) -> dict[str, tuple[str, ...]
     """
     files = sorted(
         str(path.relative_to(root))
-        for folder in dict.fromkeys(pattern.partition("/")[0] for pattern in TESTS)
+        for folder in dict.fromkeys(pattern.partition("/")[0] for pattern in table)
         for path in (root / folder).rglob("*.py")
     )
     tests = {
-        file: next((named for pattern, named in TESTS.items() if fnmatch.fnmatchcase(file, pattern)), ())
+        file: next((named for pattern, named in table.items() if fnmatch.fnmatchcase(file, pattern)), ())
         for file in files
     }
     tests = {file: named for file, named in tests.items() if named}
@@ -243,7 +247,7 @@ def known_modules(root: Path, asked: Sequence[str]) -> dict[str, tuple[str, ...]
         mine = {file: named for file, named in tests.items() if file == bare or file.startswith(f"{bare}/")}
         if not mine:
             raise Mistake(
-                f"No tests are known for {name!r}: name a file or a folder of {', '.join(TESTS)}, "
+                f"No tests are known for {name!r}: name a file or a folder of {', '.join(table)}, "
                 "or add it to TESTS in tests/mutation/__main__.py."
             )
         found |= mine
@@ -256,8 +260,15 @@ def equivalents(path: Path) -> dict[tuple[str, str, str], str]:
     return {(one["module"], one["was"], one["now"]): one["why"] for one in listed}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Try, print, count."""
+def main(
+    arguments: Sequence[str] | None = None, root: Path = ROOT, table: Mapping[str, tuple[str, ...]] = TESTS
+) -> int:
+    """Try, print, count.
+
+    Args:
+        root: the tree, under version control.
+        table: as TESTS.
+    """
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
     parser.add_argument("modules", nargs="*", metavar="MODULE")
     parser.add_argument("--count", type=int, default=20, help="changes per module (default 20)")
@@ -267,22 +278,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--show", action="store_true", help="also what killed each of the others")
     asked = parser.parse_args(arguments)
     try:
-        return _report(asked)
+        return _report(asked, root, table)
     except Mistake as mistake:
         print(mistake, file=sys.stderr)
         return 2
 
 
-def _report(asked: argparse.Namespace) -> int:
-    modules = known_modules(ROOT, asked.modules)
+def _report(asked: argparse.Namespace, root: Path, table: Mapping[str, tuple[str, ...]]) -> int:
+    modules = known_modules(root, asked.modules, table)
     same = equivalents(EQUIVALENT)
     again = json.loads(asked.again.read_text()) if asked.again else None
     chosen: dict[str, list[Change]] = {}
     for module in modules:
-        found = changes((ROOT / module).read_bytes())
+        found = changes((root / module).read_bytes())
         found = [one for one in found if (module, one.was, one.now) not in same]
         if again is not None:
-            chosen[module] = [one for one in found if [module, one.was, one.now] in again]
+            chosen[module] = [one for one in found if _place(module, one) in again]
         else:
             chosen[module] = drawn(found, asked.count, asked.seed, module)
     groups: dict[tuple[str, ...], list[str]] = {}
@@ -292,7 +303,7 @@ def _report(asked: argparse.Namespace) -> int:
     all_told: list[Verdict] = []
     start = time.monotonic()
     for files, members in groups.items():
-        with tempfile.TemporaryDirectory() as place, Copy(ROOT, Path(place)) as copy:
+        with tempfile.TemporaryDirectory() as place, Copy(root, Path(place)) as copy:
             watched = Watched(copy, members, files)
             if watched.left_out:
                 print(f"left out, since they fail on edited code: {', '.join(watched.left_out)}")
@@ -305,9 +316,14 @@ def _report(asked: argparse.Namespace) -> int:
                         print(f"  {verdict.fate}: {verdict}", flush=True)
     print(f"all: {_counts(all_told)} in {time.monotonic() - start:.0f} s")
     if asked.write:
-        kept = [(one.module, one.change.was, one.change.now) for one in all_told if one.fate == "survived"]
+        kept = [_place(one.module, one.change) for one in all_told if one.fate == "survived"]
         asked.write.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def _place(module: str, change: Change) -> list[Any]:
+    """What tells a change from all others, wherever its lines are by now."""
+    return [module, change.scope, change.was, change.now, change.nth]
 
 
 def _counts(told: Sequence[Verdict]) -> str:

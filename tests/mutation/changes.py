@@ -121,7 +121,7 @@ class _Places(ast.NodeVisitor):
 
     def instead(self, node: ast.expr, other: ast.expr) -> None:
         """`node` could as well be `other`."""
-        text = ast.unparse(ast.fix_missing_locations(ast.copy_location(other, node)))
+        text = ast.unparse(other)
         self.note(node, text if isinstance(other, ast.Constant | ast.Name | ast.Call) else f"({text})")
 
     def visit(self, node: ast.AST) -> None:

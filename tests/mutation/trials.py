@@ -160,7 +160,7 @@ def _child(job: dict[str, Any], answer: Path) -> int:
     return code
 
 
-def _ended(pid: int, limit: float) -> int | None:
+def ended(pid: int, limit: float) -> int | None:
     """Exit status, or None where the time is over; whatever the process started ends too."""
     end, pause = time.monotonic() + limit, 0.02
     status = None
@@ -189,7 +189,7 @@ def _run(job: dict[str, Any], answer: Path) -> dict[str, Any]:
             traceback.print_exc()
             code = 70
         os._exit(code)
-    status = _ended(pid, job["limit"])
+    status = ended(pid, job["limit"])
     told = json.loads(answer.read_text()) if answer.exists() else {}
     return {**told, "code": status, "took": time.monotonic() - start}
 
