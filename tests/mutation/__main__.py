@@ -36,10 +36,19 @@ EQUIVALENT = Path(__file__).parent / "equivalent.toml"
 
 VIDEO = ("tests/test_video_metrics.py", "tests/golden/test_video.py")
 REPORTS = (
+    "tests/test_comparable.py",
     "tests/test_reports.py",
-    "tests/test_merging.py",
     "tests/test_reports_video.py",
+    "tests/test_merging.py",
     "tests/test_terminal.py",
+)
+RUNS = (
+    "tests/test_records.py",
+    "tests/test_harness.py",
+    "tests/test_schema_3.py",
+    "tests/test_growth.py",
+    "tests/test_clips.py",
+    "tests/test_stability.py",
 )
 # whose tests are to notice a change of what; a file belongs to the first pattern that fits
 TESTS: dict[str, tuple[str, ...]] = {
@@ -48,11 +57,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/test_pruners2.py",
         "tests/test_pruners2_layers.py",
         "tests/test_checks.py",
+        "tests/test_conformance.py",
         "tests/golden/test_pruners.py",
         "tests/golden/test_pruners2.py",
         "tests/golden/test_pruners2_layers.py",
-        "tests/test_conformance.py",
-        "tests/test_positions.py",
     ),
     "harness/metrics/bootstrap.py": ("tests/test_statistics.py",),
     "harness/metrics/video.py": VIDEO,
@@ -64,14 +72,8 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/test_grefcoco.py",
     ),
     "harness/gate/*.py": ("tests/test_gate.py", "tests/test_gate_comparison.py"),
-    "harness/store/*.py": ("tests/test_records.py", "tests/test_schema_3.py", "tests/test_harness.py"),
-    "harness/engine/*.py": (
-        "tests/test_harness.py",
-        "tests/test_growth.py",
-        "tests/test_plan.py",
-        "tests/test_stability.py",
-        "tests/test_clips.py",
-    ),
+    "harness/store/*.py": RUNS,
+    "harness/engine/*.py": RUNS,
     "reports/comparable.py": REPORTS,
     "reports/tables.py": REPORTS,
     "reports/leaderboard.py": REPORTS,
