@@ -136,7 +136,7 @@ def test_a_title_says_what_tells_a_table_from_its_twins_alone() -> None:
 
 def test_a_title_names_data_by_the_splits_that_differ() -> None:
     """One by its fingerprint, several by a digest of theirs: of "d3 d1" and "d4 d2", a line each."""
-    run = {"run": 1, "pruner": "fastv"}
+    run: dict[str, Any] = {"run": 1, "pruner": "fastv"}
     same = [{"dataset": "refcocog", "data": "d5"}, run | {"dataset": "refcocog", "data": "d5"}]
     found = groups(frame_of({}, run | {"data": "d2"}, *same))
     assert [title(group, found) for group in found] == [

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -24,6 +24,7 @@ from pruners.base import (
     UserError,
     VisualTokens,
 )
+from pruners.errors import nearest, reason
 from pruners.fastv import FastV
 from pruners.oracle import Oracle
 from pruners.prumerge import plus_budget
@@ -414,6 +415,7 @@ def test_prumerge_plus_budget_rule() -> None:
 def test_gather_of_kept_patches() -> None:
     tokens = make_tokens()
     chosen = Selection(torch.tensor([CLS, 5, 3]))
+    assert tokens.cls is not None
     assert chosen.gather(tokens).equal(torch.stack([tokens.cls, tokens.patches[5], tokens.patches[3]]))
 
 
@@ -535,3 +537,64 @@ def test_fastv_reads_the_last_row_averaged_over_heads() -> None:
     seen = LayerView(2, 0, plain.indices, places, 1, plain.width, rows.dtype, lambda query: rows, "", asked=5)
     assert FastV().cut(seen, 1).indices.tolist() == [1]
     assert FastV().cut(seen, 2).indices.tolist() == [0, 1]  # 0.15 and 0.2 and 0.15: the first among equals
+
+
+@pytest.mark.parametrize(
+    "name", sorted(METHODS | CONTROLS | {"dart", "feather", "nuwa", "pyramiddrop", "sparsevlm"})
+)
+def test_parameters_of_another_type_are_refused(name: str) -> None:
+    """Of every method, also where it looks at ranges itself."""
+    cls = pruners.get(name)
+    hints = get_type_hints(cls)
+    for field in fields(cls):
+        if "tuple" not in str(hints[field.name]):  # the methods that have some look at them
+            with pytest.raises(UserError, match=rf"^{name}: {field.name} "):
+                cls(**{field.name: object()})
+        if hints[field.name] is int:
+            with pytest.raises(UserError, match=rf"^{name}: {field.name} is a whole number, not 2\.5"):
+                cls(**{field.name: 2.5})
+
+
+def test_positions_are_asked_for_where_a_method_has_none_of_its_own() -> None:
+    plain, own = pruners.get("trim")(), FastV()
+    assert (plain.own_positions, plain.positions_for("compact"), plain.positions_for("kept")) == (
+        False,
+        "compact",
+        "kept",
+    )
+    assert (own.own_positions, own.positions_for("compact")) == (True, "kept")
+
+
+def test_a_sentence_ends_once() -> None:
+    """Whatever the words that it quotes last end with."""
+    said = {
+        "": "",
+        "It is gone": "It is gone.",
+        "It is gone.": "It is gone.",
+        "It is gone..": "It is gone.",
+        "It is gone...": "It is gone...",
+        "Is it?": "Is it?",
+        "So!": "So!",
+        " two\n  lines ": "two lines.",
+    }
+    assert {text: str(UserError(text)) for text in said} == said
+
+
+def test_reasons_fit_into_a_sentence() -> None:
+    assert reason(OSError(2, "No such file")) == "No such file"
+    assert reason(OSError("odd")) == "OSError: odd" and reason(KeyError()) == "KeyError"
+    assert reason(SystemExit()) == "it ends the program" and reason(SystemExit(0)).endswith("with 0")
+    assert reason(SyntaxError("bad")) == "bad"
+    assert reason(UserError("One.")) == "One"
+    assert reason(ValueError(f"{object()} is none")) == "ValueError: <object> is none"
+    longest = "x" * (300 - len("ValueError: "))
+    assert reason(ValueError(longest)).endswith("x") and len(reason(ValueError(longest + "x"))) == 303
+
+
+def test_the_nearest_word_is_near() -> None:
+    """Half of its letters in order, and more of a suffix, whose dot says nothing."""
+    assert nearest("colour", ["color", "blue"]) == " Did you mean 'color'?"
+    assert nearest("abcd", ["abxy"]) == " Did you mean 'abxy'?" and nearest("abcd", ["axyz"]) == ""
+    assert nearest(".jpge", [".png", ".jpeg"]) == " Did you mean '.jpeg'?"
+    assert nearest(".xls", [".tex", ".csv"]) == ""
+    assert nearest(".abcd", [".abxy"]) == "" and nearest(".abc", [".abd"]) == " Did you mean '.abd'?"

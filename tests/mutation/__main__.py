@@ -43,6 +43,7 @@ REPORTS = (
     "tests/test_terminal.py",
 )
 RUNS = (
+    "tests/test_rows.py",
     "tests/test_records.py",
     "tests/test_harness.py",
     "tests/test_schema_3.py",
@@ -310,12 +311,13 @@ def _report(asked: argparse.Namespace, root: Path, table: Mapping[str, tuple[str
             if watched.left_out:
                 print(f"left out, since they fail on edited code: {', '.join(watched.left_out)}")
             for module in members:
-                told = [judged(copy, watched, module, change) for change in chosen[module]]
+                told = []
+                for change in chosen[module]:
+                    told.append(judged(copy, watched, module, change))
+                    if told[-1].fate == "survived" or asked.show:
+                        print(f"  {told[-1].fate}: {told[-1]}", flush=True)
                 all_told += told
                 print(f"{module}: {_counts(told)}", flush=True)
-                for verdict in told:
-                    if verdict.fate == "survived" or asked.show:
-                        print(f"  {verdict.fate}: {verdict}", flush=True)
     print(f"all: {_counts(all_told)} in {time.monotonic() - start:.0f} s")
     if asked.write:
         kept = [_place(one.module, one.change) for one in all_told if one.fate == "survived"]
