@@ -189,8 +189,9 @@ class Watched:
             totals[name.partition("::")[0]] = totals.get(name.partition("::")[0], 0.0) + seconds
         self.totals = totals
 
-    def tests(self, module: str, change: Change) -> list[str]:
-        """Those that come by a change, the quickest file first."""
+    def tests(self, module: str, change: Change, most: float) -> tuple[list[str], int]:
+        """Those that come by a change, the quickest file first, and how many are left out because the others
+        take `most` seconds already."""
         path = str(self.tree / module)
         places = set(range(change.lines[0], change.lines[1] + 1))
 
@@ -206,12 +207,22 @@ class Watched:
         ]
         if not found:
             found = [name for name in self.seconds if everywhere or name in self.told["apart"]]
-        return sorted(found, key=lambda name: (self.totals[name.partition("::")[0]], name.partition("::")[0]))
+        time, quick = 0.0, set()
+        for name in sorted(found, key=self.seconds.__getitem__):
+            time += self.seconds[name]
+            if quick and time > most:
+                break
+            quick.add(name)
+
+        def file_first(name: str) -> tuple[float, str]:
+            return self.totals[name.partition("::")[0]], name.partition("::")[0]
+
+        return sorted((name for name in found if name in quick), key=file_first), len(found) - len(quick)
 
 
-def judged(copy: Copy, watched: Watched, module: str, change: Change) -> Verdict:
-    """Try one change."""
-    tests = watched.tests(module, change)
+def judged(copy: Copy, watched: Watched, module: str, change: Change, most: float) -> Verdict:
+    """Try one change with tests that take `most` seconds together."""
+    tests, slower = watched.tests(module, change, most)
     if not tests:
         return Verdict(module, change, "survived", "no test comes here")
     limit = SHORTEST + SLOWER * sum(watched.seconds[name] for name in tests)
@@ -220,7 +231,8 @@ def judged(copy: Copy, watched: Watched, module: str, change: Change) -> Verdict
     if told["code"] is None:
         return Verdict(module, change, "timed out", f"{limit:.0f} s")
     if told["code"] == 0:
-        return Verdict(module, change, "survived", f"{len(tests)} tests passed")
+        rest = f", {slower} slower ones did not run" if slower else ""
+        return Verdict(module, change, "survived", f"{len(tests)} tests passed{rest}")
     return Verdict(module, change, "killed", told.get("failed") or "it does not load")
 
 
@@ -276,6 +288,12 @@ def main(
     parser.add_argument("modules", nargs="*", metavar="MODULE")
     parser.add_argument("--count", type=int, default=20, help="changes per module (default 20)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=60.0,
+        help="of tests per change, as they take while they are watched; slower ones are left out (default 60)",
+    )
     parser.add_argument("--write", type=Path, help="file for the survivors")
     parser.add_argument("--again", type=Path, help="such a file: try these alone")
     parser.add_argument("--show", action="store_true", help="also what killed each of the others")
@@ -313,7 +331,7 @@ def _report(asked: argparse.Namespace, root: Path, table: Mapping[str, tuple[str
             for module in members:
                 told = []
                 for change in chosen[module]:
-                    told.append(judged(copy, watched, module, change))
+                    told.append(judged(copy, watched, module, change, asked.seconds))
                     if told[-1].fate == "survived" or asked.show:
                         print(f"  {told[-1].fate}: {told[-1]}", flush=True)
                 all_told += told
