@@ -59,6 +59,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/test_pruners2_layers.py",
         "tests/test_checks.py",
         "tests/test_conformance.py",
+        "tests/test_schedules.py",
         "tests/golden/test_pruners.py",
         "tests/golden/test_pruners2.py",
         "tests/golden/test_pruners2_layers.py",
@@ -207,10 +208,11 @@ class Watched:
         ]
         if not found:
             found = [name for name in self.seconds if everywhere or name in self.told["apart"]]
-        time, quick = 0.0, set()
+        quick: set[str] = set()
+        together = 0.0
         for name in sorted(found, key=self.seconds.__getitem__):
-            time += self.seconds[name]
-            if quick and time > most:
+            together += self.seconds[name]
+            if quick and together > most:
                 break
             quick.add(name)
 
@@ -292,7 +294,7 @@ def main(
         "--seconds",
         type=float,
         default=60.0,
-        help="of tests per change, as they take while they are watched; slower ones are left out (default 60)",
+        help="of tests per change, as timed when watched; slower ones are left out (default 60)",
     )
     parser.add_argument("--write", type=Path, help="file for the survivors")
     parser.add_argument("--again", type=Path, help="such a file: try these alone")
