@@ -213,6 +213,8 @@ def test_a_draw_in_which_nothing_varies_has_no_correlation() -> None:
     found = correlation(x, x, np.arange(5))
     assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1))
     assert found.images == 5
+    varied = ((drawn := all_draws(5)[:, 4]) > 0) & (drawn < 4)
+    assert found.p == pytest.approx(1 / (1 + np.count_nonzero(varied)))  # every image says the same
     both = correlation([1.0, np.nan, 3.0], [np.nan, 2.0, np.nan], np.arange(3))
     assert np.isnan([both.value, both.low, both.high, both.p]).all() and both.images == 0
     flat = correlation(np.ones(6), np.arange(6), np.arange(6))

@@ -314,11 +314,16 @@ def _report(asked: argparse.Namespace, root: Path, table: Mapping[str, tuple[str
     chosen: dict[str, list[Change]] = {}
     for module in modules:
         found = changes((root / module).read_bytes())
-        found = [one for one in found if (module, one.was, one.now) not in same]
+        texts = {(module, one.was, one.now) for one in found}
+        for _, was, now in sorted(key for key in same if key[0] == module and key not in texts):
+            print(f"{EQUIVALENT.name} names what {module} no longer has: {was}  ->  {now}")
         if again is not None:
-            chosen[module] = [one for one in found if _place(module, one) in again]
+            found = [one for one in found if _place(module, one) in again]
         else:
-            chosen[module] = drawn(found, asked.count, asked.seed, module)
+            found = drawn(found, asked.count, asked.seed, module)
+        chosen[module] = [one for one in found if (module, one.was, one.now) not in same]
+        if len(found) > len(chosen[module]):
+            print(f"{module}: {len(found) - len(chosen[module])} drawn that change no answer")
     groups: dict[tuple[str, ...], list[str]] = {}
     for module in modules:
         if chosen[module]:
