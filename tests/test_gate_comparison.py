@@ -383,10 +383,10 @@ def test_those_that_gained_most_are_named_of_a_pruner_that_rose() -> None:
         (1, pytest.approx(2)),
     ]
     assert (rose.fell, rose.rose, rose.of, rose.reasons) == (1, 6, 8, ())
-    (same,) = gate.compare(before, frame(val=[10, 20, 30, 40, 50, 60, 70, 79]), LIMITS).changes
+    (same,) = gate.compare(before, frame(val=[10, 20, 30, 40, 50, 60, 70, 78]), LIMITS).changes
     assert [moved.expression for moved in same.moved] == [7]
     assert str(same) == (
-        "trim at 64 tokens (seed 0): cIoU 45.00 -> 44.87, mean IoU 45.00 -> 44.87; "
+        "trim at 64 tokens (seed 0): cIoU 45.00 -> 44.75, mean IoU 45.00 -> 44.75; "
         "1 of 8 expressions fell, 0 rose"
     )
 
