@@ -44,6 +44,7 @@ REPORTS = (
 )
 RUNS = (
     "tests/test_rows.py",
+    "tests/test_scores.py",
     "tests/test_records.py",
     "tests/test_harness.py",
     "tests/test_schema_3.py",
