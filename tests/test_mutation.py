@@ -127,7 +127,7 @@ def test_a_run_names_what_survived(tmp_path: Path, capsys: pytest.CaptureFixture
         "  survived: harness/tiny.py:10  return value  ->  return None  (no test comes here)",
         "harness/tiny.py: 3 of 5 noticed (60 %), 2 survived",
     ]
-    assert main(["--again", str(found), "--count", "1"], tmp_path, known) == 0
+    assert main(["--again", str(found), "--tests", "tests/test_tiny.py"], tmp_path, known) == 0
     assert "harness/tiny.py: 0 of 2 noticed (0 %), 2 survived" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.py")} == before
     assert main(["nowhere.py"], tmp_path, known) == 2

@@ -17,7 +17,6 @@ from harness.engine.runner import Plan, prepare, run
 from harness.engine.scores import masks_of, measured
 from harness.engine.truth import ClipTruth, ImageTruth
 from harness.store import records
-from pruners import parse
 from tests.fake_backbone import SIDE, FakeBackbone
 from tests.refer_tree import HEIGHT, WIDTH, ref, write_tree
 
@@ -32,7 +31,7 @@ def test_the_first_patch_is_kept_and_covers(tmp_path: Path) -> None:
     last = [left, top, right, top, right, bottom, left, bottom]
     refs = [ref(1, 1, 11, "val", "the corner"), ref(2, 1, 12, "val", "the end")]
     root = write_tree(tmp_path / "data", refs, {11: [corner], 12: [last]}, images=(1,))
-    plan = Plan(tuple(parse("none,oracle,downsample")), (1,), (("refcoco", "val"),), data=str(root))
+    plan = Plan(("none", "oracle", "downsample"), ("1",), "refcoco:val", data=str(root))
     backbone = FakeBackbone()
     run(plan, backbone, prepare(plan, backbone), tmp_path / "run")
     frame = records.load_records(tmp_path / "run").set_index(["pruner", "expression"]).sort_index()

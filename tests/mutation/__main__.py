@@ -7,7 +7,8 @@ that none notices has survived: either a test is missing, or the change gives th
 each module is edited without effect; a test that fails then tells nothing and is left out.
 
 MODULE is a file or a folder; all that TESTS knows without it. The same seed draws the same changes, whatever
-else of the module is edited. `--write FILE` keeps the survivors, `--again FILE` tries those alone.
+else of the module is edited. `--write FILE` keeps the survivors, `--again FILE` tries those alone, and
+`--tests FILE ...` with other tests than those of TESTS.
 """
 
 from __future__ import annotations
@@ -299,6 +300,7 @@ def main(
     )
     parser.add_argument("--write", type=Path, help="file for the survivors")
     parser.add_argument("--again", type=Path, help="such a file: try these alone")
+    parser.add_argument("--tests", nargs="+", metavar="FILE", help="instead of those that TESTS has")
     parser.add_argument("--show", action="store_true", help="also what killed each of the others")
     asked = parser.parse_args(arguments)
     try:
@@ -310,6 +312,8 @@ def main(
 
 def _report(asked: argparse.Namespace, root: Path, table: Mapping[str, tuple[str, ...]]) -> int:
     modules = known_modules(root, asked.modules, table)
+    if asked.tests:
+        modules = dict.fromkeys(modules, tuple(asked.tests))
     same = equivalents(EQUIVALENT)
     again = json.loads(asked.again.read_text()) if asked.again else None
     chosen: dict[str, list[Change]] = {}
