@@ -166,6 +166,8 @@ def test_why_tables_of_one_backbone_are_not_one() -> None:
     assert why(found, brief=True)[1] == (
         "glamm: tables differ in attention implementation (--attn sdpa and eager): not ranked together."
     )
+    both = groups(frame_of({}, {"dtype": "bfloat16", "attn": "eager"}))
+    assert [len(why(both)), len(why(both, brief=True))] == [2, 2]
 
 
 def test_what_runs_were_asked_is_named_where_it_differs() -> None:

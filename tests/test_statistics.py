@@ -209,8 +209,8 @@ def test_the_interval_of_a_correlation_is_that_of_its_replicates(slope: float) -
 
 def test_a_draw_in_which_nothing_varies_has_no_correlation() -> None:
     """Five images of which one alone differs: draws without it are left out, and none is a warning."""
-    x = [1.0, 1.0, 1.0, 1.0, 2.0]
-    found = correlation(x, x, np.arange(5))
+    x = np.array([1.0, 1.0, 1.0, 1.0, 2.0])
+    found = correlation(x, 3 * x, np.arange(5))
     assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1))
     assert found.images == 5
     varied = ((drawn := all_draws(5)[:, 4]) > 0) & (drawn < 4)
@@ -347,3 +347,21 @@ def test_a_draw_without_a_scores_images_is_left_out() -> None:
     assert part.values == pytest.approx([0.25])
     assert part.influence[:, 0] == pytest.approx([2 * 0.75 / 4, -2 * 0.25 / 4])
     assert part.replicates[0, 0] in (pytest.approx(1 / 3), 0.0)
+
+
+def test_who_names_no_seed_has_the_first_draws() -> None:
+    generator = np.random.default_rng(14)
+    inner, outer, labels = generator.integers(1, 9, 12), generator.integers(9, 19, 12), np.arange(12)
+    pair = (inner, outer), (inner[::-1], outer)
+    for found in (
+        [interval(inner, outer, labels, *seed) for seed in ([], [0], [1])],
+        [difference(*pair, labels, *seed) for seed in ([], [0], [1])],
+        [mean(inner, labels, *seed) for seed in ([], [0], [1])],
+        [correlation(inner, outer, labels, *seed) for seed in ([], [0], [1])],
+    ):
+        assert found[0] == found[1] != found[2]
+    parts = [resample(inner[:, None], outer[:, None], *seed) for seed in ([], [0], [1])]
+    assert parts[0].replicates.shape == (DRAWS, 1) and DRAWS == 4000
+    assert (parts[0].replicates == parts[1].replicates).all()
+    assert not (parts[0].replicates == parts[2].replicates).all()
+    assert parts[0].values[0] < inner.sum() / outer.sum()  # by the official epsilon
