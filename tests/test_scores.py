@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +181,35 @@ def test_truths() -> None:
         [[0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0]],
     ]
     assert moving.runs(0) == runs(columns(0, 2), columns(1, 3))
+
+
+class Painted(Track):
+    """An object in whose second frame the last column is ignored."""
+
+    def mask(self, height: int, width: int, frame: int = 0) -> NDArray[np.uint8]:
+        found = super().mask(height, width, frame)
+        if frame == 1:
+            found[:, -1] = 255
+        return found
+
+
+def test_what_is_ignored_in_a_frame_is_ignored_there_alone() -> None:
+    sample = clip_of("", "")
+    targets = ((Painted(1, sample.targets[0][0].segmentation),), sample.targets[1])
+    truth = ClipTruth(replace(sample, targets=targets))
+    assert truth.of([1, 0])[:, :, 0].tolist() == [
+        [[0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1]],
+        [[1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 255]],
+    ]
+    assert truth.runs(0) == runs(columns(0, 2), columns(1, 3))
+    assert not truth.seen([0], (1,))[0, 0, :, -1].any()
+
+
+def test_a_clips_truth_is_decoded_once_as_far_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = clip_of("", "")
+    size = 2 * HIGH * LONG  # bytes of an object's two frames
+    monkeypatch.setattr("harness.engine.truth.MOST_HELD", size)
+    truth = ClipTruth(sample)
+    first = truth.of([0])
+    assert truth.of([0]) is first and truth.of([1]) is not truth.of([1])
+    assert truth.of([1]).tolist() == ClipTruth(sample).of([1]).tolist()
