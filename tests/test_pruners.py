@@ -6,12 +6,13 @@ import subprocess
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import pytest
 import torch
 
 import pruners
+from pruners import fields as written
 from pruners.base import (
     CLS,
     Cut,
@@ -598,3 +599,35 @@ def test_the_nearest_word_is_near() -> None:
     assert nearest(".jpge", [".png", ".jpeg"]) == " Did you mean '.jpeg'?"
     assert nearest(".xls", [".tex", ".csv"]) == ""
     assert nearest(".abcd", [".abxy"]) == "" and nearest(".abc", [".abd"]) == " Did you mean '.abd'?"
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "does"),
+    [
+        (sys.float_info.max, float, True),
+        (-sys.float_info.max, float, True),
+        (10**308, float, True),
+        (10**309, float, False),
+        (float("inf"), float, False),
+        (float("nan"), float, False),
+        (True, float, False),
+        (1, int, True),
+        (True, int, False),
+        (1, bool, False),
+        (None, int | None, True),
+        (1.0, int | None, False),
+        ("a", Literal["a", 1], True),
+        (True, Literal["a", 1], False),
+        ("b", Literal["a", 1], False),
+        ((1, 2), tuple[int, ...], True),
+    ],
+    ids=str,
+)
+def test_what_fits_an_annotation(value: object, hint: object, does: bool) -> None:
+    assert written.fits(value, hint) is does
+
+
+def test_what_is_wanted_in_words() -> None:
+    assert written.wanted(float | None) == "a number or None"
+    assert written.wanted(Literal["a", 1]) == "'a' or 1"
+    assert written.wanted(tuple[int, ...]) == "tuple[int, ...]"
