@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, get_type_hints
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 
 import pruners
 from pruners import fields as written
+from pruners import plugins
 from pruners.base import (
     CLS,
     Cut,
@@ -28,8 +31,10 @@ from pruners.base import (
 from pruners.errors import nearest, reason
 from pruners.fastv import FastV
 from pruners.oracle import Oracle
-from pruners.prumerge import plus_budget
+from pruners.prumerge import PruMerge, cls_scores, plus_budget
+from pruners.random import Random
 from pruners.registry import PRUNERS
+from pruners.trim import Trim
 from pruners.uniform import grid_cells
 from pruners.visionzip import VisionZip
 from tests.tokens import make_layer_view, make_tokens
@@ -631,3 +636,72 @@ def test_what_is_wanted_in_words() -> None:
     assert written.wanted(float | None) == "a number or None"
     assert written.wanted(Literal["a", 1]) == "'a' or 1"
     assert written.wanted(tuple[int, ...]) == "tuple[int, ...]"
+
+
+def test_an_installed_package_may_bring_a_module_that_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its entry point loads what is no pruner class, and is passed by."""
+    mine = make()
+    points = [SimpleNamespace(load=lambda thing=thing: thing) for thing in (pruners, int, print, mine)]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == "mine" else [])
+    assert list(plugins.installed("mine", Pruner)) == [mine]
+    assert list(plugins.installed("other", Pruner)) == []
+
+
+def test_nothing_is_left_of_a_plugin_that_fails(
+    tmp_path: Path, registry: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what a module that it imports registered, nor what it registered of a kind that is new."""
+    monkeypatch.setattr(plugins, "_kinds", list(plugins._kinds))
+    monkeypatch.syspath_prepend(tmp_path)
+    holder = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "holder_of_a_kind", holder)
+    sample = (HERE / "sample_plugin" / "sample_pruner.py").read_text()
+    (tmp_path / "helper_of_a_plugin.py").write_text(sample.replace("brightest", "helped"))
+    (tmp_path / "fails.py").write_text(
+        "import helper_of_a_plugin, holder_of_a_kind\n"
+        "from pruners.plugins import Names\n"
+        "class Kind(Names):\n"
+        "    def register(self, cls): ...\n"
+        "class Thing: ...\n"
+        "holder_of_a_kind.kind = Kind()\n"
+        "holder_of_a_kind.kind.known['thing'] = Thing\n"
+        "1 / 0\n"
+    )
+    before = pruners.names()
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        pruners.load_plugin(tmp_path / "fails.py")
+    assert "helper_of_a_plugin" in sys.modules and "helped" not in pruners.names() == before
+    assert holder.kind.known == {}
+    monkeypatch.delitem(sys.modules, "helper_of_a_plugin")
+
+
+def test_draws_follow_the_digest_of_seed_and_sample() -> None:
+    """The same in every process and version: half of the first eight bytes seed the generator."""
+    seed = int(hashlib.sha256(b"5:some image").hexdigest()[:16], 16) // 2
+    drawn = torch.rand(64, generator=torch.Generator().manual_seed(seed))
+    found = Random(seed=5).score(make_tokens((8, 8), sample="some image"))
+    assert found.equal(drawn)
+
+
+@pytest.mark.parametrize("keep", ["lowest", "highest"])
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_trim_ranks_by_the_similarity_that_is_named(keep: Any, similarity: Any) -> None:
+    tokens = make_tokens((4, 4), texts=3)
+    patches, text = tokens.projected_patches, tokens.text_embeds
+    like = text @ patches.T
+    if similarity == "cosine":
+        like = torch.nn.functional.cosine_similarity(text[:, None], patches[None], dim=2)
+    expected = (like if keep == "highest" else -like).softmax(1).mean(0)
+    assert Trim(keep=keep, similarity=similarity).shares(tokens).allclose(expected)
+
+
+def test_prumerge_folds_all_others_in_where_they_are_few() -> None:
+    """Fewer than 32: every other one, and never the token itself again."""
+    tokens = make_tokens((3, 3))
+    chosen, scores = PruMerge().select(tokens, 4), cls_scores(tokens)
+    features = chosen.gather(tokens)
+    weighted = scores[:, None] * tokens.patches
+    for feature, patch in zip(features, chosen.indices.tolist()[:3], strict=False):
+        assert feature.allclose(tokens.patches[patch] + weighted.sum(0) - weighted[patch])
+    left = [k for k in range(9) if k not in chosen.indices.tolist()]
+    assert features[3].allclose(weighted[left].sum(0))

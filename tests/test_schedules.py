@@ -252,3 +252,24 @@ def test_numbers_in_brackets() -> None:
     for falling in ((2, 2), (3, 1), (0, 1)):
         with pytest.raises(UserError, match=r"m: f (ascend|are whole numbers from 1 on)"):
             stages.check_ascending("m", "f", falling)
+
+
+def test_between_two_rows_of_the_table_the_nearer_one_is_scaled_and_of_two_the_larger() -> None:
+    for text, rows in (
+        ("sparsevlm", {160: (248, 161, 90), 112: (257, 96, 32), 80: (182, 39, 20)}),
+        ("sparsevlm(version='plus')", {160: (238, 158, 94), 112: (196, 89, 50), 80: (180, 39, 20)}),
+    ):
+        pruner = parse(text)[0]
+        found = {budget: tuple(cut.keep for cut in pruner.cuts(budget, PATCHES, LAYERS)) for budget in rows}
+        assert found == rows, text
+
+
+def test_pyramiddrop_cuts_early_where_late_cuts_leave_half_a_token_a_layer() -> None:
+    """16 tokens for 24 layers behind the first cut are enough, and 2 for 4, and 0 are not."""
+    pruner = parse("pyramiddrop")[0]
+    for budget, patches, layers, cuts in (
+        (13, 50, 32, [8, 16, 24]),
+        (3, 8, 6, [2, 3, 4]),
+        (12, 48, 32, [2, 8, 16]),
+    ):
+        assert [cut.layer for cut in pruner.cuts(budget, patches, layers)] == cuts
