@@ -415,3 +415,22 @@ def test_rounding_is_measured_where_a_score_fell() -> None:
             "one split": {"cIoU": 5.0, "mean IoU": 5.0, "unharmed": 50.0},
         },
     }
+
+
+def test_what_may_fall_without_a_word_of_the_baseline() -> None:
+    """Half a point over all splits, one in a split, a tenth of the expressions."""
+    before = [500] * 40
+    for fall, bad in ((4, False), (6, True)):
+        after = frame(val=[500 - fall] * 40).assign(union=1000)
+        reasons = gate.compare(frame(val=before).assign(union=1000), after, {}).worse[0].reasons
+        assert any(reason.startswith("all splits: mean IoU") for reason in reasons) == bad
+    for fall, bad in ((9, False), (11, True)):
+        after = frame(val=before, testA=[500 - fall, *[500] * 3]).assign(union=1000)
+        whole = frame(val=before, testA=[500] * 4).assign(union=1000)
+        found = gate.compare(whole, after, {"tolerances": {"unharmed": 100.0}})
+        assert found.worse == ()
+        after = frame(val=before, testA=[500 - fall] * 4).assign(union=1000)
+        assert bool(gate.compare(whole, after, {"tolerances": {"unharmed": 100.0}}).worse) == bad
+    for harmed, bad in ((4, False), (5, True)):
+        after = frame(val=[497] * harmed + [500] * (40 - harmed)).assign(union=1000)
+        assert bool(gate.compare(frame(val=before).assign(union=1000), after, {}).worse) == bad

@@ -226,3 +226,16 @@ def test_precision_where_something_is_meant() -> None:
     assert metrics.get("n_acc").value(table) == 1
     painted = {"gres_target": [0, 0, 0], "gres_mask": [0, 1, 5], "gres_both": [0, 0, 0]}
     assert metrics.get("n_acc").value(painted) == pytest.approx(1 / 3)
+
+
+def test_official_epsilons() -> None:
+    """1e-10 on the sum of unions, 1e-5 on every union and on the number of masks."""
+    assert 1 - value("ciou", [1], [1]) == pytest.approx(1e-10, rel=1e-3)
+    assert value("giou", [1, 1], [2, 4]) == pytest.approx(
+        (1 / (2 + 1e-5) + 1 / (4 + 1e-5)) / (2 + 1e-5), rel=1e-12
+    )
+
+
+def test_which_metrics_want_generated_answers() -> None:
+    asked = {one.name for one in metrics.of_medium("image") if one.needs_generated}
+    assert asked == {"n_acc", "t_acc", "pr@0.7", "pr@0.8", "pr@0.9"}

@@ -97,6 +97,7 @@ def test_parse(text: str, specs: list[str]) -> None:
         ("fastv(layer=2)(", "unclosed bracket"),
         ("fastv(layer=2, layer=3)", "layer is given twice"),
         ("fastv(**{'layer': 3})", "give parameters by name"),
+        ("fastv(**{'layer': 3}, budget='mean')", "give parameters by name"),
         ("fastv(layer=" + "-" * 900 + "1)", "Cannot read the pruner"),
         ("fastv(layer=" + "-" * 20000 + "1)", "20014 letters long; 1000 is the most"),
         ("fastv(layer=" + "(" * 400 + "1" + ")" * 400 + ")", "Cannot read the pruner"),

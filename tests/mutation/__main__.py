@@ -219,10 +219,9 @@ class Watched:
         quick: set[str] = set()
         together = 0.0
         for _, seconds, name in sorted(order):  # the quickest of every file, then the next of every file
-            together += seconds
-            if quick and together > most:
-                break
-            quick.add(name)
+            if not quick or together + seconds <= most:
+                together += seconds
+                quick.add(name)
 
         def file_first(name: str) -> tuple[float, str]:
             return self.totals[name.partition("::")[0]], name.partition("::")[0]
