@@ -434,3 +434,8 @@ def test_what_may_fall_without_a_word_of_the_baseline() -> None:
     for harmed, bad in ((4, False), (5, True)):
         after = frame(val=[497] * harmed + [500] * (40 - harmed)).assign(union=1000)
         assert bool(gate.compare(frame(val=before).assign(union=1000), after, {}).worse) == bad
+
+
+def test_a_mean_that_was_added_up_otherwise_is_no_change() -> None:
+    before, after = tokens([1], tokens_mean=[1 / 3]), tokens([1], tokens_mean=[(1 + 1e-12) / 3])
+    assert gate.compare(before, after, noisy()).changes == ()

@@ -187,10 +187,9 @@ class Watched:
             name: seconds for name, seconds in told["seconds"].items() if name not in self.left_out
         }
         self.told = told
-        totals: dict[str, float] = {}
+        self.totals: dict[str, float] = {}
         for name, seconds in self.seconds.items():
-            totals[name.partition("::")[0]] = totals.get(name.partition("::")[0], 0.0) + seconds
-        self.totals = totals
+            self.totals[_file(name)] = self.totals.get(_file(name), 0.0) + seconds
 
     def tests(self, module: str, change: Change, most: float) -> tuple[list[str], int]:
         """Those that come by a change, the quickest file first, and how many are left out because the others
@@ -202,31 +201,33 @@ class Watched:
             return not places.isdisjoint(lines.get(path, ()))
 
         everywhere = not change.running or by(self.told["loaded"])
-        if everywhere:  # whoever comes by the module at all; all, if nobody does
+        if everywhere:  # whoever comes by the module first: what is imported, others may read as well
             places = set(range(1, (self.tree / module).read_bytes().count(b"\n") + 2))
         files = {file for file, lines in self.told["fixtures"].items() if by(lines)}
-        found = [
-            name for name in self.seconds if by(self.told["lines"][name]) or name.partition("::")[0] in files
-        ]
-        if not found:
-            found = [name for name in self.seconds if everywhere or name in self.told["apart"]]
+        near = [name for name in self.seconds if by(self.told["lines"][name]) or _file(name) in files]
+        others = set(self.seconds if everywhere else () if near else self.told["apart"]) - set(near)
+        found = [*near, *(name for name in self.seconds if name in others)]
         turns: dict[str, int] = {}
-        order: list[tuple[int, float, str]] = []
+        order: list[tuple[bool, int, float, str]] = []
         for name in sorted(found, key=self.seconds.__getitem__):
-            file = name.partition("::")[0]
-            turns[file] = turns.get(file, 0) + 1
-            order.append((turns[file], self.seconds[name], name))
+            turns[_file(name)] = turns.get(_file(name), 0) + 1
+            order.append((name in others, turns[_file(name)], self.seconds[name], name))
         quick: set[str] = set()
         together = 0.0
-        for _, seconds, name in sorted(order):  # the quickest of every file, then the next of every file
+        for *_, seconds, name in sorted(order):  # the quickest of every file, then the next of every file
             if not quick or together + seconds <= most:
                 together += seconds
                 quick.add(name)
 
         def file_first(name: str) -> tuple[float, str]:
-            return self.totals[name.partition("::")[0]], name.partition("::")[0]
+            return self.totals[_file(name)], _file(name)
 
         return sorted((name for name in found if name in quick), key=file_first), len(found) - len(quick)
+
+
+def _file(test: str) -> str:
+    """That a test stands in."""
+    return test.partition("::")[0]
 
 
 def judged(copy: Copy, watched: Watched, module: str, change: Change, most: float) -> Verdict:
