@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backbones import versions
+from backbones.device import make_current
 from backbones.glamm.settings import Glamm, Glamm7B
 from backbones.lisa.settings import Lisa, Lisa7B, Lisa13B
 from backbones.mini import MINI, GlammMini
@@ -109,6 +110,7 @@ def load(
     """
     asked = one(name) if isinstance(name, str) else name
     how = Runtime(device, dtype, attn, batch_size, image_backend, tensor_parallel)
+    make_current(how.device)
     asked = with_files(asked, checkpoint=checkpoint, clip=clip, sam_dims=sam_dims)
     versions.warn()
     try:

@@ -322,6 +322,12 @@ class Backbone(Family, ABC):
         turns = map(self.turn_of, expressions, forms) if forms else map(self.turn, expressions)
         return [Conversation((turn,), (position,)) for position, turn in enumerate(turns)]
 
+    @property
+    def forks(self) -> bool:
+        """Whether processes that are forked from this one may evaluate with it, each with one thread, and are
+        faster than one process with as many threads."""
+        return False
+
     def cut_off(self, questions: Sequence[str]) -> int:
         """How many of the questions are longer than what pruners that read text see of one."""
         return 0

@@ -132,11 +132,11 @@ class Passed:
     Attributes:
         lengths: sequence length that every layer of the language model saw.
         logits: (M, H, W) float32 masks at the raw image's size, one per turn; of a clip, of all its frames,
-            frame by frame.
+            frame by frame. None where the stages that are fixed did not run.
     """
 
     lengths: tuple[int, ...]
-    logits: Tensor
+    logits: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,8 @@ class Staged(ABC):
     Attributes:
         stages: their names in the order in which they run. "prefill" is the decoder layers; what a pruner
             computes is "pruner", inside "prefill" where it cuts there.
+        fixed: those of them that do the same whatever the pruner and its budget, and that `forward` can leave
+            out, as towers and mask decoders are; none where it cannot.
         shape: of the language model.
         patches: visual tokens of a view.
         device: as in `Runtime`.
@@ -167,6 +169,7 @@ class Staged(ABC):
     """
 
     stages: ClassVar[tuple[str, ...]]
+    fixed: ClassVar[tuple[str, ...]] = ()
     shape: Shape
     patches: int
     device: str
@@ -197,9 +200,19 @@ class Staged(ABC):
                 that are `shown`.
         """
 
+    def see(self, inputs: Any) -> Any:
+        """What the fixed stages in front of the pruner make of an image or clip; of a model that has some."""
+        raise NotImplementedError(f"{type(self).__name__} names no stages as fixed")
+
     @abstractmethod
     def forward(
-        self, inputs: Any, pruner: Pruner, budget: int, stage: Stage = nullcontext, checked: bool = True
+        self,
+        inputs: Any,
+        pruner: Pruner,
+        budget: int,
+        stage: Stage = nullcontext,
+        checked: bool = True,
+        seen: Any = None,
     ) -> Passed:
         """Run every stage once.
 
@@ -207,6 +220,8 @@ class Staged(ABC):
             inputs: what `prepare` made.
             stage: entered around each, with its name; "pruner" of a cut inside of "prefill".
             checked: False for clocks and memory meters: a choice that was checked before is taken as it is.
+            seen: what `see` made of the inputs: then the fixed stages, in front and behind, are left out.
+                Given only where there are some.
         """
 
     @abstractmethod

@@ -54,6 +54,15 @@ def resolve(text: str, index: int = 0) -> str:
     return check_device(text)
 
 
+def make_current(device: str) -> None:
+    """Let whatever names no device mean this one: random states, the thread that pins memory, NCCL, kernels
+    of other packages. Without that they would be of the first card."""
+    import torch
+
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)
+
+
 def told(asked: str, device: str) -> str:
     """A line that says where a model runs, and of `auto` why.
 

@@ -35,6 +35,7 @@ os.register_at_fork(
     before=_writing.acquire, after_in_parent=_writing.release, after_in_child=_writing.release
 )
 _open: list[Stage] = []  # what is going on, the innermost last
+_muted = False
 stopped = threading.Event()  # Ctrl-C was raised; a library's bare `except` may have swallowed that
 
 
@@ -42,10 +43,18 @@ def speaks() -> bool:
     """Whether this process may write there: it is alone, or a launcher's first."""
     from harness.engine.ranks import VARIABLES
 
+    if _muted:
+        return False
     for rank, world, _ in VARIABLES:
         if rank in os.environ and world in os.environ:
             return os.environ[rank].strip() == "0"
     return True
+
+
+def mute() -> None:
+    """Let this process say nothing any more: it was forked from one that speaks."""
+    global _muted
+    _muted = True
 
 
 def say(*sentences: str) -> None:

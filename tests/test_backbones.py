@@ -8,11 +8,13 @@ import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 
 import backbones
 from backbones.base import Row, Turn
@@ -183,6 +185,29 @@ def test_unknown_backbone_and_missing_clip(glamm_folder: Path, monkeypatch: pyte
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="give --clip DIR"):
         backbones.load("glamm", checkpoint=glamm_folder / "checkpoint", clip="no-such/clip")
+
+
+class Copies(TorchFunctionMode):
+    """Notes which tensors are sent to a device without waiting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[torch.Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if func is torch.Tensor.to and named.get("non_blocking"):
+            self.sent.append(args[0])
+        return func(*args, **named)
+
+
+def test_what_is_copied_to_the_device_is_what_was_read_ahead(glamm: GlammBackbone) -> None:
+    """Pinned pixels are copied beside the device's work; a batch made of them on the CPU would not be."""
+    pixels = [glamm.preprocess(picture(40, side)) for side in (40, 52)]
+    with Copies() as watched:
+        glamm.encode_pixels(pixels)
+    given = {id(part) for one in pixels for part in (one.vision, one.grounding)}
+    assert {id(part) for part in watched.sent} == given and len(given) == 4
 
 
 def test_signals_are_computed_once(glamm: GlammBackbone) -> None:

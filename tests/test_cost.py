@@ -26,7 +26,7 @@ from backbones.parts.cuts import cutting
 from harness import cost
 from harness.cost import formulas, measure, meters, projection, roofline
 from harness.cost.lines import lines_of
-from harness.cost.store import COSTS, INSIDE, MACHINE, MODULES
+from harness.cost.store import COSTS, EVERY, INSIDE, MACHINE, MODULES
 from harness.engine import runner
 from harness.store import journal
 from pruners import UserError, checks, names, parse
@@ -362,11 +362,16 @@ def test_cost_rows_survive_a_stop(
     assert (stopped / COSTS).read_bytes() == finished
 
     raw = cost.cost_samples(stopped)  # every median leads back to samples
+    shared = raw[raw["pruner"] == EVERY]
+    assert set(shared["stage"]) == set(tiny.staged.fixed)
+    assert len(shared) == 3 * measure.WHOLE_RUNS * len(tiny.staged.fixed)
+    of_all = shared.groupby(["round", "stage"])["ms"].median().groupby("round").sum()
     for row in other.itertuples():
         mine = raw[(raw["pruner"] == row.pruner) & (raw["budget"] == row.budget)]
-        totals = mine[mine["stage"] == "compute"]["ms"]
-        assert len(totals) == 3 * (measure.BASELINE_RUNS if row.pruner == "none" else 1)
-        assert row.compute_ms == pytest.approx(totals.median())
+        assert not set(mine["stage"]) & set(tiny.staged.fixed)
+        own = mine[mine["stage"] == "total"].set_index("round")["ms"]
+        assert len(own) == 3 * (measure.BASELINE_RUNS if row.pruner == "none" else 1)
+        assert row.compute_ms == pytest.approx((own + of_all.reindex(own.index)).median())
         loop = mine[mine["stage"].isin(["prefill", INSIDE])].groupby(["round", "place"])["ms"].sum()
         assert row.prefill_ms == pytest.approx(loop.median())
     head, rest = finished.split(b"\n", 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -10,13 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from backbones.costs import Prompt
-from backbones.glamm.full_size import on_meta
 from harness import cli, cost
-from harness.cost import measure, roofline
+from harness.cost import measure
 from harness.cost.store import COSTS
 from pruners import parse
-from tests.bench import attention, gpu, literal
+from tests.bench import attention, literal
 from tests.fake_backbone import known, write_data
 
 
@@ -33,29 +30,6 @@ def test_cost_bench_compares_equal_selections(texts: int) -> None:
     assert not attention.same(literal.trim(given, 64), literal.vispruner(given, 64))
     (row,) = attention.fastv(1, torch.float32, width=64, heads=4, inner=128)
     assert row["same_in_float64"]
-
-
-def test_cost_bench_of_the_gpu_runs_small_without_one(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same path as on a GPU, at the embedded model's size; the script itself says what it needs."""
-    monkeypatch.setattr(gpu, "METHODS", "litelvlm,fastv")
-    prompt = Prompt(80, 37, turns=2, words=8)
-    model = gpu.random_weights(on_meta("glamm-mini", "eager"), "cpu", torch.float32)
-    found = list(gpu.bench(model, prompt, "cpu", (1, 2), (64,), 1, roofline.gpu("h100")))
-    assert [(row["pruner"], row["batch"]) for row in found] == [
-        (p, b) for b in (1, 2) for p in ("none", "litelvlm", "fastv")
-    ]
-    assert all(row["prefill_ms"] > 0 and row["kernel_ms"] > 0 and row["times_roofline"] > 1 for row in found)
-    peaks = {(row["pruner"], row["batch"]): row["peak_prefill"] for row in found}
-    assert (
-        peaks["none", 2] == pytest.approx(2 * peaks["none", 1], rel=0.1)
-        and peaks["litelvlm", 1] < peaks["none", 1] / 4
-    )
-    assert json.loads(json.dumps(found)) == found
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu.main([]) == 2
-    assert capsys.readouterr().out.startswith("This bench needs a CUDA GPU")
 
 
 # -- command line

@@ -414,20 +414,65 @@ def test_a_run_grows_while_another_process_fills_it(
     same_as_fresh(union, folder)
 
 
+KEYS = [f"{k:015x}0" for k in range(40)]
+
+
+def later(path: Path) -> None:
+    """As if it had been written some time ago: a file's time has a grain."""
+    os.utime(path, (path.stat().st_mtime - 60,) * 2)
+
+
 def test_a_part_that_another_sweep_has_begun_is_looked_at_again(tmp_path: Path) -> None:
-    first = Claims(tmp_path / "claims", 4)
+    first = Claims(tmp_path / "claims", [[one] for one in KEYS[:4]])
     assert first.take(0) == "fresh"
     first.finish(0, 2)
-    other = Claims(tmp_path / "claims-a1b2", 5)
-    assert other.take(0) == "fresh", "what was finished before is read with everything else"
-    assert first.take(1) == "fresh"
-    assert other.take(1) == "abandoned", "begun meanwhile"
-    first.finish(1, 0)
-    assert other.take(2) == "fresh" and first.take(2) == "abandoned"
-    assert (first.failed, other.failed, other.open) == (2, 0, [0, 1, 2, 3, 4])
+    later(tmp_path / "claims")
+    other = Claims(tmp_path / "claims-a1b2", [KEYS[:2], KEYS[2:4], KEYS[4:6]])
+    assert not other.overtaken
+    assert other.take(2) == "fresh", "what was recorded before is no news"
+    assert first.take(1) == "abandoned", "the other one has gone on"
+    assert other.overtaken
+    first.finish(1, 12)
+    assert other.take(0) == "abandoned"
+    assert first.take(0) is None, "done"
+    other.finish(0, 0)
+    assert (first.failed, other.failed, other.open) == (14, 0, [1, 2])
+    assert other.begun.tolist() == [False, True, True], "nobody knows what the other one recorded"
     os.mkfifo(tmp_path / "claims-pipe")
     (tmp_path / "claims-link").symlink_to(tmp_path / "claims")
-    assert other.take(3) == "fresh"
+    assert other.take(1) == "abandoned"
+
+
+def test_a_medium_is_held_under_one_sweep_alone(tmp_path: Path) -> None:
+    """Parts of two sweeps are cut otherwise; a lock goes with its process."""
+    Claims(tmp_path / "claims", [[one] for one in KEYS[:4]]).close()
+    ready = os.pipe()
+    if not (child := os.fork()):
+        try:
+            Claims(tmp_path / "claims", [[one] for one in KEYS[:4]]).take(1)
+            os.write(ready[1], b"x")
+            signal.pause()
+        finally:
+            os._exit(1)
+    try:
+        assert os.read(ready[0], 1) == b"x"
+        other = Claims(tmp_path / "claims-a1b2", [KEYS[:2], KEYS[2:4]])
+        assert (other.take(0), other.holder(0), other.holder(1)) == (None, child, None)
+        assert other.take(1) in ("fresh", "abandoned")
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert other.take(0) == "abandoned"
+
+
+def test_of_states_that_are_made_anew_all_may_be_recorded(tmp_path: Path) -> None:
+    path = tmp_path / "claims"
+    assert Claims(path, [KEYS[:2], KEYS[2:3]], recorded=True).take(0) == "abandoned"
+    path.write_bytes(b"....0")
+    grown = Claims(path, [KEYS[:2], KEYS[2:3], KEYS[3:4]])
+    assert [grown.take(0), grown.take(1)] == ["fresh", "abandoned"], "cut in the middle of a state"
+    path.write_bytes(b"....x0x0++++")
+    assert Claims(path, [KEYS[:2], KEYS[2:3], KEYS[3:4]]).begun.tolist() == [False, True, True]
 
 
 def test_a_run_that_grew_after_an_edit_shows_what_was_asked_last_of_every_pruner(

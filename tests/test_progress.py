@@ -19,6 +19,7 @@ from harness import progress
 from harness.engine import runner
 from harness.engine.evaluate import fill
 from harness.engine.prefetch import Parts
+from harness.engine.splits import parts, samples_of
 from harness.engine.steps import Steps
 from harness.plan import Plan
 from harness.progress import Stage, each, say, stage
@@ -130,11 +131,12 @@ def test_no_process_is_forked_in_the_middle_of_a_line() -> None:
 def test_the_steps_of_a_part_are_told_as_they_are_done(glamm: GlammBackbone) -> None:
     plan = Plan(pruners="none,random,fastv(layer=1)", budgets="8", datasets="refshapes:val", limit=2, seeds=1)
     (split,) = runner.prepare(plan, glamm)
-    _, loaded = Parts([split.parts], glamm.preprocess)[0, 0]
+    _, loaded = Parts(samples_of([split], parts([split])), glamm.preprocess)[0]
+    asks = {sample.id: split.jobs for sample in split.samples}
     for share in (True, False):
         told = []
         steps = Steps(lambda *now, told=told: told.append(now))  # type: ignore[misc]
-        rows = list(fill(loaded, split.jobs, glamm, "glamm", 0, share=share, steps=steps))
+        rows = list(fill(loaded, asks, glamm, "glamm", 0, share=share, steps=steps))
         assert {row["status"] for row in rows} == {"ok"}
         assert told[-1][0] == pytest.approx(1)
         assert len({done for done, step in told if step == READ}) >= 3, "one jump is no movement"
@@ -161,7 +163,7 @@ def test_a_run_moves_inside_of_a_part(
     assert {total for _, total, _ in seen} == {20}
     first = [one for one in done if one < 16]
     assert len(set(first)) > 10, "eight images are one step"
-    assert any(note == "language model, refshapes:val 1-8" for _, _, note in seen)
+    assert any(note == "language model, images 1 to 8 of 10" for _, _, note in seen)
 
 
 def test_the_header_comes_before_torch(tmp_path: Path) -> None:

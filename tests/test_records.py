@@ -18,9 +18,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from harness import data
 from harness.commands.rebuild import rebuild
 from harness.engine.claims import Claims
 from harness.engine.crew import Crew
+from harness.engine.splits import IMAGES_AT_ONCE
 from harness.store import journal, records
 from pruners import UserError
 from reports import render
@@ -76,7 +78,6 @@ def test_no_flipped_bit_changes_a_number_silently(
         for table in (folder / records.FOLDER).glob("*/*.parquet"):
             table.unlink()
     files = {"jsonl": journals(folder), "parquet": sorted((folder / records.FOLDER).glob("*/*.parquet"))}
-    files |= {"claims": sorted((folder / records.FOLDER).glob("*/claims"))}
     wanted = records.load_records(whole)
     draw = random.Random(which)
     said: Counter[str] = Counter()
@@ -357,8 +358,8 @@ def test_links_and_pipes_in_a_run_folder_are_refused(
         next(place.glob("*.jsonl")).rename(foreign)
         (place / "linked.jsonl").symlink_to(foreign)
     elif what == "claims":
-        (place / "claims").rename(foreign)
-        (place / "claims").symlink_to(foreign)
+        (unfinished / "claims").rename(foreign)
+        (unfinished / "claims").symlink_to(foreign)
     elif what == "split":
         place.rename(foreign)
         place.symlink_to(foreign)
@@ -375,8 +376,8 @@ def test_links_and_pipes_in_a_run_folder_are_refused(
 def test_a_claim_that_counts_failures_which_nobody_recorded(
     unfinished: Path, root: Path, whole: Path
 ) -> None:
-    for claims in (unfinished / records.FOLDER).glob("*/claims"):
-        claims.write_bytes(b"8" * len(claims.read_bytes()))
+    claims = unfinished / "claims"
+    claims.write_bytes(b"8" * len(claims.read_bytes()))
     finish(root, unfinished)
     assert records.load_records(unfinished).equals(records.load_records(whole))
 
@@ -450,12 +451,14 @@ def test_a_run_that_waits_says_for_what(
     place = records.split_folder(folder, "refcoco", "val")
     for file in place.glob("*.jsonl"):
         file.unlink()
-    (place / "claims").write_bytes(b".")
+    claims = folder / "claims"
+    claims.unlink()
+    samples = data.load_samples("refcoco", "val", root)
 
     held, seen = FORK.Event(), FORK.Event()
 
     def hold() -> None:
-        assert Claims(place / "claims", 1).take(0)
+        assert Claims(claims, [[data.content(sample).medium for sample in samples[:IMAGES_AT_ONCE]]]).take(0)
         held.set()
         seen.wait(60)
 
@@ -475,7 +478,8 @@ def test_a_run_that_waits_says_for_what(
         patch.setattr(Crew, "_held", look)
         finish(root, folder)
     holder.join()
-    assert f"waiting for images 1 to 8 of refcoco:val (process {holder.pid})" in capfd.readouterr().err
+    told = f"waiting for images 1 to {IMAGES_AT_ONCE} of {len(samples)} (process {holder.pid})"
+    assert told in capfd.readouterr().err
 
 
 def test_a_folder_that_is_moved_while_a_process_works_in_it(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ Result = TypeVar("Result")
 # CPU kernels round alike for all batches of a multiple of eight, and differently for others. Batches are
 # filled up to one, so that a pixel on the edge of a mask does not depend on what else was in the batch.
 FULL_ROWS = 8
+SMALL = 200_000_000  # weights: a model whose products are too small to be shared by threads
 
 
 class GlammSeeing(GlammFamily, Backbone):
@@ -113,6 +114,12 @@ class GlammSeeing(GlammFamily, Backbone):
         grounding, resized = self._sam_pixels(image, self.sam_size)
         return Pixels(clip_pixels(image, self.image_size), grounding, resized, image.shape[:2])
 
+    @property
+    def forks(self) -> bool:
+        """See `Backbone.forks`."""
+        small = sum(weight.numel() for weight in self.model.parameters()) <= SMALL
+        return small and self.device == "cpu" and not llama.is_shared(self.model.language_model)
+
     def encode_pixels(self, pixels: Sequence[Pixels]) -> list[Encoding]:
         """Both image branches; the vision tower's last layer is not run, since nothing reads its output.
 
@@ -130,8 +137,10 @@ class GlammSeeing(GlammFamily, Backbone):
     def _encode(self, pixels: Sequence[Pixels]) -> list[Encoding]:
         pad = len(pixels) % 2 if self._multiple > 1 else 0  # images round alike in any even number
         filled = [*pixels, *[pixels[-1]] * pad]
+        # each is copied by itself: pinned memory goes over while the device works, and a batch that is made
+        # of it here is pinned no longer
         vision, grounding = (
-            torch.stack(parts).to(self.device, self._kind, non_blocking=True)
+            torch.stack([part.to(self.device, self._kind, non_blocking=True) for part in parts])
             for parts in zip(*((one.vision, one.grounding) for one in filled), strict=True)
         )
         states = clip.hidden_states(self.model.clip, vision)

@@ -153,6 +153,15 @@ def visual_tokens(
 
 
 @torch.no_grad()
+def see(model: GlammModel, inputs: GlammInputs) -> tuple[Tensor, ...]:
+    """Hidden states of the vision tower up to the penultimate layer, each (N+1, C); the last layer runs as
+    well."""
+    batch = clip.hidden_states(model.clip, inputs.small)
+    clip.layer(model.clip, -1, batch[-1])
+    return tuple(state[0] for state in batch)
+
+
+@torch.no_grad()
 def forward(
     model: GlammModel,
     inputs: GlammInputs,
@@ -160,17 +169,20 @@ def forward(
     budget: int,
     stage: Stage = nullcontext,
     checked: bool = True,
+    seen: tuple[Tensor, ...] | None = None,
 ) -> Passed:
     """Run every stage once; `stage(name)` is entered around each, a cut's inside "prefill".
 
     Args:
         checked: False for clocks and memory meters: a choice that was checked before is taken as it is, so
             that the pruner's own work is all that the stage holds.
+        seen: of `see`: neither the vision tower nor the grounding branch runs.
     """
-    with stage("vision"):
-        batch = clip.hidden_states(model.clip, inputs.small)
-        clip.layer(model.clip, -1, batch[-1])
-        states = tuple(state[0] for state in batch)
+    fixed, states = seen is None, seen
+    del seen
+    if states is None:
+        with stage("vision"):
+            states = see(model, inputs)
     text = None
     if TEXT_EMBEDS in pruner.needs:
         with stage("text"):
@@ -181,7 +193,7 @@ def forward(
         chosen = checks.select_views(pruner, [view], budget, layers, checked)
         features = chosen[0].gather(view) if chosen else view.patches
     context = context_of(pruner, chosen, patches)
-    del batch, states, view
+    del states, view
     with stage("projector"):
         visual = model.projector(features[None].to(inputs.small.dtype))
     choose = partial(checks.cut, checked=checked)
@@ -192,11 +204,15 @@ def forward(
         model.lm_head(run.hidden)
     with stage("seg_head"):
         prompts = model.text_hidden_fcs(run.hidden)[0, list(inputs.seg)]
-    with stage("grounding_encoder"):
-        embedding = sam.encode(model.grounding_encoder, inputs.large)
-    with stage("mask_decoder"):
-        low = sam.decode_masks(model.grounding_encoder, embedding.expand(len(prompts), -1, -1, -1), prompts)
-        logits = masks_to_image(low, inputs.large.shape[-1], inputs.resized, inputs.original)
+    logits = None
+    if fixed:
+        with stage("grounding_encoder"):
+            embedding = sam.encode(model.grounding_encoder, inputs.large)
+        with stage("mask_decoder"):
+            low = sam.decode_masks(
+                model.grounding_encoder, embedding.expand(len(prompts), -1, -1, -1), prompts
+            )
+            logits = masks_to_image(low, inputs.large.shape[-1], inputs.resized, inputs.original)
     checks.lengths(pruner, budget, patches, [length - inputs.text for length in run.lengths])
     return Passed(run.lengths, logits)
 
@@ -215,6 +231,7 @@ class GlammStaged(Staged):
         "grounding_encoder",
         "mask_decoder",
     )
+    fixed = ("vision", "grounding_encoder", "mask_decoder")
 
     def __init__(self, backbone: GlammSeeing) -> None:
         self._backbone, self._model = backbone, backbone.model
@@ -236,6 +253,10 @@ class GlammStaged(Staged):
         """Pixels of both branches, ids, CLIP's words."""
         return prepare_inputs(self._backbone, image, turns, sample, masks)
 
+    def see(self, inputs: GlammInputs) -> tuple[Tensor, ...]:
+        """The vision tower's states; see `see`."""
+        return see(self._model, inputs)
+
     def forward(
         self,
         inputs: GlammInputs,
@@ -243,9 +264,10 @@ class GlammStaged(Staged):
         budget: int,
         stage: Stage = nullcontext,
         checked: bool = True,
+        seen: tuple[Tensor, ...] | None = None,
     ) -> Passed:
         """The pass that the release runs; see `forward`."""
-        return forward(self._model, inputs, pruner, budget, stage, checked)
+        return forward(self._model, inputs, pruner, budget, stage, checked, seen)
 
     def traced(
         self, inputs: GlammInputs, pruner: Pruner, budget: int, entering: int, choose: Choose

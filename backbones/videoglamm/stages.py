@@ -105,6 +105,7 @@ class VideoGlammStaged(Staged):
         "grounding_encoder",
         "mask_decoder",
     )
+    fixed = ("vision", "video_tower", "video_projector", "grounding_encoder", "mask_decoder")
 
     def __init__(self, backbone: VideoGlammBackbone) -> None:
         self._backbone, self._model = backbone, backbone.model
@@ -168,6 +169,23 @@ class VideoGlammStaged(Staged):
     # -- the pass
 
     @torch.no_grad()
+    def see(self, inputs: VideoInputs) -> tuple[Sequence[Tensor], Tensor]:
+        """Hidden states of the vision tower, each (T, N+1, C), and (W, width) tokens of the video encoder."""
+        return self._vision(inputs), self._watched(self._video(inputs))
+
+    def _vision(self, inputs: VideoInputs) -> Sequence[Tensor]:
+        batch = clip.hidden_states(self._model.clip, inputs.small)
+        clip.layer(self._model.clip, -1, batch[-1])
+        return batch
+
+    def _video(self, inputs: VideoInputs) -> Tensor:
+        """(T, n, C) of the video encoder."""
+        return self._model.video_tower.encode(inputs.seen)[0].unflatten(0, (len(inputs.small), -1))
+
+    def _watched(self, embedding: Tensor) -> Tensor:
+        return pooled(self._model.video_projector(embedding), VIDEO_POOL).flatten(0, 1)
+
+    @torch.no_grad()
     def forward(
         self,
         inputs: VideoInputs,
@@ -175,14 +193,17 @@ class VideoGlammStaged(Staged):
         budget: int,
         stage: Stage = nullcontext,
         checked: bool = True,
+        seen: tuple[Sequence[Tensor], Tensor] | None = None,
     ) -> Passed:
         """Every stage once; encoder and decoder of masks take turns, frame by frame."""
-        model = self._model
-        with stage("vision"):
-            batch = clip.hidden_states(model.clip, inputs.small)
-            clip.layer(model.clip, -1, batch[-1])
-        with stage("video_tower"):
-            embedding = model.video_tower.encode(inputs.seen)[0].unflatten(0, (len(inputs.small), -1))
+        model, fixed = self._model, seen is None
+        if seen is None:
+            with stage("vision"):
+                batch = self._vision(inputs)
+            with stage("video_tower"):
+                embedding = self._video(inputs)
+        else:
+            batch, watched = seen
         text = None
         if TEXT_EMBEDS in pruner.needs:
             with stage("text"):
@@ -198,10 +219,12 @@ class VideoGlammStaged(Staged):
         del batch, views
         with stage("projector"):
             visual = self._projected(states, chosen, features)
-        with stage("video_projector"):
-            watched = pooled(model.video_projector(embedding), VIDEO_POOL).flatten(0, 1)
+        if fixed:
+            with stage("video_projector"):
+                watched = self._watched(embedding)
+            del embedding
         given = torch.cat([visual, watched])[None]
-        del states, features, embedding, visual, watched
+        del states, features, visual, watched
         choose = partial(checks.cut, checked=checked)
         cut = self._cut(inputs, pruner, budget, choose)
         with stage("prefill"):
@@ -210,7 +233,7 @@ class VideoGlammStaged(Staged):
             model.lm_head(run.hidden)
         with stage("seg_head"):
             prompts = model.text_hidden_fcs(run.hidden)[0, list(inputs.seg)]
-        logits = self._masks(inputs, prompts, stage)
+        logits = self._masks(inputs, prompts, stage) if fixed else None
         tail = len(inputs.small) * VIDEO_POOL**2
         ran = [length - inputs.prompt.text - tail for length in run.lengths]
         self._check_stated(pruner, budget, ran, len(inputs.small))

@@ -123,7 +123,7 @@ def sweep(
     first, more = sweep_header(context.params, again is not None)
     with begin(first, threads, more):
         plans = _asked(given, again, {"checkpoint": checkpoint, "clip": clip, "sam_dims": sam_dims})
-    how = {"share": share, "max_failures": max_failures, "keep_code": keep_code}
+    how = {"share": share, "max_failures": max_failures, "keep_code": keep_code, "processes": None}
     sheets = []
     for done in _runs(plans, out, force, workers, tensor_parallel, how):
         if done.report is not None:
@@ -202,6 +202,7 @@ def evaluate(
     keep_code: bool = False,
     tensor_parallel: int = 1,
     threads: int | None = None,
+    processes: int = 1,
 ) -> Result:
     """Run a plan, as the command line does: what is there already is not computed again.
 
@@ -216,6 +217,8 @@ def evaluate(
         keep_code: go on with cells that other code began.
         tensor_parallel: processes that share one language model, under a launcher.
         threads: of torch, set for the whole process; None leaves them as they are.
+        processes: that evaluate on the CPU, of one thread each; the others are forked from this one, which
+            is to have no threads of its own then.
 
     Raises:
         UserError: something of the plan is not here, cannot be, or does not fit the folder.
@@ -228,7 +231,7 @@ def evaluate(
         from harness.engine import threads as threading
 
         threading.apply(threading.choose(threads))
-    how = {"share": share, "max_failures": max_failures, "keep_code": keep_code}
+    how = {"share": share, "max_failures": max_failures, "keep_code": keep_code, "processes": processes}
     done = list(_runs(plans, Path(out) if out is not None else None, force, workers, tensor_parallel, how))
     texts = [one.report.written[0].read_text(encoding="utf-8") for one in done if one.report]
     return Result(tuple(one.folder for one in done), "\n".join(texts))
@@ -336,11 +339,13 @@ def _header(prepared: Sequence[Sequence[Split]], backbone: Backbone, folder: Pat
     cells = {job.cell.id: len(split.samples) for splits in prepared for split in splits for job in split.jobs}
     names = {job.pruner.name for splits in prepared for split in splits for job in split.jobs}
     images = {split.name: len(split.samples) for splits in prepared for split in splits}
-    unit = "clip" if backbone.medium == "video" else "image"
+    unit, whole = "clip" if backbone.medium == "video" else "image", sum(images.values())
+    media = len({content.medium for splits in prepared for split in splits for content in split.contents})
+    shared = f" ({media} different ones, each encoded once)" if media < whole else ""
     then = {"off": "", "projected": "projected costs and ", "measured": "measured costs and "}[kind]
     return [
         f"{backbone.name} on {backbone.device}: {len(names)} pruners, {len(cells)} cells on "
-        f"{sum(images.values())} {unit}s of {len(images)} split{'s' * (len(images) > 1)} = "
+        f"{whole} {unit}s of {len(images)} split{'s' * (len(images) > 1)}{shared} = "
         f"{sum(cells.values()):,} {unit}s x cells",
         f"into {folder}; then {then}the report",
     ]

@@ -10,8 +10,9 @@ import re
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -20,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count, shape_wrapper
 
 from pruners.base import UserError
 
@@ -122,41 +122,42 @@ def _refuse(names: Iterable[str]) -> None:
         )
 
 
-class _Guard(TorchDispatchMode):
-    """Sees every operator that is left when the counter has taken those it has a formula for apart or
-    down."""
-
-    def __init__(self, known: Container[Any]) -> None:
-        super().__init__()
-        self._known = known
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator, unless it may multiply matrices and nobody counts it."""
-        if func._overloadpacket not in self._known and multiplies(func.namespace, func._opname):
-            _refuse([str(func._overloadpacket)])
-        return func(*args, **(kwargs or {}))
-
-
-class Counter(FlopCounterMode):
-    """Torch's counter with the missing formulas; it counts two per multiply-add. Never time what runs under
-    it.
+class Counter(TorchDispatchMode):
+    """Operations by torch's formulas and the missing ones, two per multiply-add; as torch's own counter does,
+    without its books on every module, which take longer than the pass. Never time what runs under it.
 
     Raises:
         UserError: an operator that multiplies matrices has no formula.
     """
 
     def __init__(self) -> None:
-        super().__init__(display=False, custom_mapping=_formulas())
-        self._guard = _Guard(self.flop_registry)
+        super().__init__()
+        added = {operator: shape_wrapper(formula) for operator, formula in _formulas().items()}
+        self._formulas: dict[Any, Callable[..., int]] = {**flop_registry, **added}
+        # operators that nothing takes apart; of this one, which fake tensors ask, torch knows no kernels
+        self._whole: set[Any] = {torch.ops.prim.device.default}
+        self._total = 0
 
-    def __enter__(self) -> Counter:
-        self._guard.__enter__()  # first, so that it sees what the counter passes on
-        super().__enter__()
-        return self
+    def get_total_flops(self) -> int:
+        """Operations until now."""
+        return self._total
 
-    def __exit__(self, *error: Any) -> Any:
-        super().__exit__(*error)
-        return self._guard.__exit__(*error)
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator: counted by its formula, or taken apart, or as it is if it multiplies nothing."""
+        kwargs = kwargs or {}
+        formula = self._formulas.get(func._overloadpacket)
+        if func not in self._whole:
+            with self:
+                made = func.decompose(*args, **kwargs)
+            if made is not NotImplemented:
+                return made
+            if formula is None and multiplies(func.namespace, func._opname):
+                _refuse([str(func._overloadpacket)])
+            self._whole.add(func)
+        made = func(*args, **kwargs)
+        if formula is not None:
+            self._total += formula(*args, **kwargs, out_val=made)
+        return made
 
 
 def counter() -> Counter:
@@ -239,35 +240,51 @@ class Ledger(_Stages):
         return self._minus(self._marks[-1][1], self._marks[0][1])
 
 
-def mac_ledger(counting: FlopCounterMode) -> Ledger:
+def mac_ledger(counting: Counter) -> Ledger:
     """Multiply-adds by stage."""
     return Ledger(counting.get_total_flops, lambda after, before: (after - before) // 2)
 
 
 class Clock(Ledger):
-    """Milliseconds by stage: CUDA events on a GPU, perf_counter elsewhere; one synchronisation, when it is
-    read."""
+    """Milliseconds by stage: of events on a GPU, with one synchronisation when they are read; elsewhere of
+    processor time, all threads of the process together, to which neighbours on the machine add nothing.
+
+    Args:
+        device: whose current stream gets the events, whichever device is current.
+    """
 
     def __init__(self, device: str) -> None:
-        self._cuda = device.startswith("cuda")
+        self._device, self._cuda = device, device.startswith("cuda")
         if self._cuda:
-            super().__init__(_event, lambda after, before: before.elapsed_time(after))
+            super().__init__(partial(_event, device), lambda after, before: before.elapsed_time(after))
         else:
-            super().__init__(time.perf_counter, lambda after, before: 1000 * (after - before))
+            super().__init__(time.process_time, lambda after, before: 1000 * (after - before))
 
     def finish(self) -> None:
         """Wait until the device is done."""
         if self._cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
 
 
-def _event() -> torch.cuda.Event:
+def _event(device: str) -> torch.cuda.Event:
     event = torch.cuda.Event(enable_timing=True)
-    event.record()
+    # without a stream it would be that of the current device, which does not wait for another one's kernels
+    event.record(torch.cuda.current_stream(device))
     return event
 
 
 # -- bytes alive
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in what an operator takes or makes."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors(one)
+    elif isinstance(value, Mapping):
+        yield from _tensors(tuple(value.values()))
 
 
 class LiveStorages(TorchDispatchMode):
@@ -284,15 +301,12 @@ class LiveStorages(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator and note what it made; what it was given and does not know is somebody else's."""
-        given = {
-            leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
-        }
+        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
         made = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(made):
-            if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                if storage._cdata not in given and storage._cdata not in self._known:
-                    self._add(storage)
+        for tensor in _tensors(made):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in given and storage._cdata not in self._known:
+                self._add(storage)
         return made
 
     def _add(self, storage: torch.UntypedStorage) -> None:

@@ -2,7 +2,8 @@
 lines.
 
 The first line says what was measured where. A "counts" line holds what one cell executes, a "round" line the
-milliseconds of one forward pass of every cell in turn. It is a journal as the records are: a torn last line
+milliseconds of one forward pass of every cell in turn; where these left out the stages that are the same for
+all cells, it has those of a few whole passes among them. It is a journal as the records are: a torn last line
 is cut off and measured again.
 """
 
@@ -21,10 +22,12 @@ from harness.cost.formulas import paper_activation, paper_flops
 from harness.store.journal import Journal, Reader, digest
 from pruners.base import UserError
 
-COSTS, LOCK, SCHEMA = "costs.jsonl", "costs.lock", 2
+COSTS, LOCK, SCHEMA = "costs.jsonl", "costs.lock", 3
 SETTING = ("fingerprint", "dtype", "attn", "device", "evaluation")  # of a header, and of a run's records
 MACHINE = ("device", "device_name", "processor", "host", "threads")  # of a header: what timed
-SCHEMAS = (1, 2)  # 1: without checksums and without the digests of code
+# 1: without checksums and without the digests of code; 2: every pass whole, without a GPU its stages in wall
+# time, the processor time of all of it beside them
+SCHEMAS = (1, 2, 3)
 NO_GAIN = "no speed-up"
 # a row is called faster if its passes would look so much faster than those of `none` less often by chance
 CHANCE = 0.05
@@ -40,7 +43,14 @@ MODULES = {
     "grounding_encoder": "grounding_encoder",
     "mask_decoder": "mask_decoder",
 }
-WHOLE = ("total", "compute", "span")  # of a pass, and of the language model's loop with the pruner's part
+EVERY = "every row"  # whose stages are the same, instead of a pruner
+WHOLE = (
+    "total",
+    "compute",
+    "own",
+    "whole",
+    "span",
+)  # of a pass, and of the language model's loop with the pruner's part
 INSIDE = "prefill/pruner"  # what a layer-stage pruner costs, spent while the language model runs
 
 
@@ -131,7 +141,8 @@ def _problem(line: Mapping[str, Any], header: Mapping[str, Any]) -> str:
             sound = isinstance(line["pruner"], str) and all(type(n) is int and n >= 0 for n in counts)
             sound = sound and min(line["lengths"]) >= header["text"] and "prefill" in line["peak"]
         elif line["kind"] == "round":
-            spent = [ms for name, stages in line["ms"] for ms in stages.values()]
+            passes = [*(stages for _, stages in line["ms"]), *line.get("fixed", ())]
+            spent = [ms for stages in passes for ms in stages.values()]
             sound = type(line["number"]) is int and all("@" in name for name, _ in line["ms"])
             sound = sound and all(type(ms) in (int, float) and math.isfinite(ms) and ms >= 0 for ms in spent)
         else:
@@ -143,12 +154,14 @@ def _problem(line: Mapping[str, Any], header: Mapping[str, Any]) -> str:
 
 def cost_samples(folder: str | Path) -> pd.DataFrame:
     """Raw milliseconds: a row per round, place in the round and stage, with columns round, place, pruner,
-    budget, stage, ms."""
+    budget, stage, ms. Stages that were timed for all rows at once have `EVERY` for a pruner, and no budget:
+    0."""
     lines, _ = _read(Path(folder) / COSTS)
     rows = []
     for line in lines:
         if line.get("kind") == "round":
-            for place, (name, stages) in enumerate(line["ms"]):
+            passes = [*line["ms"], *((f"{EVERY}@0", stages) for stages in line.get("fixed", ()))]
+            for place, (name, stages) in enumerate(passes):
                 pruner, _, budget = name.rpartition("@")
                 rows += [
                     (line["number"], place, pruner, int(budget), stage, value)
@@ -170,15 +183,24 @@ def load_costs(folder: str | Path) -> pd.DataFrame:
     header, raw = lines[0], cost_samples(folder)
     rows = [{"macs_measured": math.nan} | _counted(header, line) for line in counts]
     if len(raw):
-        wide = _wide(raw)
+        wide = by_pass(raw)
         rows = [row | _timed(wide, row["pruner"], row["budget"], header["device"]) for row in rows]
     return pd.DataFrame(rows)
 
 
-def _wide(raw: pd.DataFrame) -> pd.DataFrame:
-    """Milliseconds per (pruner, budget, round, place): a column per stage, the language model's loop and the
-    whole pass."""
-    wide = raw.pivot(index=["pruner", "budget", "round", "place"], columns="stage", values="ms")
+def by_pass(raw: pd.DataFrame) -> pd.DataFrame:
+    """Milliseconds per (pruner, budget, round, place): a column per stage, the language model's loop, the
+    whole pass, and what of it is the row's own. Of the stages that all rows share, each round's median."""
+    shared = raw[raw["pruner"] == EVERY].groupby(["round", "stage"])["ms"].median().unstack()
+    wide = raw[raw["pruner"] != EVERY].pivot(
+        index=["pruner", "budget", "round", "place"], columns="stage", values="ms"
+    )
+    whole = "compute" if "compute" in wide else "total"
+    wide["own"] = wide[whole]
+    if len(shared):
+        wide = wide.join(shared, on="round")
+        wide["total"] += wide[list(shared)].sum(axis=1)
+    wide["whole"] = wide[whole]
     inside = wide.pop(INSIDE).fillna(0) if INSIDE in wide else 0.0
     wide["span"] = wide["prefill"] + inside
     wide["pruner"] = (wide["pruner"].fillna(0) if "pruner" in wide else 0.0) + inside
@@ -193,15 +215,16 @@ def _timed(wide: pd.DataFrame, name: str, budget: int, device: str) -> dict[str,
         return {}
     unpruned = wide[index.get_level_values("pruner") == BASELINE]
     base, mine_by_round = (part.groupby("round").median() for part in (unpruned, mine))
-    whole = "total" if device.startswith("cuda") else "compute"
     found: dict[str, Any] = {}
-    for column, stage in (("prefill_ms", "span"), ("cuda_ms" if whole == "total" else "compute_ms", whole)):
+    whole = "cuda_ms" if device.startswith("cuda") else "compute_ms"
+    for column, stage in (("prefill_ms", "span"), (whole, "whole")):
         low, middle, high = mine[stage].quantile([0.05, 0.5, 0.95]).tolist()
         found |= {column: middle, f"{column}_p5": low, f"{column}_p95": high}
-    chance = mannwhitneyu(mine[whole], unpruned[whole], alternative="less").pvalue
+    # what all rows share is no reason why one could be faster
+    chance = mannwhitneyu(mine["own"], unpruned["own"], alternative="less").pvalue
     return found | {
         "speedup_prefill": (base["span"] / mine_by_round["span"]).median(),
-        "speedup_total": (base[whole] / mine_by_round[whole]).median(),
+        "speedup_total": (base["whole"] / mine_by_round["whole"]).median(),
         "note": "" if name == BASELINE or chance < CHANCE else NO_GAIN,
         "rounds": len(mine_by_round),
         **{f"stage.{stage}_ms": mine[stage].median() for stage in _in_order(mine.columns)},

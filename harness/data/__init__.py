@@ -18,12 +18,22 @@ from harness.data.registry import (
     parse_datasets,
     register,
 )
-from harness.data.sample import Annotation, DataError, Expression, Sample, Track, content, fingerprint
+from harness.data.sample import (
+    Annotation,
+    Content,
+    DataError,
+    Expression,
+    Sample,
+    Track,
+    content,
+    fingerprint,
+)
 
 __all__ = [
     "COLUMNS",
     "REFSHAPES_COLUMNS",
     "Annotation",
+    "Content",
     "DataError",
     "DataSet",
     "Expression",

@@ -6,10 +6,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -299,7 +300,20 @@ def _unpacked(counts: str | bytes) -> list[int]:
     return found
 
 
-def fingerprint(samples: Iterable[Sample]) -> str:
+FileDigest = Callable[[Path], bytes]  # SHA-256 of a file's bytes, MISSING of one that cannot be read
+MISSING = b"missing"
+
+
+def file_digest(path: Path) -> bytes:
+    """SHA-256 of a file's bytes; MISSING if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:
+        return MISSING
+
+
+def fingerprint(samples: Iterable[Sample], of_file: FileDigest = file_digest) -> str:
     """Identity of what a run reads: 16 hex digits over expressions, targets and image bytes, in order.
 
     Folder names do not enter, so the same data give the same fingerprint on every machine. An image that
@@ -308,15 +322,33 @@ def fingerprint(samples: Iterable[Sample]) -> str:
     """
     digest = hashlib.sha256()
     for sample in samples:
-        for part in _identity(sample):
+        for part in _identity(sample, of_file):
             digest.update(part)
     return digest.hexdigest()[:16]
 
 
-def content(sample: Sample) -> str:
-    """Identity of one sample: 16 hex digits over its expressions, targets and image bytes, as `fingerprint`
-    has it."""
-    return fingerprint([sample])
+class Content(NamedTuple):
+    """What a sample is known by, 16 hex digits each.
+
+    Attributes:
+        sample: over its expressions, targets and image bytes, as `fingerprint` has it.
+        medium: over its pixels alone: samples of one medium have the same, whatever data set and split they
+            are of. One that cannot be read has its own.
+    """
+
+    sample: str
+    medium: str
+
+
+def content(sample: Sample, of_file: FileDigest = file_digest) -> Content:
+    """Identity of a sample and of its medium."""
+    once = cache(of_file)
+    whole = fingerprint([sample], once)
+    files = [once(path) for path in sample.frames]
+    if MISSING in files:
+        return Content(whole, whole)
+    seen = [sample.height, sample.width, sample.window, *(digest.hex() for digest in files)]
+    return Content(whole, hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16])
 
 
 def _said(one: Expression) -> list[Any]:
@@ -325,7 +357,7 @@ def _said(one: Expression) -> list[Any]:
     return [one.id, one.text, one.ref_id, *more]
 
 
-def _identity(sample: Sample) -> Iterator[bytes]:
+def _identity(sample: Sample, of_file: FileDigest) -> Iterator[bytes]:
     said = [_said(expression) for expression in sample.expressions]
     meant = [[[a.id, a.segmentation] for a in target] for target in sample.targets]
     names = [path.name for path in sample.frames]
@@ -339,9 +371,4 @@ def _identity(sample: Sample) -> Iterator[bytes]:
     classes = {type(sample), *(type(one) for target in sample.targets for one in target)}
     yield "".join(code.of_others(classes)).encode()
     masks = dict.fromkeys(path for target in sample.targets for one in target for path in one.files())
-    for path in (*sample.frames, *masks):
-        try:
-            with path.open("rb") as file:
-                yield hashlib.file_digest(file, "sha256").digest()
-        except OSError:
-            yield b"missing"
+    yield from map(of_file, (*sample.frames, *masks))

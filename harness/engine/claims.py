@@ -1,121 +1,150 @@
-"""Who works on what: one byte and one lock per part of a split, so that any number of processes share a run.
+"""Claims: which process works on which part, where several processes share a run.
 
-A part is a few images under all cells of a sweep. Its byte says how far it is; whoever works on it holds a
-lock on that byte. The kernel takes a lock away with its process, however that ended, so what a killed worker
-left is free for the others.
+A part is a few media under all cells of a sweep. Its state says how far it is; whoever works on it holds a
+lock on each of its media. The kernel takes a lock away with its process, however that ended, so what a killed
+worker left is free for the others.
 
-A run that grew has several sweeps over the same parts: each has its states in a file of its own, and all take
-their locks in that of the first, so that no two of them work on one part.
+A run that grew has several sweeps, whose parts may be cut otherwise: each has the states of its own in a file
+of its own, and all take their locks in that of the first, so that no two of them work on one medium.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import struct
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from harness.store.sweeps import FIRST
 
-PENDING, STARTED = b".", b"+"  # a finished part's byte is the digit of its failed samples
-OPENING = 1 << 40  # byte that is locked while the file is made as long as it has to be; no part's
+# bytes of a part's state; that of a finished part is the number of its samples that failed
+WIDTH = 4
+PENDING, STARTED, MOST = b"." * WIDTH, b"+" * WIDTH, 10**WIDTH - 1
+OPENING = 1 << 61  # byte that is locked while the file is made as long as it has to be; no medium's
+HEX = 15  # digits of a medium's key that are the number of its byte
+FRESH = 1.0  # seconds in which a file may be written twice with one time
 State = Literal["fresh", "abandoned"]
+Stamps = dict[str, tuple[int, int] | None]  # size and time of writing
 
 
 class Claims:
-    """Claims of one split under one sweep. Locks are per process: one object per split and process.
+    """Claims of one sweep. Locks are per process: one object per run and process.
 
     Args:
         path: file of the sweep's states, made if it is not there; the locks are in the one beside it that is
             called `claims`.
-        parts: how many parts the split has; at most nine samples in each, so that a digit counts its
-            failures.
+        parts: keys of the media of each part, in hexadecimal digits.
+        recorded: whether a file that is made here begins with parts of which something may be recorded.
     """
 
-    def __init__(self, path: Path, parts: int) -> None:
-        self.path, self.parts = path, parts
+    def __init__(self, path: Path, parts: Sequence[Sequence[str]], recorded: bool = False) -> None:
+        self.path = path
+        self._bytes = [sorted({int(key[:HEX], 16) for key in keys}) for keys in parts]
         self._locks = _open(path.with_name(FIRST))
         # a second descriptor of a file would take all locks on it away when it is closed
         self._file = self._locks if path.name == FIRST else _open(path)
         self._lock(OPENING, wait=True)
-        if (size := os.fstat(self._file).st_size) < parts:
-            os.pwrite(self._file, PENDING * (parts - size), size)
+        if (size := os.fstat(self._file).st_size) < (whole := WIDTH * len(parts)):
+            begun = STARTED if recorded or size else PENDING
+            os.pwrite(self._file, (begun * len(parts))[size:], size)
             os.fsync(self._file)
         self._unlock(OPENING)
-        # what these have finished is in the records for whoever reads them from now on
-        self._before = self._others()
+        self._whole = whole
+        self._before = self._others(time.time() - FRESH)
 
-    def _lock(self, part: int, wait: bool = False) -> bool:
+    def _lock(self, byte: int, wait: bool = False) -> bool:
         try:
-            fcntl.lockf(self._locks, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, part)
+            fcntl.lockf(self._locks, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, byte)
         except (BlockingIOError, PermissionError):  # both mean that another process holds it
             return False
         return True
 
-    def _unlock(self, part: int) -> None:
-        fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, part)
+    def _unlock(self, byte: int) -> None:
+        fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, byte)
+
+    def _lock_media(self, part: int) -> bool:
+        """Lock all media of a part, or none."""
+        held: list[int] = []
+        for byte in self._bytes[part]:
+            if not self._lock(byte):
+                for one in held:
+                    self._unlock(one)
+                return False
+            held.append(byte)
+        return True
+
+    def _let_go(self, part: int) -> None:
+        for byte in self._bytes[part]:
+            self._unlock(byte)
 
     def _set(self, part: int, state: bytes) -> None:
-        os.pwrite(self._file, state, part)
+        os.pwrite(self._file, state, WIDTH * part)
         os.fsync(self._file)
 
     def take(self, part: int) -> State | None:
-        """Claim a part: "fresh" if nobody has begun it since this object was made, None if it is taken or
-        done, else "abandoned".
+        """Claim a part: "fresh" if nothing of it can be recorded, None if it is taken or done, else
+        "abandoned".
 
-        A byte that is no state, as a damaged file has, says nothing, so the part counts as begun; so does one
-        that another sweep has begun meanwhile.
+        What is no state, as a damaged file has, says nothing, so the part counts as begun; so does every part
+        once another sweep has gone on since this object was made.
         """
-        if not self._lock(part):
+        if not self._lock_media(part):
             return None
-        state = os.pread(self._file, 1, part)
+        state = os.pread(self._file, WIDTH, WIDTH * part)
         if state.isdigit():
-            self._unlock(part)
+            self._let_go(part)
             return None
         self._set(part, STARTED)
-        return "fresh" if state == PENDING and not self._begun_elsewhere(part) else "abandoned"
+        return "fresh" if state == PENDING and not self.overtaken else "abandoned"
 
-    def _begun_elsewhere(self, part: int) -> bool:
-        """Whether another sweep has begun a part since this object was made."""
-        for name, states in self._others().items():
-            now, before = (some[part : part + 1] for some in (states, self._before.get(name, b"")))
-            if now not in (b"", PENDING) and not (now.isdigit() and now == before):
-                return True
-        return False
+    @property
+    def overtaken(self) -> bool:
+        """Whether another sweep of the run has gone on since this object was made."""
+        return any(
+            name not in self._before or self._before[name] != now for name, now in self._others().items()
+        )
 
-    def _others(self) -> dict[str, bytes]:
-        """States of all parts under the other sweeps, by the names of their files."""
-        found = {} if self._file == self._locks else {FIRST: os.pread(self._locks, self.parts, 0)}
-        for other in self.path.parent.glob(f"{FIRST}-*"):
-            if other != self.path:
-                with suppress(OSError):  # a link, say, which is none of this run's
-                    file = os.open(other, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-                    found[other.name] = os.pread(file, self.parts, 0)
-                    os.close(file)
+    def _others(self, sure: float | None = None) -> Stamps:
+        """When the states of the other sweeps were written.
+
+        Args:
+            sure: what was written later may be written again under the same time; None stands for it.
+        """
+        found: Stamps = {}
+        for other in self.path.parent.glob(f"{FIRST}*"):
+            with suppress(OSError):
+                facts = os.lstat(other)
+                if other != self.path and stat.S_ISREG(facts.st_mode):  # a link is none of this run's
+                    written = facts.st_size, facts.st_mtime_ns
+                    found[other.name] = None if sure is not None and facts.st_mtime > sure else written
         return found
 
     def finish(self, part: int, failed: int) -> None:
         """Mark a claimed part as recorded, with so many failed samples, and let it go."""
-        self._set(part, str(failed).encode())
-        self._unlock(part)
+        self._set(part, b"%0*d" % (WIDTH, min(failed, MOST)))
+        self._let_go(part)
 
     def reopen(self, part: int) -> None:
         """Take back that a part is done, because its records are not there."""
         self._set(part, STARTED)
 
-    def states(self) -> bytes:
-        """One byte per part."""
-        return os.pread(self._file, self.parts, 0)
-
     def holder(self, part: int) -> int | None:
         """The process of this machine that has claimed a part, where the kernel tells."""
         flock = "hhqqi"  # type, whence, start, length, process
-        with suppress(OSError, struct.error):
-            asked = struct.pack(flock, fcntl.F_WRLCK, os.SEEK_SET, part, 1, 0)
-            kind, *_, process = struct.unpack(flock, fcntl.fcntl(self._locks, fcntl.F_GETLK, asked))
-            return int(process) if kind != fcntl.F_UNLCK and process > 0 else None
+        for byte in self._bytes[part]:
+            with suppress(OSError, struct.error):
+                asked = struct.pack(flock, fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+                kind, *_, process = struct.unpack(flock, fcntl.fcntl(self._locks, fcntl.F_GETLK, asked))
+                if kind != fcntl.F_UNLCK and process > 0:
+                    return int(process)
         return None
 
     @property
@@ -126,21 +155,41 @@ class Claims:
         except FileNotFoundError:
             return False
 
+    def _states(self) -> NDArray[np.uint8]:
+        """(parts, WIDTH) bytes of all states."""
+        found = os.pread(self._file, self._whole, 0).ljust(self._whole, PENDING[:1])
+        return np.frombuffer(found, dtype=np.uint8).reshape(-1, WIDTH)
+
+    @property
+    def finished(self) -> NDArray[np.bool_]:
+        """(parts,) bool: which are recorded."""
+        states = self._states()
+        digits: NDArray[np.bool_] = (states >= ord("0")) & (states <= ord("9"))
+        return np.logical_and.reduce(digits, axis=1)  # type: ignore[no-any-return]
+
+    @property
+    def begun(self) -> NDArray[np.bool_]:
+        """(parts,) bool: of which something may be recorded though they are not finished."""
+        if self.overtaken:
+            return ~self.finished
+        touched: NDArray[np.bool_] = (self._states() != np.frombuffer(PENDING, dtype=np.uint8)).any(axis=1)
+        return touched & ~self.finished
+
     @property
     def open(self) -> list[int]:
         """Parts that are not recorded yet."""
-        states = self.states().ljust(self.parts, PENDING)
-        return [part for part in range(self.parts) if not states[part : part + 1].isdigit()]
+        return np.flatnonzero(~self.finished).tolist()  # type: ignore[no-any-return]
 
     @property
     def done(self) -> bool:
         """Whether all parts are recorded."""
-        return not self.open
+        return bool(self.finished.all())
 
     @property
     def failed(self) -> int:
         """Failed samples of all finished parts."""
-        return sum(state - ord("0") for state in self.states() if bytes([state]).isdigit())
+        states = self._states()[self.finished].astype(np.int64) - ord("0")
+        return int((states * 10 ** np.arange(WIDTH - 1, -1, -1)).sum())
 
     def close(self) -> None:
         """Let go of every claim."""

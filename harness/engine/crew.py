@@ -1,13 +1,14 @@
 """One process's part in a run: it claims parts of the data, fills all cells of each, and closes what is
-complete."""
+complete. A part is a few media with all samples that ask about them, whatever splits these are of."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from backbones.base import Backbone
+from harness.data import Sample
 from harness.engine.cells import Job
 from harness.engine.claims import Claims
-from harness.engine.evaluate import description_rows, failed, fill
+from harness.engine.evaluate import Asks, description_rows, failed, fill
 from harness.engine.interrupts import Stops
 from harness.engine.noise import NoiseWatch
-from harness.engine.prefetch import Key, Loaded, Parts, read_ahead
+from harness.engine.prefetch import Loaded, LoadedMedium, Parts, read_ahead
 from harness.engine.ranks import Place
 from harness.engine.recorded import Recorded
-from harness.engine.splits import IMAGES_AT_ONCE, Split
+from harness.engine.splits import IMAGES_AT_ONCE, Split, parts, samples_of
 from harness.engine.steps import Steps
 from harness.progress import Stage, say, stage
 from harness.store import closing
 from harness.store.editions import LOCK, Opened
 from harness.store.journal import alone
-from harness.store.records import Journals, Writer
+from harness.store.records import Writer
 from harness.store.rows import row_key
 from harness.store.run_folder import frame_picture, shown_frames, split_folder
 from pruners.base import UserError
@@ -40,7 +42,8 @@ PROBED = 8
 PATIENCE = 0.5  # seconds between looks at what others work on
 FIRST_WORD = 10.0  # seconds of waiting for others before it is said, then after twice as long again and again
 PICTURES, PICTURE_SIDE, PICTURE_FOLDER = 24, 384, "images"  # per split, pixels of the longest side
-Left = list[tuple[list[str], tuple[str, ...]]]  # samples of a part, with the cells that lack their results
+LOOKED = 1.0  # seconds for which is believed how many parts are finished
+Left = dict[str, tuple[str, ...]]  # samples of a part that lack results, with the cells that lack them
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Way:
     Attributes:
         share: False does everything anew for every cell, to compare with.
         workers: processes that read images ahead.
+        processes: that evaluate, of one thread each, forked from this one; None for as many as torch has
+            threads, where the model is small enough to gain by it. Under a launcher, this one alone.
         max_failures: share of the samples that may fail before the run stops; one may always.
         keep_code: go on with cells that other code began, and mark the rows.
 
@@ -62,6 +67,7 @@ class Way:
     max_failures: float = 0.01
     place: Place = field(default_factory=Place)
     keep_code: bool = False
+    processes: int | None = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_failures <= 1:
@@ -70,6 +76,8 @@ class Way:
             )
         if self.workers < 0:
             raise UserError(f"--workers {self.workers} is negative; give a number of processes, or 0.")
+        if self.processes is not None and self.processes < 1:
+            raise UserError(f"processes={self.processes} evaluate nothing; give 1 or more, or None.")
 
 
 class Crew:
@@ -92,37 +100,54 @@ class Crew:
         places = [split_folder(folder, *split.name) for split in splits]
         for place in places:
             place.mkdir(parents=True, exist_ok=True)
-        self.parts = [split.parts for split in splits]
+        self.parts = parts(splits, backbone.medium)
+        self.firsts = [0, *accumulate(map(len, self.parts))]  # number of every part's first medium
+        self.claims = Claims(
+            folder / opened.claims,
+            [[medium.key for medium in part] for part in self.parts],
+            recorded=any(next(place.glob("*.jsonl"), None) is not None for place in places),
+        )
         cells = opened.info["cells"]
-        self.claims = [
-            Claims(place / opened.claims, len(parts)) for place, parts in zip(places, self.parts, strict=True)
-        ]
         self.writers = [Writer(place, cells) for place in places]
-        self.recorded = [Recorded(Journals(place, cells)) for place in places]
-        self.begun: set[Key] = set()  # parts of which something may be recorded already
-        self.todo: dict[Key, Left] = {}  # of parts that are claimed
-        self.filled: set[Key] = set()  # parts that this process has filled
+        self.recorded = [Recorded(place, cells) for place in places]
+        self.todo: dict[int, Left] = {}  # of parts that are claimed
+        self.begun: set[int] = set()  # of those, which had been begun before
+        self.looked: set[int] = set()  # parts whose records were looked for
+        self.filled: set[int] = set()  # parts that this process has filled
         self.noise = NoiseWatch()
         self.total = sum(len(split.samples) for split in splits)
         self.results = sum(len(split.samples) * len(split.jobs) for split in splits)
-        for number, recorded in enumerate(self.recorded):
-            recorded.update()
-            asked = [*splits[number].described, *(job.cell.id for job in splits[number].jobs)]
-            for k, part in enumerate(self.parts[number]):
-                if any(recorded.has_of(sample.id, asked) for sample in part):
-                    self.begun.add((number, k))
+        self._worth = np.array(
+            [
+                sum(len(splits[number].jobs) for number, _ in self._askers(part))
+                for part in range(len(self.parts))
+            ]
+        )
+        self._looked: tuple[float, int] = (-math.inf, 0)
+
+    def _askers(self, part: int) -> list[tuple[int, int]]:
+        """The samples of a part: number of the split and place in it."""
+        return [asker for medium in self.parts[part] for asker in medium.samples]
+
+    def _samples(self, part: int) -> list[tuple[int, Sample]]:
+        """The samples of a part, with the numbers of their splits."""
+        return [(number, self.splits[number].samples[place]) for number, place in self._askers(part)]
 
     def close(self) -> None:
         """Let go of every claim and journal."""
-        for writer, claims in zip(self.writers, self.claims, strict=True):
+        for writer in self.writers:
             writer.close()
-            claims.close()
+        self.claims.close()
 
-    def work(self) -> bool:
-        """Until everything is recorded, or until nothing is left for a process that is not the first."""
+    def work(self, closes: bool = True) -> bool:
+        """Until everything is recorded, or until nothing is left for a process that is not the first.
+
+        Args:
+            closes: whether this process may close the run.
+        """
         video = self.backbone.medium == "video"
         preprocess = self.backbone.preprocess_clip if video else self.backbone.preprocess
-        dataset = Parts(self.parts, preprocess, self.backbone.medium)
+        dataset = Parts(samples_of(self.splits, self.parts), preprocess, self.backbone.medium)
         pin = self.backbone.device.startswith("cuda")
         waited, told = 0.0, FIRST_WORD
         done, unit = self.finished_results(), "clips" if video else "images"
@@ -130,15 +155,13 @@ class Crew:
         with shown as progress, Stops("this clip" if video else "these images") as stops:
             self._check_failures("")
             while True:
-                for (number, part), loaded in read_ahead(dataset, self._claim(), self.way.workers, pin):
-                    self._fill(number, part, loaded, progress, stops)
-                    progress.at(self.finished_results(), "")
+                for part, loaded in read_ahead(dataset, self._claim(), self.way.workers, pin):
+                    self._fill(part, loaded, progress, stops)
+                    progress.at(max(progress.done, self.finished_results()), "")
                     stops.check()
                     waited, told = 0.0, FIRST_WORD
                 self._check_place()
-                complete = (
-                    self.way.place.leads and all(claims.done for claims in self.claims) and self._finish()
-                )
+                complete = closes and self.way.place.leads and self.claims.done and self._finish()
                 if self.way.place.agree(complete):
                     return True
                 if self.way.place.rank >= self.way.place.team:
@@ -152,18 +175,20 @@ class Crew:
 
     def _held(self) -> str:
         """The parts that other processes have claimed, in words."""
+        left = self.claims.open
         held = [
-            self._named(number, part) + (f" (process {who})" if (who := claims.holder(part)) else "")
-            for number, claims in enumerate(self.claims)
-            for part in claims.open
+            self._named(part) + (f" (process {who})" if (who := self.claims.holder(part)) else "")
+            for part in left[:3]
         ]
-        more = f" and {len(held) - 3} other parts" if len(held) > 3 else ""
-        return f"{', '.join(held[:3])}{more}, which another process of this run has claimed" if held else ""
+        more = f" and {len(left) - 3} other parts" if len(left) > 3 else ""
+        return f"{', '.join(held)}{more}, which another process of this run has claimed" if held else ""
 
-    def _named(self, number: int, part: int) -> str:
+    def _named(self, part: int) -> str:
         """A part in words."""
-        first, count = self.splits[number].at_once * part + 1, len(self.parts[number][part])
-        return f"images {first} to {first + count - 1} of {':'.join(self.splits[number].name)}"
+        unit = "clip" if self.backbone.medium == "video" else "image"
+        first, last = self.firsts[part] + 1, self.firsts[part + 1]
+        span = f"{unit} {first}" if first == last else f"{unit}s {first} to {last}"
+        return f"{span} of {self.firsts[-1]}"
 
     def _check_place(self) -> None:
         """See that the run folder is still where it was.
@@ -171,142 +196,153 @@ class Crew:
         Raises:
             UserError: it was moved or removed.
         """
-        if not all(claims.in_place for claims in self.claims):
+        if not self.claims.in_place:
             raise UserError(
                 f"{str(self.folder)!r} was moved or removed while this process worked in it; "
                 "nothing recorded is lost, give the command again with --out and where it is now."
             )
 
-    def _claim(self) -> Iterator[Key]:
+    def _claim(self) -> Iterator[int]:
         """Parts that this process may work on, as its team's leader claims them when they are asked for; what
         is left of each stands in `todo`, the same for the whole team."""
         mine = self._claims() if self.way.place.leads else iter(())
         while (claimed := self.way.place.agree(next(mine, None))) is not None:
-            key, self.todo[key] = claimed
-            yield key
+            part, self.todo[part] = claimed
+            yield part
 
-    def _claims(self) -> Iterator[tuple[Key, Left]]:
-        everything = [(number, part) for number, parts in enumerate(self.parts) for part in range(len(parts))]
-        for place in self.way.place.order(len(everything)):
-            number, part = everything[place]
-            state = self.claims[number].take(part)
+    def _claims(self) -> Iterator[tuple[int, Left]]:
+        for part in self.way.place.order(len(self.parts)):
+            state = self.claims.take(part)
             if state is None:
                 continue
             if state == "abandoned":
-                self.begun.add((number, part))
-                self.recorded[number].update()
-            if left := self._left(number, part):
-                yield (number, part), left
+                self.begun.add(part)
+                # all that is begun comes up in turn, so it is looked for in one go
+                some = {part} if part in self.looked else {part, *np.flatnonzero(self.claims.begun).tolist()}
+                self._look(some)
+                self.looked |= some
+            if left := self._left(part):
+                yield part, left
             else:
-                failed = self._failed(number) & {sample.id for sample in self.parts[number][part]}
-                self.claims[number].finish(part, len(failed))
+                self.claims.finish(part, len(self._failed(part)))
 
-    def _left(self, number: int, part: int) -> Left:
-        """Samples of a part that lack results, together with those that lack them of the same cells."""
-        split, samples = self.splits[number], self.parts[number][part]
-        found: dict[tuple[str, ...], list[str]] = {}
-        for sample in samples:
-            jobs = split.jobs
-            if (number, part) in self.begun:
+    def _look(self, some: Iterable[int]) -> None:
+        """Read what is recorded of some parts."""
+        names: list[set[str]] = [set() for _ in self.splits]
+        for part in some:
+            for number, sample in self._samples(part):
+                names[number].add(sample.id)
+        for recorded, samples in zip(self.recorded, names, strict=True):
+            if samples:
+                recorded.look(samples)
+
+    def _left(self, part: int) -> Left:
+        """Samples of a part that lack results, with the cells that lack them."""
+        found: Left = {}
+        for number, sample in self._samples(part):
+            jobs = self.splits[number].jobs
+            if part in self.begun:
                 jobs = [job for job in jobs if not self.recorded[number].complete(job, sample.id)]
-            found.setdefault(tuple(job.cell.id for job in jobs), []).append(sample.id)
-        return [(names, cells) for cells, names in found.items() if cells]
+            if jobs:
+                found[sample.id] = tuple(job.cell.id for job in jobs)
+        return found
 
-    def _failed(self, number: int) -> set[str]:
-        """Samples of a split that are recorded as failed under any of its cells."""
-        cells = {job.cell.id for job in self.splits[number].jobs}
-        return {sample for cell, sample in self.recorded[number].failures if cell in cells}
+    def _failed(self, part: int) -> set[str]:
+        """Samples of a part that are recorded as failed under any cell of their split."""
+        return {
+            sample.id
+            for number, sample in self._samples(part)
+            if any(
+                (job.cell.id, sample.id) in self.recorded[number].failures for job in self.splits[number].jobs
+            )
+        }
 
-    def _fill(self, number: int, part: int, loaded: list[Loaded], progress: Stage, stops: Stops) -> None:
-        left, split = self.todo.pop((number, part)), self.splits[number]
-        first = split.at_once * part + 1
-        where = f"{':'.join(split.name)} {first}-{first + len(self.parts[number][part]) - 1}"
-        rows: list[dict[str, Any]] = []
-        for names, cells in left:
-            begun, count = progress.done, len(names) * len(cells)
+    def _fill(self, part: int, loaded: list[LoadedMedium], progress: Stage, stops: Stops) -> None:
+        left, begun = self.todo.pop(part), progress.done
+        count, where = sum(map(len, left.values())), self._named(part)
 
-            def show(share: float, step: str, begun: float = begun, count: int = count) -> None:
-                progress.at(begun + share * count, f"{step}, {where}")
+        def show(share: float, step: str) -> None:
+            progress.at(begun + share * count, f"{step}, {where}")
 
-            rows += self._rows(number, part, loaded, names, cells, Steps(show))
+        rows = list(self._rows(part, loaded, left, Steps(show)))
         stops.check_torn()
-        self.filled.add((number, part))
+        self.filled.add(part)
         if not self.way.place.leads:
             return
-        if sentence := self.noise.look(rows):
+        if sentence := self.noise.look(row for _, row in rows):
             say(sentence)
         self._check_place()
-        recorded = self.recorded[number]
-        self.writers[number].append(
-            row for row in rows if (number, part) not in self.begun or row_key(row) not in recorded
-        )
-        failed = {row["sample"]: row["reason"] for row in rows if row["status"] == "failed"}
-        before = self._failed(number) & {sample.id for sample in self.parts[number][part]}
-        self.claims[number].finish(part, len(before | failed.keys()))
+        for number in dict.fromkeys(number for number, _ in rows):
+            recorded = self.recorded[number]
+            self.writers[number].append(
+                row
+                for split, row in rows
+                if split == number and (part not in self.begun or row_key(row) not in recorded)
+            )
+        failed = {row["sample"]: row["reason"] for _, row in rows if row["status"] == "failed"}
+        before = self._failed(part) if part in self.begun else set()
+        self.claims.finish(part, len(before | failed.keys()))
         if failed:
             self._check_failures("; ".join(f"{name}: {why}" for name, why in list(failed.items())[:1]))
 
     def _rows(
-        self,
-        number: int,
-        part: int,
-        loaded: Sequence[Loaded],
-        names: Sequence[str],
-        cells: Sequence[str],
-        steps: Steps,
-    ) -> Iterator[dict[str, Any]]:
-        """What is asked of some samples of a part, and their results under some cells."""
-        split = self.splits[number]
-        jobs = [job for job in split.jobs if job.cell.id in cells]
-        chosen = [
-            (k, one.held_to(split.content[one.sample.id]))
-            for k, one in enumerate(loaded)
-            if one.sample.id in names
-        ]
-        for k, one in chosen:
-            image = self._picture(part * split.at_once + k, one)
-            for code in dict.fromkeys(job.cell.setting.code for job in jobs):
-                yield from description_rows(one, image, code)
-        setting = jobs[0].cell.setting
+        self, part: int, loaded: Sequence[LoadedMedium], left: Left, steps: Steps
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """What is asked of a part's samples and their results under the cells that are left, each with the
+        number of its split."""
+        places = {self.splits[n].samples[place].id: (n, place) for n, place in self._askers(part)}
+        asks: dict[str, list[Job]] = {}
+        for name, cells in left.items():
+            wanted = set(cells)
+            asks[name] = [job for job in self.splits[places[name][0]].jobs if job.cell.id in wanted]
+        media = []
+        for medium in loaded:
+            chosen = [
+                one.held_to(self.splits[places[one.sample.id][0]].content[one.sample.id])
+                for one in medium.samples
+                if one.sample.id in asks
+            ]
+            media.append(medium._replace(samples=chosen))
+            for one in chosen:
+                number, place = places[one.sample.id]
+                image = self._picture(place, one, medium.image)
+                for code in dict.fromkeys(job.cell.setting.code for job in asks[one.sample.id]):
+                    yield from ((number, row) for row in description_rows(one, image, code))
+        setting = next(iter(asks.values()))[0].cell.setting
         found = fill(
-            [one for _, one in chosen],
-            jobs,
+            media,
+            asks,
             self.backbone,
             setting.protocol,
             setting.draws,
             share=self.way.share,
-            probed=self._probed(number, part),
+            probed={name for name, (_, place) in places.items() if _is_probed(place)},
             steps=steps,
         )
-        yield from self._unchanged(found, chosen, jobs) if self.backbone.medium == "video" else found
+        rows = self._unchanged(found, media, asks) if self.backbone.medium == "video" else found
+        yield from ((places[row["sample"]][0], row) for row in rows)
 
     def _unchanged(
-        self,
-        rows: Iterator[dict[str, Any]],
-        chosen: Sequence[tuple[int, Loaded]],
-        jobs: Sequence[Job],
+        self, rows: Iterator[dict[str, Any]], media: Sequence[LoadedMedium], asks: Asks
     ) -> Iterator[dict[str, Any]]:
         """Results of clips, whose frames are read again while they are grounded; of a clip that is another
         one by then, why there is none."""
         made = list(rows)
-        for _, one in chosen:
-            after = one.again()
-            mine = [row for row in made if row["sample"] == one.sample.id]
-            yield from failed(one.sample, jobs, after.error) if after.error and not one.error else mine
+        for medium in media:
+            for before, after in zip(medium.samples, medium.again().samples, strict=True):
+                name = before.sample.id
+                mine = [row for row in made if row["sample"] == name]
+                changed = after.error and not before.error
+                yield from failed(before.sample, asks[name], after.error) if changed else mine
 
-    def _probed(self, number: int, part: int) -> set[str]:
-        """The samples of a part that are looked at for what rounding changes."""
-        eighth, rest = divmod(part * self.splits[number].at_once, IMAGES_AT_ONCE)
-        return {self.parts[number][part][0].id} if not rest and eighth < PROBED else set()
-
-    def _picture(self, number: int, one: Loaded) -> str:
+    def _picture(self, number: int, one: Loaded, image: NDArray[np.uint8] | None) -> str:
         """Keep a small picture of the first samples of a split for reports; its path below the run folder."""
-        if one.image is None or number >= PICTURES:
+        if image is None or number >= PICTURES:
             return ""
         name = split_folder(self.folder, one.sample.dataset, one.sample.split).name
         path = Path(PICTURE_FOLDER) / f"{name}-{one.sample.image_id}.jpg"
         (self.folder / PICTURE_FOLDER).mkdir(exist_ok=True)
-        self._save(one.image, path)
+        self._save(image, path)
         for frame in shown_frames(len(one.sample.frames))[1:]:
             with suppress(UserError):  # its failure is told elsewhere
                 self._save(one.sample.image(frame), frame_picture(path, frame))
@@ -318,12 +354,13 @@ class Crew:
         picture.save(self.folder / path, quality=85)
 
     def finished_results(self) -> int:
-        """Images times cells of the parts that are closed, whoever filled them."""
-        return sum(
-            len(parts[k]) * len(split.jobs)
-            for split, parts, claims in zip(self.splits, self.parts, self.claims, strict=True)
-            for k in set(range(len(parts))) - set(claims.open)
-        )
+        """Samples times cells of the parts that are closed, whoever filled them; looked up at most once in
+        LOOKED seconds."""
+        then, found = self._looked
+        if (now := time.monotonic()) - then >= LOOKED:
+            found = int(self._worth[self.claims.finished].sum())
+            self._looked = now, found
+        return found
 
     def _check_failures(self, latest: str) -> None:
         most = max(1, math.ceil(self.way.max_failures * self.total))
@@ -332,11 +369,11 @@ class Crew:
             # a run without answers is none
             return failed > most or failed == self.total > self.way.max_failures * self.total
 
-        failed = sum(claims.failed for claims in self.claims)
-        if too_many(failed):  # a claim is one byte that may be damaged; the records know
-            for recorded in self.recorded:
-                recorded.update()
-            failed = sum(len(self._failed(number)) for number in range(len(self.splits)))
+        failed = self.claims.failed
+        if too_many(failed):  # a state may be damaged; the records know
+            every = range(len(self.parts))
+            self._look(every)
+            failed = sum(len(self._failed(part)) for part in every)
         if too_many(failed):
             raise UserError(
                 f"{failed} of {self.total} samples failed, more than --max-failures {self.way.max_failures:g}"
@@ -352,20 +389,23 @@ class Crew:
             UserError: a part lacks records although this process has filled it.
         """
         images = {job.cell.id: len(split.samples) for split in self.splits for job in split.jobs}
-        lost = closing.lacking(self.folder, self.info, images)
-        for number, (split, parts, claims) in enumerate(
-            zip(self.splits, self.parts, self.claims, strict=True)
-        ):
-            for part, samples in enumerate(parts):
-                if absent := lost.get(split.name, set()) & {sample.id for sample in samples}:
-                    if (number, part) in self.filled:
-                        raise UserError(
-                            f"{min(absent)} has no complete results although it was evaluated; "
-                            f"look at its expressions, and whether {str(self.folder)!r} lost files meanwhile."
-                        )
-                    self.begun.add((number, part))
-                    claims.reopen(part)
+        lost = set().union(*closing.lacking(self.folder, self.info, images).values())
+        for part in range(len(self.parts)) if lost else ():
+            if absent := lost & {sample.id for _, sample in self._samples(part)}:
+                if part in self.filled:
+                    raise UserError(
+                        f"{min(absent)} has no complete results although it was evaluated; "
+                        f"look at its expressions, and whether {str(self.folder)!r} lost files meanwhile."
+                    )
+                self.claims.reopen(part)
         if not lost:
             with alone(self.folder / LOCK):  # others may be complete, too, or have gone on with other code
                 closing.close_run(self.folder, images)
         return not lost
+
+
+def _is_probed(place: int) -> bool:
+    """Whether a split's sample is looked at for what rounding changes: the first of every IMAGES_AT_ONCE, up
+    to PROBED of them."""
+    eighth, rest = divmod(place, IMAGES_AT_ONCE)
+    return not rest and eighth < PROBED

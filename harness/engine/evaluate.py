@@ -1,8 +1,8 @@
-"""Fills cells: the rows of a few images under all pruners and budgets, from one encoding of each."""
+"""Fills cells: the rows of a few media under all pruners and budgets, from one encoding of each."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from backbones.base import Backbone, ClipEncoding, ClipPixels, Conversation, Encoding, Grounded, Pixels, Row
 from harness import data
 from harness.engine.cells import Job
-from harness.engine.prefetch import Loaded
+from harness.engine.prefetch import Loaded, LoadedMedium
 from harness.engine.rounding import of_type, perturbed, same_choice
 from harness.engine.scores import masks_of, measured
 from harness.engine.steps import CHOSEN, DRAWN, READ, Steps
@@ -47,7 +47,7 @@ class _Asked:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """An image or a clip with its truth.
+    """A sample with its truth.
 
     Attributes:
         shares: (E, V * N) part of every patch that an expression's referent covers, view after view.
@@ -60,9 +60,12 @@ class _Seen:
     shown: tuple[int, ...]
 
 
+Asks = Mapping[str, Sequence[Job]]  # cells of every sample, by its id
+
+
 def fill(
-    loaded: Sequence[Loaded],
-    jobs: Sequence[Job],
+    media: Sequence[LoadedMedium],
+    asks: Asks,
     backbone: Backbone,
     protocol: str,
     seed: int,
@@ -71,22 +74,36 @@ def fill(
     probed: Container[str] = (),
     steps: Steps | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Records of a few images under all cells of their split.
+    """Records of a few media under all cells of the splits that they are of.
 
     Args:
-        share: encode every image once and let rows share the layers and tokens that they have in common;
+        share: encode every medium once and let rows share the layers and tokens that they have in common;
             without, every cell does everything anew.
         probed: samples of which is looked at what rounding changes.
         steps: told how far it is.
     """
     steps = steps or Steps()
-    for part in [jobs] if share else [[job] for job in jobs]:
-        yield from _fill(loaded, part, backbone, protocol, seed, share, probed, steps)
+    for part in [asks] if share else _one_by_one(asks):
+        asking = [
+            one._replace(samples=samples)
+            for one in media
+            if (samples := [asked for asked in one.samples if part.get(asked.sample.id)])
+        ]
+        yield from _fill(asking, part, backbone, protocol, seed, share, probed, steps)
+
+
+def _one_by_one(asks: Asks) -> list[Asks]:
+    """Each cell by itself."""
+    found: dict[str, dict[str, list[Job]]] = {}
+    for sample, jobs in asks.items():
+        for job in jobs:
+            found.setdefault(job.cell.id, {})[sample] = [job]
+    return list(found.values())
 
 
 def _fill(
-    loaded: Sequence[Loaded],
-    jobs: Sequence[Job],
+    media: Sequence[LoadedMedium],
+    asks: Asks,
     backbone: Backbone,
     protocol: str,
     seed: int,
@@ -94,31 +111,38 @@ def _fill(
     probed: Container[str],
     steps: Steps,
 ) -> Iterator[dict[str, Any]]:
-    for job in jobs:
-        checks.watch(job.pruner)
-    readable = []
-    for image in loaded:
-        if image.pixels is None or image.truth is None:
-            yield from failed(image.sample, jobs, image.error)
-        else:
-            readable.append((image.sample, image.pixels, image.truth))
-    asked: list[_Asked] = []
-    steps.expect(CHOSEN, len(readable) * len(jobs))
-    encodings = _encode(backbone, [pixels for _, pixels, _ in readable])
-    for (sample, _, truth), encoding in zip(readable, encodings, strict=True):
-        if isinstance(encoding, Exception):
-            yield from failed(
-                sample, jobs, str(encoding) if isinstance(encoding, UserError) else repr(encoding)
-            )
-            continue
-        talks = conversations(backbone, sample, protocol, seed)
-        of = sum(len(talk.expressions) for talk in talks)
-        shown = shown_by(backbone, encoding)
-        seen = _Seen(sample, truth, _shares(backbone, encoding, talks, truth, shown), shown)
-        other = perturbed(encoding, seed, sample.id, rounding_of(encoding)) if sample.id in probed else None
+    for jobs in asks.values():
         for job in jobs:
-            asked += _asked(backbone, seen, encoding, other, talks, job, of)
-            steps.add(CHOSEN)
+            checks.watch(job.pruner)
+    for one in media:
+        for loaded in one.samples:
+            if loaded.truth is None:
+                yield from failed(loaded.sample, asks[loaded.sample.id], loaded.error)
+    readable = [
+        (one.pixels, [(loaded.sample, loaded.truth) for loaded in one.samples if loaded.truth is not None])
+        for one in media
+        if one.pixels is not None and any(loaded.truth is not None for loaded in one.samples)
+    ]
+    asked: list[_Asked] = []
+    steps.expect(CHOSEN, sum(len(asks[sample.id]) for _, samples in readable for sample, _ in samples))
+    encodings = _encode(backbone, [pixels for pixels, _ in readable])
+    for (_, samples), encoding in zip(readable, encodings, strict=True):
+        if isinstance(encoding, Exception):
+            why = str(encoding) if isinstance(encoding, UserError) else repr(encoding)
+            for sample, _ in samples:
+                yield from failed(sample, asks[sample.id], why)
+            continue
+        shown, chosen = shown_by(backbone, encoding), Chosen(backbone, encoding)
+        for sample, truth in samples:
+            talks = conversations(backbone, sample, protocol, seed)
+            of = sum(len(talk.expressions) for talk in talks)
+            seen = _Seen(sample, truth, _shares(backbone, encoding, talks, truth, shown), shown)
+            other = None
+            if sample.id in probed:
+                other = Chosen(backbone, perturbed(encoding, seed, sample.id, rounding_of(encoding)))
+            for job in asks[sample.id]:
+                asked += _asked(backbone, seen, chosen, other, talks, job, of)
+                steps.add(CHOSEN)
     for step in (READ, DRAWN):
         steps.expect(step, len(asked))
     with steps.following(backbone):
@@ -151,22 +175,23 @@ def rounding_of(encoding: Encoding) -> float:
 def _asked(
     backbone: Backbone,
     seen: _Seen,
-    encoding: Encoding,
-    other: Encoding | None,
+    tokens: Chosen,
+    other: Chosen | None,
     talks: Sequence[Conversation],
     job: Job,
     of: int,
 ) -> Iterator[_Asked]:
-    """The rows of one image under one cell; behind each whose choice hangs on rounding, its twin from
+    """The rows of one sample under one cell; behind each whose choice hangs on rounding, its twin from
     `other`."""
     # of what the language model gets of a view, where the model pools in front of it
     inside = backbone.sent(backbone.grid[0] * backbone.grid[1])
     cuts = job.pruner.cuts(job.cell.budget, inside, backbone.num_layers)
-    chosen = list(_select(backbone, seen, encoding, talks, job))
+    encoding = tokens.encoding
+    chosen = list(tokens.of(seen, talks, job))
     again: list[tuple[Conversation, tuple[Selection, ...]]] = []
     if other is not None:
         with suppress(UserError):  # what noise breaks says nothing of the sample
-            again = list(_select(backbone, seen, other, talks, job))
+            again = list(other.of(seen, talks, job))
 
     def row(of: Encoding, talk: Conversation, selections: tuple[Selection, ...]) -> Row:
         cell = job.cell
@@ -185,7 +210,7 @@ def _asked(
         )
         yield _Asked(row(encoding, talk, selections), seen, job, talk, of, stable)
         if not stable:
-            yield _Asked(row(other, talk, twins), seen, job, talk, of, twin=True)
+            yield _Asked(row(other.encoding, talk, twins), seen, job, talk, of, twin=True)
 
 
 def _scored(results: Sequence[tuple[_Asked, Grounded]]) -> Iterator[dict[str, Any]]:
@@ -262,18 +287,31 @@ def _shares(
     return shares
 
 
-def _select(
-    backbone: Backbone, seen: _Seen, encoding: Encoding, talks: Sequence[Conversation], job: Job
-) -> Iterator[tuple[Conversation, tuple[Selection, ...]]]:
-    """What the pruner lets into the language model in every conversation; chosen once per image if it reads
-    neither text nor truth."""
-    chosen: tuple[Selection, ...] | None = None
-    for talk in talks:
-        if chosen is None or job.pruner.needs & PER_TEXT:
-            referent = seen.truth.seen(talk.expressions, seen.shown)
-            views = backbone.views(encoding, talk.turns, seen.sample.id, referent)
-            chosen = checks.select_views(job.pruner, views, job.cell.budget, backbone.num_layers)
-        yield talk, chosen
+class Chosen:
+    """What pruners let into the language model of one encoding; what depends on the pixels alone is chosen
+    once for all that ask about them."""
+
+    def __init__(self, backbone: Backbone, encoding: Encoding) -> None:
+        self.backbone, self.encoding = backbone, encoding
+        self._kept: dict[tuple[int, int], tuple[Selection, ...]] = {}
+
+    def of(
+        self, seen: _Seen, talks: Sequence[Conversation], job: Job
+    ) -> Iterator[tuple[Conversation, tuple[Selection, ...]]]:
+        """The choice in every conversation about a sample: once per sample if it reads neither text nor
+        truth, once per medium if it does not draw either."""
+        pruner, budget = job.pruner, job.cell.budget
+        # the splits of a run share their pruners, and draws hang on the sample
+        key = None if pruner.needs & PER_TEXT or pruner.stochastic else (id(pruner), budget)
+        chosen = self._kept.get(key) if key is not None else None
+        for talk in talks:
+            if chosen is None or pruner.needs & PER_TEXT:
+                referent = seen.truth.seen(talk.expressions, seen.shown)
+                views = self.backbone.views(self.encoding, talk.turns, seen.sample.id, referent)
+                chosen = checks.select_views(pruner, views, budget, self.backbone.num_layers)
+            if key is not None:
+                self._kept[key] = chosen
+            yield talk, chosen
 
 
 def _common(job: Job, sample: data.Sample) -> dict[str, Any]:

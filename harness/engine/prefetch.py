@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from itertools import chain
 from types import FrameType
 from typing import Any, NamedTuple
@@ -16,28 +17,25 @@ from torch.utils.data import DataLoader, Dataset
 from backbones.base import ClipPixels, Pixels
 from backbones.parts.clips import Clip
 from harness.data import Sample, content
+from harness.data.sample import FileDigest, file_digest
 from harness.engine.truth import ClipTruth, ImageTruth, Truth
 from harness.metrics.base import Medium
 from pruners.base import UserError
 
-Key = tuple[int, int]  # number of the split, number of the part in it
 DEAD = "DataLoader worker"  # in all that torch says of a worker that is gone
 Preprocess = Callable[[NDArray[np.uint8]], Pixels] | Callable[[Clip], ClipPixels]
 
 
 class Loaded(NamedTuple):
-    """One image or clip, ready for the model.
+    """One sample, ready for the model.
 
     Attributes:
-        image: (H, W, 3) uint8, of a clip the first frame.
         truth: what its expressions name.
         error: why there is nothing, empty if there is.
         content: digest of what was read, as `harness.data.content` has it.
     """
 
     sample: Sample
-    image: NDArray[np.uint8] | None
-    pixels: Pixels | ClipPixels | None
     truth: Truth | None
     error: str = ""
     content: str = ""
@@ -47,15 +45,36 @@ class Loaded(NamedTuple):
         if self.error or self.content == content:
             return self
         why = f"{self.sample.id} was changed while the run went on; put its image back, or begin a new run."
-        return Loaded(self.sample, None, None, None, why)
-
-    def again(self) -> Loaded:
-        """The same, if its files still hold what was read; otherwise why there is nothing."""
-        return self if self.error else self._replace(content=content(self.sample)).held_to(self.content)
+        return Loaded(self.sample, None, why)
 
 
-class Parts(Dataset[tuple[Key, list[Loaded]]]):
-    """Parts of all splits; `parts[split][number]` are the samples of one.
+class LoadedMedium(NamedTuple):
+    """An image or a clip, ready for the model, with all samples that ask about it.
+
+    Attributes:
+        image: (H, W, 3) uint8, of a clip the first frame; None if it could not be read.
+        pixels: as the backbone prepares them.
+    """
+
+    image: NDArray[np.uint8] | None
+    pixels: Pixels | ClipPixels | None
+    samples: list[Loaded]
+
+    def again(self) -> LoadedMedium:
+        """The same; of samples whose files hold something else by now, why there is nothing."""
+        of_file = cache(file_digest)
+        return self._replace(
+            samples=[
+                one
+                if one.error
+                else one._replace(content=content(one.sample, of_file).sample).held_to(one.content)
+                for one in self.samples
+            ]
+        )
+
+
+class Parts(Dataset[tuple[int, list[LoadedMedium]]]):
+    """Parts of a run; `parts[number]` has the samples of each of its media.
 
     Args:
         preprocess: a backbone's, of images or of clips.
@@ -71,28 +90,41 @@ class Parts(Dataset[tuple[Key, list[Loaded]]]):
         self.parts, self.medium = parts, medium
         self.preprocess: Callable[[Any], Pixels | ClipPixels] = preprocess
 
-    def __getitem__(self, key: Key) -> tuple[Key, list[Loaded]]:
-        return key, [self._load(sample) for sample in self.parts[key[0]][key[1]]]
+    def __getitem__(self, number: int) -> tuple[int, list[LoadedMedium]]:
+        return number, [one for samples in self.parts[number] for one in self._load(samples)]
 
-    def _load(self, sample: Sample) -> Loaded:
+    def _load(self, samples: Sequence[Sample]) -> list[LoadedMedium]:
+        """One medium; where it cannot be read, each of its samples by itself, to say so in its own words."""
+        first = samples[0]
         try:
-            image = sample.image()
-            of = ClipTruth if self.medium == "video" else ImageTruth
-            seen = sample.clip() if self.medium == "video" else image
-            return Loaded(sample, image, self.preprocess(seen), of(sample), content=content(sample))
-        except UserError as error:
-            return Loaded(sample, None, None, None, str(error))
+            image = first.image()
+            pixels = self.preprocess(first.clip() if self.medium == "video" else image)
         except Exception as error:  # whatever an image does to the preprocessing costs that image alone
-            return Loaded(sample, None, None, None, repr(error))
+            if len(samples) > 1:
+                return [one for sample in samples for one in self._load([sample])]
+            return [LoadedMedium(None, None, [Loaded(first, None, _why(error))])]
+        of_file = cache(file_digest)
+        return [LoadedMedium(image, pixels, [self._asked(sample, of_file) for sample in samples])]
+
+    def _asked(self, sample: Sample, of_file: FileDigest) -> Loaded:
+        of = ClipTruth if self.medium == "video" else ImageTruth
+        try:
+            return Loaded(sample, of(sample), content=content(sample, of_file).sample)
+        except Exception as error:  # a segmentation costs its sample alone
+            return Loaded(sample, None, _why(error))
 
 
-def _as_it_is(part: tuple[Key, list[Loaded]]) -> tuple[Key, list[Loaded]]:
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else repr(error)
+
+
+def _as_it_is(part: tuple[int, list[LoadedMedium]]) -> tuple[int, list[LoadedMedium]]:
     return part
 
 
 def read_ahead(
-    parts: Parts, keys: Iterable[Key], workers: int, pin: bool
-) -> Iterator[tuple[Key, list[Loaded]]]:
+    parts: Parts, keys: Iterable[int], workers: int, pin: bool
+) -> Iterator[tuple[int, list[LoadedMedium]]]:
     """Load parts in the order of `keys`, which is drawn from as parts are needed, at most two parts per
     worker ahead.
 
@@ -127,7 +159,7 @@ def read_ahead(
             ) from error
 
 
-def _noting(keys: Iterable[Key], raised: list[Exception]) -> Iterator[Key]:
+def _noting(keys: Iterable[int], raised: list[Exception]) -> Iterator[int]:
     try:
         yield from keys
     except Exception as error:

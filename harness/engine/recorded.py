@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 from harness.engine.cells import Job
-from harness.store.records import Journals
+from harness.store.named import named_rows
 from harness.store.rows import description
 
 
 class Recorded:
-    """The keys of a split's rows; reads on where it stopped."""
+    """The keys of some samples' rows in a split's journals; other rows are passed over without being parsed.
 
-    def __init__(self, journals: Journals) -> None:
-        self._journals = journals
+    Args:
+        place: the split's folder.
+        cells: what `run.json` says of every cell.
+    """
+
+    def __init__(self, place: Path, cells: Mapping[str, Mapping[str, Any]]) -> None:
+        self._place, self._cells = place, cells
+        self._offsets: dict[Path, int] = {}  # up to which every journal was looked through for `_known`
+        self._known: set[str] = set()
         self._places: dict[tuple[str, str], set[int]] = {}
         self._of: dict[tuple[str, str], int] = {}
         self._failed: set[tuple[str, str]] = set()
@@ -23,9 +32,19 @@ class Recorded:
         """(cell, sample) that are recorded as failed."""
         return self._failed
 
-    def update(self) -> None:
-        """Read what was written since the last time."""
-        for _, row in self._journals.new():
+    def look(self, samples: Iterable[str]) -> None:
+        """Read what is recorded of these samples, and what was written since of those of before."""
+        new = set(samples) - self._known
+        for path in sorted(self._place.glob("*.jsonl")):
+            seen = self._offsets.get(path, 0)
+            if new and seen:
+                self._note(named_rows(path, new, self._cells, 0, seen)[0])
+            rows, self._offsets[path] = named_rows(path, self._known | new, self._cells, seen)
+            self._note(rows)
+        self._known |= new
+
+    def _note(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        for row in rows:
             pair = row["cell"], row["sample"]
             self._places.setdefault(pair, set()).add(row["place"])
             self._of[pair] = row["of"]
@@ -35,12 +54,9 @@ class Recorded:
     def __contains__(self, key: tuple[str, str, int]) -> bool:
         return key[2] in self._places.get(key[:2], ())
 
-    def has_of(self, sample: str, cells: Iterable[str]) -> bool:
-        """Whether anything of a sample is there."""
-        return any((cell, sample) in self._of for cell in cells)
-
     def complete(self, job: Job, sample: str) -> bool:
-        """Whether a cell has all rows of a sample, and the sample is described if it could be read."""
+        """Whether a cell has all rows of a sample, which was looked for, and the sample is described if it
+        could be read."""
         cell = job.cell.id
         if not self._whole(cell, sample):
             return False

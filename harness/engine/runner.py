@@ -14,8 +14,10 @@ from backbones.base import Backbone
 from harness.engine.cells import impossible
 from harness.engine.crew import Crew, Way
 from harness.engine.evaluate import conversations
+from harness.engine.forks import forked
+from harness.engine.ranks import Place
 from harness.engine.served import served
-from harness.engine.splits import IMAGES_AT_ONCE, Split, identity, prepare
+from harness.engine.splits import IMAGES_AT_ONCE, Split, identity, parts, prepare
 from harness.plan import Plan
 from harness.progress import say
 from harness.store.editions import Asked, open_run
@@ -73,15 +75,36 @@ def run(
                 f"Records of {str(folder)!r} lie in a linked folder outside of it; give a new --out folder."
             )
         splits = [replace(split, jobs=jobs) for split, jobs in zip(splits, opened.jobs, strict=True)]
-        crew = Crew(backbone, splits, folder, way, opened)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    count = way.processes or (torch.get_num_threads() if backbone.forks else 1)
+    count = min(count, len(parts(splits, backbone.medium))) if way.place.world == 1 else 1
+
+    def others(place: Place, way: Way = way) -> None:
+        _work(Crew(backbone, splits, folder, replace(way, place=place), opened), closes=False)
+
+    with forked(count, others) as place:
+        if count > 1:
+            way = replace(way, place=place)
+        try:
+            crew = Crew(backbone, splits, folder, way, opened)
+        except OSError as error:
+            raise _unwritable(folder, error) from error
         if done := crew.finished_results():
             say(f"goes on: {done:,} of {crew.results:,} images x cells are in {folder} already")
-    except OSError as error:
-        raise UserError(
-            f"Cannot write to {str(folder)!r} ({error.strerror}); give --out a folder that you may write."
-        ) from error
+        return _work(crew)
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"Cannot write to {str(folder)!r} ({error.strerror}); give --out a folder that you may write."
+    )
+
+
+def _work(crew: Crew, closes: bool = True) -> bool:
+    folder, backbone = crew.folder, crew.backbone
     try:
-        return crew.work()
+        return crew.work(closes)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"{backbone.device} is out of memory even with the smallest batch; nothing recorded is lost, "

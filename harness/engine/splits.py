@@ -10,16 +10,15 @@ from functools import cached_property
 
 from backbones.base import Backbone
 from harness import data
+from harness.data.digests import digests_of
+from harness.data.refshapes.writer import cache_folder
 from harness.engine.cells import Job, Setting, expand, jobs
 from harness.engine.served import served
 from harness.plan import Plan
 from harness.progress import stage
 from harness.store import code
-from harness.store.rows import description
 
-IMAGES_AT_ONCE = (
-    8  # encoded, grounded and written together; at most nine, so that a digit counts a part's failures
-)
+IMAGES_AT_ONCE = 8  # samples that are grounded and written together
 
 
 @dataclass(frozen=True)
@@ -27,41 +26,74 @@ class Split:
     """Samples of a split and the cells that they fill.
 
     Attributes:
-        contents: per sample the digest of its content.
-        at_once: samples that are encoded, grounded, claimed and written together.
+        contents: per sample what it and its medium are known by.
     """
 
     samples: list[data.Sample]
     jobs: list[Job]
-    contents: list[str]
-    at_once: int = IMAGES_AT_ONCE
+    contents: list[data.Content]
 
     @property
     def name(self) -> tuple[str, str]:
         """Data set and split."""
         return self.jobs[0].cell.dataset, self.jobs[0].cell.split
 
-    @property
-    def described(self) -> set[str]:
-        """What stands for the cell in the rows that describe its samples."""
-        return {description(job.cell.setting.code) for job in self.jobs}
-
-    @property
-    def parts(self) -> list[list[data.Sample]]:
-        """What is encoded, grounded, claimed and written together; the same however many processes work, and
-        however many images more are asked for."""
-        starts = range(0, len(self.samples), self.at_once)
-        return [self.samples[start : start + self.at_once] for start in starts]
-
     @cached_property
     def pairs(self) -> list[tuple[str, str]]:
         """(sample, digest of its content), in order."""
-        return [(sample.id, content) for sample, content in zip(self.samples, self.contents, strict=True)]
+        return [
+            (sample.id, content.sample) for sample, content in zip(self.samples, self.contents, strict=True)
+        ]
 
     @cached_property
     def content(self) -> dict[str, str]:
         """Digest of every sample's content."""
         return dict(self.pairs)
+
+
+@dataclass(frozen=True)
+class Medium:
+    """An image or a clip of a run.
+
+    Attributes:
+        key: digest of its pixels.
+        samples: who asks about it: number of the split and place in it.
+    """
+
+    key: str
+    samples: tuple[tuple[int, int], ...]
+
+
+def parts(splits: Sequence[Split], kind: str = "image") -> list[list[Medium]]:
+    """What is encoded, grounded, claimed and written together: images that follow each other, in the order of
+    the splits, of IMAGES_AT_ONCE samples together unless one of them has more; of clips each by itself. A
+    medium is in one part alone, whatever splits it is of.
+
+    Args:
+        kind: "image" or "video".
+    """
+    most = 1 if kind == "video" else IMAGES_AT_ONCE
+    askers: dict[str, list[tuple[int, int]]] = {}
+    for number, split in enumerate(splits):
+        for place, content in enumerate(split.contents):
+            askers.setdefault(content.medium, []).append((number, place))
+    found: list[list[Medium]] = []
+    count = most
+    for key, samples in askers.items():
+        if count + len(samples) > most:
+            found.append([])
+            count = 0
+        found[-1].append(Medium(key, tuple(samples)))
+        count += len(samples)
+    return found
+
+
+def samples_of(splits: Sequence[Split], found: Sequence[Sequence[Medium]]) -> list[list[list[data.Sample]]]:
+    """The samples of every medium of every part, as `harness.engine.prefetch.Parts` takes them."""
+    return [
+        [[splits[number].samples[place] for number, place in medium.samples] for medium in part]
+        for part in found
+    ]
 
 
 def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
@@ -91,17 +123,16 @@ def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
     )
     limit = plan.limit or None
     splits = []
-    at_once = 1 if backbone.medium == "video" else IMAGES_AT_ONCE
-    with stage("reading the data sets", 0, "clips" if backbone.medium == "video" else "images") as progress:
+    digests = digests_of(plan.data, cache_folder())
+    with stage("reading the data sets", 0, "frames" if backbone.medium == "video" else "images") as progress:
         for dataset, split in plan.pairs_of(backbone):
             progress.at(progress.done, f"{dataset}:{split}")
             samples = data.load_samples(dataset, split, plan.data, backbone.medium)[:limit]
-            progress.more(len(samples))
-            contents = []
-            for sample in samples:
-                contents.append(data.content(sample))
-                progress.advance()
-            splits.append(Split(samples, jobs(setting, dataset, split, lines), contents, at_once))
+            files = [path for sample in samples for path in sample.frames]
+            progress.more(len(files))
+            digests.learn(files, progress.advance)
+            contents = [data.content(sample, digests) for sample in samples]
+            splits.append(Split(samples, jobs(setting, dataset, split, lines), contents))
     return splits
 
 

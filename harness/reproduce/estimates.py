@@ -99,17 +99,16 @@ def of(spec: Spec, plan: Plan) -> Estimate | None:
         one = prompt.alone() if alone else prompt
         macs += many * sharing.account(projected, lines, one, talks).shared
     return Estimate(
-        elements * dtype.itemsize, max(inside, outside), images, float(macs), len(lines), here(), _memory()
+        elements * dtype.itemsize, max(inside, outside), images, float(macs), len(lines), *_card(plan.device)
     )
 
 
-def _memory() -> int | None:
-    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-
-
-def here() -> Gpu | None:
-    """The data sheet of this machine's GPU; None without a GPU, or of one that is not known."""
-    if not torch.cuda.is_available():
-        return None
-    name = torch.cuda.get_device_name().lower()
-    return next((sheet for key, sheet in GPUS.items() if key in name), None)
+def _card(device: str) -> tuple[Gpu | None, int | None]:
+    """Data sheet and bytes of the card that a plan's device means, the first one where it names none; None
+    without a GPU, the sheet also of a card that is not known."""
+    place = torch.device(device if device.startswith("cuda") else "cuda:0")
+    if not torch.cuda.is_available() or (place.index or 0) >= torch.cuda.device_count():
+        return None, None
+    name = torch.cuda.get_device_name(place).lower()
+    sheet = next((sheet for key, sheet in GPUS.items() if key in name), None)
+    return sheet, torch.cuda.get_device_properties(place).total_memory

@@ -36,6 +36,7 @@ from harness.doctor import OFFICIAL
 from harness.engine.cells import expand
 from harness.engine.prefetch import Parts
 from harness.engine.runner import IMAGES_AT_ONCE, Plan, Way, prepare, run
+from harness.engine.splits import parts, samples_of
 from harness.store import records
 from pruners import parse
 from pruners.base import View
@@ -128,10 +129,10 @@ def measure(count: int) -> Measured:
         fingerprint(data.load_samples("refcoco", "val", place))
         before = time.process_time() - clock
         splits = prepare(plan, backbone)
-        parts = Parts([splits[0].parts], backbone.preprocess)
+        ready = Parts(samples_of(splits, parts(splits)), backbone.preprocess)
         clock = time.process_time()
-        for number in range(len(splits[0].parts)):
-            parts[0, number]
+        for number in range(len(ready.parts)):
+            ready[number]
         ahead = time.process_time() - clock
         clock = time.process_time()
         run(plan, backbone, splits, root / "run", Way())

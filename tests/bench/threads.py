@@ -29,6 +29,7 @@ def work(images: int, rounds: int) -> None:
     from harness.engine.evaluate import fill
     from harness.engine.prefetch import Parts
     from harness.engine.ranks import Place
+    from harness.engine.splits import parts, samples_of
     from harness.plan import Plan
 
     plan = Plan(
@@ -40,10 +41,11 @@ def work(images: int, rounds: int) -> None:
     )
     backbone = plan.load(Place())
     (split,) = runner.prepare(plan, backbone)
-    _, loaded = Parts([split.parts], backbone.preprocess)[0, 0]
+    _, loaded = Parts(samples_of([split], parts([split])), backbone.preprocess)[0]
+    asks = {sample.id: split.jobs for sample in split.samples}
     for number in range(rounds + 1):
         start = time.perf_counter()
-        rows = list(fill(loaded, split.jobs, backbone, split.jobs[0].cell.setting.protocol, 0))
+        rows = list(fill(loaded, asks, backbone, split.jobs[0].cell.setting.protocol, 0))
         assert all(row["status"] == "ok" for row in rows)
         if number:
             print(time.perf_counter() - start, flush=True)
