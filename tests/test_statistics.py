@@ -360,7 +360,8 @@ def test_who_names_no_seed_has_the_first_draws() -> None:
         [correlation(inner, outer, labels, *seed) for seed in ([], [0], [1])],
     ):
         assert found[0] == found[1] != found[2]
-    parts = [resample(inner[:, None], outer[:, None], *seed) for seed in ([], [0], [1])]
+    floats = inner[:, None] * 1.0, outer[:, None] * 1.0
+    parts = [resample(*floats, *seed) for seed in ([], [0], [1])]
     assert parts[0].replicates.shape == (DRAWS, 1) and DRAWS == 4000
     assert (parts[0].replicates == parts[1].replicates).all()
     assert not (parts[0].replicates == parts[2].replicates).all()
