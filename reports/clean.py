@@ -20,6 +20,7 @@ from harness import metrics
 from harness.labels import Rescored
 from harness.metrics import Metric
 from harness.metrics.bootstrap import Estimate, adjusted
+from harness.store.tables import plain
 from pruners.base import REFERENT, UserError
 from reports.columns import RANKED
 from reports.comparable import BOUND, COLUMN, LINE, groups, medium_of, title
@@ -145,7 +146,7 @@ def _marked(frame: pd.DataFrame, found: Rescored) -> pd.DataFrame:
     """Records of the splits that the labels speak of, with `clean`, whether they count, and counts by other
     truths."""
     there = pd.MultiIndex.from_frame(frame[COLUMN]).isin(found.joined.columns)
-    frame = frame[there].reset_index(drop=True)
+    frame = plain(frame[there]).reset_index(drop=True)
     keys = pd.MultiIndex.from_frame(frame[["sample", "expression"]])
     frame["clean"] = keys.isin(list(found.joined.kept))
     if found.counts is not None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from harness.metrics import Metric
@@ -66,12 +67,14 @@ def medium_of(frame: pd.DataFrame) -> pd.Series[str]:
     clips = frame["frames"] > 1
     if "j" in frame:  # a clip may have one frame
         clips |= frame["j"].notna()
-    return clips.groupby(frame["dataset"]).transform("any").map({True: "video", False: "image"})
+    codes = clips.groupby(frame["dataset"], observed=True).transform("any").to_numpy(dtype=np.int8)
+    return pd.Series(pd.Categorical.from_codes(codes, pd.Index(["image", "video"])), index=frame.index)
 
 
 def fitting(frame: pd.DataFrame, metric: Metric) -> pd.Series[bool]:
     """Which records a metric is measured on: those of its medium, and of its data sets."""
-    return frame["dataset"].map(metric.fits).astype(bool) & (medium_of(frame) == metric.medium)
+    named = [name for name in frame["dataset"].unique() if metric.fits(name)]
+    return frame["dataset"].isin(named) & (medium_of(frame) == metric.medium)
 
 
 def groups(frame: pd.DataFrame) -> list[Group]:
@@ -82,13 +85,13 @@ def groups(frame: pd.DataFrame) -> list[Group]:
     labels, which count nothing, stands the upper bound alone.
     """
     found = []
-    for key, part in frame.groupby(SETTING, sort=False, dropna=False):
+    for key, part in frame.groupby(SETTING, sort=False, dropna=False, observed=True):
         facts = dict(zip(SETTING, map(str, key), strict=True))
         for prints, rows in _same_data(part):
             data = " ".join(sorted(set(prints.values())))
             even = (
                 (rows["tokens_final"] == rows["tokens_mean"])
-                .groupby([rows[c] for c in LINE])
+                .groupby([rows[c] for c in LINE], observed=True)
                 .transform("all")
             )
             for kind in sorted(rows["budget_kind"].astype(str).unique()):
@@ -113,7 +116,7 @@ def _same_data(part: pd.DataFrame) -> list[tuple[dict[tuple[str, str], str], pd.
                 break
         else:
             bins.append((prints, [rows]))
-    return [(prints, pd.concat(frames)) for prints, frames in bins]
+    return [(prints, frames[0] if len(frames) == 1 else pd.concat(frames)) for prints, frames in bins]
 
 
 def title(group: Group, others: Sequence[Group]) -> str:
@@ -135,7 +138,7 @@ def _values(twins: Sequence[Group], name: str) -> list[str]:
     if name != "data":
         return [group.facts[name] for group in twins]
     prints = [group.frame.drop_duplicates(COLUMN).set_index(COLUMN)["data"].astype(str) for group in twins]
-    differ = pd.concat(prints).groupby(level=COLUMN).nunique() > 1
+    differ = pd.concat(prints).groupby(level=COLUMN, observed=True).nunique() > 1
     mine = ["\n".join(one[one.index.isin(differ.index[differ])].sort_index()) for one in prints]
     return [hashlib.sha256(text.encode()).hexdigest()[:8] if "\n" in text else text for text in mine]
 
@@ -174,7 +177,7 @@ def _options(
     """The options that make groups differ in a fact, with the values that they had: `--limit 4 and 12`."""
     if name in OF_VALUE:
         return f"--{OF_VALUE[name]} {_and(values)}"
-    places = [sorted(set(group.frame["run"])) for group in twins]
+    places = [sorted(group.frame["run"].unique()) for group in twins]
     told = [[runs[place] for place in mine if place < len(runs)] for mine in places]
     found = []
     for option in OPTIONS.get(name, ()):

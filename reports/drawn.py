@@ -34,7 +34,9 @@ class Drawn:
         for together in _sharing(frame, columns):
             rows = frame[pd.MultiIndex.from_frame(frame[COLUMN]).isin(together)]
             sums = (
-                rows.groupby(["image", *keys])[["numerator", "denominator"]].sum().unstack(keys, fill_value=0)
+                rows.groupby(["image", *keys], observed=True)[["numerator", "denominator"]]
+                .sum()
+                .unstack(keys, fill_value=0)
             )
             inner, outer = sums["numerator"], sums["denominator"][sums["numerator"].columns]
             seed = zlib.crc32(" ".join(map(" ".join, together)).encode())
@@ -75,15 +77,17 @@ def rounding_variance(rows: pd.DataFrame, keys: list[str]) -> pd.Series[float]:
     chance: D is its mean change of IoU, and the variance of the score the mean of D^2 over n.
     """
     probed = rows[rows["rounding_iou"].notna()]
-    change = probed.groupby([*keys, "cluster"])["rounding_iou"].mean()
-    return (change**2).groupby(level=keys).mean() / rows.groupby(keys)["cluster"].nunique()
+    change = probed.groupby([*keys, "cluster"], observed=True)["rounding_iou"].mean()
+    images = rows.groupby(keys, observed=True)["cluster"].nunique()
+    return (change**2).groupby(level=keys, observed=True).mean() / images
 
 
 def _sharing(frame: pd.DataFrame, columns: Sequence[Column]) -> list[list[Column]]:
     """Columns in sets that have no image in common."""
     found: list[tuple[list[Column], set[str]]] = []
     for column in columns:
-        here = set(frame["cluster"][(frame["dataset"] == column[0]) & (frame["split"] == column[1])])
+        mine = (frame["dataset"] == column[0]) & (frame["split"] == column[1])
+        here = set(frame["cluster"][mine].unique())
         joined = [one for one in found if one[1] & here]
         found = [one for one in found if not one[1] & here]
         found.append(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import json
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,9 @@ def pictures(
         frame = frame[
             ["sample", "expression", "pruner", "budget", *(name for name in RECORD if name in frame)]
         ]
-        frame = frame[frame["seed"] == frame.groupby(["pruner", "budget"])["seed"].transform("min")]
+        frame = frame[
+            frame["seed"] == frame.groupby(["pruner", "budget"], observed=True)["seed"].transform("min")
+        ]
         frame = frame.merge(chosen[["sample", "expression"]], on=["sample", "expression"])
         frame = frame[frame["mask"].astype(bool) & frame["kept"].astype(bool) & frame["grid"].notna()]
         if frame.empty:
@@ -74,7 +78,7 @@ def pictures(
         for budget in sorted(set(frame["budget"]) - set(bound["budget"])):
             here = frame[frame["budget"] == budget]
             shown = pd.concat([bound, here])
-            by_item = {key: part for key, part in shown.groupby(["sample", "expression"])}
+            by_item = {key: part for key, part in shown.groupby(["sample", "expression"], observed=True)}
             for line in table.lines:
                 part = here[here["pruner"] == line.pruner]
                 if line.budget != budget or part.empty:
@@ -104,7 +108,7 @@ def shots_of(runs: Runs) -> Shots:
     """The frames of every sample that have a picture in the run's own folder."""
     if runs.samples.empty or "image" not in runs.samples:
         return {}
-    frames = runs.frame.groupby("sample")["frames"].max()
+    frames = _frames(runs)
     one = runs.samples[runs.samples["image"].astype(bool)].drop_duplicates(["run", "image"])
     counts = one["sample"].map(frames).fillna(1)
     return {
@@ -115,6 +119,12 @@ def shots_of(runs: Runs) -> Shots:
         ]
         for run, image, count in zip(one["run"], one["image"], counts, strict=True)
     }
+
+
+def _frames(runs: Runs) -> dict[str, int]:
+    """The frames of every sample."""
+    most = runs.frame.groupby("sample", observed=True)["frames"].max()
+    return {str(sample): int(frames) for sample, frames in most.items()}
 
 
 def shot_key(facts: Mapping[Any, Any]) -> tuple[int, str]:
@@ -128,7 +138,7 @@ def _affordable(runs: Runs, shots: Shots) -> pd.DataFrame:
     frame = runs.samples
     if not shots:
         return pd.DataFrame(columns=["run", *COLUMN, "sample", "frames"])
-    frames = runs.frame.groupby("sample")["frames"].max()
+    frames = _frames(runs)
     frame = frame.assign(frames=frame["sample"].map(frames).fillna(1).astype(int))
     frame = frame[frame["image"].astype(bool)].drop_duplicates(["sample", "expression"])
     one = frame.drop_duplicates("sample").copy()
@@ -214,7 +224,7 @@ def answer_of(row: Mapping[Any, Any], views: int, numbers: Sequence[int]) -> dic
         views: of one frame, as `regions_of` counts them.
         numbers: frames that are shown of a clip.
     """
-    rows, columns = (int(side) for side in row["grid"].split("x"))
+    rows, columns = _sides(row["grid"])
     told = {
         "seed": row["seed"],
         "intersection": row["intersection"],
@@ -226,8 +236,8 @@ def answer_of(row: Mapping[Any, Any], views: int, numbers: Sequence[int]) -> dic
     }
     if row["frames"] > 1:
         return told | clip_answer(row, views, numbers, points(int(row["frames"]), numbers))
-    kept = str(row["kept"])
-    patches = int.from_bytes(base64.b64decode(kept), "big").bit_count()
+    kept = row["kept"]
+    patches = int.from_bytes(binascii.a2b_base64(kept), "big").bit_count()
     if not patches:
         kept = packed(lit(kept_tokens(kept, int(row["views"]) * rows * columns)))
     return told | {
@@ -236,6 +246,12 @@ def answer_of(row: Mapping[Any, Any], views: int, numbers: Sequence[int]) -> dic
         "patches": patches,
         "told": kept_words(int(row["tokens_final"]), patches),
     }
+
+
+@cache
+def _sides(grid: str) -> tuple[int, int]:
+    rows, columns = map(int, grid.split("x"))
+    return rows, columns
 
 
 def geometry_of(row: Mapping[Any, Any]) -> str:

@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from harness import cost, metrics
 from harness.store import records
+from harness.store.answers import answer_tables
 from harness.store.journal import digest
 from harness.store.provenance import differences
+from harness.store.records import MASKS
 from harness.store.run_folder import cells_of, finished, run_info
+from harness.store.tables import ROWS_AT_ONCE, plain, together
 from pruners.base import UserError
 from reports import diagnosis, machines
 from reports.comparable import BOUND, COLUMN, KEPT, SETTING, fitting, medium_of
@@ -22,6 +28,7 @@ from reports.comparable import BOUND, COLUMN, KEPT, SETTING, fitting, medium_of
 RESULT = ["cell", "data", "sample", "expression"]
 # and of a method that does not draw, whose cell may name a seed
 WITHOUT_SEED = [*SETTING, "pruner", "budget", "budget_kind", "positions", "data", "sample", "expression"]
+ANSWER = ["cell", "sample", "expression"]
 # characters of masks and kept tokens that a report holds: of a whole data set they are gigabytes
 HELD = 64_000_000
 
@@ -53,8 +60,8 @@ class Runs:
     """What a report is made of.
 
     Attributes:
-        frame: as `harness.store.records.load_records`, `run`, the place of the row's run in `runs`, and
-            `draws`, the seed of its protocol's draws; no result twice.
+        frame: as `harness.store.records.read_run` (texts are categories), `run`, the place of the row's run
+            in `runs`, and `draws`, the seed of its protocol's draws; no result twice.
         samples: as `harness.store.records.samples`, and `run`.
         costs: as `harness.cost.load_costs`, `run`, and `reports.machines.LETTER`; empty where nothing was
             measured.
@@ -83,14 +90,15 @@ def gather(folders: Sequence[str | Path]) -> Runs:
     notes: list[str] = []
     room = HELD
     for number, folder in enumerate(map(Path, folders)):
-        frame, failed = records.load_records(folder), records.failures(folder)
+        held = records.read_run(folder, masks=False)
+        frame, failed = held.frame, held.failures
         if frame.empty:
             reason = next(iter(failed.values()), "none was recorded")
             raise UserError(
                 f"The run in {str(folder)!r} has no evaluated sample ({len(failed)} failed: {reason})."
             )
         told = diagnosis.read_diagnosis(folder / diagnosis.FOLDER)
-        if told and told["fingerprint"] not in set(frame["fingerprint"]):
+        if told and told["fingerprint"] not in frame["fingerprint"].unique():
             notes.append(
                 f"The diagnosis in {str(folder)!r} is of other weights ({told['fingerprint']}) and left out."
             )
@@ -98,11 +106,11 @@ def gather(folders: Sequence[str | Path]) -> Runs:
         info = run_info(folder)
         runs.append(Run(folder, info, failed, finished(folder), told))
         drawn = {cell: str(entry["setting"].get("draws", 0)) for cell, entry in cells_of(info).items()}
-        frame["draws"] = frame["cell"].map(drawn)
-        asked = records.samples(folder)
-        held, room = _held(frame, set(asked[asked["image"].astype(bool)]["sample"]), room)
-        frame.loc[~held, ["kept", "mask"]] = ""
-        if kept_on := sorted(set(frame["pruner"][frame["code"] != ""])):
+        frame["draws"] = frame["cell"].astype(object).map(drawn).astype("category")
+        pictured = held.samples[held.samples["image"].astype(bool)]["sample"]
+        masked, room = _held(frame, _sizes(folder), set(pictured), room)
+        frame = _with_masks(folder, frame, masked)
+        if kept_on := sorted(frame["pruner"][frame["code"] != ""].unique()):
             count = int((frame["code"] != "").sum())
             notes.append(
                 f"{count} results of {', '.join(kept_on)} in {str(folder)!r} were computed by other code "
@@ -110,7 +118,7 @@ def gather(folders: Sequence[str | Path]) -> Runs:
                 "rows (--keep-code)."
             )
         frames.append(frame.assign(run=number))
-        samples.append(asked.assign(run=number))
+        samples.append(held.samples.assign(run=number))
         prices, left_out = _prices(cost.load_costs(folder), frame)
         notes += [
             f"The costs of {names} in {str(folder)!r} are of other code or another setting, and left out."
@@ -119,9 +127,11 @@ def gather(folders: Sequence[str | Path]) -> Runs:
         if len(prices):
             prices = machines.with_facts(prices, info.get("provenance", {}))
         costs.append(prices.assign(run=number))
-    frame = _one_cluster_per_medium(pd.concat(frames, ignore_index=True))
+    frame = _one_cluster_per_medium(together(frames))
     kept = (frame["positions"] == "kept") & ~frame["own_positions"].astype(bool)
-    frame["pruner"] = frame["pruner"].where(~kept, frame["pruner"] + KEPT)
+    if kept.any():
+        names = frame["pruner"].astype(object)
+        frame["pruner"] = names.where(~kept, names + KEPT).astype("category")
     frame, unscored = _scored(frame)
     notes += unscored
     notes += _measured_in_part(frame)
@@ -150,41 +160,76 @@ def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series[bool]]:
     seed that comes first.
     """
     draws = frame["stochastic"].isin([True, 1]) & (frame["pruner"] != BOUND)
-    drawn = frame.groupby(RESULT, sort=False, dropna=False).ngroup()
-    fixed = -1 - frame.groupby(WITHOUT_SEED, sort=False, dropna=False).ngroup()
-    first = frame.groupby([*SETTING, "pruner", "budget"], sort=False, dropna=False)["seed"].transform("first")
+    how: Any = {"sort": False, "dropna": False, "observed": True}
+    drawn = frame.groupby(RESULT, **how).ngroup()
+    fixed = -1 - frame.groupby(WITHOUT_SEED, **how).ngroup()
+    first = frame.groupby([*SETTING, "pruner", "budget"], **how)["seed"].transform("first")
     frame = frame.assign(result=drawn.where(draws, fixed), seed=frame["seed"].where(draws, first))
     return frame, frame.duplicated("result")
 
 
-def _held(frame: pd.DataFrame, pictured: set[str], room: int) -> tuple[pd.Series[bool], int]:
-    """Records whose mask and tokens are held, and the characters that are left: those of all samples with a
-    picture, then of the others, split by split in turn, until the room is full."""
-    sizes = (frame["mask"].str.len() + frame["kept"].str.len()).groupby(frame["sample"]).sum()
-    one = frame.drop_duplicates("sample")[["sample", *COLUMN]].assign(turn=0)
+def _sizes(folder: Path) -> pd.Series[int]:
+    """Characters of the masks and tokens of every sample."""
+    parts = []
+    for table in answer_tables(folder, ["sample", *MASKS], ROWS_AT_ONCE):
+        size = pc.add(*(pc.binary_length(table[name]) for name in MASKS))
+        known = pa.table({"sample": table["sample"], "size": size})
+        parts.append(known.group_by("sample").aggregate([("size", "sum")]))
+    found = pa.concat_tables(parts).group_by("sample").aggregate([("size_sum", "sum")]).to_pandas()
+    return found.set_index("sample")["size_sum_sum"]
+
+
+def _held(
+    frame: pd.DataFrame, sizes: pd.Series[int], pictured: set[str], room: int
+) -> tuple[pd.Series[str], int]:
+    """Samples whose masks and tokens are held, and the characters that are left: all samples with a picture,
+    then the others, split by split in turn, until the room is full."""
+    one = plain(frame.drop_duplicates("sample")[["sample", *COLUMN]]).assign(turn=0)
     one["turn"] = one.groupby(COLUMN).cumcount()
     one["seen"] = one["sample"].isin(pictured)
     one = one.sort_values(["seen", "turn", *COLUMN], ascending=[False, True, True, True], kind="stable")
     size = one["sample"].map(sizes)
     kept = one["sample"][one["seen"] | (size.cumsum() <= room)]
-    return frame["sample"].isin(kept), max(0, room - int(sizes[kept].sum()))
+    return kept, max(0, room - int(sizes[kept].sum()))
+
+
+def _with_masks(folder: Path, frame: pd.DataFrame, samples: pd.Series[str]) -> pd.DataFrame:
+    """Records with `kept` and `mask`, which are empty but for these samples."""
+    wanted = pa.array(samples, pa.string())
+    parts = [
+        table.filter(pc.is_in(table["sample"], value_set=wanted))
+        for table in answer_tables(folder, [*ANSWER, *MASKS], ROWS_AT_ONCE)
+    ]
+    held = pa.concat_tables(parts).to_pandas().drop_duplicates(ANSWER)
+    here = frame["sample"].isin(list(samples))
+    asked = pd.MultiIndex.from_frame(plain(frame[here][ANSWER]))
+    at = pd.MultiIndex.from_frame(held[ANSWER]).get_indexer(asked)
+    for name in MASKS:
+        texts = np.full(len(frame), "", dtype=object)
+        texts[here.to_numpy()] = held[name].to_numpy(dtype=object)[at]
+        frame[name] = texts
+    return frame
 
 
 def _one_cluster_per_medium(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows of before schema 4, whose cluster is the number of their image, take that of a later row about the
     same sample, or else the one that others with that number have; so rows of two versions are drawn
     together."""
-    number = records.images(frame["sample"])
-    older = frame["cluster"] == number
-    if not older.any() or older.all():
+    pairs = plain(frame[["cluster", "sample"]].drop_duplicates())
+    numbered = pairs["cluster"] == records.images(pairs["sample"])
+    if not numbered.any() or numbered.all():
         return frame
-    of_sample = frame[~older].drop_duplicates("sample").set_index("sample")["cluster"]
-    known = frame["sample"].map(of_sample)
+    names = plain(frame[["cluster", "sample"]])
+    number = records.images(names["sample"])
+    older = names["cluster"] == number
+    of_sample = names[~older].drop_duplicates("sample").set_index("sample")["cluster"]
+    known = names["sample"].map(of_sample)
     pairs = pd.DataFrame({"number": number, "cluster": known})
     for some in (pairs[older], pairs):  # what older rows were drawn together with comes first
         one = some.dropna().drop_duplicates().drop_duplicates("number", keep=False)
         known = known.where(known.notna(), number.map(one.set_index("number")["cluster"]))
-    return frame.assign(cluster=known.where(older & known.notna(), frame["cluster"]))
+    joined = known.where(older & known.notna(), names["cluster"])
+    return frame.assign(cluster=joined.astype("category"))
 
 
 def _scored(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -196,7 +241,7 @@ def _scored(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """
     known = frame["j"].notna() if "j" in frame else pd.Series(False, index=frame.index)
     split = [frame[name] for name in COLUMN]
-    unknown = (medium_of(frame) == "video") & ~known.groupby(split).transform("any")
+    unknown = (medium_of(frame) == "video") & ~known.groupby(split, observed=True).transform("any")
     if not unknown.any():
         return frame, []
     names = frame[unknown][COLUMN].drop_duplicates().itertuples(index=False, name=None)
@@ -229,7 +274,7 @@ def _prices(prices: pd.DataFrame, frame: pd.DataFrame) -> tuple[pd.DataFrame, li
     if prices.empty or "source" not in prices:
         return prices, []
     facts = frame.drop_duplicates(["pruner", "source", "evaluation"])
-    known = {name: set(part["source"]) for name, part in facts.groupby("pruner")}
+    known = {name: set(part["source"]) for name, part in facts.groupby("pruner", observed=True)}
     same = prices["source"].isna() | pd.Series(
         [
             name not in known or source in known[name]
@@ -238,7 +283,8 @@ def _prices(prices: pd.DataFrame, frame: pd.DataFrame) -> tuple[pd.DataFrame, li
         index=prices.index,
     )
     for name in cost.SETTING:
-        of_run = frame[name].astype(str).str.split(":").str[0] if name == "device" else frame[name]
+        of_run = frame[name].drop_duplicates()
+        of_run = of_run.astype(str).str.split(":").str[0] if name == "device" else of_run
         of_cost = prices[name].astype(str).str.split(":").str[0] if name == "device" else prices[name]
         same &= of_cost.isna() | of_cost.isin(set(of_run)) | (of_cost == "None")
     others = ", ".join(sorted(set(prices["pruner"][~same])))
@@ -248,19 +294,29 @@ def _prices(prices: pd.DataFrame, frame: pd.DataFrame) -> tuple[pd.DataFrame, li
 def _by_source(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Rows of one pruner's name and of several sources or defaults, told apart by a mark behind the name."""
     notes = []
-    frame = frame.copy()
-    kinds = frame["source"].fillna("").astype(str) + " " + frame["parameters"].fillna("").astype(str)
-    for name in sorted(set(frame["pruner"])):
-        mine = frame["pruner"] == name
-        several = list(dict.fromkeys(kinds[mine]))
+    facts = frame[["pruner", "source", "parameters"]].drop_duplicates()
+    facts = facts.assign(kind=_kinds(facts))
+    marked: dict[tuple[str, str], str] = {}
+    for name in sorted(set(facts["pruner"])):
+        mine = facts[facts["pruner"] == name]
+        several = list(dict.fromkeys(mine["kind"]))
         if len(several) > 1:
             marks = {kind: f"{name} #{digest({'kind': kind})[:4]}" for kind in several}
-            frame.loc[mine, "pruner"] = kinds[mine].map(marks)
+            marked |= {(name, kind): mark for kind, mark in marks.items()}
             notes.append(
                 f"{name} was computed by {len(several)} sources or defaults, whose rows are told apart by "
                 f"a mark."
             )
+    if marked:
+        pairs = zip(frame["pruner"], _kinds(frame), strict=True)
+        frame = frame.assign(pruner=pd.Categorical([marked.get(pair, pair[0]) for pair in pairs]))
     return frame, notes
+
+
+def _kinds(frame: pd.DataFrame) -> pd.Series[str]:
+    """Source and parameters of each row as one text."""
+    texts = [frame[name].astype(object).fillna("").astype(str) for name in ("source", "parameters")]
+    return texts[0] + " " + texts[1]
 
 
 def _changes(runs: Sequence[Run]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +19,7 @@ def lit(kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return kept if kept.any() else np.ones_like(kept)
 
 
+@cache
 def kept_words(tokens: int, patches: int) -> str:
     """Tokens in words: patches, and beside them those that stand for no single patch (class, mean, pooled).
 

@@ -14,7 +14,7 @@ from reports import costs
 from reports.columns import LLM, LOGPROB, SAID, SILENT, THINGS, explain, meanings
 from reports.comparable import COLUMN, SETTING, medium_of
 from reports.gather import Run, Runs
-from reports.tables import Against, Table, TableRow, column_rank, measured
+from reports.tables import Against, Table, TableRow, column_rank, columns_of, measured
 
 MINI_WARNING = (
     "glamm-mini is a small model trained on generated scenes. Its table shows regressions and how the code "
@@ -119,11 +119,16 @@ def per_seed(frame: pd.DataFrame) -> pd.DataFrame:
     known = measured(frame)
     scores = {one.name for one in known}  # which may have the name of a column, whose sum says no more
     counts = list(dict.fromkeys(name for one in known for name in one.columns if name not in scores))
-    for key, part in frame.groupby([*CELL, "seed", *COLUMN], sort=False, dropna=False):
-        medium, dataset = medium_of(part).iloc[0], part["dataset"].iloc[0]
+    for key, part in frame.groupby([*CELL, "seed", *COLUMN], sort=False, dropna=False, observed=True):
+        clips = (part["frames"] > 1).any() or ("j" in part and part["j"].notna().any())
+        medium, dataset, columns = (
+            "video" if clips else "image",
+            part["dataset"].iloc[0],
+            columns_of(part, known),
+        )
         rows.append(
             dict(zip([*CELL, "seed", *COLUMN], key, strict=True))
-            | {one.name: one.value(part) for one in known if one.medium == medium and one.fits(dataset)}
+            | {one.name: one.value(columns) for one in known if one.medium == medium and one.fits(dataset)}
             | {name: part[name].sum(min_count=1) for name in counts}
             | {
                 "tokens_final": (part["tokens_final"] / part["views"]).mean(),
@@ -163,7 +168,7 @@ def warnings(table: Table, runs: Runs) -> list[str]:
     frame = table.group.frame
     _, things = THINGS[table.metric.medium]
     found = []
-    for run in (runs.runs[place] for place in sorted(set(frame["run"]))):
+    for run in (runs.runs[place] for place in sorted(set(frame["run"].unique()))):
         which = f" ({run.name})" if len(runs.runs) > 1 else ""
         if not run.finished:
             found.append(f"This run{which} is unfinished; give its command again with --out and this folder.")
@@ -171,9 +176,9 @@ def warnings(table: Table, runs: Runs) -> list[str]:
         if changed:
             found.append(f"This run{which} was stopped and went on after a change of {', '.join(changed)}.")
     sizes = (
-        frame.groupby([*COLUMN, *CELL, "seed"], sort=False, dropna=False)
+        frame.groupby([*COLUMN, *CELL, "seed"], sort=False, dropna=False, observed=True)
         .size()
-        .groupby(level=COLUMN, sort=False)
+        .groupby(level=COLUMN, sort=False, observed=True)
     )
     uneven = [
         f"{' '.join(map(str, key))} ({min(part)} to {max(part)})"  # type: ignore[arg-type]
@@ -190,7 +195,7 @@ def warnings(table: Table, runs: Runs) -> list[str]:
         )
     if any(line.average is None for line in table.lines):
         found.append("Not comparable: rows without an Avg. lack columns that others have.")
-    if (least := frame.groupby(COLUMN)["cluster"].nunique().min()) < bootstrap.FEWEST:
+    if (least := frame.groupby(COLUMN, observed=True)["cluster"].nunique().min()) < bootstrap.FEWEST:
         found.append(f"A split with so few {things} has no interval: no row can be told apart from another.")
     elif least < 10:
         found.append(
@@ -202,14 +207,16 @@ def warnings(table: Table, runs: Runs) -> list[str]:
 
 def warning(runs: Runs) -> list[str]:
     """What the numbers do not tell, if they come from the embedded model."""
-    return [MINI_WARNING] if "glamm-mini" in set(runs.frame["backbone"]) else []
+    return [MINI_WARNING] if "glamm-mini" in runs.frame["backbone"].unique() else []
 
 
 def footer(runs: Runs, tables: list[Table]) -> list[str]:
     """What a reader needs to trust the numbers."""
     frame = runs.frame
     counted = frame.drop_duplicates(["dataset", "split", "sample", "expression"])
-    columns = sorted(set(counted[COLUMN].itertuples(index=False, name=None)), key=column_rank)
+    columns = sorted(
+        set(counted[COLUMN].drop_duplicates().itertuples(index=False, name=None)), key=column_rank
+    )
     parts = [
         (d, s, counted[(counted["dataset"] == d) & (counted["split"] == s)]["cluster"]) for d, s in columns
     ]
@@ -238,7 +245,7 @@ def footer(runs: Runs, tables: list[Table]) -> list[str]:
     lines = [*warning(runs), *explain(wanted, known), *costs.explain_costs(runs.costs)]
     for one in dict.fromkeys(table.metric for table in tables if table.metric is not tables[0].metric):
         lines.append(f"data set and split where it is {one.title}: {meanings(one, [])['data set and split']}")
-    things = " or ".join(THINGS[medium][1] for medium in THINGS if medium in set(medium_of(frame)))
+    things = " or ".join(THINGS[medium][1] for medium in THINGS if medium in medium_of(frame).unique())
     lines.append(
         f"Samples ({things} / expressions): "
         + ", ".join(f"{dataset} {split} {part.nunique()} / {len(part)}" for dataset, split, part in parts)

@@ -172,7 +172,7 @@ def published_notes(table: Table, runs: Runs) -> list[str]:
     limits = {
         run.info.get("plan", {}).get("limit")
         for place, run in enumerate(runs.runs)
-        if place in set(table.group.frame["run"])
+        if place in table.group.frame["run"].unique()
     }
     if any(limits):
         found.append(

@@ -118,7 +118,7 @@ def _noise(runs: Runs, metric: Metric) -> dict[tuple[Any, ...], float]:
     if not metric.of_iou:
         return {}
     keys = [*COLUMN, *LINE, "seed"]
-    by_seed = rounding_variance(runs.frame, keys).groupby(level=[*COLUMN, *LINE])
+    by_seed = rounding_variance(runs.frame, keys).groupby(level=[*COLUMN, *LINE], observed=True)
     return {key: float(part.mean() / len(part)) for key, part in by_seed if part.notna().all()}  # type: ignore[misc]
 
 

@@ -176,7 +176,7 @@ def _masks(
 
     Of a pruner that draws its first seed is shown.
     """
-    first = frame["seed"] == frame.groupby([*COLUMN, *LINE])["seed"].transform("min")
+    first = frame["seed"] == frame.groupby([*COLUMN, *LINE], observed=True)["seed"].transform("min")
     shown = frame[first & (frame["mask"] != "") & (frame["kept"] != "") & frame["grid"].notna()]
     at = place.get_indexer(pd.MultiIndex.from_frame(shown[KEY]))
     shown = (
@@ -206,9 +206,13 @@ def _masks(
 
 
 def _records(frame: pd.DataFrame) -> Iterator[dict[Any, Any]]:
-    """Its rows, some thousand at a time: masks of a whole run would be held twice."""
+    """Its rows, some thousand at a time: masks of a whole run would be held twice. (`to_dict` looks at the
+    kind of every single value.)"""
+    names = list(frame)
     for first in range(0, len(frame), ROWS):
-        yield from frame.iloc[first : first + ROWS].to_dict("records")
+        some = frame.iloc[first : first + ROWS]
+        for values in zip(*(some[name].astype(object).tolist() for name in names), strict=True):
+            yield dict(zip(names, values, strict=True))
 
 
 def _expression(

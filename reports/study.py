@@ -15,6 +15,7 @@ from harness import metrics
 from harness.metrics import Metric
 from harness.metrics.bootstrap import Estimate, adjusted
 from harness.store.journal import write_text
+from harness.store.tables import plain
 from pruners.base import UserError
 from reports.columns import RANKED
 from reports.comparable import COLUMN, KEPT, medium_of
@@ -114,7 +115,8 @@ def study(folders: Sequence[str | Path], axis: str) -> Study:
     """
     values = AXES[axis][0]
     runs = gather(folders)
-    frame = runs.frame[~runs.frame["own_positions"].astype(bool)] if axis == "positions" else runs.frame
+    frame = plain(runs.frame)
+    frame = frame[~frame["own_positions"].astype(bool)] if axis == "positions" else frame
     base = frame["pruner"].str.removesuffix(KEPT) if axis == "positions" else frame["pruner"]
     frame = frame.assign(method=base, pruner=base + "\n" + frame[axis])
     both = frame.groupby(["method", "budget"])[axis].transform("nunique") == 2

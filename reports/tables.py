@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from harness import metrics
 from harness.metrics import Metric
@@ -136,7 +137,7 @@ class Table:
     def size(self, budget: int) -> str:
         """A budget as a count, and in brackets as the share that was asked for, if it was: `190 (33 %)`."""
         frame = self.group.frame
-        asked = sorted(set(frame["budget_asked"][frame["budget"] == budget].dropna().astype(str)))
+        asked = sorted(map(str, frame["budget_asked"][frame["budget"] == budget].dropna().unique()))
         shares = dict.fromkeys(f"{share:g} %" for text in asked if (share := _percent(text)) is not None)
         return f"{budget} ({', '.join(shares)})" if shares else str(budget)
 
@@ -164,10 +165,10 @@ def tables(runs: Runs, baseline: str | None = None, metric: str | None = None) -
     Raises:
         UserError: no row has the baseline's name, there is no such metric, or the runs did not measure it.
     """
-    media = set(medium_of(runs.frame))
+    media = set(medium_of(runs.frame).unique())
     named = [metric] if metric else [name for medium, name in RANKED.items() if medium in media]
     frames = [(score, measured_by(score, runs.frame)) for score in map(metrics.get, named)]
-    known = sorted({str(name) for _, frame in frames for name in frame["pruner"]})
+    known = sorted({str(name) for _, frame in frames for name in frame["pruner"].unique()})
     if baseline is not None and baseline not in known:
         raise UserError(
             f"--against {baseline!r} has no row; there are {', '.join(known)}.{nearest(baseline, known)}"
@@ -186,7 +187,7 @@ def measured_by(score: Metric, frame: pd.DataFrame) -> pd.DataFrame:
         UserError: there are none, or it was not measured in all of them.
     """
     part = frame[fitting(frame, score)]
-    if part.empty and score.medium not in set(medium_of(frame)):
+    if part.empty and score.medium not in set(medium_of(frame).unique()):
         raise UserError(f"--metric {score.name} is measured on {score.medium}s alone, which no run here has.")
     if part.empty:
         raise UserError(
@@ -216,11 +217,13 @@ def measured(frame: pd.DataFrame) -> list[Metric]:
 
 def _table(group: Group, heading: str, baseline: str | None, score: Metric) -> Table:
     frame = group.frame
-    columns = tuple(sorted(dict.fromkeys(frame[COLUMN].itertuples(index=False, name=None)), key=column_rank))
+    named = frame[COLUMN].drop_duplicates().itertuples(index=False, name=None)
+    columns = tuple(sorted(named, key=column_rank))
     drawn = Drawn(frame, columns, score)
     known = measured(frame)
     beside = tuple(one for one in known if one.shown and one.name != score.name)
-    lines = [_line(key, rows, drawn, known, beside) for key, rows in frame.groupby(LINE, sort=False)]  # type: ignore[arg-type]
+    by_line = frame.groupby(LINE, sort=False, observed=True)
+    lines = [_line(key, rows, drawn, known, beside) for key, rows in by_line]  # type: ignore[arg-type]
     lines.sort(
         key=lambda line: (
             line.pruner != BOUND,
@@ -242,10 +245,15 @@ def _mean(line: TableRow) -> float:
     )
 
 
+def columns_of(rows: pd.DataFrame, known: Sequence[Metric]) -> dict[str, NDArray[Any]]:
+    """What metrics are made of as plain arrays, of which single rows and sums cost less."""
+    return {name: rows[name].to_numpy() for one in known for name in one.columns}
+
+
 def _counts(rows: pd.DataFrame, known: Sequence[Metric]) -> dict[str, Any]:
     """What the score of one row in one column rests on."""
     known = [one for one in known if one.fits(str(rows["dataset"].iloc[0]))]
-    seeds = [part for _, part in rows.groupby("seed")]
+    seeds = [columns_of(part, known) for _, part in rows.groupby("seed")]
     facts: dict[str, Any] = {one.name: float(np.mean([one.value(part) for part in seeds])) for one in known}
     sums: dict[str, Any] = {
         name: np.asarray(rows[name]).sum().item() for one in known for name in one.columns
@@ -258,8 +266,8 @@ def _counts(rows: pd.DataFrame, known: Sequence[Metric]) -> dict[str, Any]:
             "images": int(rows["cluster"].nunique()),
             "expressions": int(len(rows) / len(seeds)),
             "data": str(rows["data"].iloc[0]),
-            "cells": list(dict.fromkeys(rows["cell"])),
-            "run": sorted(set(rows["run"])),
+            "cells": rows["cell"].unique().tolist(),
+            "run": sorted(rows["run"].unique().tolist()),
         }
     )
 
@@ -272,7 +280,8 @@ def _line(
     beside: Sequence[Metric],
 ) -> TableRow:
     pruner, budget = key
-    counts = {column: _counts(part, known) for column, part in rows.groupby(COLUMN, sort=False)}
+    by_column = rows.groupby(COLUMN, sort=False, observed=True)
+    counts = {column: _counts(part, known) for column, part in by_column}
     scores = {
         column: drawn.estimate(weights)
         for column in drawn.columns
@@ -280,7 +289,14 @@ def _line(
     }
     whole = drawn.weights(*key, drawn.columns)
     seeds = [
-        float(np.mean([drawn.metric.value(part) for _, part in one.groupby(COLUMN)]))
+        float(
+            np.mean(
+                [
+                    drawn.metric.value(columns_of(part, [drawn.metric]))
+                    for _, part in one.groupby(COLUMN, observed=True)
+                ]
+            )
+        )
         for _, one in rows.groupby("seed")
     ]
     return TableRow(

@@ -147,7 +147,7 @@ def store(
         place.mkdir(exist_ok=True, parents=True)
         writer = records.Writer(place, cells)
         writer.append(row for row in whole if (row["dataset"], row["split"]) == (dataset, split))
-        tables[place.name] = records.compact(place, records.Journals(place, cells).rows())
+        tables[place.name] = records.compact(place, records.Journals(place, cells).tables())
     facts: dict[str, Any] = {
         "schema": records.SCHEMA,
         "run": "c3d4",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,13 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     files = {file for path in named for file in (path.rglob("test_*.py") if path.is_dir() else [path])}
     cores = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
     return cores if len(files) > FEW and cores > 1 else 0
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: it is not looked through again whenever garbage is collected."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -93,6 +101,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Without `fsync`, here and in forks: it is for a machine that loses its power, which no test does, and
+    takes milliseconds a hundred times a minute."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
 @pytest.fixture
 def record_property(record_property: Callable[[str, object], None]) -> Callable[[str, object], None]:
     """pytest's own; counts are plain, so that a worker can send them."""
@@ -103,6 +120,14 @@ def record_property(record_property: Callable[[str, object], None]) -> Callable[
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports without them: drawing takes longer than a run of most tests."""
     monkeypatch.setattr("reports.figures.draw_figures", lambda *_: [])
+
+
+@pytest.fixture
+def text_only(no_figures: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports of tables alone: the page shows every image again."""
+    from reports import page
+
+    monkeypatch.setattr(page, "page", lambda *_: page.Page("", {}, ()))
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ from harness import cli, data, metrics
 from harness.store import folders, records
 from tests.fake_backbone import FakeBackbone, known, write_data
 
+pytestmark = pytest.mark.usefixtures("text_only")
+
 PLUGIN = Path(__file__).parent / "sample_plugin" / "sample_pruner.py"
 
 

@@ -25,7 +25,7 @@ from pruners import UserError, parse
 from tests.fake_backbone import SIDE, FakeBackbone
 from tests.fake_video import FakeVideo, write_clips
 
-pytestmark = pytest.mark.usefixtures("no_figures")
+pytestmark = pytest.mark.usefixtures("text_only")
 
 DAVIS = (("ref-davis17", "val"),)
 

@@ -16,6 +16,8 @@ from pruners import parse
 from tests.bench import attention, literal
 from tests.fake_backbone import known, write_data
 
+pytestmark = pytest.mark.usefixtures("text_only")
+
 
 @pytest.mark.parametrize("texts", [1, 3])
 @torch.no_grad()

@@ -13,6 +13,7 @@ import sys
 import tomllib
 import unicodedata
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ import yaml
 from pycocotools import mask as coco
 
 import backbones
+from backbones.mini import GlammMini
 from backbones.registry import BACKBONES, FACTS
 from harness import cli
+from harness.cost import measure
 from harness.data.registry import sets
 from harness.metrics.registry import metrics
 from harness.plan import Plan
@@ -226,6 +229,8 @@ def test_quick_commands_run(
     desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], _as_before: None
 ) -> None:
     """One session of a reader, in the pages' order."""
+    monkeypatch.setattr(GlammMini, "load", cache(GlammMini.load))  # once for all commands
+    monkeypatch.setattr(measure, "ROUNDS", 2)  # of 12, which steady a median and nothing else
     session = quick()
     assert len(session) >= 5
     for page, line in [(page, line) for page, lines in session for line in lines]:

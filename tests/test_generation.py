@@ -26,7 +26,7 @@ from reports.gather import gather
 from reports.tables import tables
 from tests.tiny_glamm import TURN, picture
 
-pytestmark = pytest.mark.usefixtures("no_figures")
+pytestmark = pytest.mark.usefixtures("text_only")
 
 OTHER = Turn("Please segment the small cup in this image.", "Sure, [SEG].")
 CASES = [

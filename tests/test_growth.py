@@ -30,7 +30,7 @@ from tests.fake_backbone import FakeBackbone, write_data
 from tests.faults.crew import finish, send, written
 from tests.test_code import PLUGIN
 
-pytestmark = pytest.mark.usefixtures("no_figures")
+pytestmark = pytest.mark.usefixtures("text_only")
 
 IMAGES = 40  # twenty per split: parts of eight, eight and four
 SMALL = Plan("none,uniform", (8,), "refcoco:val", limit=3)

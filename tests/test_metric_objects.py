@@ -26,7 +26,7 @@ from reports.tables import tables
 from tests.a_run import some_rows, store
 from tests.fake_backbone import FakeBackbone, write_data
 
-pytestmark = pytest.mark.usefixtures("no_figures")
+pytestmark = pytest.mark.usefixtures("text_only")
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from reports.gather import gather
 from tests.a_run import a_row, store
 from tests.fake_backbone import FakeBackbone
 
-pytestmark = pytest.mark.usefixtures("no_figures")
+pytestmark = pytest.mark.usefixtures("text_only")
 
 FIXTURE = Path(__file__).parent / "runs" / "schema-3"
 

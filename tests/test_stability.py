@@ -20,7 +20,7 @@ from pruners import Selection, VisualTokens, parse
 from reports import render
 from tests.fake_backbone import FakeBackbone, write_data
 
-pytestmark = pytest.mark.usefixtures("no_figures")
+pytestmark = pytest.mark.usefixtures("text_only")
 
 
 def encoding() -> Encoding:

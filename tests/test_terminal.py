@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness import cost
+from harness import cli, cost
 from harness.metrics import bootstrap as statistics
 from reports import Report, figures, page, report, terminal
 from reports import __main__ as command
@@ -137,8 +136,10 @@ def test_the_command_prints_it_in_a_pipe_too_and_all_of_it_if_asked(
     assert (folder / "leaderboard.md").read_text() in told and str(folder / "leaderboard.json") in told
 
 
-def test_options_are_seen_before_anything_loads() -> None:
-    words = [sys.executable, "-m", "harness", "cost", "--export", "table.xls"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "give a file that ends in .csv, .json, .md, .tex" in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_options_are_seen_before_anything_loads(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["python -m harness", "cost", "--export", "table.xls"])
+    assert cli.main() == 2
+    told = capsys.readouterr().err
+    assert "give a file that ends in .csv, .json, .md, .tex" in told and told.count("\n") == 1

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from backbones.glamm.backbone import GlammBackbone
+from harness import cli
 from harness.engine import runner, threads
 from harness.engine.threads import Look, Processors, choose
 from harness.plan import Plan
@@ -119,12 +120,14 @@ def test_torch_begins_with_them_and_does_not_spin() -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "abc", "1.5", "100000"])
-def test_a_senseless_number_is_refused_before_anything_loads(text: str) -> None:
-    words = [sys.executable, "-m", "harness", "--threads", text]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert f"'{text}' is no number of threads; give 1 to " in done.stderr
+def test_a_senseless_number_is_refused_before_anything_loads(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["python -m harness", "--threads", text])
+    assert cli.main() == 2
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1
+    assert f"'{text}' is no number of threads; give 1 to " in told
 
 
 def test_the_same_digits_with_one_thread_and_with_two(glamm: GlammBackbone, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from harness.cost.explain import EXPLAIN
 from harness.cost.store import COSTS, load_costs
 from harness.engine.cells import Cell, Setting
 from harness.store import records, run_folder, sweeps
+from harness.store.blocks import tables_of
 from harness.store.journal import Journal, Reader, digest, write_atomically
 from harness.store.provenance import PACKAGES
 from harness.store.tables import compact
@@ -306,7 +307,7 @@ def unpack(bundle: Bundle, folder: Path) -> Path:
     for name, part in rows.items():
         place = folder / run_folder.FOLDER / name
         place.mkdir(parents=True)
-        tables[name] = compact(place, part)
+        tables[name] = compact(place, [tables_of(part)])
     machine = facts["environment"]
     info = {
         "schema": run_folder.SCHEMA,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -44,6 +45,32 @@ def make_tokens(
     sample: str = "",
 ) -> View:
     """Seeded tokens; the same seed gives the same values in every precision up to rounding."""
+    features, drawn = _drawn(grid, seed, texts)
+    signals = {need: signal.clone() for need, signal in drawn.items()}
+    patches = grid[0] * grid[1]
+
+    def answer(need: Need) -> Tensor:
+        if need not in signals:  # maps, which are large and read by few; layers by their share of the depth
+            shape = {
+                "attention": (HEADS, patches + 1, patches + 1),
+                "received_attention": (HEADS, patches + 1),
+                "cls_attention": (HEADS, patches + 1),
+                "hidden": (patches + 1, WIDTH),
+            }[need.kind]
+            signals[need] = _map(seed + 100 * need.index(DEPTH), shape, need.kind != "hidden").clone()
+        return signals[need].to(dtype)
+
+    features = features.to(dtype, copy=True)
+    return View(features[1:], features[0], grid, HEADS, answer, sample)
+
+
+# What is drawn is kept, since one conformance asks for the same tokens dozens of times, and handed out as
+# copies: a method that writes into what it was lent must not be able to change the next one's tokens.
+
+
+@lru_cache(maxsize=8)
+def _drawn(grid: tuple[int, int], seed: int, texts: int) -> tuple[Tensor, dict[Need, Tensor]]:
+    """Features with the class token's, and the signals that are small, in float64."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = grid
     patches = rows * columns
@@ -69,22 +96,19 @@ def make_tokens(
     distance = ((ys - rows / 3) ** 2 + (xs - columns / 2) ** 2).sqrt()
     signals[REFERENT] = (1.5 + rows / 8 - distance).clamp(0, 1)
     signals[LLM_PATCHES], signals[LLM_TEXT_EMBEDS] = noise(patches, 2 * WIDTH), noise(7 * texts, 2 * WIDTH)
+    return features, signals
 
-    def answer(need: Need) -> Tensor:
-        if need not in signals:  # maps, which are large and read by few; layers by their share of the depth
-            shape = {
-                "attention": (HEADS, patches + 1, patches + 1),
-                "received_attention": (HEADS, patches + 1),
-                "cls_attention": (HEADS, patches + 1),
-                "hidden": (patches + 1, WIDTH),
-            }[need.kind]
-            draw = torch.Generator().manual_seed(seed + 100 * need.index(DEPTH))
-            drawn = torch.randn(*shape, generator=draw, dtype=torch.float64)
-            signals[need] = drawn if need.kind == "hidden" else drawn.softmax(-1)
-        return signals[need].to(dtype)
 
-    features = features.to(dtype)
-    return View(features[1:], features[0], grid, HEADS, answer, sample)
+@lru_cache(maxsize=4)  # of 10 MB at most
+def _map(seed: int, shape: tuple[int, ...], softmax: bool) -> Tensor:
+    drawn = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return drawn.softmax(-1) if softmax else drawn
+
+
+@lru_cache(maxsize=64)
+def _noise(name: str, shape: tuple[int, ...]) -> Tensor:
+    draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.randn(*shape, generator=draw, dtype=torch.float64)
 
 
 def make_layer_view(
@@ -110,8 +134,7 @@ def make_layer_view(
     def noise(name: str, *shape: int) -> Tensor:
         if blank:
             return torch.zeros(*shape, dtype=torch.float64)
-        draw = torch.Generator().manual_seed(zlib.crc32(f"{seed} {layer} {number} {name}".encode()))
-        return torch.randn(*shape, generator=draw, dtype=torch.float64)
+        return _noise(f"{seed} {layer} {number} {name}", shape).clone()
 
     def answer(query: Query) -> Tensor:
         name = f"{query.need.kind} {query.rotary}"

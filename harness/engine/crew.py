@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,10 @@ from harness.engine.evaluate import Asks, description_rows, failed, fill
 from harness.engine.interrupts import Stops
 from harness.engine.noise import NoiseWatch
 from harness.engine.prefetch import Loaded, LoadedMedium, Parts, read_ahead
-from harness.engine.ranks import Place
 from harness.engine.recorded import Recorded
 from harness.engine.splits import IMAGES_AT_ONCE, Split, parts, samples_of
 from harness.engine.steps import Steps
+from harness.engine.way import Way
 from harness.progress import Stage, say, stage
 from harness.store import closing
 from harness.store.editions import LOCK, Opened
@@ -44,40 +43,6 @@ FIRST_WORD = 10.0  # seconds of waiting for others before it is said, then after
 PICTURES, PICTURE_SIDE, PICTURE_FOLDER = 24, 384, "images"  # per split, pixels of the longest side
 LOOKED = 1.0  # seconds for which is believed how many parts are finished
 Left = dict[str, tuple[str, ...]]  # samples of a part that lack results, with the cells that lack them
-
-
-@dataclass(frozen=True)
-class Way:
-    """How a run is done; nothing here changes a record.
-
-    Attributes:
-        share: False does everything anew for every cell, to compare with.
-        workers: processes that read images ahead.
-        processes: that evaluate, of one thread each, forked from this one; None for as many as torch has
-            threads, where the model is small enough to gain by it. Under a launcher, this one alone.
-        max_failures: share of the samples that may fail before the run stops; one may always.
-        keep_code: go on with cells that other code began, and mark the rows.
-
-    Raises:
-        UserError: a number makes no sense.
-    """
-
-    share: bool = True
-    workers: int = 0
-    max_failures: float = 0.01
-    place: Place = field(default_factory=Place)
-    keep_code: bool = False
-    processes: int | None = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_failures <= 1:
-            raise UserError(
-                f"--max-failures {self.max_failures} is no share; give 0.01 for one sample in a hundred."
-            )
-        if self.workers < 0:
-            raise UserError(f"--workers {self.workers} is negative; give a number of processes, or 0.")
-        if self.processes is not None and self.processes < 1:
-            raise UserError(f"processes={self.processes} evaluate nothing; give 1 or more, or None.")
 
 
 class Crew:

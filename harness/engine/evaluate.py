@@ -10,20 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from backbones.base import Backbone, ClipEncoding, ClipPixels, Conversation, Encoding, Grounded, Pixels, Row
 from harness import data
 from harness.engine.cells import Job
+from harness.engine.chosen import Chosen, Seen, shares_of
 from harness.engine.prefetch import Loaded, LoadedMedium
 from harness.engine.rounding import of_type, perturbed, same_choice
 from harness.engine.scores import masks_of, measured
 from harness.engine.steps import CHOSEN, DRAWN, READ, Steps
-from harness.engine.truth import Truth
 from harness.store.rows import NO_EXPRESSION, description, pack_tokens
 from pruners import checks
 from pruners.base import Selection, UserError
-from pruners.views import PER_TEXT
 
 
 @dataclass(frozen=True)
@@ -37,27 +35,12 @@ class _Asked:
     """
 
     row: Row
-    seen: _Seen
+    seen: Seen
     job: Job
     talk: Conversation
     of: int
     stable: bool | None = None
     twin: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """A sample with its truth.
-
-    Attributes:
-        shares: (E, V * N) part of every patch that an expression's referent covers, view after view.
-        shown: number of the frame that each of V views shows.
-    """
-
-    sample: data.Sample
-    truth: Truth
-    shares: NDArray[np.float64]
-    shown: tuple[int, ...]
 
 
 Asks = Mapping[str, Sequence[Job]]  # cells of every sample, by its id
@@ -136,7 +119,7 @@ def _fill(
         for sample, truth in samples:
             talks = conversations(backbone, sample, protocol, seed)
             of = sum(len(talk.expressions) for talk in talks)
-            seen = _Seen(sample, truth, _shares(backbone, encoding, talks, truth, shown), shown)
+            seen = Seen(sample, truth, shares_of(backbone, encoding, talks, truth, shown), shown)
             other = None
             if sample.id in probed:
                 other = Chosen(backbone, perturbed(encoding, seed, sample.id, rounding_of(encoding)))
@@ -174,7 +157,7 @@ def rounding_of(encoding: Encoding) -> float:
 
 def _asked(
     backbone: Backbone,
-    seen: _Seen,
+    seen: Seen,
     tokens: Chosen,
     other: Chosen | None,
     talks: Sequence[Conversation],
@@ -237,7 +220,7 @@ def _scored(results: Sequence[tuple[_Asked, Grounded]]) -> Iterator[dict[str, An
         yield from rows
 
 
-def _measured(seen: _Seen, results: Sequence[tuple[_Asked, Grounded]]) -> dict[int, dict[str, Any]]:
+def _measured(seen: Seen, results: Sequence[tuple[_Asked, Grounded]]) -> dict[int, dict[str, Any]]:
     """Every answer's mask and what metrics count of it, by the expression's place."""
     answers = {
         position: mask
@@ -265,53 +248,6 @@ def _encode(backbone: Backbone, pixels: list[Pixels | ClipPixels]) -> list[Encod
         if len(pixels) == 1:
             return [error]
         return [encoding for one in pixels for encoding in _encode(backbone, [one])]
-
-
-def _shares(
-    backbone: Backbone,
-    encoding: Encoding,
-    talks: Sequence[Conversation],
-    truth: Truth,
-    shown: Sequence[int],
-) -> NDArray[np.float64]:
-    """(E, V * N) part of every patch that the referent of an expression covers, view after view."""
-    shares = np.zeros((len(truth), len(shown) * backbone.grid[0] * backbone.grid[1]))
-    for talk in talks:
-        for position in talk.expressions:
-            masks = truth.seen([position], shown)
-            of_views = [
-                backbone.patch_shares(masks if masks.ndim == 3 else masks[k], k, encoding.original)
-                for k in range(len(shown))
-            ]
-            shares[position] = torch.cat(of_views).double().numpy(force=True)
-    return shares
-
-
-class Chosen:
-    """What pruners let into the language model of one encoding; what depends on the pixels alone is chosen
-    once for all that ask about them."""
-
-    def __init__(self, backbone: Backbone, encoding: Encoding) -> None:
-        self.backbone, self.encoding = backbone, encoding
-        self._kept: dict[tuple[int, int], tuple[Selection, ...]] = {}
-
-    def of(
-        self, seen: _Seen, talks: Sequence[Conversation], job: Job
-    ) -> Iterator[tuple[Conversation, tuple[Selection, ...]]]:
-        """The choice in every conversation about a sample: once per sample if it reads neither text nor
-        truth, once per medium if it does not draw either."""
-        pruner, budget = job.pruner, job.cell.budget
-        # the splits of a run share their pruners, and draws hang on the sample
-        key = None if pruner.needs & PER_TEXT or pruner.stochastic else (id(pruner), budget)
-        chosen = self._kept.get(key) if key is not None else None
-        for talk in talks:
-            if chosen is None or pruner.needs & PER_TEXT:
-                referent = seen.truth.seen(talk.expressions, seen.shown)
-                views = self.backbone.views(self.encoding, talk.turns, seen.sample.id, referent)
-                chosen = checks.select_views(pruner, views, budget, self.backbone.num_layers)
-            if key is not None:
-                self._kept[key] = chosen
-            yield talk, chosen
 
 
 def _common(job: Job, sample: data.Sample) -> dict[str, Any]:

@@ -12,12 +12,13 @@ import torch
 
 from backbones.base import Backbone
 from harness.engine.cells import impossible
-from harness.engine.crew import Crew, Way
+from harness.engine.crew import Crew
 from harness.engine.evaluate import conversations
 from harness.engine.forks import forked
 from harness.engine.ranks import Place
 from harness.engine.served import served
 from harness.engine.splits import IMAGES_AT_ONCE, Split, identity, parts, prepare
+from harness.engine.way import Way
 from harness.plan import Plan
 from harness.progress import say
 from harness.store.editions import Asked, open_run

@@ -4,12 +4,12 @@ gigabytes."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 
-from harness.store.records import Journals, is_shown
+from harness.store.records import shown_tables
 from harness.store.run_folder import cells_of, done_info, run_info, split_folder, splits_of
 from harness.store.tables import batches_of
 
@@ -22,19 +22,21 @@ def answers(folder: Path, columns: Sequence[str], at_once: int) -> Iterator[pd.D
     Raises:
         UserError: what is there cannot be trusted; names file and line.
     """
+    for table in answer_tables(folder, columns, at_once):
+        yield table.to_pandas()
+
+
+def answer_tables(folder: Path, columns: Sequence[str], at_once: int) -> Iterator[pa.Table]:
+    """As `answers`, as Arrow tables."""
     info = run_info(folder)
     shown, tables = cells_of(info), done_info(folder).get("splits", {})
     for dataset, split in splits_of(shown):
         place = split_folder(folder, dataset, split)
         facts = tables.get(place.name, {}).get(ANSWERS)
         if facts is not None and (place / ANSWERS).is_file():
-            for frame in batches_of(folder, place / ANSWERS, facts, columns, at_once):
-                yield frame[frame["cell"].isin(list(shown))].reset_index(drop=True)
+            yield from batches_of(folder, place / ANSWERS, facts, columns, at_once)
             continue
-        rows = (
-            {name: row[name] for name in columns}
-            for row in Journals(place, info["cells"]).rows()
-            if row["status"] == "ok" and is_shown(row, shown)
-        )
-        while some := list(islice(rows, at_once)):
-            yield pd.DataFrame(some)
+        for some in shown_tables(place, info["cells"], shown):
+            table = some["ok"].select(list(columns))
+            for first in range(0, len(table), at_once):
+                yield table.slice(first, at_once)

@@ -45,7 +45,7 @@ def lacking(folder: Path, info: Mapping[str, Any], images: Mapping[str, int]) ->
 
 
 def _rows(folder: Path, info: Mapping[str, Any], pair: Column) -> Iterator[dict[str, Any]]:
-    return records.Journals(run_folder.split_folder(folder, *pair), info["cells"]).rows()
+    return records.Journals(run_folder.split_folder(folder, *pair), info["cells"]).row_keys()
 
 
 def close_run(folder: Path, sure: Mapping[str, int]) -> None:
@@ -64,9 +64,8 @@ def close_run(folder: Path, sure: Mapping[str, int]) -> None:
     (folder / run_folder.DONE).unlink(missing_ok=True)
     tables = {}
     for pair in run_folder.splits_of(cells):
-        rows = (row for row in _rows(folder, info, pair) if records.is_shown(row, cells))
         place = run_folder.split_folder(folder, *pair)
-        tables[place.name] = compact(place, rows)
+        tables[place.name] = compact(place, records.shown_tables(place, info["cells"], cells))
     closed = {
         "schema": run_folder.SCHEMA,
         "run": info["run"],

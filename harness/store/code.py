@@ -35,6 +35,7 @@ EVALUATES = (
     "harness/data/*.py",
     "harness/data/video/*.py",
     "harness/engine/cells.py",
+    "harness/engine/chosen.py",
     "harness/engine/evaluate.py",
     "harness/engine/prefetch.py",
     "harness/engine/rounding.py",

@@ -78,40 +78,69 @@ class Reader:
         Raises:
             UserError: another schema, or a damaged line; names file and line.
         """
+        for lines in self.blocks(1):
+            yield from self.rows(lines)
+
+    def rows(self, lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(line number, row) of lines that `blocks` gave last.
+
+        Raises:
+            UserError: as `__iter__`.
+        """
+        for number, content in enumerate(lines, self.number + 1):
+            yield number, self._row(content, number)
+
+    def blocks(self, size: int) -> Iterator[list[bytes]]:
+        """Whole lines behind `offset` with their ends, unchecked, about `size` bytes at a time; no header.
+
+        Once the next ones are asked for, those before count as read.
+
+        Raises:
+            UserError: another schema, or what stands behind the last whole line is none that is being
+                written.
+        """
         if isinstance(self.path, Path) and not stat.S_ISREG(os.lstat(self.path).st_mode):
             raise UserError(f"{self.path} is a link or no file, and no journal of this run; take it away.")
         with self.path.open("rb") as file:
             if self.offset:
                 file.seek(self.offset)
-            for content in file:
-                if not content.endswith(b"\n"):
-                    # torn, or being written just now: what a whole line is a prefix of; anything else is
-                    # damage
-                    if SUM.search(content[:-1]):
-                        raise self._damaged("something stands behind its end")
+            while lines := file.readlines(size):
+                torn = b"" if lines[-1].endswith(b"\n") else lines.pop()
+                if lines and self.number == 0:
+                    self._begin(lines.pop(0))
+                if lines:
+                    yield lines
+                    self.number += len(lines)
+                    self.offset += sum(map(len, lines))
+                if torn:
+                    # being written just now: what a whole line is a prefix of; anything else is damage
+                    if SUM.search(torn[:-1]):
+                        raise self._damaged("something stands behind its end", self.number + 1)
                     return
-                try:
-                    row = parse(content[:-1], self._summed)
-                except ValueError as error:
-                    raise self._damaged(str(error)) from None
-                if self.number == 0:
-                    self._check(row)
-                    self._summed = SUM.search(content[:-1]) is not None
-                    self.header = row
-                self.number += 1
-                self.offset += len(content)
-                if self.number > 1:
-                    yield self.number, row
 
-    def _check(self, header: dict[str, Any]) -> None:
+    @property
+    def summed(self) -> bool:
+        """Whether its lines must have checksums; known once `blocks` gave any."""
+        return self._summed
+
+    def _begin(self, content: bytes) -> None:
+        header = self._row(content, 1)
         if header.get("schema") not in self.schemas:
             raise UserError(
                 f"{self.path} has schema {header.get('schema')!r}, this version reads "
                 f"{', '.join(map(str, self.schemas))}; {self.mend}."
             )
+        self._summed = SUM.search(content[:-1]) is not None
+        self.header, self.number, self.offset = header, 1, len(content)
 
-    def _damaged(self, why: str) -> UserError:
-        return UserError(f"{self.path}:{self.number + 1} is damaged ({why}); {self.mend}.")
+    def _row(self, content: bytes, number: int) -> dict[str, Any]:
+        try:
+            return parse(content[:-1], self._summed)
+        except ValueError as error:
+            raise self._damaged(str(error), number) from None
+
+    def _damaged(self, why: str, number: int) -> UserError:
+        return UserError(f"{self.path}:{number} is damaged ({why}); {self.mend}.")
 
 
 class Journal:

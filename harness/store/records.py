@@ -15,14 +15,21 @@ import secrets
 import socket
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from harness.store.blocks import SCHEMAS as TABLES
+from harness.store.blocks import Keys, Tables, sound, tables_of
 from harness.store.journal import Journal, Reader, digest, read_whole, write_atomically
 from harness.store.rows import (
     ANSWERED,
@@ -58,7 +65,7 @@ from harness.store.run_folder import (
     split_folder,
     splits_of,
 )
-from harness.store.tables import compact, intact, measures, read_table
+from harness.store.tables import ROWS_AT_ONCE, coded, compact, frame_of, intact, plain, read_table
 from pruners.base import UserError
 
 __all__ = ["NO_CELL", "NO_EXPRESSION", "kept_tokens", "pack_tokens", "row_key"]
@@ -82,6 +89,8 @@ CUT_OFF = (
     "questions are longer than the text tower takes; pruners that read text see their beginning, as "
     "officially"
 )
+BLOCK = 2**24  # bytes of a journal that are looked at together
+MASKS = ("kept", "mask")
 JOURNAL = "delete that line, and the same command does its sample again"
 
 
@@ -158,22 +167,73 @@ class Journals:
     def new(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(file and line, row) of what was written since the last call; a row that stands there twice comes
         twice."""
+        for reader in self._known():
+            for lines in reader.blocks(1):
+                yield from self._one_by_one(reader, lines)
+
+    def _known(self) -> Iterator[Reader]:
+        """Of every journal that is there, in the order of their names."""
         for path in sorted(self.place.glob("*.jsonl")):
-            reader = self._readers.setdefault(path, Reader(path, SCHEMAS, JOURNAL))
-            for number, row in reader:
-                where = f"{path}:{number}"
-                # another process may have begun another edition
-                if row.get("status") != "sample" and str(row.get("cell")) not in self.cells:
-                    self.cells = run_info(self.place.parent.parent).get("cells", {})
-                try:
-                    row = validate(row, self.cells)
-                    if (pair := (row["dataset"], row["split"])) not in self._here:
-                        if split_folder(Path(), *pair).name != self.place.name:
-                            raise ValueError(f"it is of {':'.join(pair)}")
-                        self._here.add(pair)
-                except ValueError as error:
-                    raise UserError(f"{where} is damaged ({error}); {JOURNAL}.") from None
-                yield where, row
+            yield self._readers.setdefault(path, Reader(path, SCHEMAS, JOURNAL))
+
+    def _one_by_one(self, reader: Reader, lines: Iterable[bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for number, row in reader.rows(lines):
+            where = f"{reader.path}:{number}"
+            # another process may have begun another edition
+            if row.get("status") != "sample" and str(row.get("cell")) not in self.cells:
+                self.cells = run_info(self.place.parent.parent).get("cells", {})
+            try:
+                row = validate(row, self.cells)
+                if (pair := (row["dataset"], row["split"])) not in self._here:
+                    if split_folder(Path(), *pair).name != self.place.name:
+                        raise ValueError(f"it is of {':'.join(pair)}")
+                    self._here.add(pair)
+            except ValueError as error:
+                raise UserError(f"{where} is damaged ({error}); {JOURNAL}.") from None
+            yield where, row
+
+    def _blocks(self) -> Iterator[Tables]:
+        """What was written since the last call, checked, some thousand rows at a time."""
+        for reader in self._known():
+            for lines in reader.blocks(BLOCK):
+                found = None
+                if reader.summed and reader.header["schema"] == SCHEMA:
+                    if not self._here:  # it is this folder's, or a sentence says that it is not
+                        for _ in self._one_by_one(reader, lines[:1]):
+                            pass
+                    if len(self._here) == 1:
+                        found = sound(lines, self.cells, *next(iter(self._here)))
+                yield found or tables_of(row for _, row in self._one_by_one(reader, lines))
+
+    def tables(self) -> Iterator[Tables]:
+        """Every row once, as tables by status, some thousand rows at a time.
+
+        Raises:
+            UserError: as `rows`.
+        """
+        keys = Keys()
+        for tables in Journals(self.place, self.cells)._blocks():
+            if not keys.add(tables):
+                break
+            yield tables
+        else:
+            return
+        # a row stands there twice, or may: which is looked at row by row
+        rest = (row for row in self.rows() if row_key(row) not in keys)
+        while some := list(islice(rest, ROWS_AT_ONCE)):
+            yield tables_of(some)
+
+    def row_keys(self) -> Iterator[dict[str, Any]]:
+        """The KEYS alone of every row, each once.
+
+        Raises:
+            UserError: as `rows`.
+        """
+        for tables in self.tables():
+            for table in tables.values():
+                columns = [table[name].to_pylist() for name in KEYS]
+                for values in zip(*columns, strict=True):
+                    yield dict(zip(KEYS, values, strict=True))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Every row once.
@@ -227,8 +287,8 @@ def incomplete(
     return lost | {pair[1] for pair in scored if pair not in of}
 
 
-def _frame(folder: Path, status: str) -> pd.DataFrame:
-    """Rows of one status of all splits, of the current cells."""
+def _tables(folder: Path, columns: Mapping[str, Sequence[str]]) -> dict[str, pd.DataFrame]:
+    """Rows of all splits, of the current cells, by status: those columns of them."""
     if not (folder / FOLDER).is_dir():
         raise UserError(
             f"There are no records in {str(folder)!r}; give the folder of a run, e.g. results/runs/<id>."
@@ -239,45 +299,93 @@ def _frame(folder: Path, status: str) -> pd.DataFrame:
             f"There is no {RUN} in {str(folder)!r}, which says what its records are; restore it from a copy."
         )
     shown, tables = cells_of(info), done_info(folder).get("splits", {})
-    frames = []
+    found: dict[str, list[pa.Table]] = {status: [] for status in columns}
     for dataset, split in splits_of(shown):
         place = split_folder(folder, dataset, split)
-        facts = tables.get(place.name, {}).get(f"{status}.parquet")
-        file = place / f"{status}.parquet"
-        if facts is not None and file.is_file():
-            frames.append(read_table(folder, file, facts, status))
-            continue
-        rows = [
-            row
-            for row in Journals(place, info["cells"]).rows()
-            if row["status"] == status and is_shown(row, shown)
-        ]
-        if facts is not None and len(rows) != facts["rows"]:
-            raise UserError(
-                f"The records of {dataset}:{split} in {str(folder)!r} are not all there ({len(rows)} of "
-                f"{facts['rows']} rows of "
-                f"status {status}); `python -m harness rebuild {folder}` opens it again, and its command "
-                f"does what is missing."
-            )
-        frames.append(pd.DataFrame(rows))
-    frames = [frame for frame in frames if len(frame)]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+        known = {status: tables.get(place.name, {}).get(f"{status}.parquet") for status in columns}
+        left = []
+        for status, facts in known.items():
+            file = place / f"{status}.parquet"
+            if facts is not None and file.is_file():
+                found[status].append(read_table(folder, file, facts, status, columns[status]))
+            else:
+                left.append(status)
+        counts = dict.fromkeys(left, 0)
+        for some in shown_tables(place, info["cells"], shown) if left else ():
+            for status in left:
+                counts[status] += len(some[status])
+                found[status].append(coded(some[status].select(list(columns[status]))))
+        for status, count in counts.items():
+            if (facts := known[status]) is not None and count != facts["rows"]:
+                raise UserError(
+                    f"The records of {dataset}:{split} in {str(folder)!r} are not all there ({count} of "
+                    f"{facts['rows']} rows of "
+                    f"status {status}); `python -m harness rebuild {folder}` opens it again, and its command "
+                    f"does what is missing."
+                )
+    return {status: frame_of(found.pop(status)) for status in columns}
 
 
-def is_shown(row: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether a row is of these cells, or describes a sample of theirs."""
-    if not is_description(row["cell"]):
-        return row["cell"] in cells
-    return row["cell"] == NO_CELL or any(
-        description(cell["setting"].get("code", "")) == row["cell"] for cell in cells.values()
-    )
+def shown_tables(
+    place: Path, known: Mapping[str, Mapping[str, Any]], cells: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Tables]:
+    """The rows of a split's journals that are of these cells, as `Journals.tables`.
+
+    Args:
+        known: what `run.json` says of every cell.
+    """
+    for tables in Journals(place, known).tables():
+        yield {status: table.filter(are_shown(table, cells)) for status, table in tables.items()}
 
 
-def load_records(path: str | Path) -> pd.DataFrame:
+def are_shown(table: pa.Table, cells: Mapping[str, Mapping[str, Any]]) -> pa.ChunkedArray:
+    """Of each row whether it is of these cells, or describes a sample of theirs."""
+    codes = {description(cell["setting"].get("code", "")) for cell in cells.values()}
+    names = [*(cell for cell in cells if not is_description(cell)), NO_CELL, *codes]
+    return pc.is_in(table["cell"], value_set=pa.array(names, pa.string()))
+
+
+@dataclass(frozen=True)
+class Records:
+    """What a run folder holds.
+
+    Attributes:
+        frame: as `load_records`, its texts but `mask` and `kept` as categories in the order of the alphabet:
+            a number for each row, and every text once.
+        samples: as the function of that name.
+        failures: sample to reason.
+    """
+
+    frame: pd.DataFrame
+    samples: pd.DataFrame
+    failures: dict[str, str]
+
+
+def read_run(path: str | Path, masks: bool = True) -> Records:
+    """All of a run at once, in little memory.
+
+    Args:
+        path: run folder.
+        masks: whether `mask` and `kept` are read, which are most of a run.
+
+    Raises:
+        UserError: as `load_records`.
+    """
+    folder = Path(path)
+    left_out = {"place", "of", "status", *(() if masks else MASKS)}
+    told = [name for name in TABLES["ok"].names if name not in left_out]
+    found = _tables(folder, {"ok": told, "sample": ["sample", *OF_SAMPLE], "failed": ["sample", "reason"]})
+    described = _described(found["sample"])
+    frame = _with_facts(found.pop("ok"), described, run_info(folder), masks)
+    return Records(frame, plain(described), _reasons(found["failed"]))
+
+
+def load_records(path: str | Path, masks: bool = True) -> pd.DataFrame:
     """Records of a run, one row per (cell, expression), sorted; failed samples are left out.
 
     Args:
         path: run folder.
+        masks: whether `mask` and `kept` are read, which are most of a run; without, it has no such columns.
 
     Returns:
         A frame with COLUMNS, FROM_RUN and what metrics of others counted; of clips with `curves`, per-frame
@@ -290,29 +398,46 @@ def load_records(path: str | Path) -> pd.DataFrame:
     Raises:
         UserError: there are no records, or what is there cannot be trusted; names file and line.
     """
-    folder = Path(path)
-    frame = _frame(folder, "ok")
-    info = run_info(folder)
+    return plain(read_run(path, masks).frame)
+
+
+def _with_facts(
+    frame: pd.DataFrame, described: pd.DataFrame, info: Mapping[str, Any], masks: bool
+) -> pd.DataFrame:
+    """Rows with what was asked there, and with what the run says of their cells."""
     cells = cells_of(info)
+    columns = [name for name in COLUMNS if masks or name not in MASKS]
     if frame.empty:
-        return pd.DataFrame(columns=[*COLUMNS, *FROM_RUN])
-    said = samples(folder).drop_duplicates(["sample", "expression"]).set_index(["sample", "expression"])
-    wanted = pd.MultiIndex.from_frame(frame[["sample", "expression"]])
+        return pd.DataFrame(columns=[*columns, *FROM_RUN])
+    said = described.drop_duplicates(["sample", "expression"])
+    asked = pd.MultiIndex.from_frame(said[["sample", "expression"]])
+    at = asked.get_indexer(pd.MultiIndex.from_frame(frame[["sample", "expression"]]))
     for name in ("text", "group"):
-        frame[name] = said[name].reindex(wanted).to_numpy()
+        texts = pd.Categorical(said[name])
+        codes = np.append(texts.codes, -1)[at]  # the last one is of what nobody described
+        frame[name] = pd.Categorical.from_codes(codes, texts.categories)
     for name in NUMBERS_OR_NONE:
         frame[name] = frame[name].astype(float)
+    of = frame["cell"].cat.categories
     for name in FROM_RUN:
-        frame[name] = frame["cell"].map({cell: _fact(entry, name) for cell, entry in cells.items()})
-    if info.get("samples"):
-        prints = {name: digest({"samples": known}) for name, known in info["samples"].items()}
-        frame["data"] = (frame["dataset"] + ":" + frame["split"]).map(prints)
-    shown = [*COLUMNS, *FROM_RUN]
-    if frame["curves"].map(len).any():
-        frame["curves"] = frame["curves"].map(dict)  # Arrow's maps are lists of pairs
-        shown.append("curves")
-    frame = pd.concat([frame[shown], measures(frame)], axis=1)
-    return frame.sort_values(ORDER, kind="stable", ignore_index=True)
+        facts = [_fact(cells[cell], name) for cell in of]
+        if name == "data" and info.get("samples"):
+            prints = {split: digest({"samples": known}) for split, known in info["samples"].items()}
+            facts = [prints.get(f"{cells[cell]['dataset']}:{cells[cell]['split']}") for cell in of]
+        frame[name] = _spread(facts, frame["cell"].cat.codes.to_numpy())
+    taken = {*TABLES["ok"].names, *COLUMNS, *FROM_RUN}
+    others = sorted(name for name in frame.columns if name not in taken)
+    shown = [*columns, *FROM_RUN, *(["curves"] if "curves" in frame else []), *others]
+    return frame[shown].sort_values(ORDER, kind="stable", ignore_index=True)
+
+
+def _spread(facts: Sequence[Any], codes: NDArray[np.integer[Any]]) -> Any:
+    """The fact of each row's cell; texts as categories."""
+    texts = {fact for fact in facts if fact is not None}
+    if not texts or not all(isinstance(text, str) for text in texts):
+        return pd.Series(facts).take(codes).to_numpy()
+    made = pd.Categorical(facts, categories=sorted(texts))
+    return pd.Categorical.from_codes(made.codes[codes], made.categories)
 
 
 def _fact(cell: Mapping[str, Any], name: str) -> Any:
@@ -335,12 +460,13 @@ def samples(path: str | Path) -> pd.DataFrame:
     `truth` is the `counts` of the target's COCO run lengths (size height, width); `image` a picture's path
     below the run folder, empty where none is kept.
     """
-    frame = _frame(Path(path), "sample")
+    return plain(_described(_tables(Path(path), {"sample": ["sample", *OF_SAMPLE]})["sample"]))
+
+
+def _described(frame: pd.DataFrame) -> pd.DataFrame:
     if frame.empty:
         return pd.DataFrame(columns=["sample", *OF_SAMPLE])
-    frame = frame.reindex(columns=["sample", *OF_SAMPLE]).sort_values(
-        ["dataset", "split", "sample", "expression"], kind="stable", ignore_index=True
-    )
+    frame = frame.sort_values(["dataset", "split", "sample", "expression"], kind="stable", ignore_index=True)
     # cells of several codes each have their own descriptions
     return frame[~frame.duplicated(["sample", "expression"])].reset_index(drop=True)
 
@@ -354,13 +480,18 @@ def media(frame: pd.DataFrame) -> pd.Series[str]:
     """The medium of each record, to draw again in a bootstrap: its cluster, under a name that sorts by the
     number of its image. The order decides which draw an image gets, and is that of records that have the
     number alone."""
-    first = frame.groupby("cluster")["sample"].transform("min")
-    return images(first) + " " + frame["cluster"]
+    one = frame[["cluster", "sample"]].drop_duplicates().astype(str)
+    first = one.groupby("cluster")["sample"].min()
+    names = images(first) + " " + first.index
+    return frame["cluster"].astype(str).map(names)
 
 
 def failures(path: str | Path) -> dict[str, str]:
     """Samples that could not be evaluated, and why."""
-    frame = _frame(Path(path), "failed")
+    return _reasons(_tables(Path(path), {"failed": ["sample", "reason"]})["failed"])
+
+
+def _reasons(frame: pd.DataFrame) -> dict[str, str]:
     return {} if frame.empty else dict(sorted(zip(frame["sample"], frame["reason"], strict=True)))
 
 
@@ -394,12 +525,11 @@ def rebuild_tables(path: str | Path) -> bool:
         if tables and all(intact(place / table, facts) for table, facts in tables.items()):
             continue
 
-        def rows(place: Path = place) -> Iterator[dict[str, Any]]:
-            return (row for row in Journals(place, info["cells"]).rows() if is_shown(row, shown))
-
-        counts = Counter(f"{row['status']}.parquet" for row in rows())
+        counts: Counter[str] = Counter()
+        for some in shown_tables(place, info["cells"], shown):
+            counts.update({f"{status}.parquet": len(table) for status, table in some.items()})
         if all(counts[table] == facts["rows"] for table, facts in tables.items()):
-            closed["splits"][place.name] = compact(place, rows())
+            closed["splits"][place.name] = compact(place, shown_tables(place, info["cells"], shown))
         else:
             whole = False
     if whole:

@@ -23,8 +23,8 @@ from pruners import UserError
 from tests.fake_backbone import write_data
 from tests.faults.crew import Record, check, finish, send
 
-IMAGES = 64
-PAUSE = 0.05  # seconds per part
+IMAGES = 32
+PAUSE = 0.1  # seconds per part
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_killed_four_times_and_continued(
     folder = tmp_path / "run"
     hit = 0
     for _ in range(4):
-        process = send(root, folder, 5 * PAUSE)  # sixteen parts: four seconds, more than four waits
+        process = send(root, folder, 5 * PAUSE)  # eight parts: four seconds, more than four waits
         time.sleep(draw.uniform(0.05, 0.6))
         os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
         process.join()
