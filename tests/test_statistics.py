@@ -360,8 +360,8 @@ def test_who_names_no_seed_has_the_first_draws() -> None:
         [correlation(inner, outer, labels, *seed) for seed in ([], [0], [1])],
     ):
         assert found[0] == found[1] != found[2]
-    floats = [values[:, None].astype(np.float64) for values in (inner, outer)]
-    parts = [resample(*floats, *seed) for seed in ([], [0], [1])]
+    first, second = (values[:, None].astype(np.float64) for values in (inner, outer))
+    parts = [resample(first, second, *seed) for seed in ([], [0], [1])]
     assert parts[0].replicates.shape == (DRAWS, 1) and DRAWS == 4000
     assert (parts[0].replicates == parts[1].replicates).all()
     assert not (parts[0].replicates == parts[2].replicates).all()
