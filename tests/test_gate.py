@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from harness import cli
@@ -271,3 +272,100 @@ def test_kept_tokens_are_packed_and_unpacked() -> None:
     for rows, patches in ((2, 64), (4, 64), (3, 72)):
         with pytest.raises(files.Damaged, match="not those of"):
             files.unpack(files.pack(bitmaps), rows, patches)
+
+
+# --- the file, from rows that are written by hand
+
+
+def by_hand() -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Rows of two cells that take turns, and what a baseline holds of them."""
+    rows = pd.DataFrame(
+        {
+            "pruner": ["trim", "none", "trim"],
+            "budget": [2, 8, 2],
+            "seed": 0,
+            "sample": ["s:v:1", "s:v:1", "s:v:2"],
+            "expression": [4, 4, 5],
+            "intersection": [3, 5, 0],
+            "union": [6, 6, 0],
+            "tokens_final": [2, 8, 2],
+            "tokens_mean": [2.0, 8.0, 2.5],
+            "kept": ["wA==", "/w==", "AQ=="],
+        }
+    )
+    worst = {("trim", 2, 0): {"tokens": 1, "lost": 0, "falls": {}}, ("none", 8, 0): comparison.STEADY}
+    content = {
+        **{name: {} for name in files.HEAD},
+        "format": files.FORMAT,
+        "patches": 8,
+        "cells": files.baseline_cells(rows, {("trim", 2): 7}, worst),
+        "rows": rows[[*files.PAIR, *files.PIXELS]].values.tolist(),
+    }
+    return rows, content
+
+
+def test_what_belongs_to_a_cell_stands_once() -> None:
+    """And row by row where it differs."""
+    trim, none = by_hand()[1]["cells"]
+    assert (trim["rows"], trim["tokens_final"], trim["tokens_mean"], trim["macs"]) == (2, 2, [2.0, 2.5], 7)
+    assert (none["rows"], none["tokens_final"], none["tokens_mean"], none["macs"]) == (1, 8, 8.0, None)
+    assert (trim["pruner"], trim["budget"], trim["seed"], trim["rounding"]["tokens"]) == ("trim", 2, 0, 1)
+
+
+def test_rows_come_back_in_their_order(tmp_path: Path) -> None:
+    rows, content = by_hand()
+    files.write_baseline(tmp_path / "new" / "baseline.json", content)
+    found = files.read_baseline(tmp_path / "new" / "baseline.json")
+    pd.testing.assert_frame_equal(files.frame(found)[rows.columns], rows, check_dtype=False)
+    text = (tmp_path / "new" / "baseline.json").read_text()
+    assert sum(line.startswith(('["', '{"')) for line in text.splitlines()) == 5  # a line each
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tokens": -1}, "holds"),
+        ({"lost": float("inf")}, "holds"),
+        ({"falls": {"one split": {"cIoU": -0.5}}}, "holds"),
+        ({"falls": {"one split": {"cIoU": float("nan")}}}, "holds"),
+        ({"falls": {"one split": {"cIoU": 0.0}}, "tokens": 0, "lost": 0}, None),
+    ],
+)
+def test_rounding_is_from_0_on(change: dict[str, Any], said: str | None, tmp_path: Path) -> None:
+    content = by_hand()[1]
+    content["cells"][0]["rounding"] = content["cells"][0]["rounding"] | change
+    files.write_baseline(tmp_path / "baseline.json", content)
+    if said is None:
+        assert files.read_baseline(tmp_path / "baseline.json")["patches"] == 8
+    else:
+        with pytest.raises(UserError, match=f"the cell of trim at 2 tokens {said}"):
+            files.read_baseline(tmp_path / "baseline.json")
+
+
+def test_costs_are_from_0_on(tmp_path: Path) -> None:
+    content = by_hand()[1]
+    for macs, sound in ((0, True), (-1, False)):
+        content["cells"][0]["macs"] = macs
+        files.write_baseline(tmp_path / "baseline.json", content)
+        if sound:
+            files.read_baseline(tmp_path / "baseline.json")
+        else:
+            with pytest.raises(UserError, match="damaged"):
+                files.read_baseline(tmp_path / "baseline.json")
+
+
+def test_rows_and_cells_belong_together() -> None:
+    content = by_hand()[1]
+    for change, said in (
+        ({"cells": content["cells"][:1]}, "1 rows of none at 8 tokens, where its cell has None"),
+        ({"rows": content["rows"][1:]}, "1 rows of trim at 2 tokens, where its cell has 2"),
+        ({"rows": content["rows"][::2]}, "no rows of none"),
+        ({"rows": [], "cells": []}, "no rows of any pruner"),
+    ):
+        with pytest.raises(files.Damaged, match=said):
+            files.frame(content | change)
+
+
+def test_a_baseline_of_before_plans_names_one_backbone() -> None:
+    plan = gate.plan_of({"backbone": "fake", "pruners": "none", "limit": 3})
+    assert (plan.backbones, plan.limit, plan.device) == (("fake",), 3, "cpu")

@@ -322,3 +322,120 @@ def test_the_committed_rows_are_their_own_equal() -> None:
         ).changes
         == ()
     )
+
+
+# --- at the limits: the last that passes and the first that does not
+
+
+@pytest.mark.parametrize(
+    ("now", "reasons", "notes"),
+    [(1050, 0, 0), (1051, 1, 0), (950, 0, 0), (949, 0, 1), (1000, 0, 0), (None, 0, 0)],
+)
+def test_costs_within_the_share_are_none(now: int | None, reasons: int, notes: int) -> None:
+    rows = frame(val=[50, 60])
+    (change,) = gate.compare(rows, rows, noisy(), {("trim", 64): now} if now else {}).all_cells
+    assert (len(change.reasons), len(change.notes)) == (reasons, notes)
+    assert (
+        len(gate.compare(rows, rows, noisy(), {("trim", 64): now} if now else {}).changes) == reasons + notes
+    )
+
+
+@pytest.mark.parametrize(("usual", "lost", "bad"), [(0, 1, False), (0, 2, True), (2, 4, False), (2, 5, True)])
+def test_one_expression_more_than_rounding_explains_may_be_lost(usual: int, lost: int, bad: bool) -> None:
+    """What falls by fifty points exactly is not lost."""
+    before, gained = frame(val=[100] * 20), [100] * (19 - lost)
+    after = frame(val=[50, *[49] * lost, *gained])
+    loose = noisy(lost=usual) | {"tolerances": {"points": 100.0, "split_points": 100.0, "unharmed": 100.0}}
+    assert bool(gate.compare(before, after, loose).worse) == bad
+
+
+@pytest.mark.parametrize(
+    ("usual", "moved", "bad"), [(0, 0, False), (0, 1, True), (2, 3, False), (2, 4, True)]
+)
+def test_kept_tokens_move_as_far_as_rounding_moves_them(usual: int, moved: int, bad: bool) -> None:
+    now = [0b11111111 & ~(1 << k) if k < moved else 0b11111111 for k in range(4)]
+    found = gate.compare(tokens([0b11111111] * 4), tokens(now), noisy(tokens=usual))
+    assert bool(found.worse) == bad and len(found.changes) == (1 if bad else 0)
+    if bad:
+        (reason,) = found.worse[0].reasons
+        told = f", by rounding {usual} move" if usual else ""
+        assert reason.startswith(f"kept tokens changed for {moved} of 4 expressions, {moved} in all{told};")
+
+
+@pytest.mark.parametrize(("points", "bad"), [(2, False), (3, True)])
+def test_a_fall_by_the_tolerance_passes(points: int, bad: bool) -> None:
+    """Over all splits; in one the tolerance is another."""
+    after = frame(val=[50 - points, 60 - points], testA=[50 - points])
+    assert bool(gate.compare(frame(val=[50, 60], testA=[50]), after, LIMITS).worse) == bad
+    one = gate.compare(frame(val=[50] * 5, testA=[50]), frame(val=[50] * 5, testA=[44]), LIMITS)
+    assert one.worse == ()
+
+
+def test_those_that_gained_most_are_named_of_a_pruner_that_rose() -> None:
+    """Five at most, and none that is as it was; of one that fell beyond reason always the losers."""
+    before = frame(val=[10, 20, 30, 40, 50, 60, 70, 80])
+    (rose,) = gate.compare(before, frame(val=[11, 22, 33, 44, 55, 66, 70, 79]), LIMITS).changes
+    assert [(moved.expression, moved.after - moved.before) for moved in rose.moved] == [
+        (5, pytest.approx(6)),
+        (4, pytest.approx(5)),
+        (3, pytest.approx(4)),
+        (2, pytest.approx(3)),
+        (1, pytest.approx(2)),
+    ]
+    assert (rose.fell, rose.rose, rose.of, rose.reasons) == (1, 6, 8, ())
+    (same,) = gate.compare(before, frame(val=[10, 20, 30, 40, 50, 60, 70, 78]), LIMITS).changes
+    assert [moved.expression for moved in same.moved] == [7]
+    assert str(same) == (
+        "trim at 64 tokens (seed 0): cIoU 45.00 -> 44.75, mean IoU 45.00 -> 44.75; "
+        "1 of 8 expressions fell, 0 rose"
+    )
+
+
+def test_what_the_baseline_does_not_know_is_named_once() -> None:
+    rows = frame(val=[50, 60])
+    more = [rows.assign(pruner="scope", seed=seed) for seed in (0, 1)] + [rows.assign(budget=32)]
+    found = gate.compare(rows, pd.concat([rows, *more]), LIMITS)
+    assert found.unguarded == ("scope at 64", "trim at 32") and found.cells == 1
+    assert [change.pruner for change in found.all_cells] == ["trim"]
+
+
+def test_rounding_is_measured_where_a_score_fell() -> None:
+    """In every split that has one, the most of all draws; what rose is none."""
+    before = frame(val=[50, 50], testA=[50]).assign(kept="wA==")
+    draws = [
+        frame(val=[50, 40], testA=[60]).assign(kept="wA=="),
+        frame(val=[50, 48], testA=[50]).assign(kept="oA=="),
+    ]
+    (found,) = comparison.rounding(before, draws, 8).values()
+    assert found == {
+        "tokens": 3,
+        "lost": 0,
+        "falls": {
+            "all splits": {"unharmed": 33.3333, "cIoU": 0.6667, "mean IoU": 0.6667},
+            "one split": {"cIoU": 5.0, "mean IoU": 5.0, "unharmed": 50.0},
+        },
+    }
+
+
+def test_what_may_fall_without_a_word_of_the_baseline() -> None:
+    """Half a point over all splits, one in a split, a tenth of the expressions."""
+    before = [500] * 40
+    for fall, bad in ((4, False), (6, True)):
+        after = frame(val=[500 - fall] * 40).assign(union=1000)
+        reasons = gate.compare(frame(val=before).assign(union=1000), after, {}).worse[0].reasons
+        assert any(reason.startswith("all splits: mean IoU") for reason in reasons) == bad
+    for fall, bad in ((9, False), (11, True)):
+        after = frame(val=before, testA=[500 - fall, *[500] * 3]).assign(union=1000)
+        whole = frame(val=before, testA=[500] * 4).assign(union=1000)
+        found = gate.compare(whole, after, {"tolerances": {"unharmed": 100.0}})
+        assert found.worse == ()
+        after = frame(val=before, testA=[500 - fall] * 4).assign(union=1000)
+        assert bool(gate.compare(whole, after, {"tolerances": {"unharmed": 100.0}}).worse) == bad
+    for harmed, bad in ((4, False), (5, True)):
+        after = frame(val=[497] * harmed + [500] * (40 - harmed)).assign(union=1000)
+        assert bool(gate.compare(frame(val=before).assign(union=1000), after, {}).worse) == bad
+
+
+def test_a_mean_that_was_added_up_otherwise_is_no_change() -> None:
+    before, after = tokens([1], tokens_mean=[1 / 3]), tokens([1], tokens_mean=[(1 + 1e-12) / 3])
+    assert gate.compare(before, after, noisy()).changes == ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from harness import metrics
+from harness.metrics.base import Columns, Masks, Truths
 
 OVERLAP = [one.name for one in metrics.made_of(("intersection", "union"))]
 LABELS = st.sampled_from([0, 1, 2, 3, 255])
@@ -166,3 +168,74 @@ def test_works_on_record_frames() -> None:
 def test_refuses_what_are_no_counts(inner: list[object], outer: list[object]) -> None:
     with pytest.raises(ValueError):
         value("ciou", inner, outer)  # type: ignore[arg-type]
+
+
+# --- what every metric brings along
+
+
+class Missed(metrics.Metric):
+    """Pixels missed per object."""
+
+    name, title, reference, meaning, weighs = "missed", "missed", "here", "pixels missed", "objects"
+    columns = ("missed", "objects")
+    unit, higher_is_better, epsilon, datasets = "px", False, 0.5, ("mine",)
+
+    def measure(self, predictions: Masks, truths: Truths) -> list[dict[str, Any]]:
+        return []
+
+    def terms(self, table: Columns) -> tuple[np.ndarray, np.ndarray]:
+        return np.asarray(table["missed"]), np.asarray(table["objects"])
+
+
+def test_a_score_is_a_ratio_of_sums_and_each_rows_own() -> None:
+    """The epsilon is the sum's alone, and a row without a denominator has no score."""
+    one, table = Missed(), {"missed": [6.0, 2.0, 5.0], "objects": [2.0, 1.0, 0.0]}
+    assert one.value(table) == pytest.approx(13 / 3.5)
+    assert one.each(table).tolist() == pytest.approx([3, 2, float("nan")], nan_ok=True)
+    assert one.value({"missed": [3.0], "objects": [0.0]}) == 6.0
+    assert math.isnan(one.value({"missed": [], "objects": []}))
+    plain = metrics.get("t_acc")  # without an epsilon
+    nothing = {"gres_target": [0], "gres_mask": [0], "gres_both": [0]}
+    assert math.isnan(plain.value(nothing)) and np.isnan(plain.each(nothing)).all()
+
+
+def test_units_and_order() -> None:
+    one, share = Missed(), metrics.get("p@0.5")
+    assert (one.scale, one.unit_word, one.points) == (1.0, "px", "px")
+    assert (share.scale, share.unit_word, share.points) == (100.0, "percent of expressions", "points")
+    assert sorted([3.0, 1.0, 2.0], key=one.rank) == [1, 2, 3]
+    assert sorted([3.0, 1.0, 2.0], key=share.rank) == [3, 2, 1]
+    assert one.fits("mine") and one.fits("mine(author)") and not one.fits("mineral") and share.fits("any")
+
+
+def test_a_mask_counts_where_it_is_not_ignored() -> None:
+    """Of clips over all frames: pixels of the target, of the mask and of both."""
+    truth = np.array([[[[1, 1, 0, 255]], [[1, 2, 0, 0]]]], dtype=np.uint8)
+    mask = np.array([[[[True, False, True, True]], [[True, True, False, False]]]])
+    (found,) = metrics.get("n_acc").measure(mask, truth)
+    assert found == {"gres_target": 3, "gres_mask": 4, "gres_both": 2}
+    (found,) = metrics.get("ciou").measure(mask, truth)
+    assert found == {"intersection": 2, "union": 5}
+
+
+def test_precision_where_something_is_meant() -> None:
+    """At the threshold it is reached; nothing painted, and nothing meant, never count."""
+    table = {"gres_target": [10, 10, 10, 0], "gres_mask": [7, 6, 0, 0], "gres_both": [7, 6, 0, 0]}
+    assert [metrics.get(f"pr@{at}").value(table) for at in (0.7, 0.8)] == pytest.approx([1 / 3, 0])
+    assert metrics.get("t_acc").value(table) == pytest.approx(2 / 3)
+    assert metrics.get("n_acc").value(table) == 1
+    painted = {"gres_target": [0, 0, 0], "gres_mask": [0, 1, 5], "gres_both": [0, 0, 0]}
+    assert metrics.get("n_acc").value(painted) == pytest.approx(1 / 3)
+
+
+def test_official_epsilons() -> None:
+    """1e-10 on the sum of unions, 1e-5 on every union and on the number of masks."""
+    assert 1 - value("ciou", [1], [1]) == pytest.approx(1e-10, rel=1e-3)
+    assert value("giou", [1, 1], [2, 4]) == pytest.approx(
+        (1 / (2 + 1e-5) + 1 / (4 + 1e-5)) / (2 + 1e-5), rel=1e-12
+    )
+
+
+def test_which_metrics_want_generated_answers() -> None:
+    asked = {one.name for one in metrics.of_medium("image") if one.needs_generated}
+    assert asked == {"n_acc", "t_acc", "pr@0.7", "pr@0.8", "pr@0.9"}

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal, get_type_hints
 
 import pytest
 import torch
 
 import pruners
+from pruners import fields as written
+from pruners import plugins
 from pruners.base import (
     CLS,
     Cut,
     ImpossibleBudget,
+    LayerView,
     Need,
     Pruner,
     ScorePruner,
@@ -23,10 +28,13 @@ from pruners.base import (
     UserError,
     VisualTokens,
 )
+from pruners.errors import nearest, reason
 from pruners.fastv import FastV
 from pruners.oracle import Oracle
-from pruners.prumerge import plus_budget
+from pruners.prumerge import PruMerge, cls_scores, plus_budget
+from pruners.random import Random
 from pruners.registry import PRUNERS
+from pruners.trim import Trim
 from pruners.uniform import grid_cells
 from pruners.visionzip import VisionZip
 from tests.tokens import make_layer_view, make_tokens
@@ -89,6 +97,7 @@ def test_parse(text: str, specs: list[str]) -> None:
         ("fastv(layer=2)(", "unclosed bracket"),
         ("fastv(layer=2, layer=3)", "layer is given twice"),
         ("fastv(**{'layer': 3})", "give parameters by name"),
+        ("fastv(**{'layer': 3}, budget='mean')", "give parameters by name"),
         ("fastv(layer=" + "-" * 900 + "1)", "Cannot read the pruner"),
         ("fastv(layer=" + "-" * 20000 + "1)", "20014 letters long; 1000 is the most"),
         ("fastv(layer=" + "(" * 400 + "1" + ")" * 400 + ")", "Cannot read the pruner"),
@@ -413,6 +422,7 @@ def test_prumerge_plus_budget_rule() -> None:
 def test_gather_of_kept_patches() -> None:
     tokens = make_tokens()
     chosen = Selection(torch.tensor([CLS, 5, 3]))
+    assert tokens.cls is not None
     assert chosen.gather(tokens).equal(torch.stack([tokens.cls, tokens.patches[5], tokens.patches[3]]))
 
 
@@ -434,3 +444,265 @@ def test_pruner_files_stay_short() -> None:
 def test_base_is_abstract() -> None:
     with pytest.raises(TypeError):
         Pruner()  # type: ignore[abstract]
+
+
+# --- bounds and ties: where one more or one less is another answer
+
+
+def covered(share: torch.Tensor) -> VisualTokens:
+    """Tokens whose referent covers these shares of them."""
+    grid = (share.shape[0], share.shape[1])
+    tokens = make_tokens(grid)
+    return VisualTokens(tokens.patches, None, grid, tokens.num_heads, lambda need: share.flatten())
+
+
+@pytest.mark.parametrize(("grid", "first"), [((3, 5), [7]), ((4, 4), [5, 6, 9, 10]), ((1, 4), [1, 2])])
+def test_the_oracle_without_a_target_stays_near_the_middle(grid: tuple[int, int], first: list[int]) -> None:
+    """From there on by distance, both directions counting the same."""
+    nothing = covered(torch.zeros(grid))
+    assert Oracle().select(nothing, len(first)).indices.tolist() == first
+    rows, columns = grid
+    middle = (rows - 1) / 2, (columns - 1) / 2
+    far = [-((k // columns - middle[0]) ** 2) - (k % columns - middle[1]) ** 2 for k in range(rows * columns)]
+    assert Oracle().score(nothing).tolist() == pytest.approx(far)
+
+
+def test_the_oracle_ranks_by_coverage_and_then_by_distance() -> None:
+    """In patches, to the nearest one that is touched."""
+    share = torch.zeros(3, 4)
+    share[0, 0], share[2, 3] = 0.25, 1.0
+    assert Oracle().score(covered(share)).tolist() == [1.25, -1, -4, -4, -1, -2, -2, -1, -4, -4, -1, 2]
+
+
+def test_a_budget_is_one_token_to_all_of_them() -> None:
+    for pruner in pruners.parse("random,uniform,trim"):
+        for good in (1, 16):
+            pruner.check(good, 16, 4)
+        for bad in (0, 17):
+            with pytest.raises(ImpossibleBudget, match=f"cannot keep {bad} tokens.*give --budgets 1 to 16"):
+                pruner.check(bad, 16, 4)
+
+
+def test_visionzip_leaves_room_for_the_class_token_alone() -> None:
+    for contextual in (0, 9):
+        VisionZip(contextual=contextual).check(10, 16, 4)
+    tokens = make_tokens((8, 8))
+    alone = VisionZip(contextual=9).select(tokens, 10)
+    assert alone.indices[0] == CLS and alone.tokens == 10 and bool((alone.indices[1:] >= 0).all())
+    for contextual in (-1, 10):
+        with pytest.raises(ImpossibleBudget, match="contextual=0 to 9"):
+            VisionZip(contextual=contextual).check(10, 16, 4)
+    for budget in (0, 17):
+        with pytest.raises(ImpossibleBudget, match="cannot keep"):
+            VisionZip().check(budget, 16, 4)
+
+
+def test_visionzip_merges_into_targets_at_an_even_step() -> None:
+    """A target stands for itself and the mean of the others that are most like it."""
+    tokens = make_tokens((4, 4))
+    rest = torch.tensor([0, 2, 3, 5, 8, 9, 12, 13])
+    features, targets, assign = VisionZip().merge(tokens, rest, 3)
+    assert targets.tolist() == [0, 2, 4]  # eight by three
+    keys = tokens.keys(-2)[1:].unflatten(1, (tokens.num_heads, -1)).mean(1)[rest]
+    members = [k for k in range(8) if k not in (0, 2, 4)]
+    like = torch.nn.functional.cosine_similarity(keys[members][:, None], keys[targets][None], dim=2)
+    assert assign.tolist() == like.argmax(1).tolist()
+    for number, target in enumerate(targets.tolist()):
+        mine = [int(rest[k]) for k, to in zip(members, assign.tolist(), strict=True) if to == number]
+        mean = tokens.patches[mine].mean(0) if mine else 0
+        assert features[number].allclose(tokens.patches[rest[target]] + mean)
+    few = VisionZip().merge(tokens, rest[:2], 2)  # fewer than a step: every one is a target
+    assert few[1].tolist() == [0, 1] and few[0].equal(tokens.patches[rest[:2]])
+
+
+def test_fastvs_cut_stands_inside_the_language_model() -> None:
+    for layer in (1, 4):
+        FastV(layer=layer).check(64, 576, 5)
+    with pytest.raises(
+        ImpossibleBudget, match="outside the language model, which has 5 layers; give layer 1 to 4"
+    ):
+        FastV(layer=5).check(64, 576, 5)
+    with pytest.raises(ImpossibleBudget, match="cannot keep 0 tokens"):
+        FastV().check(0, 576, 5)
+
+
+def test_fastvs_least_mean_is_one_token_behind_the_cut() -> None:
+    """One layer of four sees all 16: 1 + 16/4 tokens cannot be had by keeping none."""
+    mean = FastV(layer=1, budget="mean")
+    assert mean.cuts(5, 16, 4) == (Cut(1, 1),) and mean.cuts(16, 16, 4) == (Cut(1, 16),)
+    mean.check(5, 16, 4)
+    mean.check(16, 16, 4)
+    with pytest.raises(ImpossibleBudget, match="1 of 4 layers see all 16, so the least mean is 5"):
+        mean.check(4, 16, 4)
+    assert FastV(layer=3).schedule(2, 16, 4) == (16, 16, 16, 2)
+
+
+def test_fastv_reads_the_last_row_averaged_over_heads() -> None:
+    rows = torch.tensor([[[0.5, 0.1, 0.0, 0.3, 0.9]], [[0.5, 0.2, 0.4, 0.0, 0.9]]])
+    plain = make_layer_view(3)
+    places = torch.arange(5)
+    seen = LayerView(2, 0, plain.indices, places, 1, plain.width, rows.dtype, lambda query: rows, "", asked=5)
+    assert FastV().cut(seen, 1).indices.tolist() == [1]
+    assert FastV().cut(seen, 2).indices.tolist() == [0, 1]  # 0.15 and 0.2 and 0.15: the first among equals
+
+
+@pytest.mark.parametrize(
+    "name", sorted(METHODS | CONTROLS | {"dart", "feather", "nuwa", "pyramiddrop", "sparsevlm"})
+)
+def test_parameters_of_another_type_are_refused(name: str) -> None:
+    """Of every method, also where it looks at ranges itself."""
+    cls = pruners.get(name)
+    hints = get_type_hints(cls)
+    for field in fields(cls):
+        if "tuple" not in str(hints[field.name]):  # the methods that have some look at them
+            with pytest.raises(UserError, match=rf"^{name}: {field.name} "):
+                cls(**{field.name: object()})
+        if hints[field.name] is int:
+            with pytest.raises(UserError, match=rf"^{name}: {field.name} is a whole number, not 2\.5"):
+                cls(**{field.name: 2.5})
+
+
+def test_positions_are_asked_for_where_a_method_has_none_of_its_own() -> None:
+    plain, own = pruners.get("trim")(), FastV()
+    assert (plain.own_positions, plain.positions_for("compact"), plain.positions_for("kept")) == (
+        False,
+        "compact",
+        "kept",
+    )
+    assert (own.own_positions, own.positions_for("compact")) == (True, "kept")
+
+
+def test_a_sentence_ends_once() -> None:
+    """Whatever the words that it quotes last end with."""
+    said = {
+        "": "",
+        "It is gone": "It is gone.",
+        "It is gone.": "It is gone.",
+        "It is gone..": "It is gone.",
+        "It is gone...": "It is gone...",
+        "Is it?": "Is it?",
+        "So!": "So!",
+        " two\n  lines ": "two lines.",
+    }
+    assert {text: str(UserError(text)) for text in said} == said
+
+
+def test_reasons_fit_into_a_sentence() -> None:
+    assert reason(OSError(2, "No such file")) == "No such file"
+    assert reason(OSError("odd")) == "OSError: odd" and reason(KeyError()) == "KeyError"
+    assert reason(SystemExit()) == "it ends the program" and reason(SystemExit(0)).endswith("with 0")
+    assert reason(SyntaxError("bad")) == "bad"
+    assert reason(UserError("One.")) == "One"
+    assert reason(ValueError(f"{object()} is none")) == "ValueError: <object> is none"
+    longest = "x" * (300 - len("ValueError: "))
+    assert reason(ValueError(longest)).endswith("x") and len(reason(ValueError(longest + "x"))) == 303
+
+
+def test_the_nearest_word_is_near() -> None:
+    """Half of its letters in order, and more of a suffix, whose dot says nothing."""
+    assert nearest("colour", ["color", "blue"]) == " Did you mean 'color'?"
+    assert nearest("abcd", ["abxy"]) == " Did you mean 'abxy'?" and nearest("abcd", ["axyz"]) == ""
+    assert nearest(".jpge", [".png", ".jpeg"]) == " Did you mean '.jpeg'?"
+    assert nearest(".xls", [".tex", ".csv"]) == ""
+    assert nearest(".abcd", [".abxy"]) == "" and nearest(".abc", [".abd"]) == " Did you mean '.abd'?"
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "does"),
+    [
+        (sys.float_info.max, float, True),
+        (-sys.float_info.max, float, True),
+        (10**308, float, True),
+        (10**309, float, False),
+        (float("inf"), float, False),
+        (float("nan"), float, False),
+        (True, float, False),
+        (1, int, True),
+        (True, int, False),
+        (1, bool, False),
+        (None, int | None, True),
+        (1.0, int | None, False),
+        ("a", Literal["a", 1], True),
+        (True, Literal["a", 1], False),
+        ("b", Literal["a", 1], False),
+        ((1, 2), tuple[int, ...], True),
+    ],
+    ids=str,
+)
+def test_what_fits_an_annotation(value: object, hint: object, does: bool) -> None:
+    assert written.fits(value, hint) is does
+
+
+def test_what_is_wanted_in_words() -> None:
+    assert written.wanted(float | None) == "a number or None"
+    assert written.wanted(Literal["a", 1]) == "'a' or 1"
+    assert written.wanted(tuple[int, ...]) == "tuple[int, ...]"
+
+
+def test_an_installed_package_may_bring_a_module_that_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its entry point loads what is no pruner class, and is passed by."""
+    mine = make()
+    points = [SimpleNamespace(load=lambda thing=thing: thing) for thing in (pruners, int, print, mine)]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == "mine" else [])
+    assert list(plugins.installed("mine", Pruner)) == [mine]
+    assert list(plugins.installed("other", Pruner)) == []
+
+
+def test_nothing_is_left_of_a_plugin_that_fails(
+    tmp_path: Path, registry: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what a module that it imports registered, nor what it registered of a kind that is new."""
+    monkeypatch.setattr(plugins, "_kinds", list(plugins._kinds))
+    monkeypatch.syspath_prepend(tmp_path)
+    holder = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "holder_of_a_kind", holder)
+    sample = (HERE / "sample_plugin" / "sample_pruner.py").read_text()
+    (tmp_path / "helper_of_a_plugin.py").write_text(sample.replace("brightest", "helped"))
+    (tmp_path / "fails.py").write_text(
+        "import helper_of_a_plugin, holder_of_a_kind\n"
+        "from pruners.plugins import Names\n"
+        "class Kind(Names):\n"
+        "    def register(self, cls): ...\n"
+        "class Thing: ...\n"
+        "holder_of_a_kind.kind = Kind()\n"
+        "holder_of_a_kind.kind.known['thing'] = Thing\n"
+        "1 / 0\n"
+    )
+    before = pruners.names()
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        pruners.load_plugin(tmp_path / "fails.py")
+    assert "helper_of_a_plugin" in sys.modules and "helped" not in pruners.names() == before
+    assert holder.kind.known == {}
+    monkeypatch.delitem(sys.modules, "helper_of_a_plugin")
+
+
+def test_draws_follow_the_digest_of_seed_and_sample() -> None:
+    """The same in every process and version: half of the first eight bytes seed the generator."""
+    seed = int(hashlib.sha256(b"5:some image").hexdigest()[:16], 16) // 2
+    drawn = torch.rand(64, generator=torch.Generator().manual_seed(seed))
+    found = Random(seed=5).score(make_tokens((8, 8), sample="some image"))
+    assert found.equal(drawn)
+
+
+@pytest.mark.parametrize("keep", ["lowest", "highest"])
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_trim_ranks_by_the_similarity_that_is_named(keep: Any, similarity: Any) -> None:
+    tokens = make_tokens((4, 4), texts=3)
+    patches, text = tokens.projected_patches, tokens.text_embeds
+    like = text @ patches.T
+    if similarity == "cosine":
+        like = torch.nn.functional.cosine_similarity(text[:, None], patches[None], dim=2)
+    expected = (like if keep == "highest" else -like).softmax(1).mean(0)
+    assert Trim(keep=keep, similarity=similarity).shares(tokens).allclose(expected)
+
+
+def test_prumerge_folds_all_others_in_where_they_are_few() -> None:
+    """Fewer than 32: every other one, and never the token itself again."""
+    tokens = make_tokens((3, 3))
+    chosen, scores = PruMerge().select(tokens, 4), cls_scores(tokens)
+    features = chosen.gather(tokens)
+    weighted = scores[:, None] * tokens.patches
+    for feature, patch in zip(features, chosen.indices.tolist()[:3], strict=False):
+        assert feature.allclose(tokens.patches[patch] + weighted.sum(0) - weighted[patch])
+    left = [k for k in range(9) if k not in chosen.indices.tolist()]
+    assert features[3].allclose(weighted[left].sum(0))

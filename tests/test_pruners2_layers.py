@@ -431,3 +431,13 @@ def test_nuwa_can_cut_elsewhere_or_not_at_all() -> None:
     assert checks.stated(Nuwa(), 576, 576, 32) == (576,) * 32
     with pytest.raises(ImpossibleBudget, match="cut_layer 1 to 4"):
         checks.stated(Nuwa(cut_layer=5), 64, 576, 5)
+
+
+def test_nuwa_takes_the_diagonal_of_any_grid() -> None:
+    assert Nuwa().reach((12, 24)) == Nuwa().reach((24, 12)) == 172  # 280 x (121 + 529) / 1058
+
+
+def test_nuwa_leaves_one_token_behind_the_cut() -> None:
+    """Of few tokens fewer enter, so that the mean is still met."""
+    assert checks.stated(Nuwa(), 1, 16, 5) == (1, 1, 1, 1, 1)
+    assert checks.stated(Nuwa(), 2, 16, 5) == (4, 4, 1, 1, 1)

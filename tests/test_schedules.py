@@ -11,7 +11,7 @@ from backbones.glamm.full_size import LLM
 from backbones.glamm.shapes import GlammShapes
 from harness.cost import projection
 from harness.cost.lines import lines_of
-from pruners import ImpossibleBudget, checks, parse
+from pruners import Cut, ImpossibleBudget, UserError, checks, parse, stages
 
 PATCHES, LAYERS = 576, 32
 
@@ -178,3 +178,98 @@ def full_size() -> Any:
     shapes = backbones.one("glamm-7b").shapes()
     assert isinstance(shapes, GlammShapes)
     return shapes
+
+
+# --- the arithmetic of several cuts, on paper
+
+
+@pytest.mark.parametrize(
+    ("counts", "layers", "budget", "kept"),
+    [
+        ([1], [2], 5, [1]),  # 2 x 8 + 2 x 1 is 18 of 20: a token in both layers behind the cut
+        ([9], [2], 6, [5]),  # from all 8 down to the first that is as near
+        ([1], [2], 8, [7]),  # and up
+        ([4, 4], [1, 2], 5, [4, 4]),
+        ([5, 1], [1, 3], 6, [5, 3]),  # the last cut moves first
+        ([6, 2], [1, 3], 5, [6, 2]),
+        ([8, 8], [1, 2], 8, [8, 8]),
+    ],
+)
+def test_cuts_are_settled_by_single_tokens(
+    counts: list[int], layers: list[int], budget: int, kept: list[int]
+) -> None:
+    """Of 8 patches in 4 layers."""
+    pruner = parse("pyramiddrop")[0]
+    assert stages.settled(pruner, counts, layers, budget, 8, 4) == tuple(map(Cut, layers, kept))
+
+
+def test_the_least_mean_is_one_token_behind_every_cut() -> None:
+    pruner = parse("pyramiddrop")[0]
+    assert stages.settled(pruner, [1, 1], [1, 2], 3, 8, 4) == (Cut(1, 1), Cut(2, 1))
+    with pytest.raises(ImpossibleBudget, match="cannot average 2 tokens over 4 layers: the least mean is 3"):
+        stages.settled(pruner, [1, 1], [1, 2], 2, 8, 4)
+    with pytest.raises(ImpossibleBudget, match="cuts before layer 4 of a language model that has 4 layers"):
+        stages.settled(pruner, [1, 1], [1, 4], 4, 8, 4)
+    assert stages.settled(pruner, [1, 1], [1, 3], 5, 8, 4)[1].layer == 3
+
+
+def test_what_is_what_it_is_has_one_name() -> None:
+    pruner, cuts = parse("pyramiddrop")[0], (Cut(1, 3), Cut(3, 1))
+    for budget in (4, 5):
+        assert stages.named(pruner, cuts, 4.25, budget, 4) == cuts
+    for budget in (3, 6):
+        with pytest.raises(ImpossibleBudget, match=rf"averages 4.2 tokens .* not {budget}; give --budgets 4"):
+            stages.named(pruner, cuts, 4.25, budget, 4)
+    with pytest.raises(ImpossibleBudget, match="cuts before layer 3"):
+        stages.named(pruner, cuts, 4.25, 4, 3)
+
+
+def test_spans_and_totals() -> None:
+    assert stages.spans((2, 5), 9) == [2, 3, 4]
+    assert stages.total((5, 1), (2, 3, 4), 10) == 2 * 10 + 3 * 5 + 4 * 1
+    low, high = stages.bracket(lambda x: 10 * x, 3)
+    assert low < 0.3 <= high == pytest.approx(0.3) and low == pytest.approx(0.3)
+    assert stages.bracket(lambda x: x, 7, 10)[1] == pytest.approx(7)
+
+
+def test_numbers_in_brackets() -> None:
+    for sound in (None, (1,), (1, 5), (5, 1)):
+        stages.check_numbers("m", "f", sound, 1, 5)
+    for wrong, says in (
+        ((), "whole numbers in brackets"),
+        ([1, 2], "whole numbers in brackets"),
+        ((1, True), "whole numbers in brackets"),
+        ((1, 2.0), "whole numbers in brackets"),
+        ((0, 2), "m: f are whole numbers from 1 to 5"),
+        ((1, 6), "m: f are whole numbers from 1 to 5"),
+    ):
+        with pytest.raises(UserError, match=says):
+            stages.check_numbers("m", "f", wrong, 1, 5)
+    with pytest.raises(UserError, match="from 1 on"):
+        stages.check_numbers("m", "f", (0,), 1)
+    for rising in (None, (1,), (1, 2, 9)):
+        stages.check_ascending("m", "f", rising)
+    for falling in ((2, 2), (3, 1), (0, 1)):
+        with pytest.raises(UserError, match=r"m: f (ascend|are whole numbers from 1 on)"):
+            stages.check_ascending("m", "f", falling)
+
+
+def test_between_two_rows_of_the_table_the_nearer_one_is_scaled_and_of_two_the_larger() -> None:
+    for text, rows in (
+        ("sparsevlm", {160: (248, 161, 90), 112: (257, 96, 32), 80: (182, 39, 20)}),
+        ("sparsevlm(version='plus')", {160: (238, 158, 94), 112: (196, 89, 50), 80: (180, 39, 20)}),
+    ):
+        pruner = parse(text)[0]
+        found = {budget: tuple(cut.keep for cut in pruner.cuts(budget, PATCHES, LAYERS)) for budget in rows}
+        assert found == rows, text
+
+
+def test_pyramiddrop_cuts_early_where_late_cuts_leave_half_a_token_a_layer() -> None:
+    """16 tokens for 24 layers behind the first cut are enough, and 2 for 4, and 0 are not."""
+    pruner = parse("pyramiddrop")[0]
+    for budget, patches, layers, cuts in (
+        (13, 50, 32, [8, 16, 24]),
+        (3, 8, 6, [2, 3, 4]),
+        (12, 48, 32, [2, 8, 16]),
+    ):
+        assert [cut.layer for cut in pruner.cuts(budget, patches, layers)] == cuts

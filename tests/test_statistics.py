@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from harness.metrics import bootstrap
 from harness.metrics.bootstrap import (
+    DRAWS,
+    Resampled,
     adjusted,
     correlation,
     difference,
+    draws_of,
     estimate,
     interval,
     mean,
@@ -168,3 +172,197 @@ def test_false_discoveries_over_a_table() -> None:
     wrong = [(adjusted(generator.random(30)) < 0.05).any() for _ in range(600)]
     # thirty table rows without any difference: at most one table in twenty has a mark
     assert np.mean(wrong) < 0.08
+
+
+# --- digits, from definitions written another way
+
+
+def percentiles(values: np.ndarray, value: float, freedom: float) -> tuple[float, float, float]:
+    """Ends and p of an interval: the percentiles of Student's t among the replicates, and how many lie beyond
+    0."""
+    tail = stats.norm.cdf(stats.t.ppf(0.025, freedom))
+    low, high = np.quantile(values, tail), np.quantile(values, 1 - tail)
+    beyond = (1 + min(np.count_nonzero(values <= 0), np.count_nonzero(values >= 0))) / (1 + len(values))
+    p = 2 * stats.t.cdf(stats.norm.ppf(min(beyond, 0.5)), freedom)
+    return min(low, value), max(high, value), p
+
+
+def all_draws(images: int, seed: int = 0) -> np.ndarray:
+    return np.concatenate([weights for _, weights in draws_of(images, seed, DRAWS)])
+
+
+@pytest.mark.parametrize("slope", [0.6, 0.05])
+def test_the_interval_of_a_correlation_is_that_of_its_replicates(slope: float) -> None:
+    """Every one is Pearson's of the rows that were drawn, centred anew."""
+    generator = np.random.default_rng(11)
+    labels = np.repeat(np.arange(12), 2)
+    x = generator.normal(size=24) + 0.7 * labels
+    y = slope * x + generator.normal(size=24)
+    weights = all_draws(12)[:, labels]
+    dx, dy = (values - (weights @ values / weights.sum(1))[:, None] for values in (x, y))
+    both, first, second = ((weights * product).sum(1) for product in (dx * dy, dx**2, dy**2))
+    found = correlation(x, y, labels)
+    low, high, p = percentiles(both / np.sqrt(first * second), found.value, 11)
+    assert (found.low, found.high, found.p) == pytest.approx((low, high, p), rel=1e-6)
+    assert found.images == 12
+
+
+def test_a_draw_in_which_nothing_varies_has_no_correlation() -> None:
+    """Five images of which one alone differs: draws without it are left out, and none is a warning."""
+    x = np.array([1.0, 1.0, 1.0, 1.0, 2.0])
+    found = correlation(x, 3 * x, np.arange(5))
+    assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1))
+    assert found.images == 5
+    varied = ((drawn := all_draws(5)[:, 4]) > 0) & (drawn < 4)
+    assert found.p == pytest.approx(1 / (1 + np.count_nonzero(varied)))  # every image says the same
+    both = correlation([1.0, np.nan, 3.0], [np.nan, 2.0, np.nan], np.arange(3))
+    assert np.isnan([both.value, both.low, both.high, both.p]).all() and both.images == 0
+    flat = correlation(np.ones(6), np.arange(6), np.arange(6))
+    assert np.isnan([flat.value, flat.low, flat.high, flat.p]).all() and flat.images == 6
+
+
+def test_a_correlation_counts_images_and_leaves_out_what_is_not_known() -> None:
+    generator = np.random.default_rng(12)
+    x, y = generator.normal(size=(2, 20))
+    labels = np.repeat(np.arange(10), 2)
+    gap = np.append(x, np.nan), np.append(y, 5.0), np.append(labels, 99)
+    assert correlation(*gap) == correlation(x, y, labels)
+    assert correlation(x + 1000, y, labels).low == pytest.approx(correlation(x, y, labels).low, rel=1e-9)
+
+
+def test_the_interval_of_a_score_is_that_of_its_replicates() -> None:
+    inner, outer = np.array([3, 9, 1, 7, 5, 8, 2]), np.array([10, 10, 9, 12, 6, 11, 30])
+    weights = all_draws(7, seed=3)
+    found = interval(inner, outer, np.arange(7), seed=3)
+    low, high, p = percentiles((weights @ inner) / (weights @ outer), found.value, 6)
+    assert (found.value, found.low, found.high, found.p) == pytest.approx(
+        (inner.sum() / outer.sum(), low, high, p), rel=1e-9
+    )
+    other = inner[::-1] % 6
+    found = difference((inner, outer), (other, outer), np.arange(7), seed=3)
+    low, high, p = percentiles((weights @ (inner - other)) / (weights @ outer), found.value, 6)
+    assert (found.low, found.high, found.p) == pytest.approx((low, high, p), rel=1e-9)
+    assert 0.001 < found.p < 0.999
+
+
+def test_draws_are_one_image_fewer_and_come_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "NUMBERS_AT_ONCE", 25)
+    parts = list(draws_of(7, 0, 10))
+    assert [(part.start, part.stop) for part, _ in parts] == [(0, 3), (3, 6), (6, 9), (9, 10)]
+    assert all(weights.shape == (part.stop - part.start, 7) for part, weights in parts)
+    drawn = np.concatenate([weights for _, weights in parts])
+    assert (drawn.sum(1) == 6).all() and (drawn.sum(0) > 0).all()
+    assert [weights.tolist() for _, weights in draws_of(1, 0, 2)] == [[[1.0], [1.0]]]
+    monkeypatch.setattr(bootstrap, "NUMBERS_AT_ONCE", 3)  # fewer than images
+    assert len(list(draws_of(7, 0, 10))) == 10
+
+
+def made(values: list[float], replicates: np.ndarray, influence: np.ndarray, **more: object) -> Resampled:
+    count = np.full(len(values), len(influence))
+    return Resampled(np.array(values), replicates, influence, **{"images": count, **more})  # type: ignore[arg-type]
+
+
+def two_parts(noise: float = 0.0) -> list[Resampled]:
+    """Scores of two splits of 6 and 9 images, each with a second one that has no weight."""
+    generator = np.random.default_rng(13)
+    parts = []
+    for count, value in ((6, 0.3), (9, -0.1)):
+        replicates = value + 0.2 * generator.normal(size=(500, 2))
+        replicates[:, 1] = np.nan  # of no business of the first
+        more = {"noise": np.array([noise, 99.0])} if noise else {}
+        parts.append(made([value, 7.0], replicates, generator.normal(size=(count, 2)), **more))
+    return parts
+
+
+def expected(parts: list[Resampled], weights: list[float]) -> tuple[float, float, float, float]:
+    """Value, ends and p of a weighted sum with Satterthwaite's degrees of freedom; and its variance."""
+    value = sum(weight * part.values[0] for part, weight in zip(parts, weights, strict=True))
+    sums = sum(weight * part.replicates[:, 0] for part, weight in zip(parts, weights, strict=True))
+    own = [
+        weight**2 * stats.sem(part.influence[:, 0]) ** 2 for part, weight in zip(parts, weights, strict=True)
+    ]
+    below = sum(one**2 / (len(part.influence) - 1) for one, part in zip(own, parts, strict=True))
+    return value, *percentiles(np.asarray(sums), value, sum(own) ** 2 / below)
+
+
+def test_a_sum_over_splits_has_satterthwaites_degrees_of_freedom() -> None:
+    parts = two_parts()
+    found = estimate(parts, [[0.5, 0], [0.25, 0]])
+    assert (found.value, found.low, found.high, found.p) == pytest.approx(expected(parts, [0.5, 0.25]))
+    assert found.images == 6
+    alone = estimate(parts, [[0, 0], [2, 0]])  # a part of no weight is none
+    assert (alone.value, alone.low, alone.high, alone.p) == pytest.approx(expected(parts[1:], [2.0]))
+    assert alone.images == 9
+
+
+def test_noise_adds_its_variance_to_that_of_the_images() -> None:
+    bare, noisy = two_parts(), two_parts(noise=0.03)
+    one, other = (estimate(parts, [[0.5, 0], [0.25, 0]]) for parts in (bare, noisy))
+    own = [
+        weight**2 * stats.sem(part.influence[:, 0]) ** 2
+        for part, weight in zip(bare, (0.5, 0.25), strict=True)
+    ]
+    wider = np.sqrt((sum(own) + 0.03 * (0.5**2 + 0.25**2)) / sum(own))
+    assert wider > 1.01
+    assert other.high - other.value == pytest.approx(wider * (one.high - one.value))
+    assert other.value - other.low == pytest.approx(wider * (one.value - one.low))
+    freedom = sum(own) ** 2 / (own[0] ** 2 / 5 + own[1] ** 2 / 8)
+    assert other.p == pytest.approx(2 * stats.t.sf(stats.t.isf(one.p / 2, freedom) / wider, freedom))
+
+
+def test_where_all_images_say_the_same_noise_alone_makes_the_interval() -> None:
+    same = np.full((100, 1), 0.2)
+    flat = made([0.2], same, np.zeros((6, 1)), noise=np.array([0.01]))
+    found = estimate([flat], [[1.0]])
+    assert (found.low, found.high) == pytest.approx((0.2 - 0.196, 0.2 + 0.196), abs=1e-3)
+    assert found.p == pytest.approx(2 * stats.norm.sf(2))
+    without = estimate([made([0.2], same, np.zeros((6, 1)))], [[1.0]])
+    assert (without.low, without.high, without.p) == (0.2, 0.2, 1 / 101)
+    assert estimate([made([0.0], same * 0, np.zeros((6, 1)))], [[1.0]]).p == 1
+
+
+def test_a_sum_rests_on_as_many_images_as_its_smallest_score() -> None:
+    first, second = two_parts()
+    few = Resampled(second.values, second.replicates, second.influence, np.array([4, 9]))
+    found = estimate([first, few], [[1, 0], [1, 0]])
+    assert np.isnan([found.low, found.high, found.p]).all() and found.images == 4
+    assert found.value == pytest.approx(0.2)
+    many = Resampled(second.values, second.replicates, second.influence, np.array([9, 4]))
+    assert estimate([first, many], [[1, 0], [1, 0]]).images == 6
+
+
+def test_a_mean_of_nothing_known_is_nothing() -> None:
+    found = mean([np.nan, np.nan], ["a", "b"])
+    assert np.isnan([found.value, found.low, found.high, found.p]).all() and found.images == 0
+
+
+def test_a_draw_without_a_scores_images_is_left_out() -> None:
+    inner, outer = np.array([[4.0], [0.0], [0.0]]), np.array([[8.0], [0.0], [0.0]])
+    part = resample(inner, outer, draws=200)
+    assert part.images.tolist() == [1]
+    drawn = np.concatenate([weights for _, weights in draws_of(3, 0, 200)])
+    assert np.isnan(part.replicates[:, 0]).tolist() == (drawn[:, 0] == 0).tolist()
+    assert part.influence[:, 0] == pytest.approx([0, 0, 0], abs=1e-9)
+    part = resample(np.array([[1.0], [0.0]]), np.array([[1.0], [1.0]]), draws=1, epsilon=2.0)
+    assert part.values == pytest.approx([0.25])
+    assert part.influence[:, 0] == pytest.approx([2 * 0.75 / 4, -2 * 0.25 / 4])
+    assert part.replicates[0, 0] in (pytest.approx(1 / 3), 0.0)
+
+
+def test_who_names_no_seed_has_the_first_draws() -> None:
+    generator = np.random.default_rng(14)
+    inner, outer, labels = generator.integers(1, 9, 12), generator.integers(9, 19, 12), np.arange(12)
+    pair = (inner, outer), (inner[::-1], outer)
+    for found in (
+        [interval(inner, outer, labels, *seed) for seed in ([], [0], [1])],
+        [difference(*pair, labels, *seed) for seed in ([], [0], [1])],
+        [mean(inner, labels, *seed) for seed in ([], [0], [1])],
+        [correlation(inner, outer, labels, *seed) for seed in ([], [0], [1])],
+    ):
+        assert found[0] == found[1] != found[2]
+    first, second = (values[:, None].astype(np.float64) for values in (inner, outer))
+    parts = [resample(first, second, *seed) for seed in ([], [0], [1])]
+    assert parts[0].replicates.shape == (DRAWS, 1) and DRAWS == 4000
+    assert (parts[0].replicates == parts[1].replicates).all()
+    assert not (parts[0].replicates == parts[2].replicates).all()
+    assert parts[0].values[0] < inner.sum() / outer.sum()  # by the official epsilon

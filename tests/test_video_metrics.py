@@ -425,3 +425,64 @@ def test_recall_and_decay() -> None:
             statistics(odd)
     with pytest.raises(ValueError, match="one object or more"):
         over_objects([])
+
+
+def test_objects_that_nobody_speaks_of_weigh_as_much_as_those_that_are() -> None:
+    """Two expressions, of which the first brings two further objects along."""
+    table = {
+        "j": [0.5, 1.0],
+        "f": [0.25, 0.75],
+        "j_fixed": [0.5, 0.0],
+        "f_fixed": [0.5, 1.0],
+        "j_rest": [0.4, 0.0],
+        "f_rest": [1.6, 0.0],
+        "n_rest": [2, 0],
+    }
+    found = {name: metrics.get(name).value(table) for name in ("j", "f", "j&f", "j&f_fixed")}
+    assert found == pytest.approx({"j": 1.9 / 4, "f": 2.6 / 4, "j&f": 2.25 / 4, "j&f_fixed": 0.5})
+    assert metrics.get("j&f").each(table).tolist() == pytest.approx([0.375, 0.875])
+    assert metrics.get("j").each(table).tolist() == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"n_rest": [1.5]}, "n_rest to be whole numbers"),
+        ({"n_rest": [-1]}, "n_rest to be whole numbers"),
+        ({"n_rest": [[1]]}, "n_rest to be whole numbers"),
+        ({"j_rest": [1.1]}, "j_rest to be from 0 to n_rest"),
+        ({"j_rest": [-0.1]}, "j_rest to be from 0 to n_rest"),
+        ({"f_rest": [1.1]}, "f_rest to be from 0 to n_rest"),
+        ({"j": [1.1]}, "j to be numbers from 0 to 1"),
+        ({"j": [-0.1]}, "j to be numbers from 0 to 1"),
+        ({"f_fixed": [float("nan")]}, "f_fixed to be numbers from 0 to 1"),
+    ],
+    ids=str,
+)
+def test_what_cannot_have_been_measured(change: dict[str, Any], says: str) -> None:
+    edge = {"j": 1, "f": 0, "j_fixed": 0, "f_fixed": 1, "j_rest": 0, "f_rest": 1, "n_rest": 1}
+    video.check_measures(edge)
+    table = {name: [value] for name, value in edge.items()} | change
+    with pytest.raises(ValueError, match=says):
+        for name in ("j&f", "j&f_fixed"):
+            metrics.get(name).value(table)
+    with pytest.raises(ValueError, match="it has no n_rest"):
+        video.check_measures({name: value for name, value in edge.items() if name != "n_rest"})
+
+
+def test_curves_hold_what_can_have_been_counted() -> None:
+    curves: dict[str, Any] = {name: [2, 1] for name in video.CURVES}
+    j, f = video.frames_of(curves)
+    assert j.tolist() == f.tolist() == [1, 1]
+    assert video.means_of(curves | {"j_inner": [0, 1]}) == (0.5, 1.0)
+    for change, says in (
+        ({"f_edge": [2]}, "not of as many frames"),
+        ({"j_outer": [2.0, 1.0]}, "not all whole numbers"),
+        ({"j_inner": [3, 1]}, "j_inner is not a part of its j_outer"),
+        ({"f_hits": [-1, 1]}, "f_hits is not a part of its f_drawn"),
+        ({"f_found": [2, 2]}, "f_found is not a part of its f_edge"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            video.means_of(curves | change)
+    with pytest.raises(ValueError, match="not of as many frames"):
+        video.means_of({name: [] for name in video.CURVES})
