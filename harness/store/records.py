@@ -3,8 +3,8 @@ stored instead.
 
 A run folder holds `run.json` (what was asked and where it ran), `claims` (which parts are done), `done.json`
 once all is there, and per split a folder `records/<dataset>-<split>` with one journal per process that worked
-on it and, when the run is complete, the same rows as Parquet. Every process writes to a file of its own, so a run
-that was killed at any byte leaves at most a torn last line, which is dropped and its sample done again.
+on it and, when the run is complete, the same rows as Parquet. Every process writes to a file of its own, so
+a run that was killed at any byte leaves at most a torn last line, which is dropped and its sample done again.
 Whoever reads, reads a row once and checked.
 """
 
