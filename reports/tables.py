@@ -215,6 +215,14 @@ def measured(frame: pd.DataFrame) -> list[Metric]:
     return found
 
 
+# of a record, besides what metrics are made of, for one row of a table
+READ = (
+    *("seed", "cluster", "data", "cell", "run", "kind", "stage", "schedule", "needs"),
+    *("tokens_final", "tokens_mean", "tokens_llm", "views"),
+    *("rounding_iou", "rounding_tokens", "seg_said", "seg_logprob"),
+)
+
+
 def _table(group: Group, heading: str, baseline: str | None, score: Metric) -> Table:
     frame = group.frame
     named = frame[COLUMN].drop_duplicates().itertuples(index=False, name=None)
@@ -222,7 +230,9 @@ def _table(group: Group, heading: str, baseline: str | None, score: Metric) -> T
     drawn = Drawn(frame, columns, score)
     known = measured(frame)
     beside = tuple(one for one in known if one.shown and one.name != score.name)
-    by_line = frame.groupby(LINE, sort=False, observed=True)
+    # parts of a frame cost by its columns, and most have texts that no table reads
+    read = dict.fromkeys([*LINE, *COLUMN, *READ, *(name for one in known for name in one.columns)])
+    by_line = frame[list(read)].groupby(LINE, sort=False, observed=True)
     lines = [_line(key, rows, drawn, known, beside) for key, rows in by_line]  # type: ignore[arg-type]
     lines.sort(
         key=lambda line: (
