@@ -278,7 +278,7 @@ def test_a_run_that_grew_is_repeated_as_a_whole(
         records.load_records(tmp_path / "again"), records.load_records(tmp_path / "run")
     )
     assert [plan.pruners for plan in read_plans(tmp_path / "run")] == [("none", "uniform"), ("fastv",)]
-    assert [backbone.encoded for backbone in loaded[2:]] == [[6, 4]]
+    assert [backbone.encoded for backbone in loaded[2:]] == [[4, 2, 4]]
 
 
 def test_a_plan_that_was_written_down_runs(

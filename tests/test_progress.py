@@ -163,7 +163,7 @@ def test_a_run_moves_inside_of_a_part(
     assert {total for _, total, _ in seen} == {20}
     first = [one for one in done if one < 16]
     assert len(set(first)) > 10, "eight images are one step"
-    assert any(note == "language model, images 1 to 8 of 10" for _, _, note in seen)
+    assert any(note == "language model, images 1 to 4 of 10" for _, _, note in seen)
 
 
 def test_the_header_comes_before_torch(tmp_path: Path) -> None:

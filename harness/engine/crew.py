@@ -24,7 +24,7 @@ from harness.engine.interrupts import Stops
 from harness.engine.noise import NoiseWatch
 from harness.engine.prefetch import Loaded, LoadedMedium, Parts, read_ahead
 from harness.engine.recorded import Recorded
-from harness.engine.splits import IMAGES_AT_ONCE, Split, parts, samples_of
+from harness.engine.splits import Split, parts, samples_of
 from harness.engine.steps import Steps
 from harness.engine.way import Way
 from harness.progress import Stage, say, stage
@@ -36,8 +36,8 @@ from harness.store.rows import row_key
 from harness.store.run_folder import frame_picture, shown_frames, split_folder
 from pruners.base import UserError
 
-# images or clips of a split that are looked at for what rounding changes: one of every IMAGES_AT_ONCE
-PROBED = 8
+# images or clips of a split that are looked at for what rounding changes, and of how many each is one
+PROBED, PROBED_OF = 8, 8
 PATIENCE = 0.5  # seconds between looks at what others work on
 FIRST_WORD = 10.0  # seconds of waiting for others before it is said, then after twice as long again and again
 PICTURES, PICTURE_SIDE, PICTURE_FOLDER = 24, 384, "images"  # per split, pixels of the longest side
@@ -370,7 +370,7 @@ class Crew:
 
 
 def _is_probed(place: int) -> bool:
-    """Whether a split's sample is looked at for what rounding changes: the first of every IMAGES_AT_ONCE, up
-    to PROBED of them."""
-    eighth, rest = divmod(place, IMAGES_AT_ONCE)
-    return not rest and eighth < PROBED
+    """Whether a split's sample is looked at for what rounding changes: the first of every PROBED_OF, up to
+    PROBED of them."""
+    before, rest = divmod(place, PROBED_OF)
+    return not rest and before < PROBED
