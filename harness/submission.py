@@ -95,7 +95,7 @@ def _check_content(samples: Sequence[Sample], described: pd.DataFrame) -> None:
         row = then.get(sample.id)
         if row is not None and (
             (row.height, row.width) != (sample.height, sample.width)
-            or (isinstance(row.content, str) and row.content != content(sample).sample)
+            or (isinstance(row.content, str) and row.content != content(sample))
         ):
             raise UserError(
                 f"{sample.id} is not what the run answered: expressions, frames or sizes differ; name the "

@@ -300,4 +300,4 @@ def test_plugin_with_its_own_needs(glamm: GlammBackbone) -> None:
     encoding = glamm.encode([picture(40, 40)])[0]
     pruner = Deep()
     chosen = pruner.select(glamm.views(encoding, (TURN,), "")[0].only(pruner.needs), 64)
-    assert chosen.tokens == 64 and list(encoding.signals) == [Need("values", -3)]
+    assert chosen.tokens == 64 and list(encoding.signals) == [Need("values", 0)]

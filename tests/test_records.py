@@ -458,7 +458,7 @@ def test_a_run_that_waits_says_for_what(
     held, seen = FORK.Event(), FORK.Event()
 
     def hold() -> None:
-        assert Claims(claims, [[data.content(sample).medium for sample in samples[:IMAGES_AT_ONCE]]]).take(0)
+        assert Claims(claims, [[data.identify(sample).medium for sample in samples[:IMAGES_AT_ONCE]]]).take(0)
         held.set()
         seen.wait(60)
 

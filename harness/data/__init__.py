@@ -27,6 +27,7 @@ from harness.data.sample import (
     Track,
     content,
     fingerprint,
+    identify,
 )
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "datasets",
     "fingerprint",
     "get",
+    "identify",
     "load_refer",
     "load_samples",
     "medium_of",

@@ -331,7 +331,7 @@ class Content(NamedTuple):
     """What a sample is known by, 16 hex digits each.
 
     Attributes:
-        sample: over its expressions, targets and image bytes, as `fingerprint` has it.
+        sample: as `content` has it.
         medium: over its pixels alone: samples of one medium have the same, whatever data set and split they
             are of. One that cannot be read has its own.
     """
@@ -340,10 +340,16 @@ class Content(NamedTuple):
     medium: str
 
 
-def content(sample: Sample, of_file: FileDigest = file_digest) -> Content:
-    """Identity of a sample and of its medium."""
+def content(sample: Sample, of_file: FileDigest = file_digest) -> str:
+    """Identity of one sample: 16 hex digits over its expressions, targets and image bytes, as `fingerprint`
+    has it."""
+    return fingerprint([sample], of_file)
+
+
+def identify(sample: Sample, of_file: FileDigest = file_digest) -> Content:
+    """What a sample and its medium are known by."""
     once = cache(of_file)
-    whole = fingerprint([sample], once)
+    whole = content(sample, once)
     files = [once(path) for path in sample.frames]
     if MISSING in files:
         return Content(whole, whole)

@@ -65,9 +65,7 @@ class LoadedMedium(NamedTuple):
         of_file = cache(file_digest)
         return self._replace(
             samples=[
-                one
-                if one.error
-                else one._replace(content=content(one.sample, of_file).sample).held_to(one.content)
+                one if one.error else one._replace(content=content(one.sample, of_file)).held_to(one.content)
                 for one in self.samples
             ]
         )
@@ -109,7 +107,7 @@ class Parts(Dataset[tuple[int, list[LoadedMedium]]]):
     def _asked(self, sample: Sample, of_file: FileDigest) -> Loaded:
         of = ClipTruth if self.medium == "video" else ImageTruth
         try:
-            return Loaded(sample, of(sample), content=content(sample, of_file).sample)
+            return Loaded(sample, of(sample), content=content(sample, of_file))
         except Exception as error:  # a segmentation costs its sample alone
             return Loaded(sample, None, _why(error))
 

@@ -131,7 +131,7 @@ def prepare(plan: Plan, backbone: Backbone) -> list[Split]:
             files = [path for sample in samples for path in sample.frames]
             progress.more(len(files))
             digests.learn(files, progress.advance)
-            contents = [data.content(sample, digests) for sample in samples]
+            contents = [data.identify(sample, digests) for sample in samples]
             splits.append(Split(samples, jobs(setting, dataset, split, lines), contents))
     return splits
 

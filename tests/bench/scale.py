@@ -170,7 +170,7 @@ def main() -> None:
         f"bytes"
     )
     print(
-        f"every process, before it begins: {1e3 * seen.before_image:.2f} ms per image, "
+        f"before a run begins, by one process: {1e3 * seen.before_image:.2f} ms per image, "
         f"{images * seen.before_image:.0f} s in all"
     )
     print(
