@@ -32,7 +32,7 @@ from tests.test_code import PLUGIN
 
 pytestmark = pytest.mark.usefixtures("text_only")
 
-IMAGES = 40  # twenty per split: parts of eight, eight and four
+IMAGES = 40  # twenty per split
 SMALL = Plan("none,uniform", (8,), "refcoco:val", limit=3)
 
 
@@ -417,48 +417,43 @@ def test_a_run_grows_while_another_process_fills_it(
 KEYS = [f"{k:015x}0" for k in range(40)]
 
 
-def later(path: Path) -> None:
-    """As if it had been written some time ago: a file's time has a grain."""
-    os.utime(path, (path.stat().st_mtime - 60,) * 2)
-
-
-def test_a_part_that_another_sweep_has_begun_is_looked_at_again(tmp_path: Path) -> None:
-    first = Claims(tmp_path / "claims", [[one] for one in KEYS[:4]])
-    assert first.take(0) == "fresh"
+def test_where_a_run_has_other_sweeps_every_part_is_looked_at_again(tmp_path: Path) -> None:
+    first = Claims(tmp_path / "claims-1", [[one] for one in KEYS[:4]])
+    assert (first.others, first.take(0)) == (False, "fresh")
     first.finish(0, 2)
-    later(tmp_path / "claims")
-    other = Claims(tmp_path / "claims-a1b2", [KEYS[:2], KEYS[2:4], KEYS[4:6]])
-    assert not other.overtaken
-    assert other.take(2) == "fresh", "what was recorded before is no news"
-    assert first.take(1) == "abandoned", "the other one has gone on"
-    assert other.overtaken
+    other = Claims(tmp_path / "claims-2", [KEYS[:2], KEYS[2:4], KEYS[4:6]])
+    assert first.others and other.others
+    assert [first.take(1), other.take(2)] == ["abandoned", "abandoned"]
     first.finish(1, 12)
     assert other.take(0) == "abandoned"
     assert first.take(0) is None, "done"
     other.finish(0, 0)
     assert (first.failed, other.failed, other.open) == (14, 0, [1, 2])
     assert other.begun.tolist() == [False, True, True], "nobody knows what the other one recorded"
+
+
+def test_links_and_pipes_beside_claims_are_nobodys(tmp_path: Path) -> None:
+    one = Claims(tmp_path / "claims-1", [KEYS[:2]])
     os.mkfifo(tmp_path / "claims-pipe")
-    (tmp_path / "claims-link").symlink_to(tmp_path / "claims")
-    assert other.take(1) == "abandoned"
+    (tmp_path / "claims-link").symlink_to(one.path)
+    assert one.take(0) == "fresh"
 
 
 def test_a_medium_is_held_under_one_sweep_alone(tmp_path: Path) -> None:
     """Parts of two sweeps are cut otherwise; a lock goes with its process."""
-    Claims(tmp_path / "claims", [[one] for one in KEYS[:4]]).close()
     ready = os.pipe()
     if not (child := os.fork()):
         try:
-            Claims(tmp_path / "claims", [[one] for one in KEYS[:4]]).take(1)
+            Claims(tmp_path / "claims-1", [[one] for one in KEYS[:4]]).take(1)
             os.write(ready[1], b"x")
             signal.pause()
         finally:
             os._exit(1)
     try:
         assert os.read(ready[0], 1) == b"x"
-        other = Claims(tmp_path / "claims-a1b2", [KEYS[:2], KEYS[2:4]])
+        other = Claims(tmp_path / "claims-2", [KEYS[:2], KEYS[2:4]])
         assert (other.take(0), other.holder(0), other.holder(1)) == (None, child, None)
-        assert other.take(1) in ("fresh", "abandoned")
+        assert other.take(1) == "abandoned"
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -466,13 +461,47 @@ def test_a_medium_is_held_under_one_sweep_alone(tmp_path: Path) -> None:
 
 
 def test_of_states_that_are_made_anew_all_may_be_recorded(tmp_path: Path) -> None:
-    path = tmp_path / "claims"
-    assert Claims(path, [KEYS[:2], KEYS[2:3]], recorded=True).take(0) == "abandoned"
-    path.write_bytes(b"....0")
-    grown = Claims(path, [KEYS[:2], KEYS[2:3], KEYS[3:4]])
-    assert [grown.take(0), grown.take(1)] == ["fresh", "abandoned"], "cut in the middle of a state"
-    path.write_bytes(b"....x0x0++++")
-    assert Claims(path, [KEYS[:2], KEYS[2:3], KEYS[3:4]]).begun.tolist() == [False, True, True]
+    keys = [KEYS[:2], KEYS[2:3], KEYS[3:4]]
+    one = Claims(tmp_path / "claims-1", keys, recorded=True)
+    assert one.take(0) == "abandoned"
+    one.path.write_bytes(b"....0")
+    cut = Claims(tmp_path / "claims-1", keys)
+    assert [cut.take(0), cut.take(1)] == ["fresh", "abandoned"], "cut in the middle of a state"
+    one.path.write_bytes(b"....x0x0++++")
+    assert Claims(tmp_path / "claims-1", keys).begun.tolist() == [False, True, True]
+    assert Claims(tmp_path / "claims-1", keys[:2]).path != one.path, "other parts have other states"
+
+
+def test_files_that_were_put_in_the_place_of_claims_are_noticed(tmp_path: Path) -> None:
+    for name in ("path", "_locked"):
+        one = Claims(tmp_path / "claims-1", [KEYS[:2]])
+        assert one.in_place
+        getattr(one, name).unlink()
+        assert not one.in_place
+        Claims(tmp_path / "claims-1", [KEYS[:2]])
+        assert not one.in_place
+
+
+@pytest.mark.parametrize("then", ["another sweep", "other order", "parts cut otherwise"])
+def test_a_sweep_that_is_gone_on_with_after_others_doubles_no_row(
+    root: Path, tmp_path: Path, then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, datasets = tmp_path / "run", "refcoco:val,refcoco:testA"
+    first = replace(SMALL, datasets=datasets, limit=12, data=str(root))
+    process = send(root, folder, 0.2, plan=first)
+    while sum(written(folder).values() or [0]) < 20:
+        assert process.is_alive()
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    if then == "another sweep":
+        go(replace(first, pruners=("none", "fastv(layer=1)")), folder)
+    elif then == "other order":
+        go(replace(first, datasets="refcoco:testA,refcoco:val"), folder)
+    else:
+        monkeypatch.setattr("harness.engine.splits.IMAGES_AT_ONCE", 3)
+    go(first, folder)
+    assert max(written(folder).values()) == 1
 
 
 def test_a_run_that_grew_after_an_edit_shows_what_was_asked_last_of_every_pruner(

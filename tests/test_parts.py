@@ -28,7 +28,7 @@ from harness.engine.ranks import Place
 from harness.engine.runner import Plan, Way, prepare, run
 from harness.engine.splits import IMAGES_AT_ONCE, parts, samples_of
 from harness.store import journal, records
-from harness.store.named import named_rows
+from harness.store.named import encoded, named_rows
 from pruners import UserError
 from tests.fake_backbone import FakeBackbone
 from tests.refer_tree import SHIFTED, SQUARE, ref, write_tree
@@ -126,6 +126,8 @@ def test_parts_hold_whole_media_and_are_bounded(root: Path) -> None:
     assert all(len({*medium}) == 1 for part in names for medium in part)
     assert [medium[0] for part in names for medium in part] == sorted(range(1, IMAGES + 1))
     assert max(sum(map(len, part)) for part in names) <= IMAGES_AT_ONCE
+    (whole,) = parts([replace(splits[0], samples=splits[0].samples[:3], contents=splits[0].contents[:3])])
+    assert len(whole) == 3
     assert [len(part) for part in parts(splits, "video")] == [1] * IMAGES
 
 
@@ -272,20 +274,31 @@ def test_rows_of_some_samples_are_found_without_reading_others(root: Path, tmp_p
     path.write_bytes(
         b"".join([*lines[:other], lines[other][:-9] + b"xxxxxxxx\n", *lines[other + 1 :]]) + b"torn"
     )
-    rows, end = named_rows(path, {"refcoco:val:2"}, cells)
+    two = {encoded("refcoco:val:2")}
+    rows, end = named_rows(path, two, cells)
     assert [row["cell"] for row in rows] == [row["cell"] for row in wanted] and end == len(raw)
     half = len(b"".join(lines[: mine + 1]))
-    assert len(named_rows(path, {"refcoco:val:2"}, cells, stop=half)[0]) == 1
-    assert len(named_rows(path, {"refcoco:val:2"}, cells, start=half)[0]) == len(wanted) - 1
-    assert named_rows(path, {"refcoco:val:22"}, cells)[0] == []
+    assert len(named_rows(path, two, cells, stop=half)[0]) == 1
+    assert len(named_rows(path, two, cells, start=half)[0]) == len(wanted) - 1
+    assert named_rows(path, {b"refcoco:val:22"}, cells)[0] == []
     path.write_bytes(
         b"".join([*lines[:mine], lines[mine].replace(b"val:2", b"val:2", 1)[:-9] + b"0000000}\n"])
     )
     with pytest.raises(UserError, match=rf"jsonl:{mine + 1} is damaged"):
-        named_rows(path, {"refcoco:val:2"}, cells)
+        named_rows(path, two, cells)
     path.write_bytes(raw.replace(b'"schema": 6', b'"schema": 7', 1))
     with pytest.raises(UserError, match=r"jsonl:1 is damaged \(its checksum is wrong\)"):
-        named_rows(path, {"refcoco:val:2"}, cells)
+        named_rows(path, two, cells)
+
+
+def test_an_id_may_have_quotes_and_letters_of_any_kind(root: Path, tmp_path: Path) -> None:
+    go(plan(root, "refcoco:val"), tmp_path / "run")
+    cells = records.run_info(tmp_path / "run")["cells"]
+    (path,) = (tmp_path / "run" / records.FOLDER).glob("*/*.jsonl")
+    name = 'refcoco:val:a "b"\\ü'
+    rows = [row for _, row in journal.Reader(path, records.SCHEMAS, "") if row["sample"] == "refcoco:val:2"]
+    path.write_bytes(b"".join(map(journal.line, [{"schema": 6}, *(row | {"sample": name} for row in rows)])))
+    assert len(named_rows(path, {encoded(name)}, cells)[0]) == len(rows) > 0
 
 
 # -- processes
@@ -328,6 +341,33 @@ def test_processes_share_a_run_and_record_what_one_does(root: Path, tmp_path: Pa
     found, wanted = (shown(tmp_path / name).drop(columns=own) for name in ("run", "one"))
     pd.testing.assert_frame_equal(found, wanted)
     assert not any(Path(f"/proc/{name}").exists() for name in said if name != str(os.getpid()))
+
+
+def test_failures_in_another_process_count(root: Path, tmp_path: Path) -> None:
+    data, notes = tmp_path / "data", tmp_path / "notes"
+    shutil.copytree(root, data)
+    notes.mkdir()
+    for number in range(1, 12):  # whoever gets them
+        place = data / "Refer_Segm" / "coco_2014" / "train2014" / f"{number}.png"
+        place.write_bytes(bytes([number]) if number % 2 else place.read_bytes())
+    asked = plan(data)
+    with pytest.raises(UserError, match=r"samples failed, more than --max-failures 0.4"):
+        run(
+            asked,
+            (one := Forking(notes)),
+            prepare(asked, one),
+            tmp_path / "run",
+            Way(max_failures=0.4, processes=2),
+        )
+    assert not (tmp_path / "run" / records.DONE).exists()
+
+
+def test_processes_do_not_share_a_gpu(root: Path, tmp_path: Path) -> None:
+    backbone = FakeBackbone()
+    splits = prepare(plan(root), backbone)
+    backbone.device = "cuda"
+    with pytest.raises(UserError, match="2 processes cannot share a model on cuda"):
+        run(plan(root), backbone, splits, tmp_path / "run", Way(processes=2))
 
 
 def test_other_processes_go_where_this_one_fails(tmp_path: Path) -> None:

@@ -65,6 +65,10 @@ def journals(folder: Path) -> list[Path]:
     return sorted((folder / records.FOLDER).glob("*/*.jsonl"))
 
 
+def states(folder: Path) -> list[Path]:
+    return sorted(folder.glob("claims-*"))
+
+
 # --- single bits
 # --------------------------------------------------------------------------------------------------
 
@@ -77,7 +81,11 @@ def test_no_flipped_bit_changes_a_number_silently(
         (folder / records.DONE).unlink()
         for table in (folder / records.FOLDER).glob("*/*.parquet"):
             table.unlink()
-    files = {"jsonl": journals(folder), "parquet": sorted((folder / records.FOLDER).glob("*/*.parquet"))}
+    files = {
+        "claims": states(folder),
+        "jsonl": journals(folder),
+        "parquet": sorted((folder / records.FOLDER).glob("*/*.parquet")),
+    }
     wanted = records.load_records(whole)
     draw = random.Random(which)
     said: Counter[str] = Counter()
@@ -358,8 +366,9 @@ def test_links_and_pipes_in_a_run_folder_are_refused(
         next(place.glob("*.jsonl")).rename(foreign)
         (place / "linked.jsonl").symlink_to(foreign)
     elif what == "claims":
-        (unfinished / "claims").rename(foreign)
-        (unfinished / "claims").symlink_to(foreign)
+        (file,) = states(unfinished)
+        file.rename(foreign)
+        file.symlink_to(foreign)
     elif what == "split":
         place.rename(foreign)
         place.symlink_to(foreign)
@@ -376,7 +385,7 @@ def test_links_and_pipes_in_a_run_folder_are_refused(
 def test_a_claim_that_counts_failures_which_nobody_recorded(
     unfinished: Path, root: Path, whole: Path
 ) -> None:
-    claims = unfinished / "claims"
+    (claims,) = states(unfinished)
     claims.write_bytes(b"8" * len(claims.read_bytes()))
     finish(root, unfinished)
     assert records.load_records(unfinished).equals(records.load_records(whole))
@@ -451,14 +460,16 @@ def test_a_run_that_waits_says_for_what(
     place = records.split_folder(folder, "refcoco", "val")
     for file in place.glob("*.jsonl"):
         file.unlink()
-    claims = folder / "claims"
+    (claims,) = states(folder)
     claims.unlink()
     samples = data.load_samples("refcoco", "val", root)
 
     held, seen = FORK.Event(), FORK.Event()
 
     def hold() -> None:
-        assert Claims(claims, [[data.identify(sample).medium for sample in samples[:IMAGES_AT_ONCE]]]).take(0)
+        assert Claims(
+            folder / "claims-1", [[data.identify(sample).medium for sample in samples[:IMAGES_AT_ONCE]]]
+        ).take(0)
         held.set()
         seen.wait(60)
 

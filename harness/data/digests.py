@@ -1,8 +1,8 @@
 """SHA-256 of a data folder's files, computed by one process and kept for all commands that follow.
 
-A file counts as the same while its size and its times of writing and of change are: the last of these cannot
-be set back, so that a copy with an old date is seen. What a run decodes is hashed again when it is decoded,
-see `harness.engine.prefetch`.
+A file counts as the same while its size, its inode and its times of writing and of change are: the last of
+these cannot be set back where a file system keeps it, so that a copy with an old date is seen. What a run
+decodes is hashed again when it is decoded, see `harness.engine.prefetch`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ SCHEMA = 1
 FOLDER = "digests"  # below the folder of generated data
 # seconds: a file may be written again within one tick of its clock, so that one written just now is not kept
 SETTLED = 2.0
-Stamp = tuple[int, int, int]  # size in bytes, time of writing and of change in nanoseconds
+Stamp = tuple[int, int, int, int]  # size in bytes, time of writing and of change in nanoseconds, inode
 
 
 class FileDigests:
@@ -63,15 +63,17 @@ class FileDigests:
         if self._place is None:
             self._read(lacking, advance)
             return
-        try:
-            self._place.parent.mkdir(parents=True, exist_ok=True)
-            with alone(self._place.with_suffix(".lock")):
+        held = False
+        with ExitStack() as stack:
+            with suppress(OSError):  # a folder that may not be written
+                self._place.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(alone(self._place.with_suffix(".lock")))
+                held = True
                 self._look()
-                rows = self._read(lacking, advance)
-                if rows:
+            rows = self._read(lacking, advance)
+            if rows and held:
+                with suppress(OSError):
                     self._write(rows)
-        except OSError:  # a folder that may not be written
-            self._read(lacking, advance)
 
     def _kept(self, path: Path) -> bytes | None:
         known = self._known.get(str(path))
@@ -87,7 +89,7 @@ class FileDigests:
                 # one that is written meanwhile is looked at again by the next who asks
                 if digest != MISSING and _stamp(path) == before:
                     self._known[str(path)] = before, digest
-                    if time.time() - max(before[1:]) / 1e9 > SETTLED:
+                    if time.time() - max(before[1:3]) / 1e9 > SETTLED:
                         rows.append({"file": str(path), "stamp": list(before), "sha256": digest.hex()})
             advance()
         return rows
@@ -100,8 +102,8 @@ class FileDigests:
             if self._reader is None:
                 self._reader = Reader(self._place, (SCHEMA,), "it is made anew")
             for _, row in self._reader:
-                size, written, changed = row["stamp"]
-                self._known[row["file"]] = (size, written, changed), bytes.fromhex(row["sha256"])
+                size, written, changed, inode = row["stamp"]
+                self._known[row["file"]] = (size, written, changed, inode), bytes.fromhex(row["sha256"])
         except OSError:
             self._reader = None
         except (UserError, KeyError, TypeError, ValueError):
@@ -127,7 +129,7 @@ def _stamp(path: Path) -> Stamp | None:
         found = os.stat(path)
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def digests_of(root: str | Path | None, cache: Path) -> FileDigests:

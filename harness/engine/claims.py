@@ -4,8 +4,9 @@ A part is a few media under all cells of a sweep. Its state says how far it is; 
 lock on each of its media. The kernel takes a lock away with its process, however that ended, so what a killed
 worker left is free for the others.
 
-A run that grew has several sweeps, whose parts may be cut otherwise: each has the states of its own in a file
-of its own, and all take their locks in that of the first, so that no two of them work on one medium.
+A run that grew has several sweeps, and one sweep's parts may be cut otherwise by other code or another order
+of the splits: the states of each lie in a file of their own, and all take their locks in one file, so that no
+two of them work on one medium.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import fcntl
 import os
 import stat
 import struct
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,42 +23,45 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.store.sweeps import FIRST
+from harness.store.journal import digest
+from harness.store.sweeps import LOCKS
 
 # bytes of a part's state; that of a finished part is the number of its samples that failed
 WIDTH = 4
 PENDING, STARTED, MOST = b"." * WIDTH, b"+" * WIDTH, 10**WIDTH - 1
 OPENING = 1 << 61  # byte that is locked while the file is made as long as it has to be; no medium's
 HEX = 15  # digits of a medium's key that are the number of its byte
-FRESH = 1.0  # seconds in which a file may be written twice with one time
 State = Literal["fresh", "abandoned"]
-Stamps = dict[str, tuple[int, int] | None]  # size and time of writing
 
 
 class Claims:
     """Claims of one sweep. Locks are per process: one object per run and process.
 
     Args:
-        path: file of the sweep's states, made if it is not there; the locks are in the one beside it that is
-            called `claims`.
+        path: beginning of the name of the sweep's file of states, which is made if it is not there; what
+            parts it is about ends the name. Locks are in the file beside it that is called `claims`.
         parts: keys of the media of each part, in hexadecimal digits.
         recorded: whether a file that is made here begins with parts of which something may be recorded.
     """
 
     def __init__(self, path: Path, parts: Sequence[Sequence[str]], recorded: bool = False) -> None:
-        self.path = path
+        cut = digest({"parts": [list(keys) for keys in parts]})
+        self.path, self._locked = path.with_name(f"{path.name}-{cut[:8]}"), path.with_name(LOCKS)
         self._bytes = [sorted({int(key[:HEX], 16) for key in keys}) for keys in parts]
-        self._locks = _open(path.with_name(FIRST))
+        self._whole = WIDTH * len(parts)
+        self._locks = _open(self._locked)
         # a second descriptor of a file would take all locks on it away when it is closed
-        self._file = self._locks if path.name == FIRST else _open(path)
-        self._lock(OPENING, wait=True)
-        if (size := os.fstat(self._file).st_size) < (whole := WIDTH * len(parts)):
-            begun = STARTED if recorded or size else PENDING
-            os.pwrite(self._file, (begun * len(parts))[size:], size)
-            os.fsync(self._file)
-        self._unlock(OPENING)
-        self._whole = whole
-        self._before = self._others(time.time() - FRESH)
+        self._file = _open(self.path)
+        try:
+            self._lock(OPENING, wait=True)
+            if (size := os.fstat(self._file).st_size) < self._whole:
+                begun = STARTED if recorded or size else PENDING
+                os.pwrite(self._file, (begun * len(parts))[size:], size)
+                os.fsync(self._file)
+            self._unlock(OPENING)
+        except OSError:
+            self.close()
+            raise
 
     def _lock(self, byte: int, wait: bool = False) -> bool:
         try:
@@ -94,7 +97,7 @@ class Claims:
         "abandoned".
 
         What is no state, as a damaged file has, says nothing, so the part counts as begun; so does every part
-        once another sweep has gone on since this object was made.
+        of a run that has other sweeps.
         """
         if not self._lock_media(part):
             return None
@@ -103,29 +106,18 @@ class Claims:
             self._let_go(part)
             return None
         self._set(part, STARTED)
-        return "fresh" if state == PENDING and not self.overtaken else "abandoned"
+        return "fresh" if state == PENDING and not self.others else "abandoned"
 
     @property
-    def overtaken(self) -> bool:
-        """Whether another sweep of the run has gone on since this object was made."""
-        return any(
-            name not in self._before or self._before[name] != now for name, now in self._others().items()
-        )
-
-    def _others(self, sure: float | None = None) -> Stamps:
-        """When the states of the other sweeps were written.
-
-        Args:
-            sure: what was written later may be written again under the same time; None stands for it.
-        """
-        found: Stamps = {}
-        for other in self.path.parent.glob(f"{FIRST}*"):
+    def others(self) -> bool:
+        """Whether the run has states of other sweeps, or of parts that are cut otherwise."""
+        for other in self.path.parent.glob(f"{LOCKS}*"):
             with suppress(OSError):
                 facts = os.lstat(other)
-                if other != self.path and stat.S_ISREG(facts.st_mode):  # a link is none of this run's
-                    written = facts.st_size, facts.st_mtime_ns
-                    found[other.name] = None if sure is not None and facts.st_mtime > sure else written
-        return found
+                # a link is none of this run's; one that is empty was made for its locks
+                if other != self.path and stat.S_ISREG(facts.st_mode) and facts.st_size:
+                    return True
+        return False
 
     def finish(self, part: int, failed: int) -> None:
         """Mark a claimed part as recorded, with so many failed samples, and let it go."""
@@ -149,9 +141,12 @@ class Claims:
 
     @property
     def in_place(self) -> bool:
-        """Whether the file is still where it was opened: a run folder can be moved or removed."""
+        """Whether the files are still where they were opened: a run folder can be moved or removed."""
         try:
-            return os.path.samestat(os.fstat(self._file), os.stat(self.path))
+            return all(
+                os.path.samestat(os.fstat(file), os.stat(path))
+                for file, path in ((self._file, self.path), (self._locks, self._locked))
+            )
         except FileNotFoundError:
             return False
 
@@ -170,7 +165,7 @@ class Claims:
     @property
     def begun(self) -> NDArray[np.bool_]:
         """(parts,) bool: of which something may be recorded though they are not finished."""
-        if self.overtaken:
+        if self.others:
             return ~self.finished
         touched: NDArray[np.bool_] = (self._states() != np.frombuffer(PENDING, dtype=np.uint8)).any(axis=1)
         return touched & ~self.finished

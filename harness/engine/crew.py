@@ -117,7 +117,7 @@ class Crew:
         waited, told = 0.0, FIRST_WORD
         done, unit = self.finished_results(), "clips" if video else "images"
         shown = stage("evaluating", self.results, f"{unit} x cells", done, quiet=self.way.place.rank > 0)
-        with shown as progress, Stops("this clip" if video else "these images") as stops:
+        with shown as progress, Stops("this clip" if video else "these images", forked=not closes) as stops:
             self._check_failures("")
             while True:
                 for part, loaded in read_ahead(dataset, self._claim(), self.way.workers, pin):
@@ -351,8 +351,9 @@ class Crew:
         all, whose part is then open again.
 
         Raises:
-            UserError: a part lacks records although this process has filled it.
+            UserError: a part lacks records although this process has filled it, or too many samples failed.
         """
+        self._check_failures("")  # in parts that others filled
         images = {job.cell.id: len(split.samples) for split in self.splits for job in split.jobs}
         lost = set().union(*closing.lacking(self.folder, self.info, images).values())
         for part in range(len(self.parts)) if lost else ():

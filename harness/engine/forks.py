@@ -27,8 +27,8 @@ def forked(count: int, work: Callable[[Place], object]) -> Iterator[Place]:
     """While it is entered, `count` processes work: this one, which is given its place, and others that do
     `work` at theirs. All of them have one thread; this one has as many as before afterwards.
 
-    The others say nothing: what goes wrong in one of them is met again by this process, which does what they
-    leave. On an error, Ctrl-C included, they finish the part that they are at and go.
+    The others say nothing, and this process does what they leave. On an error, Ctrl-C included, they finish
+    the part that they are at and go.
     """
     if count < 2:
         yield Place()
@@ -40,7 +40,11 @@ def forked(count: int, work: Callable[[Place], object]) -> Iterator[Place]:
     others = []
     try:
         for rank in range(1, count):
-            if not (child := os.fork()):
+            try:
+                child = os.fork()
+            except OSError:  # too many processes, or too little memory for one more
+                break
+            if not child:
                 _end_with(mine, lambda rank=rank: work(Place(rank, count)))  # type: ignore[misc]
             others.append(child)
         yield Place(0, count)

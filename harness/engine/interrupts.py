@@ -164,9 +164,12 @@ class Stops:
 
     Args:
         unit: what is finished first, in words.
+        forked: whether SIGTERM is the word of the process that it was forked from, which may have stopped for
+            the same Ctrl-C: then it is no second signal.
     """
 
-    def __init__(self, unit: str = "these images") -> None:
+    def __init__(self, unit: str = "these images", forked: bool = False) -> None:
+        self._forked = forked
         self._asked: type[BaseException] | None = None
         self._torn = False  # whether a second signal was raised amid the work
         self._before: dict[int, object] = {}
@@ -177,6 +180,8 @@ class Stops:
             return
         stop = Terminated if number == signal.SIGTERM else KeyboardInterrupt
         if self._asked is not None:
+            if self._forked and number == signal.SIGTERM:
+                return
             self._torn = True
             raise stop
         self._asked = stop

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.engine.cells import Job
-from harness.store.named import named_rows
+from harness.store.named import encoded, named_rows
 from harness.store.rows import description
 
 
@@ -22,7 +22,7 @@ class Recorded:
     def __init__(self, place: Path, cells: Mapping[str, Mapping[str, Any]]) -> None:
         self._place, self._cells = place, cells
         self._offsets: dict[Path, int] = {}  # up to which every journal was looked through for `_known`
-        self._known: set[str] = set()
+        self._known: set[bytes] = set()
         self._places: dict[tuple[str, str], set[int]] = {}
         self._of: dict[tuple[str, str], int] = {}
         self._failed: set[tuple[str, str]] = set()
@@ -34,14 +34,15 @@ class Recorded:
 
     def look(self, samples: Iterable[str]) -> None:
         """Read what is recorded of these samples, and what was written since of those of before."""
-        new = set(samples) - self._known
+        new = set(map(encoded, samples)) - self._known
+        self._known |= new
         for path in sorted(self._place.glob("*.jsonl")):
             seen = self._offsets.get(path, 0)
             if new and seen:
                 self._note(named_rows(path, new, self._cells, 0, seen)[0])
-            rows, self._offsets[path] = named_rows(path, self._known | new, self._cells, seen)
-            self._note(rows)
-        self._known |= new
+            if path.lstat().st_size != seen:
+                rows, self._offsets[path] = named_rows(path, self._known, self._cells, seen)
+                self._note(rows)
 
     def _note(self, rows: Iterable[Mapping[str, Any]]) -> None:
         for row in rows:

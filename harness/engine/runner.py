@@ -49,6 +49,7 @@ def run(
             suffice, or too many samples failed.
     """
     way, plan = way or Way(), plan.on(backbone)
+    processes = _processes(way, backbone, splits)
     cut_off, (able, left_out) = _cut_off(plan, backbone, splits), served(plan.chosen(), backbone)
     refused = impossible(able, plan.budgets, backbone.grid, backbone.num_layers, backbone.stated)
     left_out |= {f"{name} at {budget}": str(why) for (name, budget), why in refused.items()}
@@ -78,14 +79,12 @@ def run(
         splits = [replace(split, jobs=jobs) for split, jobs in zip(splits, opened.jobs, strict=True)]
     except OSError as error:
         raise _unwritable(folder, error) from error
-    count = way.processes or (torch.get_num_threads() if backbone.forks else 1)
-    count = min(count, len(parts(splits, backbone.medium))) if way.place.world == 1 else 1
 
     def others(place: Place, way: Way = way) -> None:
         _work(Crew(backbone, splits, folder, replace(way, place=place), opened), closes=False)
 
-    with forked(count, others) as place:
-        if count > 1:
+    with forked(processes, others) as place:
+        if processes > 1:
             way = replace(way, place=place)
         try:
             crew = Crew(backbone, splits, folder, way, opened)
@@ -94,6 +93,18 @@ def run(
         if done := crew.finished_results():
             say(f"goes on: {done:,} of {crew.results:,} images x cells are in {folder} already")
         return _work(crew)
+
+
+def _processes(way: Way, backbone: Backbone, splits: Sequence[Split]) -> int:
+    """How many processes evaluate here, this one included."""
+    count = way.processes or (torch.get_num_threads() if backbone.forks else 1)
+    count = min(count, len(parts(splits, backbone.medium))) if way.place.world == 1 else 1
+    if count > 1 and backbone.device != "cpu":
+        raise UserError(
+            f"{count} processes cannot share a model on {backbone.device}; leave processes out, or start "
+            f"them with torchrun."
+        )
+    return count
 
 
 def _unwritable(folder: Path, error: OSError) -> UserError:

@@ -78,7 +78,7 @@ class Opened:
     Attributes:
         info: what `run.json` says.
         jobs: per split; under `--keep-code` with the cells that other code began.
-        claims: name of the files of what is claimed.
+        claims: how the name of the file of what is claimed begins.
         said: what a user has to know of what changed since the last time, in sentences.
         finished: whether all of the run is there already.
     """
@@ -147,7 +147,7 @@ def open_run(folder: Path, asked: Asked, backbone: Backbone, keep_code: bool = F
             (folder / DONE).unlink(missing_ok=True)
         if info != old:
             write_atomically(folder / RUN, info, LOOSE)
-        opened = Opened(info, jobs, sweeps.claims_name(info, _sweep(jobs, asked)), said)
+        opened = Opened(info, jobs, sweeps.claims_name(_sweep(jobs, asked)), said)
         if not (done := done_info(folder)):
             return opened
         verify(folder)

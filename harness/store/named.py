@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -15,12 +16,17 @@ from harness.store.rows import validate
 from harness.store.run_folder import SCHEMAS, run_info
 from pruners.errors import UserError
 
-NAME = b'"sample": "'  # what stands before the sample's id in a line of JSON with sorted keys
+SAMPLE = re.compile(rb'"sample": "((?:[^"\\]|\\.)*)"')  # the sample's id in a line
+
+
+def encoded(sample: str) -> bytes:
+    """A sample's id as it stands in a line."""
+    return json.dumps(sample)[1:-1].encode()
 
 
 def named_rows(
     path: Path,
-    samples: Collection[str],
+    samples: Collection[bytes],
     cells: Mapping[str, Mapping[str, Any]],
     start: int = 0,
     stop: int | None = None,
@@ -29,6 +35,7 @@ def named_rows(
 
     Args:
         path: a journal of a split.
+        samples: ids, as `encoded`.
         cells: what `run.json` says of every cell; read again for a cell that is not among them.
         start, stop: bytes between which lines are looked at; each is the end of one, or of the file.
 
@@ -37,7 +44,6 @@ def named_rows(
     """
     if not stat.S_ISREG(os.lstat(path).st_mode):
         raise UserError(f"{path} is a link or no file, and no journal of this run; take it away.")
-    wanted = {json.dumps(sample)[1:-1].encode() for sample in samples}
     rows: list[dict[str, Any]] = []
     with path.open("rb") as file:
         head = file.readline()
@@ -59,9 +65,8 @@ def named_rows(
             if not content.endswith(b"\n") or (stop is not None and end >= stop):
                 break
             end += len(content)
-            found = content.find(NAME)
-            first = found + len(NAME)
-            if found < 0 or content[first : content.find(b'"', first)] not in wanted:
+            found = SAMPLE.search(content)
+            if found is None or found[1] not in samples:
                 continue
             try:
                 row = parse(content[:-1], summed)

@@ -16,7 +16,7 @@ from harness.store.journal import digest
 from pruners.base import UserError
 
 Known = list[list[str]]  # [sample, digest of its content] of a split, in the split's order
-FIRST = "claims"  # of a run's first sweep; a later one's has its digest behind it
+LOCKS = "claims"  # the file of all claims' locks, and how the names of their states begin
 
 
 def split_key(cell: Mapping[str, Any]) -> str:
@@ -63,14 +63,11 @@ def joined(folder: str, split: str, known: Known, asked: Sequence[tuple[str, str
     return known if len(known) >= len(asked) else [list(pair) for pair in asked]
 
 
-def claims_name(info: Mapping[str, Any], sweep: Mapping[str, Any]) -> str:
-    """The file, in a split's folder, of what processes that do this sweep have claimed and finished."""
-    mark = _mark(sweep)
-    return FIRST if not info["sweeps"] or mark == _mark(info["sweeps"][0]) else f"{FIRST}-{mark[:8]}"
-
-
-def _mark(sweep: Mapping[str, Any]) -> str:
-    return digest({"cells": sorted(sweep["cells"]), "images": sweep["images"]})
+def claims_name(sweep: Mapping[str, Any]) -> str:
+    """How the name of the file begins, in the run folder, of what processes that do this sweep have claimed
+    and finished."""
+    mark = digest({"cells": sorted(sweep["cells"]), "images": sweep["images"]})
+    return f"{LOCKS}-{mark[:8]}"
 
 
 def plans_of(info: Mapping[str, Any]) -> list[dict[str, Any]]:
