@@ -3,6 +3,7 @@ files of rows, in which a run goes on where an earlier one stopped."""
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -165,7 +166,8 @@ class Rows:
         self.header: dict[str, Any] = {
             "schema": 1,
             "settings": dict(settings),
-            "provenance": provenance.collect(device),
+            # as it was typed, without the folder it was typed in
+            "provenance": provenance.collect(device) | {"command": ["python", *sys.orig_argv[1:]]},
         }
         self.rows: dict[tuple[Any, ...], dict[str, Any]] = {}
         offset = 0
