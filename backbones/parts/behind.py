@@ -127,7 +127,7 @@ class Behind:
             for k, (place, one, chosen) in enumerate(group):
                 asks = one.more and LLM_INPUTS in one.cutting.pruner.needs
                 one = replace(one, sound=one.sound and chosen.sound, inputs=inputs(place) if asks else None)
-                self._add(one, left[k], stand.row(k))
+                self._add(one, left[k].clone(), stand.row(k))  # a view would keep the whole group
 
     def finish(self) -> None:
         """Bring all that waits to its answer, those behind early cuts first: they go on to later ones."""

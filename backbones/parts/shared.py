@@ -159,8 +159,8 @@ class Shared:
         )
         first = {asks[k].first_cut for where in group for numbers in of[where].values() for k in numbers}
         cuts = {cut for cut in first if cut is not None}
-        for start in range(0, len(group), self.batch_size):
-            part = group[start : start + self.batch_size]
+
+        def run(part: list[_Where]) -> None:  # what it knows of the contexts goes with it
             given = [contexts[where[0]] for where in part]
             _, beginning, sentence = part[0]
             # what is projected makes the multiple, too
@@ -172,6 +172,9 @@ class Shared:
                     branch = _Branch(known, place, asks[numbers[0]], numbers)
                     if batch := waiting.add(kind(numbers), branch):
                         self._branches(batch, asks, behind)
+
+        for start in range(0, len(group), self.batch_size):
+            run(group[start : start + self.batch_size])
 
     def _context(
         self,

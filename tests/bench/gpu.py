@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from backbones.costs import Prompt, Shape
@@ -174,7 +175,13 @@ def kernel_ms(run: Callable[[], object], device: str) -> float:
         if cuda:
             torch.cuda.synchronize(device)
     events = profiled.key_averages()
-    return sum(event.self_device_time_total if cuda else event.self_cpu_time_total for event in events) / 1000
+    if not cuda:
+        return sum(event.self_cpu_time_total for event in events) / 1000
+    # an operator on the CPU has the time of the kernels that it starts, which are events of their own
+    kernels = (
+        event for event in events if event.device_type != DeviceType.CPU and not event.is_user_annotation
+    )
+    return sum(event.self_device_time_total for event in kernels) / 1000
 
 
 def peaks_of(run: Run, device: str) -> meters.Peaks:

@@ -89,7 +89,7 @@ def measured(
     clock: Callable[[], float],
 ) -> dict[str, Any]:
     """One row: the rate at which `answers` requests were answered behind the first one of every client, and
-    the time to the first token of all that were sent meanwhile."""
+    the time to the first token of all that were sent meanwhile and have theirs."""
     vision = model.clip.config.vision_config
     served = Served(line.pruner, line.budget, (vision.image_size // vision.patch_size) ** 2)
     watch = meters.Ledger(clock, lambda after, before: after - before)

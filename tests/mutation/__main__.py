@@ -18,6 +18,7 @@ import fnmatch
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -243,7 +244,10 @@ def judged(copy: Copy, watched: Watched, module: str, change: Change, most: floa
     if told["code"] == 0:
         rest = f", {slower} slower ones did not run" if slower else ""
         return Verdict(module, change, "survived", f"{len(tests)} tests passed{rest}")
-    return Verdict(module, change, "killed", told.get("failed") or "it does not load")
+    # a failed test, an error while tests are collected, a crash; not what befalls the harness itself
+    if told["code"] in (1, 2) or (told["code"] < 0 and told["code"] != -signal.SIGKILL):
+        return Verdict(module, change, "killed", told.get("failed") or "it does not load")
+    return Verdict(module, change, "survived", f"its tests could not be run (exit code {told['code']})")
 
 
 def known_modules(
