@@ -60,8 +60,9 @@ def lettered(costs: pd.DataFrame, names: Sequence[str]) -> tuple[pd.DataFrame, l
         runs = [names[int(place)] for place in dict.fromkeys(marked["run"][marked[LETTER] == letter])]
         told.append(f"[{letter}] {_described(key)} (run {', '.join(runs)})")
     return marked, [
-        f"Times were measured on {len(found)} machines and do not compare between them: {'; '.join(told)}. A "
-        f"speed-up is against `none` on the same machine; figures of time show those of one machine alone."
+        f"Times were measured on {len(found)} machines, or by other clocks, and do not compare between them: "
+        f"{'; '.join(told)}. A speed-up is against `none` on the same machine; figures of time show those of "
+        f"one machine alone."
     ]
 
 
@@ -85,5 +86,6 @@ def _described(key: tuple[str, ...]) -> str:
         facts["processor"],
         f"host {facts['host']}" if facts["host"] else "",
         f"{threads} thread{'s' * (threads != '1')}" if threads else "",
+        facts["clock"],
     ]
     return ", ".join(dict.fromkeys(word for word in words if word)) or "not recorded"

@@ -22,6 +22,7 @@ from harness.cost import measure, meters
 from harness.cost.lines import lines_of
 from harness.cost.store import COSTS, NO_GAIN
 from harness.engine import runner
+from harness.store import journal
 from pruners import parse
 from tests import tiny_glamm, tiny_videoglamm
 from tests.fake_backbone import write_data
@@ -205,3 +206,30 @@ def test_without_a_gpu_milliseconds_are_processor_time() -> None:
         while time.process_time() < begin + 0.02:
             pass
     assert clock.spent()["prefill"] < 100 and clock.spent()["lm_head"] >= 20
+
+
+def test_old_ledgers_times_are_of_another_clock(tmp_path: Path) -> None:
+    """A machine that timed by the wall and one that timed by the processor are told apart."""
+    from harness.cost.store import MACHINE, _clock
+
+    assert "clock" in MACHINE
+    found = [
+        _clock({"schema": schema, "device": device}) for schema in (2, 3) for device in ("cpu", "cuda:1")
+    ]
+    assert found == ["wall time", "CUDA events", "processor time of one thread", "CUDA events"]
+
+
+def test_a_bundle_has_the_costs_that_were_measured(
+    tiny: GlammBackbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from harness.bundle.content import _costs
+
+    _, *lines = measured(tiny, tmp_path)
+    found = _costs(tmp_path, "run")
+    assert len(found["lines"]) == len(lines) > 0 and "prefill_ms" in found["conventions"]
+    raw = (tmp_path / COSTS).read_bytes()
+    head = json.loads(raw.partition(b"\n")[0]) | {"schema": 2}
+    head.pop("crc")
+    (tmp_path / COSTS).write_bytes(journal.line(head) + raw.partition(b"\n")[2])
+    assert _costs(tmp_path, "run") == {}
+    assert "another clock" in capsys.readouterr().err

@@ -19,7 +19,14 @@ from reports.tables import tables
 from tests.a_run import some_rows, store
 from tests.test_terminal import prices
 
-HERE = {"device": "cpu", "device_name": "cpu", "processor": "Xeon, 2 cores", "host": "aa", "threads": 1}
+HERE = {
+    "device": "cpu",
+    "device_name": "cpu",
+    "processor": "Xeon, 2 cores",
+    "host": "aa",
+    "threads": 1,
+    "clock": "wall time",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +63,7 @@ def test_times_of_two_machines_are_marked_and_named(
     assert "9.0 [a]" in lite and "2.50 [a]" in lite and "[b]" not in lite
     assert "9.0 [b]" in oracle and "1.02 [b]" in oracle and "[a]" not in oracle
     (note,) = [line for line in text.splitlines() if "do not compare between them" in line]
-    assert "[a] cpu, Xeon, 2 cores, host aa, 1 thread (run aaaa)" in note and "(run bbbb)" in note
+    assert "[a] cpu, Xeon, 2 cores, host aa, 1 thread, wall time (run aaaa)" in note and "(run bbbb)" in note
     assert str(next(iter(other.values()))) in note
     assert "[b]" in made.text(columns=140) and "do not compare between them" in made.text(columns=140)
     rows = json.loads((tmp_path / "out" / "leaderboard.json").read_text())["rows"]

@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.cost import store as cost_store
 from harness.cost.explain import EXPLAIN
 from harness.cost.store import COSTS, load_costs
 from harness.engine.cells import Cell, Setting
+from harness.progress import say
 from harness.store import records, run_folder, sweeps
 from harness.store.blocks import tables_of
 from harness.store.journal import Journal, Reader, digest, write_atomically
@@ -225,10 +227,11 @@ def _costs(folder: Path, run: str) -> dict[str, Any]:
     measured = load_costs(folder)
     if measured.empty:
         return {}
-    reader = Reader(folder / COSTS, (2,), "delete the file to measure again")
+    reader = Reader(folder / COSTS, (cost_store.SCHEMA,), "delete the file to measure again")
     try:
         lines = [line for _, line in reader]
-    except UserError:  # of an earlier version, which recorded no digests
+    except UserError:
+        say(f"costs of {folder} are left out: an earlier version measured them by another clock")
         return {}
     # machines of one kind are told apart by the run: nobody can say from outside that they are the same
     header = {name: value for name, value in reader.header.items() if name not in ("sample", "host")}

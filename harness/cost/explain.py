@@ -23,7 +23,8 @@ EXPLAIN: dict[str, str] = {
     "alive before and without weights; live storages on CPU and in a projection, the allocator on CUDA",
     "activation_peak_run": "the same over the whole pass, both encoders and the mask decoder included",
     "prefill_ms": "decoder layers over the whole sequence, with what a pruner computes between them; "
-    "processor time of one thread on a CPU, CUDA events on a GPU; median, p5 and p95",
+    "processor time of one thread on a CPU (wall time in ledgers of before schema 3), CUDA events on a GPU; "
+    "median, p5 and p95",
     "compute_ms": "processor time of the whole pass in one thread (no CUDA here), to which neighbours on the "
     "machine add little; stages that no pruner changes are timed once for all rows of a round; image "
     "preparation left out; median, p5 and p95",

@@ -24,7 +24,8 @@ from pruners.base import UserError
 
 COSTS, LOCK, SCHEMA = "costs.jsonl", "costs.lock", 3
 SETTING = ("fingerprint", "dtype", "attn", "device", "evaluation")  # of a header, and of a run's records
-MACHINE = ("device", "device_name", "processor", "host", "threads")  # of a header: what timed
+MACHINE = ("device", "device_name", "processor", "host", "threads", "clock")  # what timed, and by which clock
+PROCESSOR_TIME, WALL_TIME = "processor time of one thread", "wall time"
 # 1: without checksums and without the digests of code; 2: every pass whole, without a GPU its stages in wall
 # time, the processor time of all of it beside them
 SCHEMAS = (1, 2, 3)
@@ -238,6 +239,13 @@ def _in_order(stages: Iterable[str]) -> list[str]:
     return [*(stage for stage in MODULES if stage in stages), *own]
 
 
+def _clock(header: Mapping[str, Any]) -> str:
+    """What times of a ledger are read off; other clocks' times do not compare."""
+    if str(header.get("device", "")).startswith("cuda"):
+        return "CUDA events"
+    return PROCESSOR_TIME if header["schema"] >= 3 else WALL_TIME
+
+
 def _counted(header: Mapping[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
     shape = Shape(**header["shape"])
     seen = [n - header["text"] for n in line["lengths"]]
@@ -248,6 +256,7 @@ def _counted(header: Mapping[str, Any], line: Mapping[str, Any]) -> dict[str, An
         "costs": header["costs"],
         "source": header.get("sources", {}).get(line["pruner"]),
         **{name: header.get(name) for name in dict.fromkeys((*SETTING, *MACHINE))},
+        "clock": _clock(header),
         "pruner": line["pruner"],
         "budget": line["budget"],
         "tokens_final": seen[-1],
