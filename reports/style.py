@@ -25,16 +25,21 @@ DIM = 0.3  # brightness of what the language model does not see
 COVER = 0.6  # of a mask over the image
 MASK, TRUTH, EDGE = "#ff00d6", "#ffffff", "#101010"  # a mask, the truth's outline, and what sets that off
 
+PAD = 0.1  # inches around all that a figure shows
+
 
 def save(figure: Any, stem: Path) -> list[Path]:
     """Write a figure as SVG and PNG; the same figure gives the same bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
+    # once for both, which would each draw everything to find it
+    figure.draw_without_rendering()
+    box = figure.get_tightbbox(canvas.get_renderer()).padded(PAD)
     written = []
     for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
         written.append(stem.parent / f"{stem.name}.{kind}")
-        figure.savefig(written[-1], metadata=metadata, dpi=150, bbox_inches="tight")
+        figure.savefig(written[-1], metadata=metadata, dpi=150, bbox_inches=box)
     return written
 
 
