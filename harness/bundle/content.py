@@ -227,10 +227,12 @@ def _costs(folder: Path, run: str) -> dict[str, Any]:
     measured = load_costs(folder)
     if measured.empty:
         return {}
-    reader = Reader(folder / COSTS, (cost_store.SCHEMA,), "delete the file to measure again")
+    reader = Reader(folder / COSTS, (2, cost_store.SCHEMA), "delete the file to measure again")
     try:
         lines = [line for _, line in reader]
-    except UserError:
+    except UserError:  # of an earlier version, which recorded no digests
+        return {}
+    if reader.header["schema"] < cost_store.SCHEMA and reader.header.get("costs") == "measured":
         say(f"costs of {folder} are left out: an earlier version measured them by another clock")
         return {}
     # machines of one kind are told apart by the run: nobody can say from outside that they are the same
